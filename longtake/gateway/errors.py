@@ -1,0 +1,73 @@
+"""What can go wrong between us and the gateway, as one tree.
+
+    GatewayError
+    ├── GatewayUnreachable    nothing was sent: DNS, connect, TLS, pool, proxy; Cloudflare 521, 522, 523, 525, 526
+    ├── GatewayBusy           answered, nothing was made, later is fine: 429, 503 "no channel", documented 500s
+    ├── RequestRefused        answered, nothing was made, and the same request never will be: 400, 413, 415, 422
+    │   └── KeyRefused        the key or its quota: 401, 402, 403; an operator must clear it
+    ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
+    ├── AnswerLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
+    └── AnswerUnreadable      it was answered, with something outside the document: HTML, no JSON, no id
+
+For a paid POST the last two mean "outcome unknown"; for a query all but `RequestRefused` mean "look again later".
+Texts begin with the gateway's request id where there is one; they hold no key, prompt or signed link.
+"""
+
+from datetime import timedelta
+
+
+class GatewayError(Exception):
+    """The root; never raised itself.
+
+    Attributes:
+        status: The HTTP status, or None where there was no answer.
+        code: The gateway's own error code, such as `insufficient_user_quota`, or None.
+        gateway_message: The gateway's own words, shortened and without links, or None.
+        request_id: The gateway's `X-Oneapi-Request-Id`, or None.
+        retry_after: How long the gateway asked us to wait, capped; or None.
+    """
+
+    def __init__(  # noqa: PLR0913 - five optional facts, each named at every call
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        gateway_message: str | None = None,
+        request_id: str | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(f"[{request_id}] {message}" if request_id else message)
+        self.status = status
+        self.code = code
+        self.gateway_message = gateway_message
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class GatewayUnreachable(GatewayError):
+    """Nothing was sent."""
+
+
+class GatewayBusy(GatewayError):
+    """The gateway made nothing and may do so later."""
+
+
+class RequestRefused(GatewayError):
+    """The gateway made nothing, and never will for this request."""
+
+
+class KeyRefused(RequestRefused):
+    """The key is wrong, disabled, expired or exhausted, or the account has no quota left."""
+
+
+class TaskNotFound(GatewayError):
+    """The gateway does not know the task: too early, or its row was lost."""
+
+
+class AnswerLost(GatewayError):
+    """The request was sent and what came of it is not known."""
+
+
+class AnswerUnreadable(GatewayError):
+    """The answer is outside the document."""

@@ -1,0 +1,283 @@
+"""What crosses Temporal: plain JSON, frozen models that grow only by fields with defaults.
+
+Old histories must decode for ever, so a field is never renamed, removed or made stricter. Secrets, signed links and
+the bytes of images and videos never appear here: they go through the store (claim check). `longtake.catalog` judges
+whether a request makes sense; this module only gives it a shape.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Payload(BaseModel):
+    """A frozen payload that ignores fields it does not know: a newer worker may have written it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class OnExtendFailed(StrEnum):
+    """What to do once the extension has failed; the 8 s clip is in the store by then, whatever the choice."""
+
+    FALLBACK = "fallback"
+    """Be content with the 8 s clip: outcome `fallback`."""
+    RETRY = "retry"
+    """Pay for the extension again, where the operator has configured how."""
+    ASK = "ask"
+    """Wait for the update `decide`."""
+    FAIL = "fail"
+    """End as `ExtensionFailed`; the error names the stored clip."""
+
+
+class ImageInput(_Payload):
+    """One image of a request; the order of a request's images counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str = Field(repr=False)
+    """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
+    below the store's URL, as `longtake.images` returns it."""
+
+
+class GenerateVideoInput(_Payload):
+    """The workflow's input. Unknown fields are refused: a misspelt option must not be paid for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """One of the eight names in `longtake.catalog`."""
+    prompt: str = Field(repr=False)
+    """What the first segment (8 s) shows."""
+    prompt_extend: str = Field(repr=False)
+    """What the extension (7 s) shows."""
+    size: str | None = None
+    """`widthxheight`, one of the four sizes of the contract; the gateway's default where absent."""
+    images: tuple[ImageInput, ...] = ()
+    on_extend_failed: OnExtendFailed = OnExtendFailed.FALLBACK
+
+
+class MediaInfo(_Payload):
+    """What is really in a video file, read from the file itself."""
+
+    duration_seconds: float
+    width: int
+    """In pixels, as displayed."""
+    height: int
+    has_audio: bool
+
+
+class StoredVideo(MediaInfo):
+    """A video in the store, whole and verified."""
+
+    uri: str
+    """`file:///…`, `s3://bucket/…`: where it lies. Never a signed link."""
+    sha256: str
+    """Of the stored bytes, in hexadecimal."""
+    bytes: int
+
+
+class GenerateVideoResult(_Payload):
+    """What a generation that delivered a video returns."""
+
+    outcome: Literal["full", "fallback"]
+    video: StoredVideo
+    first_video: StoredVideo | None = None
+    """The first 8 s, where they were stored beside the full video."""
+    model: str
+    task_id: str
+    remix_id: str | None = None
+    remix_id_extend: str | None = None
+    quota: int | None = None
+    """What the gateway says it cost, in the gateway's own unit."""
+    polls: int
+    """How often the gateway was asked."""
+    warnings: tuple[str, ...] = ()
+    extend_error_code: str | None = None
+    extend_error_message: str | None = None
+
+
+class Paid(StrEnum):
+    """What is known about money."""
+
+    NO = "no"
+    YES = "yes"
+    UNKNOWN = "unknown"
+
+
+class Problem(_Payload):
+    """One thing wrong with a request."""
+
+    field: str
+    """Where: `model`, `images[1].uri`, …"""
+    rule: str
+    """What holds for that field, in words that say what to do."""
+
+
+class FailureDetails(_Payload):
+    """Rides in every failure of a generation: all that is known, for machines and for people."""
+
+    key: str | None = None
+    model: str | None = None
+    paid: Paid = Paid.UNKNOWN
+    advice: str = ""
+    """What a person can do now."""
+    task_id: str | None = None
+    remix_id: str | None = None
+    remix_id_extend: str | None = None
+    quota: int | None = None
+    http_status: int | None = None
+    gateway_code: str | None = None
+    gateway_message: str | None = None
+    request_id: str | None = None
+    """The gateway's `X-Oneapi-Request-Id`: name it to the gateway's support."""
+    problems: tuple[Problem, ...] = ()
+    first_video: StoredVideo | None = None
+    """The 8 s clip, where it was saved before the failure."""
+    last_record: "TaskRecord | None" = None
+    """The last readable answer about the task."""
+    sent_at: datetime | None = None
+    """When a submission of unknown outcome left, by the worker's clock."""
+    slot: int | None = None
+    """Which of the ledger's slots for this key it holds."""
+    polls: int = 0
+
+
+class TaskState(StrEnum):
+    """What one answer says about a task, in this product's words."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    EXTEND_FAILED = "extend_failed"
+    GENERATE_FAILED = "generate_failed"
+    LOST = "lost"
+    """A FAILURE that is no verdict on the video: the gateway gave the task up ("gateway lost")."""
+
+
+class TaskRecord(_Payload):
+    """One readable answer about a task, without its links: they are secrets and stay in the worker and the store."""
+
+    task_id: str
+    state: TaskState
+    gateway_status: str = ""
+    """The envelope's status as it was written, or the inner one where there is no envelope."""
+    progress: int | None = None
+    """0 to 100; not monotonic; good for pacing and display only."""
+    remix_id: str | None = None
+    remix_id_extend: str | None = None
+    upstream_task_id: str | None = None
+    """The middleware's own id (`data.id`)."""
+    model: str | None = None
+    quota: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    submitted_at: datetime | None = None
+    updated_at: datetime | None = None
+    """When the gateway last looked upstream."""
+    finished_at: datetime | None = None
+    has_video_link: bool = False
+    has_first_video_link: bool = False
+    request_id: str | None = None
+
+
+class Stage(StrEnum):
+    """Where a generation stands; also the search attribute `VideoStage`."""
+
+    PREPARING = "preparing"
+    SUBMITTING = "submitting"
+    AWAITING_DECISION = "awaiting_decision"
+    FIRST_SEGMENT = "first_segment"
+    EXTENDING = "extending"
+    DELIVERING = "delivering"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Attention(StrEnum):
+    """Why a generation needs a person or does not advance as it should."""
+
+    NEEDS_KEY = "needs_key"
+    NEEDS_DECISION = "needs_decision"
+    STALLED = "stalled"
+    GATEWAY_LOST = "gateway_lost"
+    GATEWAY_TROUBLE = "gateway_trouble"
+    """The last look failed or could not be read; the generation goes on looking."""
+
+
+class GenerationStatus(_Payload):
+    """The answer to the query `status`."""
+
+    key: str
+    stage: Stage
+    attention: Attention | None = None
+    message: str = ""
+    """One sentence: what is going on."""
+    advice: str = ""
+    """What a person can do now, with the command; empty where there is nothing to do."""
+    outcome: str | None = None
+    model: str | None = None
+    progress: int | None = None
+    polls: int = 0
+    task_id: str | None = None
+    remix_id: str | None = None
+    remix_id_extend: str | None = None
+    submitted_at: datetime | None = None
+    next_look_at: datetime | None = None
+    last_problem: str | None = None
+    """Why the last look told nothing, if it did not."""
+    video: StoredVideo | None = None
+    first_video: StoredVideo | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class PacingPolicy(_Payload):
+    """How often to look; see `longtake.pacing`."""
+
+    expected: timedelta = timedelta(seconds=150)
+    floor: timedelta = timedelta(seconds=5)
+
+
+class GenerationPolicy(_Payload):
+    """The worker's settings that the workflow needs, carried to it as data."""
+
+    pacing: PacingPolicy = PacingPolicy()
+    stalled_after: timedelta = timedelta(minutes=45)
+    give_up_after: timedelta = timedelta(hours=24)
+    submit_timeout: timedelta = timedelta(seconds=120)
+    """The longest that one submitting HTTP exchange may take."""
+    submit_window: timedelta = timedelta(hours=1)
+    """How long a submission that was surely not sent is tried again."""
+    delivery_window: timedelta = timedelta(hours=24)
+    """How long a delivery is tried again."""
+    lost_watch: timedelta = timedelta(minutes=10)
+    """How long a task that the gateway gave up is still watched."""
+
+
+class SubmissionReceipt(_Payload):
+    """A paid submission whose task id is known."""
+
+    task_id: str
+    submitted_at: datetime
+    slot: int
+    attached: bool = False
+    """True where the ledger already had it, so that nothing was sent this time."""
+    request_id: str | None = None
+
+
+class DeliveryKind(StrEnum):
+    """Which clip to bring home."""
+
+    FULL = "full"
+    FIRST = "first"
+
+
+class DeliveryReceipt(_Payload):
+    """A clip that lies in the store, verified."""
+
+    video: StoredVideo
+    warnings: tuple[str, ...] = ()
+    source: str = ""
+    """Where it came from, in words, without the link."""
+    already_stored: bool = False
