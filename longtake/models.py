@@ -263,6 +263,10 @@ class SubmissionReceipt(_Payload):
     slot: int
     attached: bool = False
     """True where the ledger already had it, so that nothing was sent this time."""
+    recorded: bool = True
+    """False where the ledger could not take the outcome yet: `record_submission` writes it."""
+    nonce: str = ""
+    """Of the attempt that sent it, as the ledger knows it."""
     request_id: str | None = None
 
 
@@ -281,3 +285,80 @@ class DeliveryReceipt(_Payload):
     source: str = ""
     """Where it came from, in words, without the link."""
     already_stored: bool = False
+
+
+class PrepareOrder(_Payload):
+    """What `prepare_generation` is asked."""
+
+    request: GenerateVideoInput
+
+
+class SubmitOrder(_Payload):
+    """What `submit_generation` is asked."""
+
+    key: str
+    request: GenerateVideoInput
+
+
+class RecordOrder(_Payload):
+    """What `record_submission` is asked: to write an outcome that the ledger could not take at once."""
+
+    key: str
+    receipt: SubmissionReceipt
+
+
+class LookOrder(_Payload):
+    """What `query_generation` is asked."""
+
+    key: str
+    task_id: str
+
+
+class DeliverOrder(_Payload):
+    """What `deliver_video` is asked."""
+
+    key: str
+    task_id: str
+    kind: DeliveryKind
+    width: int | None = None
+    """The picture that was asked for, in pixels; None where the gateway chose."""
+    height: int | None = None
+
+
+class DecisionAction(StrEnum):
+    """What a person can decide."""
+
+    ACCEPT = "accept"
+    """Be content with the 8 s clip."""
+    RETRY = "retry"
+    """Pay for the extension again."""
+    ADOPT = "adopt"
+    """Take this task id for the submission whose outcome is unknown."""
+    SUBMIT_AGAIN = "submit_again"
+    """Pay again: the submission whose outcome is unknown made nothing."""
+    ABANDON = "abandon"
+    """Give it up."""
+
+
+class Decision(_Payload):
+    """The argument of the update `decide`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: DecisionAction
+    task_id: str | None = None
+    """Which task to adopt."""
+
+
+class CarriedGeneration(_Payload):
+    """What one run of the workflow hands to the next when it continues as new."""
+
+    policy: GenerationPolicy
+    receipt: SubmissionReceipt
+    record: TaskRecord | None = None
+    polls: int = 0
+    warnings: tuple[str, ...] = ()
+    attention: Attention | None = None
+    last_problem: str | None = None
+    lost_since: datetime | None = None
+    missing_since: datetime | None = None

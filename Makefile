@@ -1,0 +1,107 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need and do it once.
+# Needs only python3 (3.11 or newer), make, and a package registry that pip can reach.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# uv installs in seconds what takes pip a minute. `make lock` writes this pin, with hashes, to requirements/uv.txt.
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check lint format-check types imports lock compose-check clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- Set-up ----------------------------------------------------------------------------------------------------------
+
+# One environment, two sizes: the demo's packages are a part of the tests' (same pins), so `make demo` downloads about
+# half of what `make test` does and neither removes anything that the other needs.
+setup: $(VENV)/.test ## Make .venv with everything that demo, tests and checks need.
+	@:
+
+# `$(call step,label,command)`: one line for each step with its seconds; the command's output only if it fails.
+define step
+	@printf '%-58s' '$(1) ...'; began=$$(date +%s); \
+	if { $(2); } >$(VENV)/setup.log 2>&1; then echo "$$(( $$(date +%s) - began )) s"; \
+	else echo 'failed'; cat $(VENV)/setup.log >&2; printf '\n%s\n' '$(3)' >&2; exit 1; fi
+endef
+
+REGISTRY_HINT := Is the package registry reachable? pip and uv use the index that PIP_INDEX_URL or pip.conf name, else PyPI.
+
+# uv does not read pip's settings: hand it pip's index, unless it has been given one of its own.
+define hand_over_index
+	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}}"; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	if [ -n "$${PIP_CERT:-}" ]; then export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; fi
+endef
+
+$(VENV)/.uv: requirements/uv.txt
+	@command -v $(PYTHON) >/dev/null || \
+	{ echo 'There is no $(PYTHON): install Python 3.11 or newer, or name one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$$($(PYTHON) --version) is too old: longtake needs 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo 'This Python cannot make environments: apt-get install python3-venv (on Debian and Ubuntu)' >&2; exit 1; }
+	@mkdir -p $(VENV)
+	$(call step,making $(VENV),$(PYTHON) -m venv $(VENV),The environment could not be made: see above.)
+	$(call step,installing uv,$(BIN)/python -m pip install --require-hashes -r $<,pip could not install uv. $(REGISTRY_HINT))
+	@touch $@
+
+# `install`, not `sync`: the tests' packages may be there and are to stay.
+$(VENV)/.demo: requirements/demo.txt $(VENV)/.uv
+	$(call step,installing what the demo needs,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.uv
+	$(call step,installing what demo$(comma) tests and checks need,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
+comma := ,
+
+# --- Use -------------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
+	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
+
+test: $(VENV)/.test ## All tests; ARGS="-k name" to choose.
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint test ## Everything that CI asks: lint, types, import rules, tests.
+
+lint: format-check types imports ## ruff, mypy and import-linter: a minute less than check.
+
+format-check: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	@$(BIN)/mypy
+
+imports: $(VENV)/.test
+	@$(BIN)/lint-imports --no-logo
+
+compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and the Compose specification's schema.
+	@$(BIN)/docker-compose --env-file .env.example --profile simulator config --quiet
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+# There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
+# files hold names, versions and hashes only, for every platform and Python from 3.11 on.
+# All of them take their versions from test.txt, so that what is tested is what runs.
+COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header
+PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
+
+lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes the newest versions.
+	@echo 'uv==$(UV_VERSION)' | $(COMPILE) --no-annotate - -o requirements/uv.txt
+	@$(COMPILE) pyproject.toml --extra test $(if $(UPGRADE),--upgrade) -o requirements/test.txt
+	@$(PART) --extra cli -o requirements/run.txt
+	@$(PART) --extra simulator -o requirements/simulator.txt
+	@$(PART) --extra cli --extra embedded --extra simulator -o requirements/demo.txt
+
+clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

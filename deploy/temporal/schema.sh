@@ -1,0 +1,12 @@
+#!/bin/sh
+# Make or upgrade Temporal's two databases. Every step can be run again: it leaves alone what is there already.
+# Wants SQL_PLUGIN, SQL_HOST, SQL_PORT, SQL_USER and SQL_PASSWORD, which temporal-sql-tool reads itself.
+set -eu
+
+for pair in temporal:temporal temporal_visibility:visibility; do
+    database=${pair%%:*}
+    schema=/etc/temporal/schema/postgresql/v12/${pair##*:}/versioned
+    temporal-sql-tool --db "$database" create-database
+    temporal-sql-tool --db "$database" setup-schema --version 0.0
+    temporal-sql-tool --db "$database" update-schema --schema-dir "$schema"
+done

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Make the namespace and the search attributes that longtake's workflows set. Can be run again.
+# Wants TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, which the `temporal` CLI reads itself.
+set -eu
+
+RETENTION=${TEMPORAL_RETENTION:-30d}
+
+# `again COMMAND...`: the server needs some seconds to be ready, and then some to know a new namespace everywhere.
+again() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 30 ] || { echo "gave up after $tries tries: $*" >&2; exit 1; }
+        sleep 2
+    done
+}
+
+again temporal operator cluster health
+if ! temporal operator namespace describe >/dev/null 2>&1; then
+    temporal operator namespace create --namespace "$TEMPORAL_NAMESPACE" --retention "$RETENTION"
+fi
+# Existing attributes of the same type are left alone.
+again temporal operator search-attribute create --type Keyword \
+    --name VideoModel --name VideoStage --name VideoOutcome --name GatewayTaskId --name VideoAttention

@@ -1,0 +1,215 @@
+"""The eight models and what each accepts: a request is judged here, before anything is paid.
+
+Source: the contract's tables "Submit" and its list of models.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from longtake.models import GenerateVideoInput, OnExtendFailed, Problem
+
+MAX_PROMPT_CHARACTERS = 10_000
+"""Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
+
+MAX_INLINE_IMAGE_CHARACTERS = 1_000_000
+"""Per `data:` URI inside the workflow's input. Temporal refuses payloads above 2 MiB; `longtake` puts larger images
+into the store and passes their address instead."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A picture size that the gateway takes, in pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def is_1080p(self) -> bool:
+        """Whether only an `-hd` model really produces it."""
+        return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
+
+
+SIZES: Mapping[str, Size] = {
+    "1280x720": Size(1280, 720),
+    "720x1280": Size(720, 1280),
+    "1920x1080": Size(1920, 1080),
+    "1080x1920": Size(1080, 1920),
+}
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """One of the gateway's models."""
+
+    name: str
+    title: str
+    frames: bool = False
+    """True where the images are the first and the last frame, False where they are references."""
+    hd: bool = False
+    """True where the output is 1080p."""
+
+    @property
+    def images(self) -> range:
+        """How many images it takes."""
+        return range(1, 3) if self.frames else range(4)
+
+    @property
+    def images_rule(self) -> str:
+        """The same in words."""
+        return "1 or 2 images (first frame, last frame)" if self.frames else "0 to 3 reference images"
+
+    @property
+    def pace(self) -> float:
+        """How long its generations take, as a multiple of the expected time of the plain fast model.
+
+        Field notes: 150 to 300 s in general, 3 to 5 minutes for first-and-last-frame, 5 to 10 minutes for 1080p.
+        """
+        return 2.5 if self.hd else 1.6 if self.frames else 1.0
+
+
+MODELS: Mapping[str, VideoModel] = {
+    model.name: model
+    for model in (
+        VideoModel("veo_3_1-fast-remix", "fast: text to video, or reference images"),
+        VideoModel("veo_3_1-fast-fl-remix", "fast: first and last frame", frames=True),
+        VideoModel("veo_3_1-fast-hd-remix", "fast, 1080p: text, or reference images", hd=True),
+        VideoModel("veo_3_1-fast-fl-hd-remix", "fast, 1080p: first and last frame", frames=True, hd=True),
+        VideoModel("veo_3_1-hd-remix", "high quality, 1080p: text, or reference images", hd=True),
+        VideoModel("veo_3_1-hd-fl-remix", "high quality, 1080p: first and last frame", frames=True, hd=True),
+        VideoModel("veo_3_1-remix", "standard: text, or reference images"),
+        VideoModel("veo_3_1-fl-remix", "standard: first and last frame", frames=True),
+    )
+}
+
+
+class InvalidRequest(Exception):
+    """The request breaks rules of the contract; nothing was sent and nothing was paid."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in problems))
+        self.problems = problems
+
+
+def check_request(raw: object) -> GenerateVideoInput:
+    """Give an untrusted request its shape and hold it against the contract.
+
+    Args:
+        raw: Anything that came as JSON, or a `GenerateVideoInput`.
+
+    Raises:
+        InvalidRequest: With every problem found, each naming its field and its rule.
+    """
+    if isinstance(raw, GenerateVideoInput):
+        raw = raw.model_dump()
+    if not isinstance(raw, Mapping):
+        raise InvalidRequest(
+            (Problem(field="input", rule="must be one JSON object with model, prompt and prompt_extend"),)
+        )
+    problems: list[Problem] = []
+    request = None
+    try:
+        request = GenerateVideoInput.model_validate(raw)
+    except ValidationError as error:
+        problems += [_shape_problem(details) for details in error.errors(include_input=False, include_url=False)]
+    broken = {re.split(r"[.\[]", problem.field)[0] for problem in problems}
+    problems += _broken_rules({name: value for name, value in raw.items() if name not in broken})
+    if problems or request is None:
+        raise InvalidRequest(tuple(problems))
+    return request
+
+
+def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
+    """What is allowed but probably not meant."""
+    model = MODELS[request.model]
+    if request.size and SIZES[request.size].is_1080p and not model.hd:
+        return (f"size {request.size} is 1080p, but {model.name} is not an -hd model: expect a smaller picture",)
+    return ()
+
+
+def expected_size(request: GenerateVideoInput) -> Size | None:
+    """The picture size that the delivered video should have, or None where the gateway chooses."""
+    if request.size is None:
+        return None
+    return None if warnings_for(request) else SIZES[request.size]
+
+
+def request_digest(request: GenerateVideoInput) -> str:
+    """A fingerprint of what would be paid for: equal for two requests exactly if the gateway would be sent the same."""
+    sent = request.model_dump(mode="json", include={"model", "prompt", "prompt_extend", "size", "images"})
+    return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
+    """The names of the fields in which two requests differ."""
+    return tuple(name for name in type(ours).model_fields if getattr(ours, name) != getattr(theirs, name))
+
+
+def _shape_problem(details: Any) -> Problem:
+    field = ""
+    for part in details["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    rules = {
+        "missing": "is required",
+        "extra_forbidden": f"is not a field of a request; the fields are {', '.join(GenerateVideoInput.model_fields)}",
+        "string_type": "must be a string",
+        "enum": f"must be one of {', '.join(OnExtendFailed)}",
+    }
+    return Problem(field=field or "input", rule=rules.get(details["type"], str(details["msg"])))
+
+
+def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every rule of the contract that the well-shaped fields of a request break."""
+    for name in ("prompt", "prompt_extend"):
+        if name in fields:
+            yield from _prompt_problems(name, fields[name])
+    if fields.get("size") is not None and fields["size"] not in SIZES:
+        yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
+    images = fields.get("images", ())
+    for index, image in enumerate(images):
+        yield from _image_problems(f"images[{index}].uri", image["uri"])
+    if "model" not in fields:
+        return
+    model = MODELS.get(fields["model"])
+    if model is None:
+        yield Problem(field="model", rule=f"must be one of {', '.join(MODELS)}")
+    elif len(images) not in model.images:
+        yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {len(images)} given")
+
+
+def _prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
+    if not prompt.strip():
+        yield Problem(field=name, rule="must say what to show; it is empty")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        rule = f"must be at most {MAX_PROMPT_CHARACTERS:,} characters long; it has {len(prompt):,}"
+        yield Problem(field=name, rule=rule)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        yield Problem(field=name, rule="must be valid Unicode; it holds half a surrogate pair")
+    if "\x00" in prompt:
+        yield Problem(field=name, rule="must not hold a NUL character")
+
+
+def _image_problems(field: str, uri: str) -> Iterator[Problem]:
+    if uri.startswith("data:"):
+        if not re.match(r"data:image/(jpeg|png|webp);base64,", uri):
+            yield Problem(field=field, rule="a data URI must begin with data:image/(jpeg|png|webp);base64,")
+        if len(uri) > MAX_INLINE_IMAGE_CHARACTERS:
+            yield Problem(
+                field=field,
+                rule="a data URI this long does not fit into the workflow's input; put the image into the store "
+                "(starter.py does it) or pass its https:// address",
+            )
+    elif re.match(r"https?:", uri):
+        parts = urlsplit(uri)
+        if not parts.hostname or parts.username or parts.password or re.search(r"\s", uri):
+            yield Problem(field=field, rule="must be a complete URL with a host, without a user name or spaces")
+    elif not uri.strip():
+        yield Problem(field=field, rule="must not be empty")

@@ -1,0 +1,390 @@
+"""The typed client: what a backend, the command line and an operator do with a generation.
+
+client = VideoClient(await longtake.temporal.connect())
+await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
+result = await client.result("order-17")
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import (
+    ApplicationError,
+    CancelledError,
+    FailureError,
+    TerminatedError,
+    WorkflowAlreadyStartedError,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from longtake.catalog import InvalidRequest, check_request, differing_fields
+from longtake.models import (
+    Decision,
+    FailureDetails,
+    GenerateVideoInput,
+    GenerateVideoResult,
+    GenerationStatus,
+    Paid,
+)
+from longtake.temporal import (
+    GATEWAY_TASK_ID,
+    TASK_QUEUE,
+    VIDEO_ATTENTION,
+    VIDEO_MODEL,
+    VIDEO_OUTCOME,
+    VIDEO_STAGE,
+    WORKFLOW_TYPE,
+    key_of,
+    workflow_id,
+)
+
+_STARTS_ANEW = frozenset(
+    {"NotSubmitted", "DeliveryFailed", "GatewayLost", "GenerationStalled", "Cancelled", "Terminated", "TimedOut"}
+)
+"""Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
+The submission ledger keeps a new run from paying for what an earlier one paid."""
+
+_QUERY_TIMEOUT = timedelta(seconds=3)
+
+
+class GenerationNotFound(Exception):
+    """Temporal knows no generation of this key."""
+
+
+class KeyInUse(Exception):
+    """The key names another request; the message says what differs."""
+
+
+class DecisionRejected(Exception):
+    """The workflow does not take this update now; the message says why."""
+
+
+class GenerationFailure(Exception):
+    """A generation ended without a video.
+
+    Attributes:
+        kind: The failure type, such as `GenerationFailed`, or `Cancelled`, `Terminated`, `TimedOut`.
+        details: Everything known.
+    """
+
+    def __init__(self, kind: str, message: str, details: FailureDetails) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One generation as Temporal's list shows it."""
+
+    key: str
+    run_id: str
+    state: str
+    """Temporal's: `RUNNING`, `COMPLETED`, `FAILED`, …"""
+    started_at: datetime
+    closed_at: datetime | None
+    stage: str | None
+    attention: str | None
+    outcome: str | None
+    model: str | None
+    task_id: str | None
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step that is under way just now."""
+
+    name: str
+    attempt: int
+    problem: str | None
+    """Why the attempt before failed."""
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a generation stands, as far as it can be told just now."""
+
+    execution: Execution
+    status: GenerationStatus | None
+    """None where no worker answered: the server knows the rest."""
+    steps: tuple[PendingStep, ...] = field(default=())
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.execution.state == "RUNNING"
+
+
+class VideoClient:
+    """Generations by their business key."""
+
+    def __init__(self, temporal: Client) -> None:
+        self._temporal = temporal
+
+    async def start(self, key: str, request: GenerateVideoInput) -> tuple[str, bool]:
+        """Start a generation, or attach to the one that this key names.
+
+        Args:
+            key: The caller's own name for this generation, such as an order number. Starting the same key again never
+                pays again.
+            request: What to make.
+
+        Returns:
+            The run id, and whether this call started it.
+
+        Raises:
+            InvalidRequest: The request breaks rules; nothing was started.
+            InvalidKey: The key cannot be used.
+            KeyInUse: The key names another request.
+        """
+        request = check_request(request)
+        name = workflow_id(key)
+        try:
+            return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
+        except WorkflowAlreadyStartedError:
+            run_id = await self._attach(key, request)
+        if run_id is not None:
+            return run_id, False
+        try:
+            return await self._start(name, request, WorkflowIDReusePolicy.ALLOW_DUPLICATE), True
+        except WorkflowAlreadyStartedError:  # somebody else was quicker
+            execution, _ = await self._describe(key)
+            return execution.run_id, False
+
+    async def status(self, key: str) -> GenerationStatus:
+        """The workflow's own answer; needs a worker, for ended generations too.
+
+        Raises:
+            GenerationNotFound: There is none of this key.
+            RPCError: No worker answered within a few seconds.
+        """
+        handle = self._handle(key)
+        try:
+            status: GenerationStatus = await handle.query(
+                "status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT
+            )
+            return status
+        except RPCError as error:
+            raise _not_found(key, error) from None
+
+    async def snapshot(self, key: str) -> Snapshot:
+        """Where it stands, from the server and, where a worker answers, from the workflow.
+
+        Raises:
+            GenerationNotFound: There is none of this key.
+        """
+        execution, steps = await self._describe(key)
+        try:
+            status: GenerationStatus | None = await self.status(key)
+        except (RPCError, WorkflowQueryFailedError):
+            status = None
+        return Snapshot(execution, status, steps)
+
+    async def result(self, key: str) -> GenerateVideoResult:
+        """Wait for the end.
+
+        Raises:
+            GenerationFailure: It ended without a video.
+            GenerationNotFound: There is none of this key.
+        """
+        handle = self._temporal.get_workflow_handle(workflow_id(key), result_type=GenerateVideoResult)
+        try:
+            result: GenerateVideoResult = await handle.result()
+            return result
+        except WorkflowFailureError as error:
+            raise _failure(error) from None
+        except RPCError as error:
+            raise _not_found(key, error) from None
+
+    async def cancel(self, key: str) -> None:
+        """Stop waiting for it. What was submitted may still be made, and cost; its ids are kept.
+
+        Raises:
+            GenerationNotFound: There is none of this key that still runs.
+        """
+        try:
+            await self._handle(key).cancel()
+        except RPCError as error:
+            raise _not_found(key, error) from None
+
+    async def decide(self, key: str, decision: Decision) -> GenerationStatus:
+        """Send a decision that a generation waits for.
+
+        Raises:
+            DecisionRejected: None is awaited, or not this one; the message says which are.
+            GenerationNotFound: There is none of this key that still runs.
+        """
+        return await self._update(key, "decide", decision)
+
+    async def resume(self, key: str) -> GenerationStatus:
+        """Look now, for example because the gateway's key has been mended.
+
+        Raises:
+            GenerationNotFound: There is none of this key that still runs.
+        """
+        return await self._update(key, "resume")
+
+    async def generations(self, query: str = "", *, limit: int = 50) -> AsyncIterator[Execution]:
+        """The newest generations, newest first.
+
+        Args:
+            query: A further list filter, such as `VideoStage = "failed"`.
+            limit: How many at the most.
+        """
+        full = f'WorkflowType = "{WORKFLOW_TYPE}"' + (f" AND ({query})" if query else "")
+        async for execution in self._temporal.list_workflows(full, limit=limit):
+            yield _execution(execution)
+
+    async def _start(self, name: str, request: GenerateVideoInput, reuse: WorkflowIDReusePolicy) -> str:
+        handle = await self._temporal.start_workflow(
+            WORKFLOW_TYPE,
+            request,
+            id=name,
+            task_queue=TASK_QUEUE,
+            id_reuse_policy=reuse,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
+            static_summary=f"{request.model}, {len(request.images)} images",
+        )
+        return handle.result_run_id or ""
+
+    async def _attach(self, key: str, request: GenerateVideoInput) -> str | None:
+        """The run to attach to; None where the key may be started anew.
+
+        Raises:
+            KeyInUse: The key names another request.
+        """
+        execution, _ = await self._describe(key)
+        if execution.state != "RUNNING" and await self._may_start_anew(key):
+            return None
+        theirs = await self._request_of(key)
+        if theirs is not None and (differing := differing_fields(request, theirs)):
+            raise KeyInUse(
+                f"the key {key!r} already names another request (it differs in {', '.join(differing)}): "
+                "use a new key for this one"
+            )
+        return execution.run_id
+
+    async def _may_start_anew(self, key: str) -> bool:
+        """Whether an ended generation leaves something to do: never paid, or paid and still to be collected.
+
+        The submission ledger keeps the new run from paying for what an earlier one paid, and from another request.
+        """
+        try:
+            await self.result(key)
+        except GenerationFailure as failure:
+            return failure.kind in _STARTS_ANEW or failure.details.paid is Paid.NO
+        return False
+
+    async def _request_of(self, key: str) -> GenerateVideoInput | None:
+        """What the generation of this key was started with; None where that cannot be read."""
+        async for event in self._handle(key).fetch_history_events(page_size=1):
+            payloads = event.workflow_execution_started_event_attributes.input.payloads
+            if not payloads:
+                return None
+            decoded = await self._temporal.data_converter.decode(payloads[:1])
+            try:
+                return check_request(decoded[0])
+            except InvalidRequest:
+                return None
+        return None
+
+    async def _describe(self, key: str) -> tuple[Execution, tuple[PendingStep, ...]]:
+        try:
+            description = await self._handle(key).describe()
+        except RPCError as error:
+            raise _not_found(key, error) from None
+        return _execution(description), tuple(await self._steps(description))
+
+    async def _steps(self, description: WorkflowExecutionDescription) -> list[PendingStep]:
+        steps = []
+        for pending in description.raw_description.pending_activities:
+            problem = None
+            if pending.HasField("last_failure"):
+                failure = await self._temporal.data_converter.decode_failure(pending.last_failure)
+                problem = str(failure.message if isinstance(failure, FailureError) else failure)
+            waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+            steps.append(
+                PendingStep(
+                    name=pending.activity_type.name,
+                    attempt=pending.attempt,
+                    problem=problem,
+                    next_attempt_at=pending.next_attempt_schedule_time.ToDatetime(UTC)
+                    if waiting and pending.HasField("next_attempt_schedule_time")
+                    else None,
+                )
+            )
+        return steps
+
+    async def _update(self, key: str, name: str, *arguments: object) -> GenerationStatus:
+        try:
+            status: GenerationStatus = await self._handle(key).execute_update(
+                name, args=arguments, result_type=GenerationStatus
+            )
+            return status
+        except WorkflowUpdateFailedError as error:
+            raise DecisionRejected(str(error.cause)) from None
+        except RPCError as error:
+            raise _not_found(key, error) from None
+
+    def _handle(self, key: str) -> WorkflowHandle[object, object]:
+        return self._temporal.get_workflow_handle(workflow_id(key))
+
+
+def _execution(execution: WorkflowExecution) -> Execution:
+    attributes = execution.typed_search_attributes
+    return Execution(
+        key=key_of(execution.id),
+        run_id=execution.run_id,
+        state=(execution.status or WorkflowExecutionStatus.RUNNING).name,
+        started_at=execution.start_time,
+        closed_at=execution.close_time,
+        stage=attributes.get(VIDEO_STAGE),
+        attention=attributes.get(VIDEO_ATTENTION),
+        outcome=attributes.get(VIDEO_OUTCOME),
+        model=attributes.get(VIDEO_MODEL),
+        task_id=attributes.get(GATEWAY_TASK_ID),
+    )
+
+
+def _failure(error: WorkflowFailureError) -> GenerationFailure:
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        try:
+            details = FailureDetails.model_validate(cause.details[0] if cause.details else {})
+        except ValidationError:
+            details = FailureDetails()
+        return GenerationFailure(cause.type or "Defect", cause.message, details)
+    advice = "Starting again with the same key goes on where it was and pays nothing twice."
+    if isinstance(cause, CancelledError):
+        message = "it was cancelled; what was submitted may still be made, and cost"
+        return GenerationFailure("Cancelled", message, FailureDetails(advice=advice))
+    kind = "Terminated" if isinstance(cause, TerminatedError) else "TimedOut"
+    return GenerationFailure(kind, str(cause), FailureDetails(advice=advice))
+
+
+def _not_found(key: str, error: RPCError) -> Exception:
+    if error.status is RPCStatusCode.NOT_FOUND:
+        return GenerationNotFound(f"there is no generation with the key {key!r} (or none that still runs)")
+    return error

@@ -1,0 +1,529 @@
+"""Brings a clip home: from whichever source still has it into the store, whole and verified, in one pass.
+
+What arrives is hashed, counted and read as an MP4 while it is written, and the write only becomes visible if all of
+that agrees; so nothing in the store is ever half a video, and no restart pays or downloads for what is already there.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import re
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from longtake.media import Mp4Reader, NotAWholeVideo
+from longtake.models import DeliveryKind, DeliveryReceipt, MediaInfo, StoredVideo
+from longtake.storage import Store
+
+MAX_VIDEO_BYTES = 2 * 2**30
+"""A 15 s clip has 5 to 50 MB."""
+DOWNLOAD_TIME = timedelta(minutes=30)
+"""How long one source may take: a drip never runs into a read timeout."""
+
+_MAX_REDIRECTS = 5
+_MAX_BREAKS = 5
+_MAX_RESTARTS = 2
+_BREAK_PAUSE_SECONDS = 0.1
+_CHUNK_BYTES = 64 * 1024
+_ERROR_BODY_BYTES = 4096
+_TIMEOUT = httpx.Timeout(30, connect=10)
+
+_EXPECTED_SECONDS = {DeliveryKind.FULL: 15.0, DeliveryKind.FIRST: 8.0}
+_DURATION_SLACK_SECONDS = 1.0
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Origin: TypeAlias = tuple[str, str, int | None]
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the bytes that are done and the total, where it is known; in the task that delivers."""
+Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that may have the clip."""
+
+    label: str
+    """What to call it in errors and receipts; never the link."""
+    url: str = field(repr=False)
+    with_key: bool = False
+    """Whether the gateway's key is needed; it is sent to the gateway's own origin only, whatever stands here."""
+
+
+class SourceFailed(Exception):
+    """One source did not give the clip.
+
+    Attributes:
+        reason: Why, without links.
+        gone: True where the source says that it never will again.
+    """
+
+    def __init__(self, reason: str, *, gone: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.gone = gone
+
+
+class AddressRefused(SourceFailed):
+    """A link led to an address that is not public."""
+
+
+class DownloadFailed(Exception):
+    """No source gave the clip.
+
+    Attributes:
+        attempts: Each source's label and why it failed, in the order of trying.
+        gone: True where every source said that it no longer has the clip; False where it may come later.
+    """
+
+    def __init__(self, kind: DeliveryKind, attempts: Sequence[tuple[str, str]], *, gone: bool) -> None:
+        tried = "; ".join(f"{label}: {reason}" for label, reason in attempts) or "there is no link to it"
+        advice = "every link is gone: a fresh query may bring a new one" if gone else "it may work later: try again"
+        super().__init__(f"the {kind.value} video could not be downloaded ({tried}); {advice}")
+        self.attempts = list(attempts)
+        self.gone = gone
+
+
+class _StartOver(Exception):
+    """A broken download cannot be continued where it stopped."""
+
+
+class Fetcher:
+    """Downloads from strangers: no key but to the gateway itself, no private addresses, every limit checked."""
+
+    def __init__(  # noqa: PLR0913 - four limits, each named at every call
+        self,
+        gateway_url: str,
+        key: Callable[[], str] | None = None,
+        *,
+        allow_private_addresses: bool = False,
+        max_bytes: int = MAX_VIDEO_BYTES,
+        download_time: timedelta = DOWNLOAD_TIME,
+        timeout: httpx.Timeout = _TIMEOUT,
+    ) -> None:
+        """Open a client of its own; close it with `aclose` or `async with`.
+
+        Args:
+            gateway_url: The gateway's base URL; its origin may be private, and it alone is sent the key.
+            key: Gives the gateway's API key, such as `settings.gateway_api_key.get_secret_value`.
+            allow_private_addresses: Whether links may lead to addresses that are not public.
+            max_bytes: The largest video that is taken.
+            download_time: How long one source may take.
+            timeout: For connecting, and for each silence.
+        """
+        self._gateway = _origin(httpx.URL(gateway_url))
+        self._key = key
+        self._allow_private_addresses = allow_private_addresses
+        self.max_bytes = max_bytes
+        self.download_time = download_time
+        # No proxies and .netrc from the environment: the address that is checked must be the one that is reached.
+        self._client = httpx.AsyncClient(
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=20, max_keepalive_connections=0),
+            trust_env=False,
+            follow_redirects=False,
+        )
+        self._resolve: Resolve = _resolve
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def open(self, source: Source, headers: dict[str, str] | None = None) -> AsyncIterator[httpx.Response]:
+        """Send a GET, follow redirects by hand, and give the response with its body unread.
+
+        Raises:
+            AddressRefused: if the link or a redirect leads to an address that is not public.
+            SourceFailed: if the link is no `http(s)` URL, or redirects without end.
+            httpx.TransportError: if the connection fails.
+        """
+        url = _parse(source.url)
+        send_key = source.with_key
+        for _ in range(_MAX_REDIRECTS + 1):
+            at_gateway = _origin(url) == self._gateway
+            # Once it has led elsewhere the key stays at home, even if a redirect leads back.
+            send_key = send_key and at_gateway
+            any_address = at_gateway or self._allow_private_addresses
+            if not any_address:
+                await self._check_host(url)
+            request = self._client.build_request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
+            if send_key and self._key is not None:
+                request.headers["Authorization"] = f"Bearer {self._key()}"
+            response = await self._client.send(request, stream=True)
+            try:
+                if not any_address:
+                    _check_peer(response)
+                if not response.has_redirect_location:
+                    yield response
+                    return
+                url = _parse(response.headers["Location"], base=url)
+            finally:
+                await response.aclose()
+        raise SourceFailed(f"redirected more than {_MAX_REDIRECTS} times")
+
+    def sends_key(self, source: Source) -> bool:
+        """Tell whether the source is asked with the key, so that a 401 or 403 is about the key."""
+        return source.with_key and self._key is not None and _origin(_parse(source.url)) == self._gateway
+
+    async def _check_host(self, url: httpx.URL) -> None:
+        try:
+            addresses = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
+        except (OSError, UnicodeError):
+            raise SourceFailed(f"the host {url.host} is not known") from None
+        for address in addresses:
+            if not is_public(address):
+                raise AddressRefused(_refusal(url.host, address))
+
+
+async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named at the call
+    *,
+    store: Store,
+    fetcher: Fetcher,
+    sources: Callable[[], AsyncIterator[Source]],
+    directory: str,
+    kind: DeliveryKind,
+    task_id: str,
+    expected_size: tuple[int, int] | None = None,
+    expect_audio: bool = True,
+    on_progress: Progress | None = None,
+) -> DeliveryReceipt:
+    """Bring a clip into the store, or find it there. Called again after a crash, it goes on where that is possible.
+
+    Args:
+        store: Where to.
+        fetcher: Downloads.
+        sources: Gives the sources in turn; it is asked for one more only after the one before has failed, so it may
+            ask the gateway for a fresh link in between. What it raises passes through.
+        directory: The generation's folder in the store.
+        kind: Which clip.
+        task_id: The gateway's task, whose hash names the object.
+        expected_size: Width and height in pixels, where the request named them.
+        expect_audio: Whether a clip without sound is worth a warning.
+        on_progress: Called with the bytes done and the total if known.
+
+    Raises:
+        DownloadFailed: if no source gave the clip, whole.
+        StoreProblem: if the store failed; that says nothing about the sources.
+    """
+    name = f"{kind.value}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}.mp4"
+    delivery = _Delivery(
+        store, f"{directory}/{name}", kind, expected_size, expect_audio, on_progress or (lambda done, total: None)
+    )
+    return await delivery.find() or await delivery.download(fetcher, sources)
+
+
+class _Sidecar(BaseModel):
+    """What lies beside a clip, written last: the clip is there, whole, and need not be read again."""
+
+    video: StoredVideo
+    warnings: tuple[str, ...] = ()
+    source: str = ""
+
+
+class _Inspection:
+    """Reads a clip as it streams past: its hash, its length and what is in it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._reader = Mp4Reader()
+
+    def feed(self, chunk: bytes) -> None:
+        self.bytes += len(chunk)
+        self._hash.update(chunk)
+        self._reader.feed(chunk)
+
+    def finish(self) -> MediaInfo:
+        return self._reader.finish()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """One clip on its way to one place in the store."""
+
+    store: Store
+    path: str
+    kind: DeliveryKind
+    expected_size: tuple[int, int] | None
+    expect_audio: bool
+    on_progress: Progress
+
+    async def find(self) -> DeliveryReceipt | None:
+        """Find the clip in the store, if an earlier delivery brought it there."""
+        size = await self.store.head(self.path)
+        if size is None:
+            return None
+        sidecar = await self._read_sidecar()
+        if sidecar is not None and sidecar.video.bytes == size:
+            video = sidecar.video.model_copy(update={"uri": self.store.uri_of(self.path)})
+            return DeliveryReceipt(video=video, warnings=sidecar.warnings, source=sidecar.source, already_stored=True)
+        # A crash between the clip and its sidecar: the clip is believed only after it was read again.
+        inspection = _Inspection()
+        try:
+            async for chunk in self.store.stream(self.path):
+                inspection.feed(chunk)
+                self.on_progress(inspection.bytes, size)
+            info = inspection.finish()
+        except NotAWholeVideo:
+            return None
+        receipt = await self._seal(inspection, info, "the store")
+        return receipt.model_copy(update={"already_stored": True})
+
+    async def download(self, fetcher: Fetcher, sources: Callable[[], AsyncIterator[Source]]) -> DeliveryReceipt:
+        """Take the clip from the first source that has it, whole."""
+        attempts: list[tuple[str, str]] = []
+        all_gone = True
+        tried: set[str] = set()
+        async for source in sources():
+            if source.url in tried:
+                continue  # a fresh query need not bring a fresh link
+            tried.add(source.url)
+            try:
+                return await self._take(fetcher, source)
+            except SourceFailed as failure:
+                attempts.append((source.label, failure.reason))
+                all_gone = all_gone and failure.gone
+        raise DownloadFailed(self.kind, attempts, gone=all_gone and bool(attempts))
+
+    async def _take(self, fetcher: Fetcher, source: Source) -> DeliveryReceipt:
+        for _ in range(_MAX_RESTARTS + 1):
+            transfer = _Transfer(fetcher, source, self.on_progress)
+            try:
+                async with asyncio.timeout(fetcher.download_time.total_seconds()):
+                    async with contextlib.aclosing(transfer.chunks()) as chunks:
+                        await self.store.put_stream(self.path, chunks)
+            except _StartOver:
+                continue
+            except TimeoutError:
+                raise SourceFailed(f"not done after {fetcher.download_time}") from None
+            return await self._seal(transfer.inspection, transfer.info, source.label)
+        raise SourceFailed(f"broke off {_MAX_RESTARTS + 1} times and could not be continued")
+
+    async def _seal(self, inspection: _Inspection, info: MediaInfo, source: str) -> DeliveryReceipt:
+        """Write down that the clip is there."""
+        video = StoredVideo(
+            **info.model_dump(),
+            uri=self.store.uri_of(self.path),
+            sha256=inspection.sha256,
+            bytes=inspection.bytes,
+        )
+        warnings = self._judge(info)
+        sidecar = _Sidecar(video=video, warnings=warnings, source=source)
+        await self.store.put(f"{self.path}.json", sidecar.model_dump_json(indent=2).encode())
+        return DeliveryReceipt(video=video, warnings=warnings, source=source)
+
+    async def _read_sidecar(self) -> _Sidecar | None:
+        content = await self.store.get(f"{self.path}.json")
+        try:
+            return None if content is None else _Sidecar.model_validate_json(content)
+        except ValidationError:
+            return None  # the clip itself will tell
+
+    def _judge(self, info: MediaInfo) -> tuple[str, ...]:
+        """Say what is wrong with a clip that is whole."""
+        warnings = []
+        expected = _EXPECTED_SECONDS[self.kind]
+        if abs(info.duration_seconds - expected) > _DURATION_SLACK_SECONDS:
+            warnings.append(
+                f"the {self.kind.value} video is {info.duration_seconds:.1f} s long, {expected:.0f} s were expected"
+            )
+        if self.expected_size is not None and (info.width, info.height) != self.expected_size:
+            width, height = self.expected_size
+            warnings.append(
+                f"the {self.kind.value} video has {info.width}x{info.height} pixels, {width}x{height} were expected"
+            )
+        if self.expect_audio and not info.has_audio:
+            warnings.append(f"the {self.kind.value} video has no sound")
+        return tuple(warnings)
+
+
+class _Transfer:
+    """One download from its first byte to its last, over as many connections as it takes."""
+
+    def __init__(self, fetcher: Fetcher, source: Source, on_progress: Progress) -> None:
+        self.inspection = _Inspection()
+        self.info: MediaInfo
+        self._fetcher = fetcher
+        self._source = source
+        self._on_progress = on_progress
+        self._total: int | None = None
+        self._validator: str | None = None
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Give the clip's bytes; end only if they are a whole video.
+
+        Raises:
+            SourceFailed: if the source does not have it, or what it has is no whole video.
+            _StartOver: if the connection broke and the source cannot continue where it did.
+        """
+        breaks = 0
+        while True:
+            try:
+                async with self._fetcher.open(self._source, self._range()) as response:
+                    await self._accept(response)
+                    async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                        self._inspect(chunk)
+                        yield chunk
+                break
+            except httpx.TransportError as error:
+                breaks += 1
+                if breaks > _MAX_BREAKS or self.inspection.bytes == 0:
+                    raise SourceFailed(self._broken(error)) from None
+                if self._validator is None:
+                    raise _StartOver from None
+            await asyncio.sleep(_BREAK_PAUSE_SECONDS * 2**breaks)
+        try:
+            self.info = self.inspection.finish()
+        except NotAWholeVideo as error:
+            raise SourceFailed(error.reason) from None
+
+    def _range(self) -> dict[str, str]:
+        done = self.inspection.bytes
+        if done == 0 or self._validator is None:
+            return {}
+        # With If-Range the source sends the rest only of what it sent before, else everything.
+        return {"Range": f"bytes={done}-", "If-Range": self._validator}
+
+    async def _accept(self, response: httpx.Response) -> None:
+        """Look at the head of an answer before its body is taken."""
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise SourceFailed("answered compressed, although it was asked not to")
+        if self.inspection.bytes:
+            self._accept_rest(response)
+            return
+        if response.status_code != httpx.codes.OK:
+            raise await self._refused(response)
+        self._total = _number(response.headers.get("Content-Length"))
+        self._validator = _strong_validator(response)
+        if self._total is not None and self._total > self._fetcher.max_bytes:
+            raise SourceFailed(f"{self._total:,} bytes, at most {self._fetcher.max_bytes:,} are taken")
+
+    def _accept_rest(self, response: httpx.Response) -> None:
+        if response.status_code in {httpx.codes.OK, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE}:
+            raise _StartOver
+        content_range = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            raise SourceFailed(f"broke off, then answered {response.status_code}")
+        if content_range is None:
+            raise _StartOver
+        first, last, total = (int(number) for number in content_range.groups())
+        if first != self.inspection.bytes or last != total - 1 or (self._total is not None and total != self._total):
+            raise _StartOver
+        self._total = total
+
+    async def _refused(self, response: httpx.Response) -> SourceFailed:
+        status = response.status_code
+        reason = f"answered {status}"
+        if self._fetcher.sends_key(self._source) and status in {
+            httpx.codes.UNAUTHORIZED,
+            httpx.codes.FORBIDDEN,
+        }:
+            return SourceFailed(f"{reason}: the gateway refused the key")
+        if status in {httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND, httpx.codes.GONE}:
+            return SourceFailed(reason, gone=True)
+        if status in {httpx.codes.BAD_REQUEST, httpx.codes.UNAUTHORIZED} and await _says_expired(response):
+            return SourceFailed(f"{reason}: the link has expired", gone=True)
+        return SourceFailed(reason)
+
+    def _inspect(self, chunk: bytes) -> None:
+        if self.inspection.bytes + len(chunk) > self._fetcher.max_bytes:
+            raise SourceFailed(f"more than {self._fetcher.max_bytes:,} bytes, which is more than is taken")
+        try:
+            self.inspection.feed(chunk)
+        except NotAWholeVideo as error:
+            raise SourceFailed(error.reason) from None
+        self._on_progress(self.inspection.bytes, self._total)
+
+    def _broken(self, error: httpx.TransportError) -> str:
+        done = self.inspection.bytes
+        if done == 0:
+            return f"could not be reached or did not answer ({type(error).__name__})"
+        total = f" of {self._total:,}" if self._total is not None else ""
+        return f"cut after {done:,}{total} bytes ({type(error).__name__})"
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is on the public internet, looking through IPv6 notations of IPv4 addresses."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+async def _resolve(host: str, port: int) -> Sequence[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def _check_peer(response: httpx.Response) -> None:
+    """Look at who really answered: the name may have resolved differently the second time."""
+    peer = response.extensions["network_stream"].get_extra_info("server_addr")
+    if peer is None or not is_public(str(peer[0])):
+        raise AddressRefused(_refusal(response.url.host, str(peer[0]) if peer else "an unknown address"))
+
+
+def _refusal(host: str, address: str) -> str:
+    return (
+        f"the host {host} has the address {address}, which is not public:"
+        " set LONGTAKE_ALLOW_PRIVATE_ADDRESSES if that is intended"
+    )
+
+
+def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url) if base is None else base.join(url)
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        raise SourceFailed("the link is not a URL") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise SourceFailed("the link is no http:// or https:// URL")
+    return parsed
+
+
+def _origin(url: httpx.URL) -> Origin:
+    return url.scheme, url.host.rstrip("."), url.port  # httpx leaves a scheme's own port out
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _strong_validator(response: httpx.Response) -> str | None:
+    """What If-Range may name: a strong entity tag, else the date of the last change."""
+    tag = response.headers.get("ETag", "")
+    if tag.startswith('"'):
+        return str(tag)
+    return response.headers.get("Last-Modified")
+
+
+async def _says_expired(response: httpx.Response) -> bool:
+    body = b""
+    async for chunk in response.aiter_raw(_ERROR_BODY_BYTES):
+        body += chunk
+        if len(body) >= _ERROR_BODY_BYTES:
+            break
+    return b"expired" in body.lower()

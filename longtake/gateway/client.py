@@ -1,0 +1,639 @@
+"""Speaks to the gateway: one exchange per call, and it retries nothing. Retries belong to Temporal.
+
+A submission costs money and has no idempotency, so this module can say of every one whether anything was sent. httpx
+calls a trace hook after connect and TLS, directly before the first byte of the request (`before_send`). If that hook
+never let the request through, nothing was sent: `GatewayUnreachable`, whatever went wrong. If it did, only an answer
+that the table `PAID_TABLE` knows to mean "nothing was made" counts as a refusal; all else is "outcome unknown".
+Hence HTTP/1.1 only (HTTP/2 has other hooks), no kept-alive connections, no redirects and a client of its own for
+submissions.
+
+Proxies and certificate bundles from the environment are honoured (`trust_env`, httpx's default), because workers often
+live behind them. A proxy's own CONNECT does not count as sending.
+
+httpx logs every URL at INFO. Here that shows nothing, since no URL of this module holds a secret; whoever downloads
+from signed links with httpx must set the logger `httpx` to WARNING.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import quote
+
+import httpx
+from pydantic import SecretStr
+
+from longtake.gateway import wire
+from longtake.gateway.errors import (
+    AnswerLost,
+    AnswerUnreadable,
+    GatewayBusy,
+    GatewayError,
+    GatewayUnreachable,
+    KeyRefused,
+    RequestRefused,
+    TaskNotFound,
+)
+from longtake.gateway.wire import ErrorFacts, GatewayRecord
+
+logger = logging.getLogger("longtake.gateway")
+
+SUBMIT_PATH = "/v1/videos"
+
+_CONNECT_SECONDS = 10.0  # per step: TCP, TLS
+_REACH_SECONDS = 30.0  # all steps before the first byte of a submission, with a proxy between
+_MOST_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
+_MOST_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
+_REQUEST_ID_HEADER = "x-oneapi-request-id"
+_USER_AGENT = "longtake"  # some firewalls refuse the default names of HTTP libraries
+_CHECK_URL = "is LONGTAKE_GATEWAY_URL right?"
+
+
+class SendHookDidNotFire(RuntimeError):
+    """An answer came although the hook before the first byte never fired: at-most-once cannot be kept.
+
+    A defect of this installation (another HTTP library version, a transport of its own), not of the gateway. The
+    worker must stop submitting.
+    """
+
+
+class ImagePart(Protocol):
+    """One `input_reference[]`: text (a URL or a data URI), or a file. `longtake.images` makes them."""
+
+    @property
+    def text(self) -> str | None:
+        """The URL or the data URI."""
+
+    @property
+    def filename(self) -> str | None:
+        """A plain ASCII file name."""
+
+    @property
+    def media_type(self) -> str | None:
+        """Such as `image/png`."""
+
+    @property
+    def content(self) -> bytes | None:
+        """The file's bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmissionForm:
+    """What is submitted. There is no duration: the field would multiply the price (field notes).
+
+    Raises:
+        ValueError: Images of both kinds (the gateway would reorder them, field notes), or one that is neither.
+    """
+
+    model: str
+    prompt: str = field(repr=False)
+    prompt_extend: str = field(repr=False)
+    size: str | None = None
+    images: Sequence[ImagePart] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if any((part.text is None) == (part.content is None) for part in self.images):
+            raise ValueError("an image is either text (a URL, a data URI) or a file")
+        if len({part.text is None for part in self.images}) > 1:
+            raise ValueError("send all images of one request in one kind: the gateway puts texts before files")
+
+    def parts(self) -> list[tuple[str, tuple[str | None, bytes] | tuple[str | None, bytes, str]]]:
+        """The parts of the multipart body, in order, as httpx takes them.
+
+        Text fields are files without a name, so that the body is `multipart/form-data` even with no file in it.
+
+        Raises:
+            RequestRefused: A text is not valid Unicode; nothing was sent.
+        """
+        texts = {"model": self.model, "prompt": self.prompt, "prompt_extend": self.prompt_extend}
+        if self.size is not None:
+            texts["size"] = self.size
+        parts: list[tuple[str, tuple[str | None, bytes] | tuple[str | None, bytes, str]]] = [
+            (name, (None, _encode(name, text))) for name, text in texts.items()
+        ]
+        for number, part in enumerate(self.images, start=1):
+            if part.text is not None:
+                parts.append(("input_reference[]", (None, _encode(f"images[{number - 1}]", part.text))))
+            elif part.content is not None:
+                media_type = part.media_type or "application/octet-stream"
+                parts.append(("input_reference[]", (part.filename or f"image-{number}", part.content, media_type)))
+        return parts
+
+
+@dataclass(frozen=True)
+class SubmissionAnswer:
+    """A paid submission that the gateway accepted."""
+
+    task_id: str
+    request_id: str | None
+    status: int
+
+
+@dataclass(frozen=True)
+class PaidRow:
+    """One row of "was a paid job made?" (field notes): which answers, and what they mean."""
+
+    says: str
+    means: type[GatewayError]
+    statuses: frozenset[int] | range
+    codes: frozenset[str] | None = None
+    """Only with one of these error codes; None for any."""
+    advice: str = ""
+
+
+PAID_TABLE: tuple[PaidRow, ...] = (
+    # Nothing was made, send again later.
+    PaidRow(
+        "Cloudflare could not reach the gateway",
+        GatewayUnreachable,
+        frozenset({521, 522, 523, 525, 526}),
+    ),
+    PaidRow(
+        "the proxy wants a login",
+        GatewayUnreachable,
+        frozenset({407}),
+        advice="set it in HTTPS_PROXY",
+    ),
+    # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
+    PaidRow(
+        "the account has no quota left",
+        KeyRefused,
+        range(400, 500),
+        frozenset({"insufficient_user_quota"}),
+        advice="top up the gateway's account",
+    ),
+    PaidRow(
+        "the key was refused",
+        KeyRefused,
+        frozenset({401, 402, 403}),
+        advice="the key is wrong, disabled, expired or exhausted: check LONGTAKE_GATEWAY_API_KEY and its quota",
+    ),
+    PaidRow("too many requests", GatewayBusy, frozenset({429})),
+    PaidRow("no channel for this model now", GatewayBusy, frozenset({503}), frozenset({"model_not_found"})),
+    PaidRow(
+        "the gateway failed before it called upstream",
+        GatewayBusy,
+        frozenset({500}),
+        frozenset({"get_channel_failed", "build_request_failed"}),
+    ),
+    # Nothing was made, and never will be.
+    PaidRow("no such route", RequestRefused, frozenset({404, 405}), advice=_CHECK_URL),
+    # A time-out is ambiguous under a 4xx number too: 408 may be the upstream's, handed on; 499 is nginx's own.
+    PaidRow("a time-out", AnswerLost, frozenset({408, 499})),
+    PaidRow("the request was refused", RequestRefused, range(400, 500)),
+    # Unknown: 5xx that are not above, other redirects, numbers outside HTTP.
+    PaidRow("an answer that does not say whether a job was made", AnswerLost, range(1000)),
+)
+"""Read from the top, the first row that fits decides. Redirects to the same route are told apart before it."""
+
+
+def classify_submission(
+    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Sequence[str] = ()
+) -> GatewayError | None:
+    """What an answer to a submission means for money; None for 2xx, whose body is then read for the task id.
+
+    A redirect to the same route at another scheme or host (`http` to `https`) comes from in front of the gateway and
+    means that the base URL is wrong: nothing was made. Any other redirect may follow a submission that was processed
+    (post, redirect, get), so its outcome is unknown.
+
+    Args:
+        status: The HTTP status.
+        headers: The answer's headers.
+        body: The answer's body, or as much of it as was read.
+        secrets: Texts that must not come back in messages.
+    """
+    if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
+        return None
+    facts = wire.read_error(status, headers, body, secrets=secrets)
+    moved_to = _moved_to(status, headers)
+    if moved_to is not None:
+        advice = f"set LONGTAKE_GATEWAY_URL to {moved_to}"
+        return _error(RequestRefused, f"the gateway has moved (HTTP {status})", status, headers, facts, advice)
+    fitting = (row for row in PAID_TABLE if status in row.statuses and (row.codes is None or facts.code in row.codes))
+    row = next(fitting, PAID_TABLE[-1])
+    return _error(row.means, f"{row.says} (HTTP {status})", status, headers, facts, row.advice)
+
+
+class GatewayClient:
+    """The gateway's routes, typed. One for each worker; safe for many calls at once within one event loop."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_keys: Sequence[SecretStr],
+        submit_timeout: timedelta = timedelta(seconds=120),
+        query_timeout: timedelta = timedelta(seconds=20),
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            base_url: `https://gateway.example`; a trailing `/v1` is understood.
+            api_keys: The first pays for submissions; the others only help to query (same account).
+            submit_timeout: The longest from the first byte of a submission to the last of its answer.
+            query_timeout: The same for any other request, connecting included.
+            transport: For tests of single HTTP cases, instead of the network. Submissions need a real one.
+
+        Raises:
+            ValueError: The URL or a key cannot be used; says what to set, without repeating keys.
+        """
+        self._base_url = _read_base_url(base_url)
+        self._keys = [_read_key(key) for key in api_keys]
+        if not self._keys:
+            raise ValueError("no API key for the gateway: set LONGTAKE_GATEWAY_API_KEY")
+        self._good_key = 0
+        self._submit_seconds = submit_timeout.total_seconds()
+        self._query_seconds = query_timeout.total_seconds()
+        self._query_slots = asyncio.Semaphore(_MOST_QUERIES_AT_ONCE)
+        headers = {"User-Agent": _USER_AGENT, "Accept": "application/json"}
+        # Two clients, because a kept-alive connection may die under a request: harmless for a query, "outcome unknown"
+        # for a paid one.
+        self._submitting = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(self._submit_seconds, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            http2=False,
+            follow_redirects=False,
+            trust_env=True,
+            transport=transport,
+        )
+        self._querying = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(self._query_seconds, connect=min(_CONNECT_SECONDS, self._query_seconds)),
+            limits=httpx.Limits(max_connections=_MOST_QUERIES_AT_ONCE),
+            http2=False,
+            follow_redirects=False,
+            trust_env=True,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._submitting.aclose()
+        await self._querying.aclose()
+
+    @property
+    def origin(self) -> str:
+        """`scheme://host[:port]` of the gateway."""
+        return _origin(httpx.URL(self._base_url))
+
+    def content_url(self, task_id: str) -> str:
+        """Where the gateway itself serves the video of a task; it needs the key (`key_for`)."""
+        return f"{self._base_url}{_task_path(task_id)}/content"
+
+    def key_for(self, url: str) -> SecretStr | None:
+        """The key to send to `url`; None unless it has the gateway's origin ("never send the key to another host")."""
+        try:
+            same = _origin(httpx.URL(url)) == self.origin
+        except (httpx.InvalidURL, ValueError):
+            return None
+        return SecretStr(self._keys[self._good_key]) if same else None
+
+    async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmissionAnswer:
+        """Pay for one generation: one POST, sent at most once.
+
+        Args:
+            form: What to submit.
+            before_send: Awaited once, after connect and TLS and before the first byte. If it raises, no byte leaves and
+                that very exception comes out here. Its own duration counts towards no time limit of this call.
+
+        Raises:
+            GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused: Nothing was made.
+            AnswerLost, AnswerUnreadable: Sent, and the outcome is unknown.
+            SendHookDidNotFire: Answered without having asked `before_send`; stop submitting.
+        """
+        gate = _SendGate(before_send, self._submit_seconds)
+        secrets = (*self._keys, form.prompt, form.prompt_extend)
+        request = self._submitting.build_request(
+            "POST",
+            self._base_url + SUBMIT_PATH,
+            headers={"Authorization": f"Bearer {self._keys[0]}"},
+            files=form.parts(),
+            extensions={"trace": gate.trace},
+        )
+        try:
+            async with asyncio.timeout(_REACH_SECONDS) as gate.deadline:
+                answer = await _exchange(self._submitting, request, SUBMIT_PATH)
+        except Exception as error:
+            # From None throughout: a chained httpx traceback is too long for Temporal to keep the failure's type.
+            if gate.refusal is not None:
+                raise gate.refusal from gate.refusal.__cause__
+            if gate.passed and isinstance(error, GatewayError):
+                raise
+            if gate.passed:
+                # Whatever it is, a defect of ours included: the request may have arrived.
+                raise AnswerLost(f"the submission was sent and its answer was lost: {_cause(error)}") from None
+            if isinstance(error, httpx.HTTPError | TimeoutError | OSError):
+                raise GatewayUnreachable(
+                    f"nothing was sent, {self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}"
+                ) from None
+            raise
+        if gate.refusal is not None:
+            raise gate.refusal
+        if not gate.passed:
+            raise SendHookDidNotFire(
+                f"HTTP {answer.status} came without the hook before the first byte having fired: stop submitting, "
+                "and install the versions of httpx and httpcore that longtake was released with"
+            )
+        refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets)
+        if refusal is not None:
+            raise refusal
+        body = _parse(answer, secrets)
+        task_id = wire.read_submission(body, status=answer.status, request_id=answer.request_id, secrets=secrets)
+        return SubmissionAnswer(task_id, answer.request_id, answer.status)
+
+    async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
+        """Ask once how a task stands.
+
+        Args:
+            task_id: The gateway's id of the task.
+            second_path: Ask `/v1/video/generations/{id}`, the gateway's other route to the same task: a second witness.
+
+        Raises:
+            KeyRefused: None of the keys is accepted; the task itself goes on.
+            TaskNotFound: The gateway does not know the task: too early, or its row was lost.
+            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Look again later.
+        """
+        path = _task_path(task_id, second_path=second_path)
+        answer = await self._get(path, of_a_task=True)
+        body = _parse(answer, self._keys)
+        record = wire.read_task(body, asked_for=task_id, request_id=answer.request_id, status=answer.status)
+        if record.answered_task_id not in {None, task_id}:
+            logger.warning("asked for task %s, the answer calls it %s", task_id, record.answered_task_id)
+        return record
+
+    async def list_models(self) -> list[str]:
+        """The models that the paying key may use.
+
+        Raises:
+            KeyRefused: The key that pays for submissions is not accepted.
+            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Could not be asked now.
+        """
+        answer = await self._get("/v1/models", only_key=0)
+        body = _parse(answer, self._keys)
+        rows = body.get("data") if isinstance(body, dict) else None
+        if not isinstance(rows, list):
+            raise AnswerUnreadable(
+                f"the list of models is not one; {_CHECK_URL}", status=answer.status, request_id=answer.request_id
+            )
+        return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+
+    async def check_key(self) -> None:
+        """See that every key is accepted, with a request that costs nothing.
+
+        Raises:
+            KeyRefused: Names the first that is not by its place in LONGTAKE_GATEWAY_API_KEY.
+            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Could not be asked now.
+        """
+        for place in range(len(self._keys)):
+            _parse(await self._get("/v1/models", only_key=place), self._keys)
+
+    async def _get(self, path: str, *, only_key: int | None = None, of_a_task: bool = False) -> "_Answer":
+        """GET with the key that worked last, then with the others."""
+        count = len(self._keys)
+        first = self._good_key
+        places = [only_key] if only_key is not None else [(first + step) % count for step in range(count)]
+        refusal: GatewayError | None = None
+        for place in places:
+            answer = await self._get_once(path, place)
+            problem = self._classify_answer(answer, place, of_a_task=of_a_task)
+            if problem is None:
+                if only_key is None:
+                    self._good_key = place
+                return answer
+            if not isinstance(problem, KeyRefused):
+                raise problem
+            refusal = problem
+        raise refusal or AssertionError("there is always a key")
+
+    async def _get_once(self, path: str, place: int) -> "_Answer":
+        request = self._querying.build_request(
+            "GET", self._base_url + path, headers={"Authorization": f"Bearer {self._keys[place]}"}
+        )
+        try:
+            async with self._query_slots, asyncio.timeout(self._query_seconds):
+                return await _exchange(self._querying, request, path)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
+            raise GatewayUnreachable(f"{self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}") from None
+        except (httpx.HTTPError, TimeoutError, OSError) as error:
+            raise AnswerLost(f"no answer from {self.origin}: {_cause(error)}") from None
+
+    def _classify_answer(self, answer: "_Answer", place: int, *, of_a_task: bool) -> GatewayError | None:
+        """What an answer to a GET means; while a paid job runs, all but the key means "look again later"."""
+        status, headers = answer.status, answer.headers
+        if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
+            return None
+        facts = wire.read_error(status, headers, answer.body, secrets=self._keys)
+        means: type[GatewayError]
+        if status in {401, 402, 403}:
+            which = f"key {place + 1} of {len(self._keys)}" if len(self._keys) > 1 else "the key"
+            means, says, advice = KeyRefused, f"{which} was refused", "check LONGTAKE_GATEWAY_API_KEY and its quota"
+        elif of_a_task and (status == 404 or (status == 400 and facts.code in wire.NOT_FOUND_CODES)):  # noqa: PLR2004 - HTTP
+            means, says, advice = TaskNotFound, "the gateway does not know the task", ""
+        elif status == 429:  # noqa: PLR2004 - too many requests
+            means, says, advice = GatewayBusy, "too many requests", ""
+        elif status in {521, 522, 523, 525, 526}:
+            means, says, advice = GatewayUnreachable, "Cloudflare could not reach the gateway", ""
+        elif status >= 500:  # noqa: PLR2004 - HTTP's server errors
+            means, says, advice = AnswerLost, "the gateway failed", ""
+        else:
+            means, says, advice = AnswerUnreadable, "an answer outside the document", _CHECK_URL
+        return _error(means, f"{says} (HTTP {status})", status, headers, facts, advice)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A whole HTTP answer."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def request_id(self) -> str | None:
+        return _request_id(self.headers)
+
+
+class _SendGate:
+    """Lets one request through, once, after `before_send` has agreed."""
+
+    def __init__(self, before_send: Callable[[], Awaitable[None]], seconds_after: float) -> None:
+        self.passed = False
+        self.refusal: Exception | None = None
+        self.deadline: asyncio.Timeout | None = None
+        self._before_send = before_send
+        self._seconds_after = seconds_after
+        self._asked = False
+
+    async def trace(self, name: str, info: dict[str, Any]) -> None:
+        """The trace hook for httpcore; an exception in it stops the request before its first byte."""
+        if name != "http11.send_request_headers.started" or info["request"].method == b"CONNECT":
+            return
+        if self._asked:
+            raise AnswerLost("the submission was sent, and sending it a second time was refused")
+        self._asked = True
+        # `before_send` writes to the store and must not be cut off in the middle; its caller limits it.
+        self._set_deadline(None)
+        try:
+            await self._before_send()
+        except Exception as error:
+            # Kept, because httpcore swallows or renames exceptions of its own kinds.
+            self.refusal = error
+            raise
+        self._set_deadline(asyncio.get_running_loop().time() + self._seconds_after)
+        self.passed = True
+
+    def _set_deadline(self, when: float | None) -> None:
+        if self.deadline is not None:
+            self.deadline.reschedule(when)
+
+
+async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> _Answer:
+    """Send, read the whole answer up to the cap, and log one line."""
+    started = time.monotonic()
+    outcome, request_id = "no answer", None
+    try:
+        response = await client.send(request, stream=True)
+        try:
+            request_id = _request_id(response.headers)
+            outcome = f"{response.status_code}, body incomplete"
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _MOST_ANSWER_BYTES:
+                    raise AnswerUnreadable(
+                        f"the answer is larger than {_MOST_ANSWER_BYTES} bytes; {_CHECK_URL}",
+                        status=response.status_code,
+                        request_id=request_id,
+                    )
+            outcome = str(response.status_code)
+            return _Answer(response.status_code, response.headers, bytes(body))
+        except httpx.HTTPError as error:
+            raise AnswerLost(
+                f"the answer (HTTP {response.status_code}) broke off: {_cause(error)}",
+                status=response.status_code,
+                request_id=request_id,
+            ) from None
+        finally:
+            await response.aclose()
+    except Exception as error:
+        outcome = f"{outcome} ({type(error).__name__})"
+        raise
+    finally:
+        logger.info(
+            "%s %s -> %s, request id %s, %.2f s",
+            request.method,
+            path,
+            outcome,
+            request_id or "-",
+            time.monotonic() - started,
+        )
+
+
+def _parse(answer: _Answer, secrets: Sequence[str]) -> object:
+    try:
+        return wire.read_json(answer.body)
+    except ValueError as error:
+        facts = wire.read_error(answer.status, answer.headers, answer.body, secrets=secrets)
+        raise AnswerUnreadable(
+            f"HTTP {answer.status} with something that is no JSON ({error}): {facts.message}; {_CHECK_URL}",
+            status=answer.status,
+            gateway_message=facts.message,
+            request_id=answer.request_id,
+        ) from None
+
+
+def _error(  # noqa: PLR0913, PLR0917 - the facts of one answer, from two call sites
+    means: type[GatewayError],
+    says: str,
+    status: int,
+    headers: Mapping[str, str],
+    facts: ErrorFacts,
+    advice: str,
+) -> GatewayError:
+    told = ": ".join(part for part in (facts.code, facts.message) if part)
+    return means(
+        "; ".join(part for part in (says, told, advice) if part),
+        status=status,
+        code=facts.code,
+        gateway_message=facts.message,
+        request_id=_request_id(headers),
+        retry_after=wire.read_retry_after(headers),
+    )
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    value = next((value for key, value in headers.items() if key.lower() == _REQUEST_ID_HEADER), "")
+    return "".join(char for char in value if char.isprintable())[:128] or None
+
+
+def _moved_to(status: int, headers: Mapping[str, str]) -> str | None:
+    """The origin that a redirect names, if it leads to the same route there."""
+    location = next((value for key, value in headers.items() if key.lower() == "location"), "")
+    if status not in {301, 302, 307, 308} or not location:
+        return None
+    try:
+        url = httpx.URL(location)
+    except (httpx.InvalidURL, ValueError):
+        return None
+    same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(SUBMIT_PATH)
+    return _origin(url) + url.path.rstrip("/").removesuffix(SUBMIT_PATH) if same_route else None
+
+
+def _cause(error: BaseException) -> str:
+    """An error's kind and words, redacted; httpx's time-outs have none of their own."""
+    words = wire.redact(" ".join(str(error).split()))[:200]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _encode(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Not from it: that error carries the whole text.
+        raise RequestRefused(f"nothing was sent: {name} is not valid Unicode, remove the broken character") from None
+
+
+def _task_path(task_id: str, *, second_path: bool = False) -> str:
+    if not task_id.strip("."):
+        raise TaskNotFound(f"no task can have the id {task_id!r}")
+    root = "/v1/video/generations" if second_path else SUBMIT_PATH
+    return f"{root}/{quote(task_id, safe='', errors='replace')}"
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _read_base_url(text: str) -> str:
+    rule = "LONGTAKE_GATEWAY_URL must be http(s)://host[:port][/path], such as https://gateway.example"
+    try:
+        url = httpx.URL(text.strip())
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ValueError(f"{rule}: {_cause(error)}") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"{rule}; it is {wire.redact(text)[:200]!r}")
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError(f"{rule}, without a login, a query or a fragment; keys go into LONGTAKE_GATEWAY_API_KEY")
+    return _origin(url) + url.raw_path.decode("ascii").rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _read_key(key: SecretStr) -> str:
+    value = key.get_secret_value().strip()
+    # What cannot stand in a header must fail here, not between the hook and the first byte.
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("LONGTAKE_GATEWAY_API_KEY holds an empty key or one with spaces or unprintable characters")
+    return value

@@ -1,0 +1,541 @@
+"""Reads what the gateway writes; pure, and tolerant to the bone.
+
+An answer is a chain of objects, each the `data` of the one before: wrappers (`{"code": "success", "data": …}`), the
+task's envelope, perhaps the envelope of a second gateway in a row, and the middleware's record. Every shape of the
+field notes (S1 to S7) is such a chain, so there is one reader and no case for each shape:
+
+- the outermost status that says anything decides ("the envelope's status outranks `data.status`");
+- what the gateway knows (money, times, the reason) is taken from the outside in, what the middleware knows (links,
+  ids, progress, the error) from the inside out;
+- only `extend_failed` and `generate_failed` as `error.code` are verdicts; any other failure is "gateway lost";
+- a status that nobody knows means "still running".
+
+Nothing but the errors named in each docstring leaves this module, whatever the JSON. Strings come out as valid
+Unicode of bounded length, so that they survive a Temporal payload.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
+from longtake.models import Stage, TaskRecord, TaskState
+
+LONGEST_RETRY_AFTER = timedelta(minutes=15)
+"""Longer waits that a gateway asks for are cut to this: a typo there must not park a generation for a day."""
+
+_Json = dict[str, Any]
+_T = TypeVar("_T")
+
+_MOST_LAYERS = 6  # wrapper, envelope, the same of a second gateway, record; deeper is not ours
+_MOST_MESSAGE_CHARS = 300
+_MOST_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a text, and pages can be long
+_MOST_ID_CHARS = 256
+_MOST_LINK_CHARS = 8_192
+_EARLIEST_SECONDS = 946_684_800  # 2000-01-01
+_LATEST_SECONDS = 4_102_444_800  # 2100-01-01
+_SHORTEST_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
+_SECRET_BEGINNING_CHARS = 24
+_SECOND_SEGMENT_PROGRESS = 50
+
+_DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
+_FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
+_SAYS_NOTHING = frozenset({"", "UNKNOWN"})
+_VERDICTS = {"extend_failed": TaskState.EXTEND_FAILED, "generate_failed": TaskState.GENERATE_FAILED}
+NOT_FOUND_CODES = frozenset({"task_not_exist", "task_not_found"})
+# With one of these an object without a status is still a task; without any it is somebody else's answer.
+_TASK_FIELDS = frozenset({"task_id", "progress", "remix_id", "video_url", "fail_reason"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayRecord:
+    """One readable answer about a task, links included: for the worker and the store, never for Temporal or a log."""
+
+    task_id: str
+    """The id that was asked for."""
+    state: TaskState
+    gateway_status: str = ""
+    """The outermost status as it was written."""
+    inner_status: str = ""
+    """The innermost status as it was written: the middleware's, where its record is there."""
+    answered_task_id: str | None = None
+    """The task id that the answer itself names; differs from `task_id` where a relay renames tasks."""
+    progress: int | None = None
+    """0 to 100; not monotonic, and 100 on failures."""
+    remix_id: str | None = None
+    remix_id_extend: str | None = None
+    upstream_task_id: str | None = None
+    model: str | None = None
+    quota: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    """The failure's reason, shortened and without links."""
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    updated_at: datetime | None = None
+    finished_at: datetime | None = None
+    request_id: str | None = None
+    video_url: str | None = field(default=None, repr=False)
+    """The 15 s video when completed; the 8 s clip when the extension failed."""
+    first_video_url: str | None = field(default=None, repr=False)
+    """The first 8 s of a completed video."""
+    result_url: str | None = field(default=None, repr=False)
+    """What the envelope calls the download address; only when completed. It may not work: it holds another id."""
+
+    @property
+    def stage(self) -> Stage:
+        """`EXTENDING` once the extension has begun, else `FIRST_SEGMENT`.
+
+        `remix_id_extend` is the better sign; progress (contract: 50 to 99 is the extension) counts only while the task
+        is alive, because a failure's is made up (field notes).
+        """
+        alive = self.state in {TaskState.RUNNING, TaskState.COMPLETED}
+        far = alive and self.progress is not None and self.progress >= _SECOND_SEGMENT_PROGRESS
+        begun = self.state in {TaskState.COMPLETED, TaskState.EXTEND_FAILED}
+        return Stage.EXTENDING if self.remix_id_extend or far or begun else Stage.FIRST_SEGMENT
+
+    def without_links(self) -> TaskRecord:
+        """The part that may cross Temporal."""
+        return TaskRecord(
+            task_id=self.task_id,
+            state=self.state,
+            gateway_status=self.gateway_status,
+            progress=self.progress,
+            remix_id=self.remix_id,
+            remix_id_extend=self.remix_id_extend,
+            upstream_task_id=self.upstream_task_id,
+            model=self.model,
+            quota=self.quota,
+            error_code=self.error_code,
+            error_message=self.error_message,
+            submitted_at=self.submitted_at,
+            updated_at=self.updated_at,
+            finished_at=self.finished_at,
+            has_video_link=bool(self.video_url),
+            has_first_video_link=bool(self.first_video_url),
+            request_id=self.request_id,
+        )
+
+    def to_json(self) -> bytes:
+        """The whole record, links included, for the store."""
+        return _RECORDS.dump_json(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "GatewayRecord":
+        """Read what `to_json` of this or another version wrote.
+
+        Raises:
+            ValueError: It is not such a record; the text, which holds links, is not repeated.
+        """
+        try:
+            return _RECORDS.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"not a stored gateway record: {error.error_count()} fields do not fit") from None
+
+
+_RECORDS = TypeAdapter(GatewayRecord)
+
+
+@dataclass(frozen=True)
+class ErrorFacts:
+    """What an error answer says, shortened and redacted; None where it does not say."""
+
+    code: str | None = None
+    message: str | None = None
+    type: str | None = None
+
+
+def read_json(body: bytes) -> object:
+    """Parse a body.
+
+    Raises:
+        ValueError: It is no JSON, or JSON that no honest answer contains (nested too deep, a number of 5000 digits).
+    """
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError:
+        # The parser's own error carries the whole document; answers hold links.
+        raise ValueError("not JSON") from None
+
+
+def read_task(body: object, *, asked_for: str, request_id: str | None, status: int | None = None) -> GatewayRecord:
+    """Read a query's answer, already parsed from JSON.
+
+    Args:
+        body: What `json.loads` made of it; anything at all.
+        asked_for: The task id of the query; it stays the record's id, whatever the answer calls the task.
+        request_id: The gateway's `X-Oneapi-Request-Id`.
+        status: The HTTP status, for the errors.
+
+    Raises:
+        TaskNotFound: An error body that says so.
+        AnswerUnreadable: No task in it: an error body, a problem document, `data: null`, other JSON.
+    """
+    layers = _layers(body)
+    if not any(_is_task(layer) for layer in layers):
+        raise _no_task(layers, request_id=request_id, status=status)
+    outside_in, inside_out = layers, layers[::-1]
+
+    word = next((word for word in map(_status_word, outside_in) if word not in _SAYS_NOTHING), "")
+    code, message = _error(inside_out)
+    state = _state(word, code)
+    if message is None and word in _FAILED:
+        message = (
+            _first(outside_in, _reason, "fail_reason")
+            or _first(outside_in, _reason, "result_url")
+            or _first(inside_out, _reason, "message")
+        )
+
+    result_url = _first(outside_in, _link, "result_url", "fail_reason") if state is TaskState.COMPLETED else None
+    upstream_id = _first(inside_out, _id, "id")
+    properties = _first(outside_in, _object, "properties") or {}
+    return GatewayRecord(
+        task_id=asked_for,
+        state=state,
+        gateway_status=_first(outside_in, _short, "status") or "",
+        inner_status=_first(inside_out, _short, "status") or "",
+        answered_task_id=_first(outside_in, _id, "task_id"),
+        progress=_first(inside_out, _progress, "progress"),
+        remix_id=_first(inside_out, _id, "remix_id"),
+        remix_id_extend=_first(inside_out, _id, "remix_id_extend"),
+        upstream_task_id=upstream_id if upstream_id != asked_for else None,
+        model=_first(inside_out, _short, "model") or _short(properties.get("origin_model_name")),
+        quota=_first(outside_in, _count, "quota"),
+        error_code=code,
+        error_message=None if message is None else _shorten(redact(message)),
+        submitted_at=_first(outside_in, _time, "submit_time", "created_at"),
+        started_at=_first(outside_in, _time, "start_time"),
+        updated_at=_first(outside_in, _time, "updated_at"),
+        finished_at=_first(outside_in, _time, "finish_time", "completed_at"),
+        request_id=request_id,
+        video_url=_first(inside_out, _link, "video_url", "url"),
+        first_video_url=_first(inside_out, _link, "first_video_url"),
+        result_url=result_url,
+    )
+
+
+def read_submission(body: object, *, status: int | None, request_id: str | None, secrets: Iterable[str] = ()) -> str:
+    """The task id in the answer to an accepted submission, already parsed from JSON.
+
+    Field notes: flat with `task_id` and/or a string `id`; the envelope, whose `id` is a number; `data` as the id, as an
+    object, or as a list of one.
+
+    Args:
+        body: What `json.loads` made of it; anything at all.
+        status: The HTTP status, for the error.
+        request_id: The gateway's `X-Oneapi-Request-Id`.
+        secrets: Texts that must not come back in the error: the keys and prompts that were sent.
+
+    Raises:
+        AnswerUnreadable: There is no id in it; for a paid request that means "outcome unknown".
+    """
+    layers = _layers(body)
+    for name in ("task_id", "id"):
+        for layer in layers:
+            found = _id(layer.get(name))
+            # An error body may carry an id of its own, such as the request's (S6): there only `task_id` counts.
+            if found is not None and (name == "task_id" or _is_task(layer) or not _is_error(layer)):
+                return found
+    for layer in layers:
+        found = _id(layer.get("data"))
+        if found is not None and "code" in layer and not _is_error(layer):
+            return found
+    facts = _facts(layers, secrets)
+    said = f"; it says: {facts.message}" if facts.message else ""
+    raise AnswerUnreadable(
+        f"the submission was answered with {_outline(body)}, but without a task id{said}",
+        status=status,
+        code=facts.code,
+        gateway_message=facts.message,
+        request_id=request_id,
+    )
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes, *, secrets: Iterable[str] = ()) -> ErrorFacts:
+    """What an error answer says, from either of the gateway's error shapes or none of them.
+
+    Field notes: `{"error": {"message", "type", "code"}}`, `{"code", "message", "data": null}`, and with
+    `fail_to_fetch_task` a message that is the upstream's JSON once more. Proxies in front answer with HTML or nothing.
+
+    Args:
+        status: The HTTP status, named where the body says nothing.
+        headers: The answer's headers.
+        body: Its body, or as much of it as was read.
+        secrets: Texts that must not come back: the keys and prompts that were sent.
+    """
+    try:
+        return _facts(_layers(read_json(body)), secrets)
+    except ValueError:
+        page = _page(_header(headers, "content-type") or "", body) or f"HTTP {status} with an empty body"
+        return ErrorFacts(message=_shorten(redact(page, secrets=secrets)))
+
+
+def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> timedelta | None:
+    """How long the answer asks us to wait, from seconds or an HTTP date; at most `LONGEST_RETRY_AFTER`."""
+    value = (_header(headers, "retry-after") or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        wait = timedelta(seconds=float(value))
+    else:
+        try:
+            at = parsedate_to_datetime(value)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+        # A date without a zone is UTC by RFC 9110.
+        wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - (now or datetime.now(UTC))
+    return min(wait, LONGEST_RETRY_AFTER) if wait > timedelta(0) else None
+
+
+_SECRETS = (
+    # Whole images; they may be somebody's face.
+    (re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[a-z0-9+/=_-]*", re.IGNORECASE), "data:…"),
+    # Who is logged in, and the query: that is where signatures are.
+    (re.compile(r"(://)[^\s/?#@\"'<>]{1,512}@"), r"\1…@"),
+    (re.compile(r"(://[^\s?#\"'<>]{1,2048})[?#][^\s\"'<>]*"), r"\1?…"),
+    # Signatures in a URL that lost its beginning or has escaped slashes.
+    (re.compile(r"([?&][a-z0-9_.%-]{1,64}=)[^\s&\"'<>]+", re.IGNORECASE), r"\1…"),
+    (re.compile(r"(?<![a-z0-9])bearer\s+[^\s\"',;]+", re.IGNORECASE), "Bearer …"),
+    (re.compile(r"(?<![a-z0-9])sk-[a-z0-9*._-]+", re.IGNORECASE), "sk-…"),
+)
+
+
+def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
+    """`text` without queries and logins of URLs, keys, embedded images and the `secrets` given."""
+    for secret in secrets:
+        # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
+        beginning = secret[:_SECRET_BEGINNING_CHARS]
+        while len(beginning) >= _SHORTEST_SECRET_CHARS and (at := text.find(beginning)) >= 0:
+            whole = text.startswith(secret, at)
+            text = text[:at] + "…" + (text[at + len(secret) :] if whole else "")
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _layers(body: object) -> list[_Json]:
+    """The chain of objects along `data`, from the outside in."""
+    layers: list[_Json] = []
+    layer = _object(body)
+    while layer is not None and len(layers) < _MOST_LAYERS:
+        layers.append(layer)
+        layer = _object(layer.get("data"))
+    return layers
+
+
+def _object(value: object) -> _Json | None:
+    """An object, also as a list of one or as JSON text: relays write all three."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            value = read_json(value.encode(errors="replace"))
+        except ValueError:
+            return None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, dict) else None
+
+
+def _status_word(layer: _Json) -> str:
+    """The status in capitals; empty where it is absent or a number (Cloudflare's problem documents)."""
+    status = layer.get("status")
+    return status.strip().upper() if isinstance(status, str) else ""
+
+
+def _is_task(layer: _Json) -> bool:
+    if _status_word(layer):
+        return True
+    return not layer.get("error") and not _TASK_FIELDS.isdisjoint(layer)
+
+
+def _is_error(layer: _Json) -> bool:
+    return bool(layer.get("error")) or _code(layer.get("code")) is not None
+
+
+def _state(word: str, error_code: str | None) -> TaskState:
+    if word in _DONE:
+        return TaskState.COMPLETED
+    if word in _FAILED:
+        return _VERDICTS.get(error_code or "", TaskState.LOST)
+    return TaskState.RUNNING
+
+
+def _error(inside_out: list[_Json]) -> tuple[str | None, str | None]:
+    """Code and message of the innermost error."""
+    for layer in inside_out:
+        error = layer.get("error")
+        found = _object(error)
+        if found is not None:
+            code, message = _code(found.get("code")), _text(found.get("message"))
+        else:
+            code, message = None, _text(error)
+        if code or message:
+            return code, message
+    return None, None
+
+
+def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None) -> AnswerUnreadable | TaskNotFound:
+    facts = _facts(layers)
+    said = f": {facts.message}" if facts.message else ""
+    if facts.code in NOT_FOUND_CODES:
+        return TaskNotFound(
+            f"the gateway does not know the task{said}",
+            status=status,
+            code=facts.code,
+            gateway_message=facts.message,
+            request_id=request_id,
+        )
+    return AnswerUnreadable(
+        f"the answer holds no task{said}",
+        status=status,
+        code=facts.code,
+        gateway_message=facts.message,
+        request_id=request_id,
+    )
+
+
+def _facts(layers: list[_Json], secrets: Iterable[str] = ()) -> ErrorFacts:
+    """The error that the layers tell of, outermost first, redacted."""
+    code: str | None = None
+    message: str | None = None
+    kind: str | None = None
+    for layer in layers:
+        error = layer.get("error")
+        told = _object(error) or layer
+        code = code or _code(told.get("code"))
+        kind = kind or _short(told.get("type"))
+        message = message or _text(told.get("message")) or _text(error)
+        # Problem documents (RFC 9457), as Cloudflare writes them.
+        message = message or _text(layer.get("detail")) or _text(layer.get("title"))
+    nested = _object(message)
+    if nested is not None:
+        inner_code, inner_message = _error([{"error": nested.get("error") or nested}])
+        message = ": ".join(part for part in (inner_code, inner_message) if part) or None
+    return ErrorFacts(code, message and (_shorten(redact(message, secrets=secrets)) or None), kind)
+
+
+def _page(content_type: str, body: bytes) -> str | None:
+    """What a body that is no JSON says: an HTML page's title, or the text itself."""
+    text = body[:_MOST_MESSAGE_CHARS_READ].decode(errors="replace").strip()
+    if "html" in content_type.lower() or text.startswith("<"):
+        title = re.search(r"<title[^>]{0,200}>([^<]{1,500})", text, re.IGNORECASE)
+        return f"an HTML page: {title[1]}" if title else "an HTML page"
+    return text or None
+
+
+def _outline(body: object) -> str:
+    """The shape of an answer without its values, for an error text."""
+    layers = _layers(body)
+    if not layers:
+        return f"a JSON {type(body).__name__}"
+    return "the fields " + _shorten(redact(", ".join(sorted(map(str, layers[0]))[:12])))
+
+
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    return next((value for key, value in headers.items() if key.lower() == name), None)
+
+
+def _first(layers: list[_Json], read: Callable[[object], _T | None], *names: str) -> _T | None:
+    """The first readable value among `names`, layer by layer."""
+    for layer in layers:
+        for name in names:
+            found = read(layer.get(name))
+            if found is not None:
+                return found
+    return None
+
+
+def _text(value: object) -> str | None:
+    """A non-empty string, made valid: a lone surrogate would break the JSON that it is written into."""
+    if not isinstance(value, str):
+        return None
+    return value[:_MOST_MESSAGE_CHARS_READ].encode(errors="replace").decode().strip() or None
+
+
+def _shorten(text: str) -> str:
+    """One line of at most 300 characters."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _MOST_MESSAGE_CHARS else line[: _MOST_MESSAGE_CHARS - 1] + "…"
+
+
+def _short(value: object) -> str | None:
+    """A word, such as a status or a model's name."""
+    text = _text(value)
+    return None if text is None else _shorten(redact(text))[:_MOST_ID_CHARS] or None
+
+
+def _code(value: object) -> str | None:
+    """An error code; relays write numbers too. "success" and its like are no error."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1_000_000:  # noqa: PLR2004 - six digits
+        value = str(value)
+    text = _short(value)
+    return None if text is None or text.lower() in {"success", "ok", "0", "200"} else text
+
+
+def _id(value: object) -> str | None:
+    """An id that can be stored, logged and put into a path: printable, unbroken, short, and no JSON or link."""
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    fits = 0 < len(text) <= _MOST_ID_CHARS and text.isprintable() and not re.search(r"[\s/?#{}\[\]\"<>\\]", text)
+    return text if fits and text.strip(".") else None
+
+
+def _link(value: object) -> str | None:
+    """An absolute http(s) address; `fail_reason` and `result_url` hold prose as often."""
+    if not isinstance(value, str) or len(value) > _MOST_LINK_CHARS:
+        return None
+    text = value.strip()
+    if not text.isprintable() or " " in text:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_link = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        return None
+    return text if is_link else None
+
+
+def _reason(value: object) -> str | None:
+    """A failure's reason: any text that is not just a link."""
+    return None if _link(value) else _text(value)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also from text and with a percent sign."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value[:32].strip().removesuffix("%") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _progress(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and 0 <= number <= 100 else None  # noqa: PLR2004 - a percentage
+
+
+def _count(value: object) -> int | None:
+    """A whole number that JSON readers everywhere hold exactly."""
+    number = _number(value)
+    return int(number) if number is not None and 0 <= number < 2**53 and number.is_integer() else None
+
+
+def _time(value: object) -> datetime | None:
+    """Unix time in seconds, or in milli-, micro- or nanoseconds; 0 is "not yet"."""
+    number = _number(value)
+    if number is None:
+        return None
+    for _ in range(3):
+        if number > _LATEST_SECONDS:
+            number /= 1000
+    return datetime.fromtimestamp(number, UTC) if _EARLIEST_SECONDS <= number <= _LATEST_SECONDS else None

@@ -1,0 +1,295 @@
+"""The images of a request: checked before anything is paid, kept in the store, and laid out for the gateway.
+
+A malformed image costs a whole generation if only the gateway notices it, so every image that we can see is fully
+decoded first. Errors name the image; they never print a data URI.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from PIL import Image, UnidentifiedImageError
+
+from longtake.models import ImageInput
+from longtake.storage import Store, StoreProblem
+
+MAX_IMAGE_BYTES = 20 * 2**20
+MAX_REQUEST_BYTES = 60 * 2**20
+"""Of all images of a request as they are sent: half of the gateway's limit of 128 MB (field notes: "Images")."""
+MAX_PIXELS = 50_000_000
+"""Decoded, one image of this size takes 150 to 200 MB of memory."""
+
+MediaType: TypeAlias = Literal["image/jpeg", "image/png", "image/webp"]
+
+# An MPO is what many phones write: a JPEG with further pictures behind it.
+_MEDIA_TYPES: dict[str, MediaType] = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+}
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_EXTENSIONS: dict[MediaType, str] = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+_DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(;[^;,]*)*),", re.IGNORECASE)
+_STORED_NAME = re.compile(r"images/(?P<sha256>[0-9a-f]{64})\.(jpg|png|webp)")
+_FOLDER = "images/"
+
+
+class ImageProblem(Exception):
+    """An image cannot be used.
+
+    Attributes:
+        rule: What holds, in words that say what to do.
+        field: Which image of a request, such as `images[1].uri`; None for an image on its own.
+    """
+
+    def __init__(self, rule: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {rule}" if field else rule)
+        self.rule = rule
+        self.field = field
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that was fully decoded once."""
+
+    content: bytes = field(repr=False)
+    media_type: MediaType
+    width: int
+    """In pixels, as stored."""
+    height: int
+    sha256: str
+    """Of the content, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """One `input_reference[]` of the multipart body: either a text, or a file with its name, type and content."""
+
+    text: str | None = field(default=None, repr=False)
+    filename: str | None = None
+    media_type: MediaType | None = None
+    content: bytes | None = field(default=None, repr=False)
+
+
+def check_image_bytes(content: bytes, *, name: str) -> CheckedImage:
+    """Decode an image, all of it.
+
+    Args:
+        content: The file.
+        name: What to call it in an error.
+
+    Raises:
+        ImageProblem: if it is empty, too large, no JPEG, PNG or WebP, or damaged.
+    """
+    if not content:
+        raise ImageProblem(f"{name} is empty: give a JPEG, PNG or WebP image")
+    _check_size(len(content), name)
+    try:
+        media_type, width, height = _decode(content, name)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageProblem(_too_many_pixels(name)) from None
+    except UnidentifiedImageError:
+        raise ImageProblem(f"{name} is not a JPEG, PNG or WebP image: convert it to one of these") from None
+    except ImageProblem:
+        raise
+    except Exception:  # noqa: BLE001 - on damaged input Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        raise ImageProblem(f"{name} is damaged or cut: export or download it again") from None
+    return CheckedImage(content, media_type, width, height, hashlib.sha256(content).hexdigest())
+
+
+def _decode(content: bytes, name: str) -> tuple[MediaType, int, int]:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        width, height = image.size
+        media_type = _MEDIA_TYPES[image.format or ""]
+        if width * height > MAX_PIXELS:
+            raise ImageProblem(_too_many_pixels(name))
+        image.verify()  # the checksums of a PNG, down to its end
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        image.load()
+    return media_type, width, height
+
+
+def read_image_file(path: Path | str) -> CheckedImage:
+    """Read and check a local image; one that is too large is refused before it is read.
+
+    Raises:
+        ImageProblem: if there is none, it cannot be read, or it is no usable image.
+    """
+    name = str(path)
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageProblem(f"{name} is not a file: give the path of an image")
+        _check_size(status.st_size, name)
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_IMAGE_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageProblem(f"{name} does not exist: check the path") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a path"
+        raise ImageProblem(f"{name} cannot be read ({why}): check the path and its permissions") from None
+    return check_image_bytes(content, name=name)
+
+
+def read_data_uri(uri: str) -> CheckedImage:
+    """Read and check an image that stands in the request itself.
+
+    Raises:
+        ImageProblem: if the URI is not complete and strict base64, or what it holds is not what it declares.
+    """
+    name = "the image in the data URI"
+    head = _DATA_URI.match(uri[:200])
+    if head is None or not head["parameters"].lower().endswith(";base64"):
+        raise ImageProblem("the data URI must have the form data:image/png;base64,…")
+    declared = head["type"].lower()
+    if declared not in _EXTENSIONS:
+        raise ImageProblem("the data URI must declare image/jpeg, image/png or image/webp")
+    _check_size((len(uri) - head.end()) * 3 // 4 - 2, name)
+    try:
+        content = base64.b64decode(uri[head.end() :].encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise ImageProblem("the data URI is not strict base64, or it was cut: encode the image again") from None
+    image = check_image_bytes(content, name=name)
+    if image.media_type != declared:
+        raise ImageProblem(f"the data URI declares {declared}, but the image is {image.media_type}: declare that")
+    return image
+
+
+def check_image_url(url: str) -> None:
+    """Check the form of a link to an image; whether the gateway can reach it only the gateway can tell.
+
+    Raises:
+        ImageProblem: if it is not a plain `https://` or `http://` URL.
+    """
+    try:
+        parts = urlsplit(url)
+        port_is_usable = parts.port != 0
+        host, has_credentials = parts.hostname, "@" in parts.netloc
+    except ValueError:
+        host, has_credentials, port_is_usable = None, False, False
+        parts = None
+    if parts is None or parts.scheme not in {"http", "https"} or not host or not port_is_usable:
+        raise ImageProblem("the image's URL must have the form https://host/path and be publicly reachable")
+    if has_credentials:
+        raise ImageProblem("the image's URL must not hold a user name or password: give a public or signed link")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ImageProblem("the image's URL holds spaces, control or non-ASCII characters: percent-encode them")
+
+
+async def store_image(store: Store, image: CheckedImage) -> ImageInput:
+    """Put an image into the store under its content's hash, once; the result refers to it by its path there.
+
+    Raises:
+        StoreProblem: if the store cannot be written.
+    """
+    path = f"{_FOLDER}{image.sha256}.{_EXTENSIONS[image.media_type]}"
+    if await store.head(path) != len(image.content):
+        await store.put(path, image.content)
+    return ImageInput(uri=path)
+
+
+async def load_image(store: Store, uri: str) -> CheckedImage:
+    """Get an image from the store, by its path there or its full URL, and check it.
+
+    Raises:
+        ImageProblem: if it lies outside the store, is absent, or is not what its name says.
+        StoreProblem: if the store cannot be read.
+    """
+    try:
+        path = store.path_of(uri)
+    except StoreProblem:
+        raise ImageProblem(
+            "an image must be an https:// URL, a data: URI, or an object in the store (put a local file there first)"
+        ) from None
+    name = f"the image {path}"
+    stored_name = _STORED_NAME.fullmatch(path)
+    if path.startswith(_FOLDER) and stored_name is None:
+        raise ImageProblem(f"{name} does not have the name of a stored image: <sha256>.jpg, .png or .webp")
+    size = await store.head(path)
+    if size is None:
+        raise ImageProblem(f"{name} is not in the store: store it again")
+    _check_size(size, name)
+    content = await store.get(path)
+    if content is None:
+        raise ImageProblem(f"{name} is not in the store: store it again")
+    image = await asyncio.to_thread(check_image_bytes, content, name=name)
+    if stored_name is not None and stored_name["sha256"] != image.sha256:
+        raise ImageProblem(f"{name} is not what was stored under that name: store it again")
+    return image
+
+
+async def prepare_parts(store: Store, images: Sequence[ImageInput]) -> list[ImagePart]:
+    """Lay a request's images out for the gateway, checked, in their order and all in ONE kind.
+
+    The gateway puts texts before files, so a file followed by a URL would swap first and last frame (field notes:
+    "Images"). Objects in the store go as files if all images are such objects, else all go as texts: URLs and data
+    URIs as they are, objects as data URIs.
+
+    Raises:
+        ImageProblem: naming the image by its place in the request, or if together they are too large.
+        StoreProblem: if the store cannot be read.
+    """
+    as_files = not any(_is_text(image.uri) for image in images)
+    parts = []
+    for index, image in enumerate(images):
+        try:
+            if as_files:
+                parts.append(_as_file(index, await load_image(store, image.uri)))
+            else:
+                parts.append(ImagePart(text=await _as_text(store, image.uri)))
+        except ImageProblem as problem:
+            raise ImageProblem(problem.rule, field=f"images[{index}].uri") from None
+    total = sum(len(part.content or b"") + len(part.text or "") for part in parts)
+    if total > MAX_REQUEST_BYTES:
+        raise ImageProblem(
+            f"together they take {total:,} bytes as they are sent, at most {MAX_REQUEST_BYTES:,}"
+            f" ({MAX_REQUEST_BYTES >> 20} MiB) are allowed: make them smaller",
+            field="images",
+        )
+    return parts
+
+
+def _is_text(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://", "data:"))
+
+
+def _as_file(index: int, image: CheckedImage) -> ImagePart:
+    # The gateway passes names on unescaped, so ours are plain.
+    return ImagePart(
+        filename=f"image-{index + 1}.{_EXTENSIONS[image.media_type]}",
+        media_type=image.media_type,
+        content=image.content,
+    )
+
+
+async def _as_text(store: Store, uri: str) -> str:
+    if uri.lower().startswith("data:"):
+        await asyncio.to_thread(read_data_uri, uri)
+        return uri
+    if _is_text(uri):
+        check_image_url(uri)
+        return uri
+    image = await load_image(store, uri)
+    return f"data:{image.media_type};base64,{base64.b64encode(image.content).decode()}"
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise ImageProblem(
+            f"{name} has {size:,} bytes, at most {MAX_IMAGE_BYTES:,} ({MAX_IMAGE_BYTES >> 20} MiB) are allowed:"
+            " make it smaller"
+        )
+
+
+def _too_many_pixels(name: str) -> str:
+    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"

@@ -1,0 +1,409 @@
+"""The write-once record of every paid submission: who may send, and what came of it ("late intent").
+
+The gateway has no idempotency, so this is where "never pay twice" is kept. For each generation's business key there
+is a row of slots in the store, every record created once, atomically, and never changed or deleted:
+
+    submit/<hash of the key>/<n>/intent     "I am about to send": made after connect and TLS, before the first byte
+    submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
+
+Whoever wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": that is the answer, nothing
+is sent. Outcome "not_sent": the next slot. An intent without an outcome belongs to somebody who may still be alive:
+it is waited for until the longest exchange must be over, and is in doubt after that. Because the records hang on the
+key, not on a workflow run or an activity attempt, no retry, reset, termination or repeated start gets around them.
+
+An intent is made as late as possible, so that a connection that fails leaves no record, and a crash before the first
+byte is simply sent again. What remains in doubt is what the gateway received and did not answer.
+
+The records are few and small (about 300 bytes each), and losing them means paying twice: no lifecycle rule and no
+delete permission on `submit/`.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longtake.gateway.errors import GatewayBusy, GatewayError, GatewayUnreachable, RequestRefused
+from longtake.storage import Store, StoreProblem
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "submit"
+MARGIN = timedelta(seconds=30)
+"""Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
+
+_STALE_AFTER_SECONDS = 5.0
+"""A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
+_LOOK_AGAIN = timedelta(seconds=5)
+_MOST_SLOTS = 1000
+_WRITE_TRIES = 4
+_NOTHING_MADE = (GatewayUnreachable, GatewayBusy, RequestRefused)
+# CLOCK_BOOTTIME counts while the machine sleeps; where there is none the monotonic clock is the best there is.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class LedgerError(Exception):
+    """The root of what this module raises; nothing was sent unless a subclass says otherwise."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The store did not answer or refused; nothing was sent."""
+
+
+class KeyReused(LedgerError):
+    """The key was used for another request; nothing was sent."""
+
+
+class SendSuspended(LedgerError):
+    """The process was stopped or asleep just before sending; nothing was sent, and the slot is closed."""
+
+
+class SlotTaken(LedgerError):
+    """Another attempt took the slot in the same moment; nothing was sent by this one."""
+
+
+class SubmissionInDoubt(LedgerError):
+    """An earlier attempt sent, or was about to, and may still be alive; nothing was sent by this one.
+
+    Attributes:
+        wait: When to look again for its outcome.
+    """
+
+    def __init__(self, message: str, wait: timedelta) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class OutcomeUnknown(LedgerError):
+    """A request may have reached the gateway, and no answer says what came of it.
+
+    Attributes:
+        slot: The slot that it holds.
+        sent_at: When it left, by its owner's clock.
+        cause: What the gateway's boundary said, where this very attempt sent it.
+    """
+
+    def __init__(self, message: str, *, slot: int, sent_at: datetime, cause: GatewayError | None = None) -> None:
+        super().__init__(message)
+        self.slot = slot
+        self.sent_at = sent_at
+        self.cause = cause
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    nonce: str
+    """Of the attempt that the slot belongs to."""
+
+
+_R = TypeVar("_R", bound=_Record)
+
+
+class Intent(_Record):
+    """Somebody is about to send."""
+
+    digest: str
+    """`catalog.request_digest` of what is sent."""
+    sent_at: datetime
+    window_seconds: float
+    """How long after `sent_at` its owner may still be alive."""
+    owner: str
+    """The workflow id, run and attempt: for people."""
+    model: str = ""
+
+
+class Outcome(_Record):
+    """What came of an intent."""
+
+    outcome: Literal["accepted", "not_sent"]
+    task_id: str | None = None
+    request_id: str | None = None
+    reason: str = ""
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A paid submission whose task id is known.
+
+    Attributes:
+        attached: True where an earlier attempt sent it.
+        recorded: False where the store did not take the outcome: write it again with `record_accepted`.
+    """
+
+    task_id: str
+    slot: int
+    sent_at: datetime
+    request_id: str | None = None
+    attached: bool = False
+    recorded: bool = True
+    nonce: str = ""
+
+
+class Evidence(BaseModel):
+    """What an attempt knows of its own slot, kept outside the store as well (in its heartbeat).
+
+    It closes the slot where the store failed at the very moment when the outcome was to be written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    nonce: str
+    outcome: Literal["accepted", "not_sent"]
+    task_id: str | None = None
+    request_id: str | None = None
+    reason: str = ""
+
+
+Arm = Callable[[], Awaitable[None]]
+"""Must be awaited directly before the first byte of the request leaves; raises where nothing may be sent."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a send brought back."""
+
+    task_id: str
+    request_id: str | None = None
+
+
+class SubmissionLedger:
+    """The slots of all keys, in one store that all workers share."""
+
+    def __init__(self, store: Store, *, longest_exchange: timedelta) -> None:
+        """Use `store`.
+
+        Args:
+            store: Must honour create-if-absent (`Store.probe` shows it).
+            longest_exchange: The longest that `send` can take, from the intent to its last byte.
+        """
+        self._store = store
+        self._window = longest_exchange + MARGIN
+
+    async def submit(  # noqa: PLR0913 - each is a fact of its own, named at the one call
+        self,
+        key: str,
+        *,
+        digest: str,
+        send: Callable[[Arm], Awaitable[Answer]],
+        owner: str,
+        model: str = "",
+        evidence: Evidence | None = None,
+        on_evidence: Callable[[Evidence], None] = lambda _: None,
+    ) -> Accepted:
+        """Send once for this key, or find what was sent before.
+
+        Args:
+            key: The generation's business key.
+            digest: What would be sent.
+            send: Performs the exchange, awaiting the arm it is given directly before the first byte.
+            owner: Who we are, for people who read the record.
+            model: For people and for reconciliation.
+            evidence: What an earlier attempt of ours left in its heartbeat.
+            on_evidence: Told at once what came of it, before that is written to the store.
+
+        Raises:
+            GatewayUnreachable, GatewayBusy, RequestRefused: From `send`; nothing was made, the slot is closed.
+            LedgerUnavailable, KeyReused, SendSuspended, SlotTaken, SubmissionInDoubt: Nothing was sent by this call.
+            OutcomeUnknown: Something may have been sent, by this call or an earlier one.
+        """
+        slot_or_accepted = await self._find_slot(key, digest, evidence)
+        if isinstance(slot_or_accepted, Accepted):
+            return slot_or_accepted
+        intent = Intent(
+            nonce=uuid.uuid4().hex,
+            digest=digest,
+            sent_at=datetime.now(UTC),
+            window_seconds=self._window.total_seconds(),
+            owner=owner,
+            model=model,
+        )
+        attempt = _Attempt(self, key, slot_or_accepted, intent, on_evidence)
+        answer = await attempt.run(send)
+        on_evidence(
+            Evidence(nonce=intent.nonce, outcome="accepted", task_id=answer.task_id, request_id=answer.request_id)
+        )
+        accepted = Accepted(
+            answer.task_id, attempt.slot, attempt.intent.sent_at, request_id=answer.request_id, nonce=intent.nonce
+        )
+        try:
+            await self.record_accepted(key, accepted)
+        except LedgerError as error:
+            # It is paid for and its id is known: hand the id on, whatever the store says. A later step writes it.
+            logger.warning("ledger outcome not written: %s", error)
+            return replace(accepted, recorded=False)
+        return accepted
+
+    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+        """Write the outcome of a paid submission; writing the same one again does nothing.
+
+        Raises:
+            LedgerUnavailable: The store did not take it.
+        """
+        await self._create(
+            _path(key, accepted.slot, "outcome"),
+            Outcome(
+                nonce=accepted.nonce,
+                outcome="accepted",
+                task_id=accepted.task_id,
+                request_id=accepted.request_id,
+                at=datetime.now(UTC),
+            ),
+        )
+
+    async def _find_slot(self, key: str, digest: str, evidence: Evidence | None) -> int | Accepted:
+        """The first free slot, or the accepted submission.
+
+        Raises:
+            KeyReused, SubmissionInDoubt, OutcomeUnknown, LedgerUnavailable: See `submit`.
+        """
+        for slot in range(1, _MOST_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                return slot
+            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+            if outcome is not None and outcome.outcome == "not_sent":
+                continue  # whatever it was, nothing was made: the key is still free
+            if intent.digest != digest:
+                raise KeyReused(f"the key {key!r} was already used for another request: use a new key for this one")
+            if outcome is None and evidence and evidence.nonce == intent.nonce:
+                outcome = Outcome(at=datetime.now(UTC), **evidence.model_dump())
+                await self._create(_path(key, slot, "outcome"), outcome)
+            if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
+                raise self._doubt(slot, intent)
+            if outcome.outcome == "accepted" and outcome.task_id:
+                return Accepted(
+                    outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce
+                )
+        raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
+
+    def _doubt(self, slot: int, intent: Intent) -> LedgerError:
+        wait = intent.sent_at + timedelta(seconds=intent.window_seconds) - datetime.now(UTC)
+        if wait > timedelta(0):
+            return SubmissionInDoubt(
+                f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
+                f"waiting {wait.total_seconds():.0f} s for its outcome",
+                min(wait, _LOOK_AGAIN),
+            )
+        return OutcomeUnknown(
+            f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and left no outcome",
+            slot=slot,
+            sent_at=intent.sent_at,
+        )
+
+    async def _read(self, kind: type[_R], path: str) -> _R | None:
+        try:
+            content = await self._store.get(path)
+        except StoreProblem as error:
+            raise LedgerUnavailable(f"the submission ledger cannot be read: {error}") from None
+        try:
+            return None if content is None else kind.model_validate_json(content)
+        except ValidationError:
+            raise LedgerUnavailable(
+                f"{path} in the store is not a ledger record: find out who changed it; nothing is sent meanwhile"
+            ) from None
+
+    async def _create(self, path: str, record: _Record) -> None:
+        """Create a record, and return only if the stored one is ours, whatever happened to the reply.
+
+        Raises:
+            SlotTaken: It exists and is another's.
+            LedgerUnavailable: The store did not take it; it may exist all the same.
+        """
+        problem: Exception | None = None
+        for attempt in range(_WRITE_TRIES):
+            if attempt:
+                await asyncio.sleep(0.1 * 2**attempt)
+            try:
+                if await self._store.create(path, record.model_dump_json().encode()):
+                    return
+                existing = await self._read(_Record, path)
+            except (StoreProblem, LedgerUnavailable) as error:
+                problem = error
+                continue
+            if existing is not None and existing.nonce == record.nonce:
+                return  # our own write, whose reply was lost
+            raise SlotTaken(f"{path} belongs to another attempt")
+        raise LedgerUnavailable(f"the submission ledger cannot be written: {problem}")
+
+
+class _Attempt:
+    """One try to send in one slot."""
+
+    def __init__(
+        self,
+        ledger: SubmissionLedger,
+        key: str,
+        slot: int,
+        intent: Intent,
+        on_evidence: Callable[[Evidence], None],
+    ) -> None:
+        self._ledger = ledger
+        self._key = key
+        self.slot = slot
+        self.intent = intent
+        self._on_evidence = on_evidence
+        self._tried = False
+        self._armed = False
+        self._started = time.clock_gettime(_CLOCK)
+
+    async def run(self, send: Callable[[Arm], Awaitable[Answer]]) -> Answer:
+        """Send, and close the slot where nothing can have been made."""
+        try:
+            answer = await send(self._arm)
+        except _NOTHING_MADE as error:
+            await self._close(type(error).__name__)
+            raise
+        except BaseException as error:
+            if not self._armed:
+                await self._close(type(error).__name__)
+                raise
+            # Armed, and then anything else, cancellation and defects included: the request may be on its way.
+            raise OutcomeUnknown(
+                f"{type(error).__name__}: {error}"[:500],
+                slot=self.slot,
+                sent_at=self.intent.sent_at,
+                cause=error if isinstance(error, GatewayError) else None,
+            ) from None
+        if not self._armed:
+            raise RuntimeError("a submission was answered although it never asked whether it may be sent")
+        return answer
+
+    async def _arm(self) -> None:
+        if self._tried:
+            raise RuntimeError("one submission, one transmission: a second one was refused")
+        self._tried = True
+        self.intent = self.intent.model_copy(update={"sent_at": datetime.now(UTC)})
+        self._started = time.clock_gettime(_CLOCK)
+        await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)  # noqa: SLF001 - same module
+        if time.clock_gettime(_CLOCK) - self._started > _STALE_AFTER_SECONDS:
+            raise SendSuspended("the worker was stopped just before sending: nothing was sent")
+        self._armed = True
+
+    async def _close(self, reason: str) -> None:
+        """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
+        if not self._tried:
+            return
+        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason))
+        ledger = self._ledger
+        try:
+            stored = await ledger._read(Intent, _path(self._key, self.slot, "intent"))  # noqa: SLF001 - same module
+            if stored is None or stored.nonce != self.intent.nonce:
+                return
+            outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
+            await ledger._create(_path(self._key, self.slot, "outcome"), outcome)  # noqa: SLF001 - same module
+        except LedgerError as error:
+            # The slot stays open: the next attempt finds it in doubt, which is the safe side.
+            logger.warning("ledger slot not closed: %s", error)
+
+
+def _path(key: str, slot: int, name: str) -> str:
+    return f"{PREFIX}/{hashlib.sha256(key.encode()).hexdigest()[:32]}/{slot}/{name}"

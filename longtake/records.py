@@ -1,0 +1,44 @@
+"""The last good record of a task, links included, kept in the store: links are secrets and never enter a payload."""
+
+import hashlib
+import re
+
+from longtake.gateway.wire import GatewayRecord
+from longtake.storage import Store
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def folder_name(key: str) -> str:
+    """A folder for this key: the key itself where it is a plain name, otherwise one that cannot mislead a store."""
+    if _PLAIN.fullmatch(key):
+        return key
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', key)[:60].strip('-')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def video_directory(key: str) -> str:
+    """Where the videos of a generation lie in the store."""
+    return f"videos/{folder_name(key)}"
+
+
+async def save_record(store: Store, key: str, record: GatewayRecord) -> None:
+    """Keep a record.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    await store.put(_path(key, record.task_id), record.to_json())
+
+
+async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | None:
+    """The record kept last, or None.
+
+    Raises:
+        StoreProblem: The store does not answer.
+    """
+    content = await store.get(_path(key, task_id))
+    return None if content is None else GatewayRecord.from_json(content)
+
+
+def _path(key: str, task_id: str) -> str:
+    return f"records/{folder_name(key)}/{hashlib.sha256(task_id.encode()).hexdigest()[:16]}.json"

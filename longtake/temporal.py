@@ -1,0 +1,152 @@
+"""Names and connections of Temporal: what the worker, the client and other people's SDKs must agree on."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfigProfile
+from temporalio.service import RPCError, RPCStatusCode
+
+TASK_QUEUE: Final = "video-generation"
+SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
+"""Its own, so that few submissions run at once and a crash leaves few in doubt."""
+WORKFLOW_TYPE: Final = "GenerateVideo"
+DEFAULT_ADDRESS: Final = "localhost:7233"
+
+DATA_CONVERTER = pydantic_data_converter
+
+VIDEO_MODEL = SearchAttributeKey.for_keyword("VideoModel")
+VIDEO_STAGE = SearchAttributeKey.for_keyword("VideoStage")
+VIDEO_OUTCOME = SearchAttributeKey.for_keyword("VideoOutcome")
+VIDEO_ATTENTION = SearchAttributeKey.for_keyword("VideoAttention")
+GATEWAY_TASK_ID = SearchAttributeKey.for_keyword("GatewayTaskId")
+SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, GATEWAY_TASK_ID)
+
+_ID_PREFIX: Final = "video-"
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
+
+
+class InvalidKey(ValueError):
+    """A business key that cannot name a generation."""
+
+
+class TemporalProblem(Exception):
+    """Temporal cannot be used as configured; the message says what to do."""
+
+
+def workflow_id(key: str) -> str:
+    """The workflow id of a generation.
+
+    Raises:
+        InvalidKey: The key has characters that make trouble in ids, URLs or file names.
+    """
+    if not _KEY.fullmatch(key):
+        raise InvalidKey(
+            "a key is 1 to 200 characters: letters, digits and . _ : @ + = - (not first); for anything else, hash it"
+        )
+    return f"{_ID_PREFIX}{key}"
+
+
+def key_of(workflow_id: str) -> str:
+    """The business key of a workflow id, whoever chose it."""
+    return workflow_id.removeprefix(_ID_PREFIX)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a connection goes, for people: without secrets."""
+
+    address: str
+    namespace: str
+
+
+def configured_profile() -> ClientConfigProfile:
+    """What `TEMPORAL_*` variables and the profile file say.
+
+    Raises:
+        TemporalProblem: The file or a variable cannot be read.
+    """
+    try:
+        return ClientConfigProfile.load(config_file_strict=True)
+    except Exception as error:  # noqa: BLE001 - the SDK raises bare RuntimeError, ValueError and OSError here
+        raise TemporalProblem(f"Temporal's configuration cannot be read: {error}") from None
+
+
+def is_configured() -> bool:
+    """Whether an address is configured, so that no embedded server is meant.
+
+    Raises:
+        TemporalProblem: The configuration cannot be read.
+    """
+    return bool(configured_profile().address)
+
+
+def target() -> Target:
+    """Where `connect` goes."""
+    profile = configured_profile()
+    return Target(profile.address or DEFAULT_ADDRESS, profile.namespace or "default")
+
+
+async def connect(address: str | None = None, **options: object) -> Client:
+    """Connect with the product's data converter.
+
+    Args:
+        address: Overrides the configured one, and with it every other setting of the profile (embedded server).
+        options: Passed on to `Client.connect`.
+
+    Raises:
+        TemporalProblem: It cannot be reached, or the configuration is unusable.
+    """
+    where = Target(address, "default") if address else target()
+    config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
+    config.setdefault("target_host", DEFAULT_ADDRESS)
+    try:
+        return await Client.connect(**{**config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
+    except (RuntimeError, RPCError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TemporalProblem(
+            f"Temporal at {where.address} cannot be reached ({reason}): check TEMPORAL_ADDRESS, or leave it out to use "
+            "the embedded server"
+        ) from None
+
+
+async def missing_search_attributes(client: Client) -> tuple[str, ...]:
+    """The search attributes that the namespace lacks; a workflow that sets one of them would hang.
+
+    Raises:
+        TemporalProblem: The server does not say.
+    """
+    try:
+        known = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+    except RPCError as error:
+        raise TemporalProblem(f"the namespace {client.namespace!r} cannot be inspected: {error.message}") from None
+    return tuple(key.name for key in SEARCH_ATTRIBUTES if key.name not in known.custom_attributes)
+
+
+async def register_search_attributes(client: Client) -> tuple[str, ...]:
+    """Add what is missing; doing it again changes nothing.
+
+    Returns:
+        What was added.
+
+    Raises:
+        TemporalProblem: The server refuses.
+    """
+    missing = await missing_search_attributes(client)
+    if missing:
+        kinds = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        try:
+            await client.operator_service.add_search_attributes(
+                AddSearchAttributesRequest(namespace=client.namespace, search_attributes=kinds)
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.ALREADY_EXISTS:
+                raise TemporalProblem(f"search attributes cannot be registered: {error.message}") from None
+    return missing

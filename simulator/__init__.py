@@ -1,0 +1,10 @@
+"""A stand-in for the gateway: real HTTP, real MP4s, every answer and fault of the contract.
+
+It knows nothing of `longtake`: it is an independent and strict witness of what a client does.
+"""
+
+from simulator.faultproxy import FaultProxy
+from simulator.server import Simulator, serve
+from simulator.world import SimulatorSettings
+
+__all__ = ["FaultProxy", "Simulator", "SimulatorSettings", "serve"]

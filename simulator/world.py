@@ -1,0 +1,205 @@
+"""What the simulator is set to, and everything it holds while it runs."""
+
+import hashlib
+import hmac
+import re
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from simulator.clips import ClipCache
+from simulator.ledger import Entry, Ledger
+from simulator.scenarios import Script
+from simulator.tasks import LinkKind, Task, TaskBook
+
+MODELS = (
+    "veo_3_1-fast-remix",
+    "veo_3_1-fast-fl-remix",
+    "veo_3_1-fast-hd-remix",
+    "veo_3_1-fast-fl-hd-remix",
+    "veo_3_1-hd-remix",
+    "veo_3_1-hd-fl-remix",
+    "veo_3_1-remix",
+    "veo_3_1-fl-remix",
+)
+SIZES = ("1280x720", "720x1280", "1920x1080", "1080x1920")
+
+_WITNESS_WINDOW_SECONDS = 20 * 60
+
+
+@dataclass(frozen=True)
+class SimulatorSettings:
+    """How one simulator is set up.
+
+    Attributes:
+        data_dir: Where the ledger, the tasks and (without `cache_dir`) the clips are kept.
+        api_key: The first valid key; more can be set while it runs.
+        host: Address to listen on.
+        port: The gateway's port; 0 for a free one. `cdn_port` likewise for the CDN's origin.
+        speed: Divides every simulated duration.
+        seconds: Simulated seconds of a generation whose scenario does not say.
+        cache_dir: Where rendered clips are kept; may be shared between simulators.
+        warm: Whether to render the usual clips at once, in the background.
+        scenario: The scenario of a prompt without a tag.
+        link_seconds: Simulated lifetime of a signed link.
+        price: Quota of a submission.
+        granted_quota: What the account may spend before 403 `insufficient_user_quota`.
+        access_token: The console's token, for `/api/task/self`; `user_id` goes with it.
+        witnesses: Whether the witness routes are open; `witness_calls` are allowed per 20 simulated minutes.
+        remix: Whether `/remix` works for every task.
+        max_body_bytes: Above it the gateway answers 400.
+        proxy_body_bytes: Above it a proxy before the gateway answers 413 with HTML; 0 for no such proxy.
+    """
+
+    data_dir: Path
+    api_key: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    cdn_port: int = 0
+    speed: float = 1.0
+    seconds: float = 120.0
+    cache_dir: Path | None = None
+    warm: bool = False
+    scenario: str = ""
+    link_seconds: float = 86_400.0
+    price: int = 425_000
+    granted_quota: int = 10**12
+    access_token: str = "simulator-access-token"  # noqa: S105 (a stand-in's token protects nothing)
+    user_id: int = 2
+    witnesses: bool = True
+    witness_calls: int = 20
+    remix: bool = False
+    max_body_bytes: int = 128 * 2**20
+    proxy_body_bytes: int = 0
+
+
+@dataclass
+class World:
+    """One simulator's state, shared by its origins."""
+
+    settings: SimulatorSettings
+    ledger: Ledger
+    tasks: TaskBook
+    clips: ClipCache
+    keys: set[str]
+    default_scenario: str
+    witnesses_open: bool
+    cdn_url: str = ""
+    trap_url: str = ""
+    outage_until: float = 0.0
+    witness_calls: deque[float] = field(default_factory=deque)
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def load(cls, settings: SimulatorSettings) -> "World":
+        """Start from what an earlier simulator left in the same directory."""
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(settings.data_dir / "ledger.jsonl")
+        world = cls(
+            settings=settings,
+            ledger=ledger,
+            tasks=TaskBook(settings.data_dir / "tasks.jsonl"),
+            clips=ClipCache(settings.cache_dir or settings.data_dir / "clips"),
+            keys={settings.api_key},
+            default_scenario=settings.scenario,
+            witnesses_open=settings.witnesses,
+        )
+        for entry in ledger.submissions():
+            if "attempt" in entry:
+                world.attempts[entry["kind"], entry["prompt"]] += 1
+        return world
+
+    @property
+    def out(self) -> bool:
+        """Whether the gateway is out of order at this moment."""
+        return time.time() < self.outage_until
+
+    def real_seconds(self, simulated: float) -> float:
+        """A simulated duration in real seconds."""
+        return simulated / self.settings.speed
+
+    def key_ok(self, request: Request) -> bool:
+        """Whether the request carries a valid key."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and key.strip() in self.keys
+
+    def record(self, request: Request, status: int, **more: Any) -> Entry:
+        """Write a request to the ledger; call it before the answer leaves. Status 0: no whole answer was sent."""
+        return self.ledger.append(
+            {
+                "origin": "gateway",
+                "method": request.method,
+                "path": request.url.path,
+                "status": status,
+                "request_id": getattr(request.state, "request_id", ""),
+                "key_ok": self.key_ok(request),
+                **more,
+            }
+        )
+
+    def shows_a_key(self, text: str) -> bool:
+        """Whether a valid key stands anywhere in the text, as a word of its own."""
+        return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", text) for key in self.keys)
+
+    def new_task(  # noqa: PLR0913, PLR0917 (what a job is made of)
+        self, script: Script, model: str, size: str, prompt: str, quota: int, remixed_from: str = ""
+    ) -> Task:
+        """Make a paid job."""
+        seconds = script.number("seconds", self.settings.seconds)
+        poll = script.number("gateway_poll", min(15.0, seconds / 8))
+        task = Task(
+            serial=self.tasks.next_serial(),
+            model=model,
+            size=size,
+            prompt=prompt,
+            scenario=script.text,
+            seconds=max(self.real_seconds(seconds), 0.001),
+            poll_seconds=max(self.real_seconds(poll), 0.0001),
+            quota=quota,
+            remixed_from=remixed_from,
+        )
+        return self.tasks.add(task)
+
+    def used_quota(self) -> int:
+        """What the account has spent, refunds taken off."""
+        now = time.time()
+        return sum(task.quota for task in self.tasks if not task.refunded(now))
+
+    def link(self, request: Request, task: Task, kind: LinkKind) -> str:
+        """A freshly signed link to the CDN, under the name by which the client reached the simulator."""
+        lifetime = self.real_seconds(task.script.number("link_seconds", self.settings.link_seconds))
+        expires, serial = f"{time.time() + lifetime:.3f}", str(task.success_looks)
+        path = f"/cdn/{kind}/{task.middleware_id}.mp4"
+        signature = self.signature(path, expires, serial)
+        query = f"Expires={expires}&Signature={signature}&Key-Pair-Id={serial}"
+        return f"http://{request.url.hostname}:{urlsplit(self.cdn_url).port}{path}?{query}"
+
+    def signature(self, path: str, expires: str, serial: str) -> str:
+        """The signature of a link."""
+        secret = b"a stand-in's links protect nothing"
+        return hmac.new(secret, f"{path} {expires} {serial}".encode(), hashlib.sha256).hexdigest()
+
+    def witness_allowed(self) -> bool:
+        """Count one call of a witness; False above the limit."""
+        now = time.time()
+        window = self.real_seconds(_WITNESS_WINDOW_SECONDS)
+        while self.witness_calls and self.witness_calls[0] < now - window:
+            self.witness_calls.popleft()
+        self.witness_calls.append(now)
+        return len(self.witness_calls) <= self.settings.witness_calls
+
+    def reset(self) -> None:
+        """As new, except for what has been rendered."""
+        self.ledger.reset()
+        self.tasks.reset()
+        self.attempts.clear()
+        self.witness_calls.clear()
+        self.keys = {self.settings.api_key}
+        self.default_scenario = self.settings.scenario
+        self.witnesses_open = self.settings.witnesses
+        self.outage_until = 0.0

@@ -1,0 +1,360 @@
+"""docker-compose.yml, as far as it can be shown without a container engine.
+
+Compose itself judges the file; the set-up script, the worker and the simulator run as the file says, on this machine.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from longtake.settings import Settings, variable_names
+from longtake.temporal import SEARCH_ATTRIBUTES, missing_search_attributes
+from worker import DRAIN_MARGIN
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+DEPLOY = ROOT / "deploy/temporal"
+
+JOBS = {"temporal-schema", "temporal-setup"}
+OURS = {"worker", "simulator"}
+BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+
+
+def compose(*arguments: str, env_file: str = ".env.example", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "docker-compose", "--env-file", env_file, "--profile", "simulator", "config", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=BARE | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """The services with the values of `.env.example` filled in."""
+    told = compose("--format", "json")
+    assert told.returncode == 0, told.stderr
+    found: dict[str, Any] = json.loads(told.stdout)["services"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """The file with its variables still in it."""
+    told = compose("--no-interpolate", "--no-env-resolution", "--format", "json")
+    assert told.returncode == 0, told.stderr
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def example(*, comments: bool) -> dict[str, str]:
+    """The variables of `.env.example`, with or without those that are commented out."""
+    pattern = r"^(?:# )?([A-Z][A-Z0-9_]+)=(.*)$" if comments else r"^([A-Z][A-Z0-9_]+)=(.*)$"
+    return dict(re.findall(pattern, (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+# --- The file ---------------------------------------------------------------------------------------------------------
+
+
+def test_compose_accepts_the_file() -> None:
+    told = compose("--quiet")
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_the_file_fits_the_specification() -> None:
+    told = subprocess.run(
+        [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout
+
+
+@pytest.mark.parametrize("secret", ["POSTGRES_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"])
+def test_nothing_starts_without(secret: str) -> None:
+    others = {name: value for name, value in example(comments=False).items() if name != secret}
+    told = compose("--quiet", env_file=os.devnull, **others)
+    assert told.returncode != 0
+    assert f"required variable {secret} is missing a value: copy .env.example to .env" in told.stderr
+
+
+def test_every_variable_is_in_the_example_file(plain: dict[str, Any]) -> None:
+    used = set(re.findall(r"\$\{([A-Z0-9_]+)", json.dumps(plain)))
+    used |= {
+        name
+        for service in plain["services"].values()
+        for name, value in service.get("environment", {}).items()
+        if value is None
+    }
+    assert used == set(example(comments=True))
+
+
+def test_the_example_values_say_that_they_are_examples() -> None:
+    values = example(comments=False)
+    assert (ROOT / ".env.example").read_text().startswith("# EXAMPLE VALUES")
+    assert all("example" in values[name] for name in ("POSTGRES_PASSWORD", "LONGTAKE_GATEWAY_API_KEY"))
+    assert not {name for name, value in example(comments=True).items() if "SECRET" in name and value}
+
+
+def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
+    shown = example(comments=True)
+    named = {
+        name: value
+        for name, value in shown.items()
+        if name.startswith("LONGTAKE_") and name not in example(comments=False)
+    }
+    defaults = {f"LONGTAKE_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    assert named
+    assert {name: type(defaults[name])(value) for name, value in named.items()} == {
+        name: defaults[name] for name in named
+    }
+
+
+def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
+    embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY"}
+    handed_over = {name for name in plain["services"]["worker"]["environment"] if name.startswith("LONGTAKE_")}
+    assert handed_over == set(variable_names()) - embedded_only
+    assert services["worker"]["environment"]["LONGTAKE_STORE_URL"].startswith("file:///var/lib/longtake/")
+    assert [volume["target"] for volume in services["worker"]["volumes"]] == ["/var/lib/longtake"]
+
+
+def test_all_images_are_pinned(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        if name in OURS:
+            assert service["build"]["target"] == name
+        else:
+            assert re.fullmatch(r"[a-z/-]+:\d+\.\d+[\w.-]*", service["image"]), service["image"]
+
+
+def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        limits = service["deploy"]["resources"]["limits"]
+        assert limits["cpus"], name
+        assert limits["memory"], name
+        assert service["restart"] == ("on-failure:5" if name in JOBS else "unless-stopped"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+        assert ("healthcheck" in service) == (name not in JOBS), name
+
+
+def test_our_containers_can_write_to_their_volume_only(services: dict[str, Any]) -> None:
+    for name in OURS:
+        assert services[name]["read_only"], name
+        assert services[name]["cap_drop"] == ["ALL"], name
+
+
+def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+
+
+def test_nothing_waits_for_what_only_a_profile_starts(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert not [other for other in service.get("depends_on", {}) if services[other].get("profiles")]
+
+
+def test_stopping_waits_until_a_submission_has_ended(services: dict[str, Any]) -> None:
+    minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(\d+)s", services["worker"]["stop_grace_period"]).groups()  # type: ignore[union-attr]
+    grace = timedelta(minutes=int(minutes or 0), seconds=int(seconds))
+    assert grace > timedelta(seconds=Settings.model_fields["submit_timeout_seconds"].default) + DRAIN_MARGIN
+
+
+def test_every_mounted_file_exists(services: dict[str, Any]) -> None:
+    mounts = [
+        volume for service in services.values() for volume in service.get("volumes", ()) if volume["type"] == "bind"
+    ]
+    assert mounts
+    for mount in mounts:
+        assert Path(mount["source"]).exists()
+        assert mount["read_only"]
+
+
+# --- The scripts ------------------------------------------------------------------------------------------------------
+
+
+def run_schema(folder: Path, tool: str) -> subprocess.CompletedProcess[str]:
+    """`temporal-sql-tool` is in no package: one of ours stands in, so only order and error handling are shown."""
+    stand_in = folder / "temporal-sql-tool"
+    stand_in.write_text(f"#!/bin/sh\n{tool}\n")
+    stand_in.chmod(0o755)
+    return subprocess.run(
+        ["sh", DEPLOY / "schema.sh"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=BARE | {"PATH": f"{folder}:{BARE['PATH']}"},
+    )
+
+
+def test_the_schema_job_makes_both_databases(tmp_path: Path) -> None:
+    ended = run_schema(tmp_path, 'echo "$@"')
+    assert ended.returncode == 0
+    schema = "/etc/temporal/schema/postgresql/v12"
+    assert ended.stdout.splitlines() == [
+        "--db temporal create-database",
+        "--db temporal setup-schema --version 0.0",
+        f"--db temporal update-schema --schema-dir {schema}/temporal/versioned",
+        "--db temporal_visibility create-database",
+        "--db temporal_visibility setup-schema --version 0.0",
+        f"--db temporal_visibility update-schema --schema-dir {schema}/visibility/versioned",
+    ]
+
+
+def test_the_schema_job_stops_at_an_error(tmp_path: Path) -> None:
+    ended = run_schema(tmp_path, 'echo "$@"; case $* in *setup-schema*) exit 1;; esac')
+    assert ended.returncode != 0
+    assert len(ended.stdout.splitlines()) == 2
+
+
+# --- The programs, as the file starts them ----------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    """Stop a process that was started here."""
+    if process.returncode is None:
+        process.terminate()
+    try:
+        return await asyncio.wait_for(process.wait(), 30)
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+
+
+@pytest.fixture
+async def temporal_address() -> AsyncIterator[str]:
+    """A Temporal server as `temporal` is after its schema job: without longtake's namespace and search attributes."""
+    address = f"127.0.0.1:{(port := free_port())}"
+    server = await asyncio.create_subprocess_exec(
+        *(BIN / "temporal", "server", "start-dev", "--headless", "--log-level", "never", "--port", str(port)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield address
+    finally:
+        await ended(server)
+
+
+async def set_up(address: str, namespace: str) -> None:
+    """Run the set-up job, which itself waits for the server."""
+    job = await asyncio.create_subprocess_exec(
+        *("sh", DEPLOY / "setup.sh"),
+        env=BARE | {"PATH": f"{BIN}:{BARE['PATH']}", "TEMPORAL_ADDRESS": address, "TEMPORAL_NAMESPACE": namespace},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await job.communicate()
+    assert job.returncode == 0, told.decode()
+
+
+async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_address: str, tmp_path: Path) -> None:
+    namespace = "video"
+    await set_up(temporal_address, namespace)
+    await set_up(temporal_address, namespace)
+
+    client = await Client.connect(temporal_address, namespace=namespace)
+    for _ in range(100):
+        try:
+            missing: tuple[str, ...] = await missing_search_attributes(client)
+        except RPCError:
+            missing = ("everything",)
+        if not missing:
+            break
+        await asyncio.sleep(0.1)
+    assert not missing
+    assert SEARCH_ATTRIBUTES
+
+    # Now the worker, from its code alone, with its command and its environment; only addresses and folders differ.
+    image = tmp_path / "image"
+    image.mkdir()
+    for source in ("longtake", "activities", "workflows", "cli", "worker.py"):
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, image / source)
+    ready = tmp_path / "ready"
+    service = services["worker"]
+    command = [sys.executable if word == "python" else word for word in service["command"]]
+    environment = {name: value for name, value in service["environment"].items() if value is not None} | {
+        "TEMPORAL_ADDRESS": temporal_address,
+        "TEMPORAL_NAMESPACE": namespace,
+        "LONGTAKE_STORE_URL": (tmp_path / "store").as_uri(),
+    }
+    assert str(service["healthcheck"]["test"]).count("/tmp/ready") == command.count("/tmp/ready") == 1
+    worker = await asyncio.create_subprocess_exec(
+        *(str(ready) if word == "/tmp/ready" else word for word in command),
+        cwd=image,
+        env=BARE | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(30):
+            while not ready.exists() and worker.returncode is None:
+                await asyncio.sleep(0.05)
+    finally:
+        code = await ended(worker)
+    assert worker.stdout
+    assert code == 0, (await worker.stdout.read()).decode()
+    assert ready.exists()
+
+
+async def test_the_simulator(services: dict[str, Any], tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.mkdir()
+    shutil.copytree(ROOT / "simulator", image / "simulator")
+    elsewhere = {
+        "python": sys.executable,
+        "--host=0.0.0.0": "--host=127.0.0.1",
+        "--port=8090": "--port=0",
+        "--cdn-port=8091": "--cdn-port=0",
+        "--data-dir=/var/lib/longtake": f"--data-dir={tmp_path}/data",
+    }
+    command = services["simulator"]["command"]
+    assert set(elsewhere) <= set(command)
+    assert services["worker"]["environment"]["LONGTAKE_GATEWAY_URL"] == "http://simulator:8090"
+
+    simulator = await asyncio.create_subprocess_exec(
+        *(elsewhere.get(word, word) for word in command),
+        cwd=image,
+        env=BARE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        assert simulator.stdout
+        async with asyncio.timeout(30):
+            told = (await simulator.stdout.readline()).decode()
+        port = re.fullmatch(r"simulator ready http://127\.0\.0\.1:(\d+)\n", told)
+        assert port, told
+        # The health check, with the port that it got.
+        check = [
+            elsewhere.get(word, word).replace("8090", port[1])
+            for word in services["simulator"]["healthcheck"]["test"][1:]
+        ]
+        assert await (await asyncio.create_subprocess_exec(*check)).wait() == 0
+    finally:
+        code = await ended(simulator)
+    assert code == 0

@@ -1,0 +1,140 @@
+"""No container engine runs here: what the Dockerfile copies is laid out in a folder, and Python runs there as in the image."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Stage:
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, name: str) -> list[str]:
+        return [rest for instruction, rest in self.instructions if instruction == name]
+
+    def copied(self) -> list[tuple[list[str], str]]:
+        """What comes from the build context: sources and target."""
+        words = [rest.split() for rest in self.all("COPY") if not rest.startswith("--from")]
+        return [(one[:-1], one[-1]) for one in words]
+
+
+def dockerfile() -> dict[str, Stage]:
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    stages: dict[str, Stage] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            base, _, name = rest.split()
+            current = stages[name] = Stage(base)
+        elif instruction != "ARG":
+            current.instructions.append((instruction, rest.strip()))
+    return stages
+
+
+STAGES = dockerfile()
+IMAGES = {"worker": "run.txt", "simulator": "simulator.txt"}
+
+
+def lay_out(image: str, folder: Path) -> None:
+    """Copy into `folder` what the image's stage copies into its working directory."""
+    for sources, target in STAGES[image].copied():
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, folder / target)
+
+
+def test_the_default_image_is_the_worker() -> None:
+    assert list(STAGES)[-1] == "worker"
+    assert STAGES["worker"].all("CMD") == ['["python", "worker.py"]']
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_source_exists_and_reaches_the_build(stage: str) -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in ignored
+    for sources, _ in STAGES[stage].copied():
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert f"!{Path(source).parts[0]}" in ignored, source
+    for copied in STAGES[stage].all("COPY"):
+        if copied.startswith("--from="):
+            assert copied.split()[0].removeprefix("--from=") in STAGES
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_image_does_not_run_as_root(image: str) -> None:
+    chain = [STAGES[image]]
+    while chain[-1].base in STAGES:
+        chain.append(STAGES[chain[-1].base])
+    users = [user for stage in chain for user in stage.all("USER")]
+    assert users == ["longtake"]
+
+
+def test_packages_are_installed_by_hash_only() -> None:
+    installs = [
+        command
+        for stage in STAGES.values()
+        for run in stage.all("RUN")
+        for command in run.split("&&")
+        if "pip install" in command
+    ]
+    assert len(installs) == 3
+    assert all("--require-hashes" in command for command in installs)
+
+
+EVERYTHING = """
+import importlib, json, pkgutil, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+sys.path.insert(0, "")
+names = [path.stem for path in Path().glob("*.py")]
+for package in (path.parent.name for path in Path().glob("*/__init__.py")):
+    names += [package, *(found.name for found in pkgutil.walk_packages([package], package + "."))]
+names = [name for name in names if not name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+ours = {name.partition(".")[0] for name in names}
+strangers = {name.partition(".")[0] for name in sys.modules} - ours - set(sys.stdlib_module_names)
+of = packages_distributions()
+where = {name: str(Path(sys.modules[name].__file__).resolve()) for name in ours if getattr(sys.modules.get(name), "__file__", None)}
+print(json.dumps({"distributions": sorted({one for name in strangers for one in of.get(name, ())}), "where": where}))
+"""
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_code_imports_with_what_is_in_the_image(image: str, tmp_path: Path) -> None:
+    lay_out(image, tmp_path)
+
+    ended = subprocess.run(
+        [sys.executable, "-I", "-B", "-c", EVERYTHING],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["where"]
+    assert all(Path(file).is_relative_to(tmp_path.resolve()) for file in found["where"].values())
+    installed = {
+        canonicalize_name(Requirement(line.split(" \\")[0]).name)
+        for line in (ROOT / "requirements" / IMAGES[image]).read_text().splitlines()
+        if re.match(r"[a-zA-Z0-9]", line)
+    }
+    assert {canonicalize_name(one) for one in found["distributions"]} <= installed

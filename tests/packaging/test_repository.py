@@ -1,0 +1,249 @@
+"""What must hold for every file in the repository, for the pinned requirements, and for the Makefile."""
+
+import ast
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+
+# Written so that they do not find themselves.
+FORBIDDEN = {
+    "a package registry's host": re.compile(
+        r"\b(pypi|pythonhosted|npmjs|yarnpkg|crates)\.(org|com|io)\b|\bdeb\.debian\.org\b"
+    ),
+    "a path of somebody's machine": re.compile(r"(?<![\w.}~*-])/(work|root|home/\w+|Users/\w+)/"),
+    "an API key": re.compile(r"\bsk-[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+FORBIDDEN_NAMES = {
+    *("uv.lock", "poetry.lock", "pylock.toml", "Pipfile.lock", "package-lock.json", "yarn.lock"),  # name hosts
+    *(".env", "pip.conf", "uv.toml", ".npmrc", ".netrc", ".pypirc"),  # somebody's own settings
+}
+
+
+def repository_files() -> list[Path]:
+    """What git tracks, or would with `git add .`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return sorted({ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()})
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    for path in repository_files():
+        try:
+            yield path.relative_to(ROOT), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def pins(path: Path) -> dict[str, set[str]]:
+    """Each package's `version ; marker`s."""
+    found: dict[str, set[str]] = {}
+    for entry in entries(path):
+        requirement = Requirement(entry.split(" --hash", 1)[0])
+        found.setdefault(canonicalize_name(requirement.name), set()).add(
+            f"{requirement.specifier};{requirement.marker}"
+        )
+    return found
+
+
+def entries(path: Path) -> list[str]:
+    """The requirements of a file, each on one line with its hashes."""
+    lines = path.read_text().replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+", " ", line) for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_names(what: str) -> None:
+    found = [
+        f"{path}:{number}"
+        for path, text in texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if FORBIDDEN[what].search(line)
+    ]
+    assert not found, f"{what} in {found}"
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("a package registry's host", "index-url = https://" + "pypi" + ".org/simple"),
+        ("a package registry's host", "https://files." + "pythonhosted" + ".org/packages/x.whl"),
+        ("a path of somebody's machine", "see " + "/ro" + "ot/.cache/x"),
+        ("a path of somebody's machine", '"' + "/wo" + 'rk/main/longtake"'),
+        ("an API key", "key=" + "sk-" + "a1B2" * 8),
+    ],
+)
+def test_the_patterns_find_what_they_look_for(what: str, text: str) -> None:
+    assert FORBIDDEN[what].search(text)
+
+
+def test_no_lock_file_or_private_settings() -> None:
+    assert not [path for path in repository_files() if path.name in FORBIDDEN_NAMES]
+
+
+def test_the_license_is_the_one_the_package_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (ROOT / "LICENSE").read_text().startswith(f"{project['license']} License\n")
+
+
+# --- Requirements -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_every_requirement_is_pinned_with_hashes(path: Path) -> None:
+    assert entries(path)
+    for entry in entries(path):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[^ ]+( ; .+?)?( --hash=sha256:[0-9a-f]{64})+ ?", entry), entry
+
+
+@pytest.mark.parametrize("name", ["run", "simulator", "demo"])
+def test_what_runs_is_what_is_tested(name: str) -> None:
+    tested = pins(ROOT / "requirements/test.txt")
+    run = pins(ROOT / f"requirements/{name}.txt")
+    assert run == {package: tested.get(package) for package in run}
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("run", ["cli"]),
+        ("simulator", ["simulator"]),
+        ("demo", ["cli", "embedded", "simulator"]),
+        ("test", ["cli", "embedded", "simulator", "test"]),
+    ],
+)
+def test_the_requirements_are_those_of_the_package(name: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    pinned = pins(ROOT / f"requirements/{name}.txt")
+    for requirement in map(Requirement, wanted):
+        if requirement.name == project["name"]:
+            continue
+        versions = [
+            one.partition(";")[0].removeprefix("==") for one in pinned.get(canonicalize_name(requirement.name), ())
+        ]
+        assert versions, f"{requirement} is not in {name}.txt: make lock"
+        assert all(requirement.specifier.contains(one) for one in versions), f"{requirement}: make lock"
+
+
+def test_this_environment_is_the_pinned_one() -> None:
+    marker_environment = {key: str(value) for key, value in default_environment().items()}
+    wanted = {
+        canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
+        for requirement in (
+            Requirement(entry.split(" --hash", 1)[0]) for entry in entries(ROOT / "requirements/run.txt")
+        )
+        if requirement.marker is None or requirement.marker.evaluate(marker_environment)
+    }
+    assert {name: version(name) for name in wanted} == wanted
+
+
+def test_the_makefile_and_the_lock_agree_on_uv() -> None:
+    named = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named
+    assert pins(ROOT / "requirements/uv.txt") == {"uv": {f"=={named[1]};None"}}
+
+
+# --- Makefile and CI --------------------------------------------------------------------------------------------------
+
+
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Without MAKEFLAGS: the tests may themselves run under a make.
+    clean = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        check=False,
+    )
+
+
+def test_help_is_the_default_and_names_the_two_commands() -> None:
+    told = make()
+    assert told.returncode == 0
+    assert {"demo", "test", "check", "setup"} <= set(re.findall(r"^  make (\S+)", told.stdout, re.MULTILINE))
+
+
+def test_every_documented_target_exists() -> None:
+    for target in re.findall(r"^  make (\S+)", make().stdout, re.MULTILINE):
+        assert make("--dry-run", target).returncode == 0, target
+
+
+def test_ci_runs_each_check_and_the_tests_once() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    targets = re.search(r"^exec make .*keep-going (.+)$", script.read_text(), re.MULTILINE)
+    assert targets
+    assert "test" in targets[1].split()
+    plan = make("--dry-run", *targets[1].split()).stdout
+    counts = {tool: len(re.findall(rf"\.venv/bin/{tool}\b", plan)) for tool in ("ruff", "mypy", "lint-imports")}
+    assert counts == {"ruff": 2, "mypy": 1, "lint-imports": 1}
+    assert plan.count("-m pytest") == 1
+
+
+def test_keep_is_handed_to_the_demo() -> None:
+    assert "starter.py demo --keep" in make("--dry-run", "demo", "KEEP=1").stdout
+    assert "--keep" not in make("--dry-run", "demo").stdout
+
+
+@pytest.mark.parametrize(
+    ("python", "told"),
+    [
+        (None, "install Python 3.11 or newer"),
+        ("case $* in *version_info*) exit 1;; --version) echo Python 3.9.2;; esac", "Python 3.9.2 is too old"),
+        ("case $* in *ensurepip*) exit 1;; esac", "apt-get install python3-venv"),
+        ("case $* in *venv*.venv*) echo no space; exit 1;; esac", "The environment could not be made"),
+    ],
+    ids=["absent", "too old", "without venv", "venv fails"],
+)
+def test_a_machine_that_cannot_be_set_up_is_told_why(tmp_path: Path, python: str | None, told: str) -> None:
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "requirements/uv.txt", "requirements/demo.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    interpreter = tmp_path / "python"
+    if python is not None:
+        interpreter.write_text(f"#!/bin/sh\n{python}\n")
+        interpreter.chmod(0o755)
+
+    ended = make("demo", f"PYTHON={interpreter}", folder=tmp_path)
+
+    assert ended.returncode != 0
+    assert told in ended.stderr
+    assert not (tmp_path / ".venv/.uv").exists()
+
+
+# --- Import rules that import-linter cannot hold: it takes packages, and these two are modules -------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [("worker.py", {"longtake", "activities", "workflows"}), ("starter.py", {"longtake", "workflows", "cli"})],
+)
+def test_the_two_programs_import_only_what_is_below_them(module: str, allowed: set[str]) -> None:
+    ours = {"longtake", "activities", "workflows", "cli", "simulator", "worker", "starter", "tests", "benchmarks"}
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module.partition(".")[0])
+    assert imported & ours <= allowed
+    assert imported & ours

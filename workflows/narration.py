@@ -1,0 +1,68 @@
+"""How a generation tells its story in Temporal's UI: pure text from a status."""
+
+from longtake.models import Attention, GenerationStatus, Stage
+
+_STAGES = {
+    Stage.PREPARING: "checking the request, the gateway and the store; nothing is paid yet",
+    Stage.SUBMITTING: "submitting to the gateway",
+    Stage.AWAITING_DECISION: "waiting for a decision",
+    Stage.FIRST_SEGMENT: "the first segment (8 s) is being made",
+    Stage.EXTENDING: "the extension (7 s) is being made",
+    Stage.DELIVERING: "downloading, verifying and storing",
+    Stage.DONE: "done",
+    Stage.FAILED: "failed",
+    Stage.CANCELLED: "cancelled: nobody waits any more; what was submitted may still be made, and cost",
+}
+
+_ATTENTION = {
+    Attention.NEEDS_KEY: (
+        "the gateway refuses the key",
+        "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself or by `resume`.",
+    ),
+    Attention.NEEDS_DECISION: (
+        "a person must decide",
+        'Send the update `decide`, for example with the input `{"action": "accept"}`.',
+    ),
+    Attention.STALLED: (
+        "overdue, still owned",
+        "Nothing to do: it is looked at more slowly until the gateway's own limit. Never start it again elsewhere.",
+    ),
+    Attention.GATEWAY_LOST: (
+        "the gateway has given the task up without a verdict on the video",
+        "Nothing to do yet: it is still watched. The upstream ids below name the job to the gateway's support.",
+    ),
+    Attention.GATEWAY_TROUBLE: ("the last look told nothing", ""),
+}
+
+
+def message_for(stage: Stage, attention: Attention | None) -> str:
+    """One sentence: what is going on."""
+    return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
+
+
+def advice_for(attention: Attention | None) -> str:
+    """What a person can do now; empty where there is nothing to do."""
+    return _ATTENTION[attention][1] if attention else ""
+
+
+def markdown(status: GenerationStatus) -> str:
+    """The current details of a workflow's page."""
+    title = f"**{status.stage.replace('_', ' ')}**" + (f" {status.progress} %" if status.progress is not None else "")
+    rows = {
+        "model": status.model,
+        "outcome": status.outcome,
+        "looks so far": status.polls or None,
+        "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",
+        "task": status.task_id and f"`{status.task_id}`",
+        "first segment": status.remix_id and f"`{status.remix_id}`",
+        "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
+        "last problem": status.last_problem,
+        "video": status.video and f"`{status.video.uri}`",
+        "8 s clip": status.first_video and f"`{status.first_video.uri}`",
+    }
+    lines = [f"{title}: {status.message}", ""]
+    if status.advice:
+        lines += [f"**What to do:** {status.advice}", ""]
+    lines += [f"- {name}: {value}" for name, value in rows.items() if value]
+    lines += [f"- warning: {warning}" for warning in status.warnings]
+    return "\n".join(lines)

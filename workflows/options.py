@@ -1,0 +1,80 @@
+"""How long each step may take and how it is tried again: every number with its reason.
+
+`docs/timeouts.md` is generated from this table, and a test holds the two together.
+"""
+
+from datetime import timedelta
+from typing import TypedDict
+
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType
+
+from longtake.models import GenerationPolicy
+
+HEARTBEAT = timedelta(seconds=20)
+"""Five heartbeats may get lost before the worker counts as lost."""
+SUBMISSION_MARGIN = timedelta(seconds=60)
+"""Over the longest HTTP exchange: reading images from the store before it, writing the ledger after it."""
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of an activity that say how long and how often."""
+
+    start_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta
+    heartbeat_timeout: timedelta
+    retry_policy: RetryPolicy
+    cancellation_type: ActivityCancellationType
+
+
+PREPARE = Options(
+    # Reading up to 60 MB of images from a slow store, and one request to the gateway.
+    start_to_close_timeout=timedelta(seconds=90),
+    # The default of `submit_window`, which is not known yet: this activity brings it.
+    schedule_to_close_timeout=timedelta(hours=1),
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
+)
+
+LOOK = Options(
+    # Two paths of 20 s each at most, and the other keys of the ring.
+    start_to_close_timeout=timedelta(seconds=90),
+    # Longer trouble is the workflow's business: it shows it and looks again later.
+    schedule_to_close_timeout=timedelta(minutes=5),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30), maximum_attempts=4
+    ),
+)
+
+RECORD = Options(
+    start_to_close_timeout=timedelta(seconds=30),
+    # The id is safe in the workflow's own history; the ledger is the second place, so this ends some time.
+    schedule_to_close_timeout=timedelta(hours=24),
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
+)
+
+
+def submission(policy: GenerationPolicy) -> Options:
+    """The paid POST: the ledger, not this policy, sees to it that it is made at most once."""
+    return Options(
+        # Longer than the HTTP exchange itself, so that no exchange is torn by its own activity's time-out.
+        start_to_close_timeout=policy.submit_timeout + SUBMISSION_MARGIN,
+        # How long a caller is content to wait for a gateway that takes nothing; an earlier attempt in doubt is
+        # waited for inside this, so it is never shorter than that takes.
+        schedule_to_close_timeout=policy.submit_window + policy.submit_timeout + SUBMISSION_MARGIN,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
+        # The activity finishes an exchange that has begun and tells its id, cancelled or not.
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+def delivery(policy: GenerationPolicy) -> Options:
+    """Downloads are free to repeat, and what is not collected before its link dies is lost."""
+    return Options(
+        # The fetcher's own limit on one download is shorter.
+        start_to_close_timeout=timedelta(minutes=40),
+        # Links live about 24 h (field notes).
+        schedule_to_close_timeout=policy.delivery_window,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=5)),
+    )
