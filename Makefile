@@ -33,7 +33,7 @@ REGISTRY_HINT := Is the package registry reachable? pip and uv use the index tha
 
 # uv does not read pip's settings: hand it pip's index, unless it has been given one of its own.
 define hand_over_index
-	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}}"; \
+	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config list | sed -n "s/^global.index-url='\(.*\)'/\1/p")}}}"; \
 	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
 	if [ -n "$${PIP_CERT:-}" ]; then export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; fi
 endef

@@ -30,6 +30,7 @@ from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
     SUBMISSION_TASK_QUEUE,
     TASK_QUEUE,
+    WORKFLOW_TYPE,
     TemporalProblem,
     connect,
     missing_search_attributes,
@@ -76,8 +77,8 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
     async with (
         GatewayClient(base_url=base_url, api_keys=api_keys, submit_timeout=settings.submit_timeout) as gateway,
         Fetcher(
-            gateway_origin=gateway.origin,
-            key_for=gateway.key_for,
+            base_url,
+            api_keys[0].get_secret_value,
             allow_private_addresses=settings.allow_private_addresses,
             max_bytes=settings.max_video_mebibytes * 2**20,
         ) as fetcher,
@@ -117,8 +118,12 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             yield general, submitting
 
 
-async def main(ready_file: Path | None = None) -> int:
-    """Run until SIGTERM or SIGINT, then drain; `ready_file` is written once it polls."""
+async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool) -> int:
+    """Run until SIGTERM or SIGINT, or what the flags say, then drain.
+
+    Returns:
+        The exit code: 0, or 2 where it cannot work as configured and another try is pointless.
+    """
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
@@ -135,7 +140,12 @@ async def main(ready_file: Path | None = None) -> int:
             logger.info("worker ready version=%s store=%s", __version__, settings.store_location)
             if ready_file:
                 ready_file.write_text(str(os.getpid()))
-            await stop.wait()
+            watchers: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
+            if stop_with_parent:
+                watchers.append(asyncio.create_task(_parent_gone()))
+            if exit_when_idle:
+                watchers.append(asyncio.create_task(_idle(client)))
+            await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
             logger.info("draining: no new work is taken, submissions under way are finished")
     except (SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
@@ -144,10 +154,31 @@ async def main(ready_file: Path | None = None) -> int:
     return 0
 
 
+async def _parent_gone() -> None:
+    """Return when the process that started us has ended, however it ended."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - the kernel tells nobody
+        await asyncio.sleep(0.5)
+
+
+async def _idle(client: Client) -> None:
+    """Return when no generation runs any more."""
+    while True:
+        await asyncio.sleep(5)  # the list that is counted here is some moments behind
+        count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        if not count.count:
+            return
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: the README's table.")
+    parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
-    code = asyncio.run(main(parser.parse_args().ready_file))
+    parser.add_argument("--stop-with-parent", action="store_true", help="drain when the parent process has ended")
+    parser.add_argument("--exit-when-idle", action="store_true", help="drain when no generation runs any more")
+    flags = parser.parse_args()
+    code = asyncio.run(
+        main(flags.ready_file, stop_with_parent=flags.stop_with_parent, exit_when_idle=flags.exit_when_idle)
+    )
     # The SDK's native threads abort a short-lived interpreter at exit now and then (sdk-python issue 300).
     sys.stdout.flush()
     sys.stderr.flush()

@@ -35,7 +35,7 @@ class DeliveryActivities:
                 receipt = await deliver(
                     store=self._store,
                     fetcher=self._fetcher,
-                    sources=self._sources(order),
+                    sources=lambda: self._sources(order),
                     directory=video_directory(order.key),
                     kind=order.kind,
                     task_id=order.task_id,

@@ -216,7 +216,7 @@ def _details(error: BaseException, rule: Rule) -> FailureDetails:
     if isinstance(error, InvalidRequest):
         return details.model_copy(update={"problems": error.problems})
     if isinstance(error, ImageProblem):
-        return details.model_copy(update={"problems": (Problem(field="images", rule=str(error)),)})
+        return details.model_copy(update={"problems": (Problem(field=error.field or "images", rule=error.rule),)})
     if isinstance(error, OutcomeUnknown):
         details = details.model_copy(update={"slot": error.slot, "sent_at": error.sent_at})
     source = error.cause if isinstance(error, OutcomeUnknown) else error

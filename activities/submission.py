@@ -9,6 +9,7 @@ from activities.failures import Step, application_error
 from activities.heartbeats import Heartbeat, heartbeating
 from longtake.catalog import check_request, request_digest
 from longtake.gateway.client import GatewayClient, SubmissionForm
+from longtake.gateway.preflight import Preflight
 from longtake.images import prepare_parts
 from longtake.ledger import Accepted, Answer, Arm, Evidence, SubmissionLedger
 from longtake.models import (
@@ -29,17 +30,19 @@ class SubmissionActivities:
         self, *, gateway: GatewayClient, store: Store, ledger: SubmissionLedger, policy: GenerationPolicy
     ) -> None:
         self._gateway = gateway
+        self._preflight = Preflight(gateway)
         self._store = store
         self._ledger = ledger
         self._policy = policy
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
-        """Check, before anything is paid, what only a worker can: the images, and that a video could be stored."""
+        """Check, before anything is paid, what only a worker can: the images, the store and the gateway."""
         try:
             request = check_request(order.request)
             await prepare_parts(self._store, request.images)
             await self._store.probe()
+            await self._preflight.check()
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.PREPARE) from None
         return self._policy

@@ -139,7 +139,7 @@ def supervise(data_dir: Path, program: str) -> int:
     port, ui_port = _ports(folder)
     database = data_dir / "temporal.sqlite"
     command = [program, "server", "start-dev", "--ip", HOST, "--port", str(port), "--ui-port", str(ui_port)]
-    command += ["--db-filename", str(database), "--log-level", "warn", "--ui-disable-news-fetch"]
+    command += ["--db-filename", str(database), "--log-level", "error", "--ui-disable-news-fetch"]
     for name in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{name}=Keyword"]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the configured program

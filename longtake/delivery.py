@@ -30,7 +30,7 @@ DOWNLOAD_TIME = timedelta(minutes=30)
 
 _MAX_REDIRECTS = 5
 _MAX_BREAKS = 5
-_MAX_RESTARTS = 2
+_MAX_RESTARTS = 1
 _BREAK_PAUSE_SECONDS = 0.1
 _CHUNK_BYTES = 64 * 1024
 _ERROR_BODY_BYTES = 4096
@@ -178,10 +178,6 @@ class Fetcher:
                 await response.aclose()
         raise SourceFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
-    def sends_key(self, source: Source) -> bool:
-        """Tell whether the source is asked with the key, so that a 401 or 403 is about the key."""
-        return source.with_key and self._key is not None and _origin(_parse(source.url)) == self._gateway
-
     async def _check_host(self, url: httpx.URL) -> None:
         try:
             addresses = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
@@ -223,9 +219,7 @@ async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named a
         StoreProblem: if the store failed; that says nothing about the sources.
     """
     name = f"{kind.value}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}.mp4"
-    delivery = _Delivery(
-        store, f"{directory}/{name}", kind, expected_size, expect_audio, on_progress or (lambda done, total: None)
-    )
+    delivery = _Delivery(store, f"{directory}/{name}", kind, expected_size, expect_audio, on_progress or _silent)
     return await delivery.find() or await delivery.download(fetcher, sources)
 
 
@@ -393,6 +387,8 @@ class _Transfer:
                 if self._validator is None:
                     raise _StartOver from None
             await asyncio.sleep(_BREAK_PAUSE_SECONDS * 2**breaks)
+        if self._total is not None and self.inspection.bytes != self._total:
+            raise SourceFailed(f"cut after {self.inspection.bytes:,} of {self._total:,} bytes")
         try:
             self.info = self.inspection.finish()
         except NotAWholeVideo as error:
@@ -435,10 +431,8 @@ class _Transfer:
     async def _refused(self, response: httpx.Response) -> SourceFailed:
         status = response.status_code
         reason = f"answered {status}"
-        if self._fetcher.sends_key(self._source) and status in {
-            httpx.codes.UNAUTHORIZED,
-            httpx.codes.FORBIDDEN,
-        }:
+        asked_with_key = "Authorization" in response.request.headers
+        if asked_with_key and status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             return SourceFailed(f"{reason}: the gateway refused the key")
         if status in {httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND, httpx.codes.GONE}:
             return SourceFailed(reason, gone=True)
@@ -458,7 +452,7 @@ class _Transfer:
     def _broken(self, error: httpx.TransportError) -> str:
         done = self.inspection.bytes
         if done == 0:
-            return f"could not be reached or did not answer ({type(error).__name__})"
+            return f"not a byte came ({type(error).__name__})"
         total = f" of {self._total:,}" if self._total is not None else ""
         return f"cut after {done:,}{total} bytes ({type(error).__name__})"
 
@@ -466,13 +460,18 @@ class _Transfer:
 def is_public(address: str) -> bool:
     """Tell whether an IP address is on the public internet, looking through IPv6 notations of IPv4 addresses."""
     ip = ipaddress.ip_address(address.partition("%")[0])
+    is_site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or is_site_local)
+
+
+def _silent(_done: int, _total: int | None) -> None:
+    """Progress that nobody wants to know."""
 
 
 async def _resolve(host: str, port: int) -> Sequence[str]:
@@ -517,7 +516,8 @@ def _strong_validator(response: httpx.Response) -> str | None:
     tag = response.headers.get("ETag", "")
     if tag.startswith('"'):
         return str(tag)
-    return response.headers.get("Last-Modified")
+    date = response.headers.get("Last-Modified")
+    return None if date is None else str(date)
 
 
 async def _says_expired(response: httpx.Response) -> bool:

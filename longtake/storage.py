@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import obstore
@@ -26,7 +26,10 @@ from obstore.exceptions import (
     UnauthenticatedError,
     UnknownConfigurationKeyError,
 )
-from obstore.store import AzureStore, ClientConfig, GCSStore, LocalStore, RetryConfig, S3Store
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig  # obstore has them for type checkers only
 
 # `Any`: the three take differently typed options.
 _SCHEMES: dict[str, Any] = {
@@ -48,9 +51,9 @@ _CREATE_TRIES = 5
 _CREATE_PAUSE_SECONDS = 0.05
 
 # A paid clip may be 2 GiB, so a transfer has ten minutes, while a silent connection has 30 seconds.
-_CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "10m"}
+_CLIENT_OPTIONS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "10m"}
 # For a blip only; whole steps are tried again by Temporal, which shows it.
-_RETRY_CONFIG: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+_RETRY_CONFIG: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 _CONTENT_TYPES = {
     ".mp4": "video/mp4",

@@ -29,8 +29,6 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     ready_file = arguments.pop("ready_file")
     asyncio.run(_run(SimulatorSettings(**arguments, warm=True), ready_file))
-    sys.stdout.flush()
-    os._exit(0)  # a clip still being rendered in a thread must not hold up the end
 
 
 async def _run(settings: SimulatorSettings, ready_file: Path | None) -> None:
@@ -45,6 +43,8 @@ async def _run(settings: SimulatorSettings, ready_file: Path | None) -> None:
         sys.stdout.write(f"simulator ready {simulator.url}\n")
         sys.stdout.flush()
         await stop.wait()
+    sys.stdout.flush()
+    os._exit(0)  # asyncio.run would wait for a clip that is still being rendered in a thread
 
 
 def _write(path: Path, content: dict[str, str | int]) -> None:

@@ -17,6 +17,7 @@ import av
 from av import AudioFrame, Packet, VideoStream
 from av.filter import Graph
 from av.filter.context import FilterContext
+from av.stream import Stream
 
 FRAMES_PER_SECOND = 24
 SAMPLES_PER_SECOND = 48_000
@@ -95,7 +96,7 @@ def render(clip: Clip, path: Path) -> None:
             out.mux(audio.encode(None))
 
 
-def _one_second(video: VideoStream, clip: Clip) -> list[Packet[VideoStream]]:
+def _one_second(video: VideoStream, clip: Clip) -> "list[Packet[VideoStream]]":  # quoted: generic only in the stubs
     """The packets of one second, which begins with a key frame and refers to no other second."""
     pictures, packets = _pictures(clip), []
     for number in range(FRAMES_PER_SECOND):
@@ -105,7 +106,7 @@ def _one_second(video: VideoStream, clip: Clip) -> list[Packet[VideoStream]]:
     return packets + video.encode(None)
 
 
-def _repeated(second: list[Packet[VideoStream]], seconds: int) -> Iterator[Packet[VideoStream]]:
+def _repeated(second: "list[Packet[VideoStream]]", seconds: int) -> "Iterator[Packet[Stream]]":
     """The same second over and over: encoding is what takes the time, and the picture only has to move."""
     for start in range(seconds):
         for number, packet in enumerate(second):

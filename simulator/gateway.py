@@ -221,7 +221,7 @@ class Gateway:
         return await self._faulty(request, script, word, fault, task)
 
     def _accepted(self, request: Request, script: Script, task: Task) -> Response:
-        envelope = self._envelope(request, task, task.seen(time.time()))
+        envelope = self._envelope(request, task, Moment("queued", 0, task.submitted_at, 0))
         return answers.submission(script.one("submit answer", "submit_flat"), task, envelope)
 
     async def _faulty(

@@ -158,8 +158,8 @@ class World:
             size=size,
             prompt=prompt,
             scenario=script.text,
-            seconds=max(self.real_seconds(seconds), 0.001),
-            poll_seconds=max(self.real_seconds(poll), 0.0001),
+            seconds=max(self.real_seconds(seconds), 1e-6),
+            poll_seconds=max(self.real_seconds(poll), 1e-7),
             quota=quota,
             remixed_from=remixed_from,
         )

@@ -19,6 +19,8 @@ again temporal operator cluster health
 if ! temporal operator namespace describe >/dev/null 2>&1; then
     temporal operator namespace create --namespace "$TEMPORAL_NAMESPACE" --retention "$RETENTION"
 fi
-# Existing attributes of the same type are left alone.
-again temporal operator search-attribute create --type Keyword \
-    --name VideoModel --name VideoStage --name VideoOutcome --name GatewayTaskId --name VideoAttention
+# One at a time: given several names and one type, the CLI makes the first and says nothing of the others.
+# An attribute that is there already, with the same type, is left alone.
+for name in VideoModel VideoStage VideoOutcome VideoAttention GatewayTaskId; do
+    again temporal operator search-attribute create --name "$name" --type Keyword
+done

@@ -16,6 +16,7 @@ from signed links with httpx must set the logger `httpx` to WARNING.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,12 +252,14 @@ class GatewayClient:
         self._query_seconds = query_timeout.total_seconds()
         self._query_slots = asyncio.Semaphore(_MOST_QUERIES_AT_ONCE)
         headers = {"User-Agent": _USER_AGENT, "Accept": "application/json"}
+        tls = httpx.create_ssl_context()  # once for both: reading the certificates takes 20 ms
         # Two clients, because a kept-alive connection may die under a request: harmless for a query, "outcome unknown"
         # for a paid one.
         self._submitting = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(self._submit_seconds, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_keepalive_connections=0),
+            verify=tls,
             http2=False,
             follow_redirects=False,
             trust_env=True,
@@ -266,6 +269,7 @@ class GatewayClient:
             headers=headers,
             timeout=httpx.Timeout(self._query_seconds, connect=min(_CONNECT_SECONDS, self._query_seconds)),
             limits=httpx.Limits(max_connections=_MOST_QUERIES_AT_ONCE),
+            verify=tls,
             http2=False,
             follow_redirects=False,
             trust_env=True,
@@ -330,7 +334,7 @@ class GatewayClient:
         except Exception as error:
             # From None throughout: a chained httpx traceback is too long for Temporal to keep the failure's type.
             if gate.refusal is not None:
-                raise gate.refusal from gate.refusal.__cause__
+                raise gate.refusal from None
             if gate.passed and isinstance(error, GatewayError):
                 raise
             if gate.passed:
@@ -624,7 +628,8 @@ def _read_base_url(text: str) -> str:
         url = httpx.URL(text.strip())
     except (httpx.InvalidURL, ValueError) as error:
         raise ValueError(f"{rule}: {_cause(error)}") from None
-    if url.scheme not in {"http", "https"} or not url.host:
+    # httpx takes nearly anything for a host.
+    if url.scheme not in {"http", "https"} or not re.fullmatch(rb"[a-z0-9.:_-]+", url.raw_host):
         raise ValueError(f"{rule}; it is {wire.redact(text)[:200]!r}")
     if url.userinfo or url.query or url.fragment:
         raise ValueError(f"{rule}, without a login, a query or a fragment; keys go into LONGTAKE_GATEWAY_API_KEY")

@@ -302,9 +302,10 @@ async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_
         "TEMPORAL_NAMESPACE": namespace,
         "LONGTAKE_STORE_URL": (tmp_path / "store").as_uri(),
     }
-    assert str(service["healthcheck"]["test"]).count("/tmp/ready") == command.count("/tmp/ready") == 1
+    assert command[-2] == "--ready-file"
+    assert service["healthcheck"]["test"] == ["CMD", "test", "-f", command[-1]]
     worker = await asyncio.create_subprocess_exec(
-        *(str(ready) if word == "/tmp/ready" else word for word in command),
+        *(*command[:-1], str(ready)),
         cwd=image,
         env=BARE | environment,
         stdout=asyncio.subprocess.PIPE,
@@ -312,7 +313,7 @@ async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_
     )
     try:
         async with asyncio.timeout(30):
-            while not ready.exists() and worker.returncode is None:
+            while not ready.exists() and worker.returncode is None:  # noqa: ASYNC110 - a file of another process
                 await asyncio.sleep(0.05)
     finally:
         code = await ended(worker)

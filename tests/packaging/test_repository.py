@@ -230,7 +230,7 @@ def test_a_machine_that_cannot_be_set_up_is_told_why(tmp_path: Path, python: str
     assert not (tmp_path / ".venv/.uv").exists()
 
 
-# --- Import rules that import-linter cannot hold: it takes packages, and these two are modules -------------------------
+# --- Import rules that import-linter cannot hold, because it takes packages only --------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def sim(tmp_path: Path, clips: Path) -> AsyncIterator[Simulator]:
-    settings = SimulatorSettings(tmp_path, KEY, cache_dir=clips, seconds=0.001, speed=50)
+    settings = SimulatorSettings(tmp_path, KEY, cache_dir=clips, seconds=1e-6, speed=50)
     async with serve(settings) as simulator:
         yield simulator
 

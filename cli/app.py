@@ -1,0 +1,241 @@
+"""The commands of `starter.py`. Imports that cost time stand in the commands: `--help` answers at once."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.exits import CommandProblem, Exit, error_document, leave, print_json
+
+app = typer.Typer(
+    name="starter.py",
+    help="15-second videos from a slow, paid gateway: never paid twice, never lost, never a mystery.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich costs half of the time that --help may take
+    epilog="Exit codes: 0 a video was delivered, 1 the generation failed, 2 bad usage or invalid request, "
+    "3 fallback under --strict, 4 Temporal or the gateway cannot be reached, 130 interrupted.",
+)
+
+KeyArgument = Annotated[str, typer.Argument(help="The generation's key.", show_default=False)]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The embedded server's folder.", envvar="LONGTAKE_DATA_DIR", show_default="~/.local/share/longtake"
+    ),
+]
+
+
+@app.command()
+def generate(  # noqa: PLR0913 - one parameter for each flag
+    *,
+    model: Annotated[str | None, typer.Option(help="One of `starter.py models`.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the first 8 seconds show.")] = None,
+    prompt_extend: Annotated[str | None, typer.Option(help="What the last 7 seconds show.")] = None,
+    size: Annotated[str | None, typer.Option(help="1280x720, 720x1280, 1920x1080 or 1080x1920.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A path, URL or data URI; repeatable, the order counts.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own name for it: the same key again attaches and never pays again.", show_default="a new one"
+        ),
+    ] = None,
+    on_extend_failed: Annotated[
+        str | None,
+        typer.Option(
+            help="fallback: be content with the 8 s clip; fail: end with an error; ask: wait for `decide`.",
+            show_default="fallback",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
+    from_file: Annotated[
+        str | None, typer.Option(help="The request as a JSON file, or - for standard input; flags win.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or only start it.")] = True,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 where only the 8 s clip was delivered.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything and show what would be sent; nothing is paid.")
+    ] = False,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Make one video: submit, wait, download, verify, store."""
+    from cli import generations  # noqa: PLC0415
+
+    flags = {
+        "model": model,
+        "prompt": prompt,
+        "prompt_extend": prompt_extend,
+        "size": size,
+        "on_extend_failed": on_extend_failed,
+    }
+    order = generations.Order(
+        flags={name: value for name, value in flags.items() if value is not None},
+        images=tuple(image or ()),
+        from_file=from_file,
+        key=key,
+        output=output,
+        wait=wait,
+        strict=strict,
+        as_json=as_json,
+    )
+    work = generations.dry_run(order, data_dir) if dry_run else generations.generate(order, data_dir)
+    _run(work, as_json=as_json, key=key)
+
+
+@app.command()
+def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+    """Show where a generation stands, why, and what can be done."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.show_status(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+
+
+@app.command()
+def watch(
+    key: KeyArgument,
+    *,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 on a fallback.")] = False,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Follow a generation until it ends; stopping to watch stops nothing else."""
+    from cli import generations  # noqa: PLC0415
+
+    work = generations.watch(key, data_dir, strict=strict, as_json=as_json)
+    _run(work, as_json=as_json, key=key)
+
+
+@app.command()
+def result(
+    key: KeyArgument,
+    *,
+    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 on a fallback.")] = False,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Wait for a generation's end and print its result."""
+    from cli import generations  # noqa: PLC0415
+
+    work = generations.watch(key, data_dir, strict=strict, as_json=as_json, output=output, quiet=True)
+    _run(work, as_json=as_json, key=key)
+
+
+@app.command("list")
+def list_generations(
+    query: Annotated[str, typer.Argument(help='A filter of Temporal\'s, such as VideoStage="failed".')] = "",
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List the newest generations."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
+
+
+@app.command()
+def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+    """Stop waiting for a generation; what was submitted may still be made, and cost."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.cancel(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+
+
+@app.command()
+def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+    """Look at a generation now, for example because the gateway's key has been mended."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.resume(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+
+
+@app.command()
+def decide(
+    key: KeyArgument,
+    action: Annotated[str, typer.Argument(help="accept: be content with the 8 s clip.")],
+    *,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Take a decision that a generation waits for."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.decide(key, action, data_dir, as_json=as_json), as_json=as_json, key=key)
+
+
+@app.command()
+def models(*, as_json: JsonFlag = False) -> None:
+    """Show the eight models and what each takes."""
+    from cli import catalogue  # noqa: PLC0415
+
+    catalogue.show_models(as_json=as_json)
+
+
+@app.command()
+def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+    """Check settings, Temporal, gateway, key and store; say what to do."""
+    from cli import doctor as checks  # noqa: PLC0415
+
+    _run(checks.run(data_dir, as_json=as_json), as_json=as_json)
+
+
+@app.command()
+def setup(*, data_dir: DataDir = None) -> None:
+    """Register the search attributes in Temporal's namespace; doing it again changes nothing."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.setup(data_dir))
+
+
+@app.command()
+def up(*, data_dir: DataDir = None) -> None:
+    """Run everything embedded in the foreground: Temporal, its UI and a worker, until Ctrl-C."""
+    from cli import generations  # noqa: PLC0415
+
+    _run(generations.up(data_dir))
+
+
+@app.command()
+def demo(
+    *,
+    keep: Annotated[bool, typer.Option(help="Leave the servers running to look around, until Ctrl-C.")] = False,
+    videos: Annotated[Path, typer.Option(help="Where the MP4s go.")] = Path("videos"),
+) -> None:
+    """Run four generations side by side against a simulated gateway, a real Temporal server and real MP4s."""
+    from cli import demo as show  # noqa: PLC0415
+
+    _run(show.run(videos, keep=keep))
+
+
+def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
+    """Run a command to its exit code."""
+    try:
+        code = asyncio.run(work)
+    except CommandProblem as problem:
+        code = problem.code
+        known = problem.known or ({"key": key} if key else {})
+        if as_json:
+            print_json(error_document(problem, known))
+        else:
+            typer.echo(f"{problem.kind}: {problem.message}", err=True)
+            if problem.details and problem.details.advice:
+                typer.echo(problem.details.advice, err=True)
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+        if key and not as_json:
+            typer.echo(f"stopped waiting. It goes on where it was: starter.py watch {key}", err=True)
+        if as_json:
+            interrupted = CommandProblem(code, "Interrupted", "stopped waiting; start it again with the same key")
+            print_json(error_document(interrupted, {"key": key} if key else {}))
+    with contextlib.suppress(BrokenPipeError):
+        leave(code)

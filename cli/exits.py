@@ -1,0 +1,76 @@
+"""Exit codes, and the one place where an error becomes a message and a code."""
+
+import json
+import os
+import sys
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # these cost most of the time that --help may take
+    from longtake.models import FailureDetails, Problem
+
+
+class Exit(IntEnum):
+    """What the exit code says."""
+
+    DELIVERED = 0
+    FAILED = 1
+    USAGE = 2
+    FALLBACK = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+class CommandProblem(Exception):
+    """A command ends without what was asked for.
+
+    Attributes:
+        code: The exit code.
+        kind: The error's type, as it stands in the JSON.
+        details: Everything known, or None.
+        known: The key and the ids of the generation, as they stand in every JSON document.
+    """
+
+    def __init__(
+        self,
+        code: Exit,
+        kind: str,
+        message: str,
+        details: "FailureDetails | None" = None,
+        known: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.kind = kind
+        self.message = message
+        self.details = details
+        self.known = known or {}
+
+
+def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
+    """A request that breaks rules."""
+    from longtake.models import FailureDetails, Paid  # noqa: PLC0415
+
+    message = "the request cannot be sent; nothing was paid:\n" + "\n".join(
+        f"  {problem.field}: {problem.rule}" for problem in problems
+    )
+    return CommandProblem(Exit.USAGE, "InvalidRequest", message, FailureDetails(problems=problems, paid=Paid.NO))
+
+
+def print_json(document: object) -> None:
+    """Write the one JSON document to standard output."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def error_document(problem: CommandProblem, known: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a failure: the ids known stand beside the type and the message."""
+    details = problem.details.model_dump(mode="json", exclude_none=True) if problem.details else {}
+    details = {name: value for name, value in details.items() if value not in ("", [], ())}
+    return {"error": {"type": problem.kind, "message": problem.message, **details, **known}, **known}
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once: the SDK's native threads abort a short-lived interpreter at exit now and then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,474 @@
+"""The commands that work with generations."""
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.exits import CommandProblem, Exit, invalid, print_json
+from cli.progress import describe, follow
+from cli.requests import build_request, new_key, read_request_file
+from cli.session import Session, open_session
+from longtake.catalog import InvalidRequest, warnings_for
+from longtake.client import (
+    DecisionRejected,
+    GenerationFailure,
+    GenerationNotFound,
+    KeyInUse,
+    Snapshot,
+)
+from longtake.gateway.client import GatewayClient
+from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
+from longtake.gateway.preflight import Preflight
+from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, StoredVideo
+from longtake.settings import Settings, SettingsProblem
+from longtake.storage import Store, StoreProblem
+from longtake.temporal import (
+    InvalidKey,
+    TemporalProblem,
+    connect,
+    is_configured,
+    register_search_attributes,
+    workflow_id,
+)
+
+console = Console(stderr=True)
+"""Everything for people goes to standard error; standard output is for results."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `generate` was asked."""
+
+    flags: dict[str, str]
+    images: tuple[str, ...]
+    from_file: str | None
+    key: str | None
+    output: Path | None
+    wait: bool
+    strict: bool
+    as_json: bool
+
+
+async def generate(order: Order, data_dir: Path | None) -> Exit:
+    """Check, start or attach, follow, fetch."""
+    settings = load_settings(data_dir)
+    key = _checked_key(order.key or new_key())
+    _check_output(order.output)
+    store = _open_store(settings)
+    request, _ = await build_request(_fields(order), order.images, store, dry_run=False)
+    embedded = not is_configured()
+    if embedded:
+        await _check_gateway(settings)
+    known: dict[str, Any] = {"key": key, "workflow_id": workflow_id(key), "run_id": ""}
+    async with open_session(settings, worker=True, stay_behind=not order.wait) as session, _errors(known):
+        run_id, started = await session.client.start(key, request)
+        known["run_id"] = run_id
+        if not order.as_json:
+            for warning in warnings_for(request):
+                _say(f"warning: {warning}")
+            _say(f"{'started' if started else 'attached to'} {key}" + _link(session, key, run_id))
+        if not order.wait:
+            if order.as_json:
+                print_json({**known, "started": started})
+            else:
+                sys.stdout.write(f"{key}\n")
+            return Exit.DELIVERED
+        await follow(session.client, key, console=console, quiet=order.as_json)
+        outcome = await session.client.result(key)
+    return await _conclude(outcome, store, known, output=order.output, strict=order.strict, as_json=order.as_json)
+
+
+async def dry_run(order: Order, data_dir: Path | None) -> Exit:
+    """Check everything and show what would be sent."""
+    settings = load_settings(data_dir)
+    key = _checked_key(order.key or new_key())
+    _check_output(order.output)
+    store = _open_store(settings)
+    request, images = await build_request(_fields(order), order.images, store, dry_run=True)
+    warnings = warnings_for(request)
+    sent = {
+        "url": f"{settings.gateway_url}/v1/videos" if settings.gateway_url else None,
+        "model": request.model,
+        "prompt_characters": len(request.prompt),
+        "prompt_extend_characters": len(request.prompt_extend),
+        "size": request.size,
+        "images": images,
+        "on_extend_failed": str(request.on_extend_failed),
+    }
+    if order.as_json:
+        print_json({"dry_run": True, "paid": "no", "key": key, "request": sent, "warnings": list(warnings)})
+        return Exit.DELIVERED
+    for name, value in sent.items():
+        sys.stdout.write(f"{name}: {value}\n")
+    for warning in warnings:
+        _say(f"warning: {warning}")
+    sys.stdout.write("the request is good; nothing was sent, nothing was paid\n")
+    return Exit.DELIVERED
+
+
+async def watch(  # noqa: PLR0913 - one flag each
+    key: str,
+    data_dir: Path | None,
+    *,
+    strict: bool,
+    as_json: bool,
+    output: Path | None = None,
+    quiet: bool = False,
+) -> Exit:
+    """Follow until the end; `result` is the quiet form of it."""
+    settings = load_settings(data_dir)
+    _check_output(output)
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
+        await follow(session.client, key, console=console, quiet=quiet or as_json)
+        outcome = await session.client.result(key)
+    store = _open_store(settings)
+    return await _conclude(outcome, store, known, output=output, strict=strict, as_json=as_json)
+
+
+async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """One look at a generation."""
+    settings = load_settings(data_dir)
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        snapshot = await session.client.snapshot(key)
+        known["run_id"] = snapshot.execution.run_id
+    if as_json:
+        print_json({**known, **_snapshot_document(snapshot)})
+        return Exit.DELIVERED
+    sys.stdout.write(f"{key}: {describe(snapshot)}\n")
+    status = snapshot.status
+    if status:
+        facts = {
+            "what": status.message,
+            "to do": status.advice,
+            "task": status.task_id,
+            "remix_id": status.remix_id,
+            "remix_id_extend": status.remix_id_extend,
+            "last problem": status.last_problem,
+            "video": status.video and status.video.uri,
+            "8 s clip": status.first_video and status.first_video.uri,
+        }
+        for name, value in facts.items():
+            if value:
+                sys.stdout.write(f"  {name}: {value}\n")
+    return Exit.DELIVERED
+
+
+async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """The newest generations."""
+    settings = load_settings(data_dir)
+    async with open_session(settings, worker=False) as session, _errors({}):
+        rows = [execution async for execution in session.client.generations(query, limit=limit)]
+    if as_json:
+        print_json(
+            [
+                {
+                    "key": row.key,
+                    "workflow_id": workflow_id(row.key),
+                    "run_id": row.run_id,
+                    "state": row.state.lower(),
+                    "stage": row.stage,
+                    "attention": row.attention,
+                    "outcome": row.outcome,
+                    "model": row.model,
+                    "task_id": row.task_id,
+                    "started_at": row.started_at.isoformat(),
+                    "closed_at": row.closed_at and row.closed_at.isoformat(),
+                }
+                for row in rows
+            ]
+        )
+        return Exit.DELIVERED
+    table = Table("key", "state", "stage", "outcome", "model", "task", "started")
+    for row in rows:
+        stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
+        cells = (row.key, row.state.lower(), stage, row.outcome or "", row.model or "", row.task_id or "")
+        table.add_row(*map(escape, cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
+    Console(width=None if sys.stdout.isatty() else 200).print(table if rows else "no generations yet")
+    return Exit.DELIVERED
+
+
+async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Ask it to stop waiting."""
+    settings = load_settings(data_dir)
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        before = await session.client.snapshot(key)
+        known["run_id"] = before.execution.run_id
+        if before.running:
+            await session.client.cancel(key)
+            await follow(session.client, key, console=console, quiet=True)
+        after = await session.client.snapshot(key)
+    if as_json:
+        print_json({**known, **_snapshot_document(after)})
+        return Exit.DELIVERED
+    task = after.execution.task_id
+    if not before.running:
+        sys.stdout.write(f"{key} had already ended: {after.execution.state.lower()}\n")
+    elif task:
+        sys.stdout.write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.\n")
+    else:
+        sys.stdout.write(f"{key} is cancelled; nothing had been submitted.\n")
+    return Exit.DELIVERED
+
+
+async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Look now."""
+    settings = load_settings(data_dir)
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        status = await session.client.resume(key)
+    _print_status(status.model_dump(mode="json"), status.message, known, as_json=as_json)
+    return Exit.DELIVERED
+
+
+async def decide(key: str, action: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Send a decision."""
+    settings = load_settings(data_dir)
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    try:
+        decision = Decision(action=DecisionAction(action))
+    except (ValueError, ValidationError):
+        message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
+    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        status = await session.client.decide(key, decision)
+    _print_status(status.model_dump(mode="json"), status.message, known, as_json=as_json)
+    return Exit.DELIVERED
+
+
+async def setup(data_dir: Path | None) -> Exit:
+    """Register the search attributes."""
+    settings = load_settings(data_dir)
+    try:
+        if not is_configured():
+            sys.stdout.write("the embedded server registers its search attributes by itself: nothing to do\n")
+            return Exit.DELIVERED
+        added = await register_search_attributes(await connect())
+    except TemporalProblem as error:
+        raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
+    sys.stdout.write(f"registered: {', '.join(added)}\n" if added else "everything is registered already\n")
+    del settings
+    return Exit.DELIVERED
+
+
+async def up(data_dir: Path | None) -> Exit:
+    """Everything embedded, in the foreground."""
+    settings = load_settings(data_dir)
+    if is_configured():
+        message = (
+            "TEMPORAL_ADDRESS or a profile is set: `up` is for the embedded server; run `python worker.py` instead"
+        )
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
+    _require_gateway(settings)
+    async with open_session(settings, worker=True) as session:
+        _say(f"Temporal {session.address}, UI {session.ui_url}, store {settings.store_location}")
+        _say(f"clients elsewhere: TEMPORAL_ADDRESS={session.address}. Ctrl-C drains and ends it.")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            _say("draining")
+    return Exit.DELIVERED
+
+
+def load_settings(data_dir: Path | None) -> Settings:
+    """The environment, with the flag on top.
+
+    Raises:
+        CommandProblem: It cannot be used.
+    """
+    try:
+        settings = Settings.load()
+    except SettingsProblem as error:
+        raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
+    return settings.model_copy(update={"data_dir": data_dir}) if data_dir else settings
+
+
+def _fields(order: Order) -> dict[str, Any]:
+    return {**(read_request_file(order.from_file) if order.from_file else {}), **order.flags}
+
+
+def _require_gateway(settings: Settings) -> None:
+    try:
+        settings.require_gateway()
+    except SettingsProblem as error:
+        raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
+
+
+def _can_work(settings: Settings) -> bool:
+    """Whether an embedded worker could run: looking at generations must work without the gateway's key."""
+    return bool(settings.gateway_url and settings.gateway_api_key)
+
+
+async def _check_gateway(settings: Settings) -> None:
+    """Find out at once, not after an hour of patience, that nothing can be submitted from here.
+
+    Raises:
+        CommandProblem: The gateway is not configured, not there, or no gateway.
+    """
+    _require_gateway(settings)
+    base_url, keys = settings.require_gateway()
+    try:
+        async with GatewayClient(base_url=base_url, api_keys=keys) as gateway:
+            await Preflight(gateway).check()
+    except ValueError as error:
+        raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
+    except KeyRefused as error:
+        message = f"{error}; nothing was paid"
+        raise CommandProblem(Exit.FAILED, "SubmissionRefused", message, error_details(error)) from None
+    except GatewayUnreachable as error:
+        message = f"{error}; nothing was paid"
+        raise CommandProblem(Exit.UNREACHABLE, "GatewayUnreachable", message, error_details(error)) from None
+    except GatewayError as error:
+        message = f"{error}; nothing was paid"
+        raise CommandProblem(Exit.UNREACHABLE, "NotAGateway", message, error_details(error)) from None
+
+
+def error_details(error: GatewayError) -> FailureDetails:
+    """What the gateway's boundary said before anything was paid."""
+    return FailureDetails(
+        paid=Paid.NO,
+        http_status=error.status,
+        gateway_code=error.code,
+        gateway_message=error.gateway_message,
+        request_id=error.request_id,
+    )
+
+
+def _checked_key(key: str) -> str:
+    try:
+        workflow_id(key)
+    except InvalidKey as error:
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--key {key[:80]!r}: {error}") from None
+    return key
+
+
+def _open_store(settings: Settings) -> Store:
+    try:
+        return Store.open(settings.store_location)
+    except StoreProblem as error:
+        raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
+
+
+def _check_output(output: Path | None) -> None:
+    """Find out before anything is paid that the copy could not be written."""
+    if output is None:
+        return
+    folder = output if output.is_dir() else output.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        message = f"--output {output}: the folder {folder} does not exist or cannot be written to"
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
+
+
+@asynccontextmanager
+async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
+    """What can go wrong with a generation, as exit codes."""
+    try:
+        yield
+    except InvalidRequest as error:
+        problem = invalid(error.problems)
+        raise CommandProblem(problem.code, problem.kind, problem.message, problem.details, known) from None
+    except KeyInUse as error:
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", str(error), known=known) from None
+    except DecisionRejected as error:
+        raise CommandProblem(Exit.USAGE, "DecisionRejected", str(error), known=known) from None
+    except GenerationNotFound as error:
+        raise CommandProblem(Exit.USAGE, "GenerationNotFound", str(error), known=known) from None
+    except GenerationFailure as error:
+        unreachable = error.kind == "NotSubmitted"
+        code = Exit.UNREACHABLE if unreachable else Exit.FAILED
+        raise CommandProblem(code, error.kind, error.message, error.details, known) from None
+    except TemporalProblem as error:
+        raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error), known=known) from None
+    except asyncio.CancelledError:
+        key = known.get("key")
+        message = f"stopped waiting; it goes on where it was: starter.py watch {key}" if key else "stopped"
+        raise CommandProblem(Exit.INTERRUPTED, "Interrupted", message, known=known) from None
+
+
+async def _conclude(  # noqa: PLR0913 - one flag each
+    outcome: GenerateVideoResult,
+    store: Store,
+    known: dict[str, Any],
+    *,
+    output: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> Exit:
+    copied = await _copy(store, outcome.video, output, str(known["key"])) if output else None
+    if as_json:
+        document = {**outcome.model_dump(mode="json"), **known}
+        print_json({**document, "output": str(copied)} if copied else document)
+    else:
+        _print_result(outcome, copied)
+    return Exit.FALLBACK if strict and outcome.outcome == "fallback" else Exit.DELIVERED
+
+
+def _print_result(outcome: GenerateVideoResult, copied: Path | None) -> None:
+    video = outcome.video
+    sound = "with sound" if video.has_audio else "silent"
+    _say(
+        f"{outcome.outcome}: {video.duration_seconds:.1f} s, {video.width}x{video.height}, {sound}, "
+        f"{video.bytes:,} bytes, {outcome.polls} looks, task {outcome.task_id}"
+    )
+    if outcome.outcome == "fallback":
+        reason = outcome.extend_error_message or outcome.extend_error_code
+        _say(f"only the first 8 s: {reason}")
+    for warning in outcome.warnings:
+        _say(f"warning: {warning}")
+    sys.stdout.write(f"{copied or video.uri}\n")
+
+
+async def _copy(store: Store, video: StoredVideo, output: Path, key: str) -> Path:
+    """Copy a stored video; the old file stays until the new one is whole."""
+    target = output / f"{key}.mp4" if output.is_dir() else output
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            async for chunk in store.stream(store.path_of(video.uri)):
+                file.write(chunk)
+        shutil.move(fresh, target)
+    except (OSError, StoreProblem) as error:
+        fresh.unlink(missing_ok=True)
+        message = f"the video is in the store ({video.uri}), but cannot be copied to {target}: {error}"
+        raise CommandProblem(Exit.FAILED, "OutputFailed", message) from None
+    return target
+
+
+def _snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
+    status = snapshot.status.model_dump(mode="json") if snapshot.status else None
+    return {
+        "state": snapshot.execution.state.lower(),
+        "status": status,
+        "steps": [{"name": step.name, "attempt": step.attempt, "problem": step.problem} for step in snapshot.steps],
+    }
+
+
+def _print_status(document: dict[str, Any], message: str, known: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({**known, "status": document})
+    else:
+        sys.stdout.write(f"{known['key']}: {message}\n")
+
+
+def _link(session: Session, key: str, run_id: str) -> str:
+    link = session.link(key, run_id)
+    return f", {link}" if link else ""
+
+
+def _say(line: str) -> None:
+    console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,151 @@
+"""A connection to Temporal for one command: the configured one, or the embedded server with a worker beside it."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cli.embedded import EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
+from cli.exits import CommandProblem, Exit
+from longtake.client import VideoClient
+from longtake.settings import Settings
+from longtake.temporal import TemporalProblem, connect, is_configured, target, workflow_id
+
+_ROOT = Path(__file__).parent.parent
+_MISCONFIGURED = 2
+"""The worker's exit code where trying again is pointless."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command works with."""
+
+    client: VideoClient
+    address: str
+    ui_url: str | None
+    namespace: str = "default"
+
+    def link(self, key: str, run_id: str = "") -> str | None:
+        """The generation's page in Temporal's UI, where we know the UI's address."""
+        if self.ui_url is None:
+            return None
+        return f"{self.ui_url}/namespaces/{self.namespace}/workflows/{workflow_id(key)}/{run_id}".rstrip("/")
+
+
+@asynccontextmanager
+async def open_session(settings: Settings, *, worker: bool, stay_behind: bool = False) -> AsyncIterator[Session]:
+    """Connect.
+
+    Args:
+        settings: Where the data folder is, and what an embedded worker needs.
+        worker: Whether the command needs a worker; only the embedded server gets one.
+        stay_behind: Let the embedded worker go on in the background until nothing is left to do.
+
+    Raises:
+        CommandProblem: Temporal cannot be reached, or the embedded server or worker does not start.
+    """
+    try:
+        if is_configured():
+            where = target()
+            yield Session(VideoClient(await connect()), where.address, None, where.namespace)
+            return
+        async with AsyncExitStack() as stack:
+            server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
+            client = VideoClient(await connect(server.address))
+            if worker:
+                await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
+            yield Session(client, server.address, server.ui_url)
+    except (TemporalProblem, EmbeddedProblem) as error:
+        raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
+
+
+class EmbeddedWorker:
+    """`worker.py` as a process beside this one, started again where it is killed."""
+
+    def __init__(self, settings: Settings, server: EmbeddedServer, *, stay_behind: bool = False) -> None:
+        self._settings = settings
+        self._server = server
+        self._stay_behind = stay_behind
+        self._folder = settings.data_dir.expanduser().absolute() / "embedded"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        self._watching = asyncio.create_task(self._start_again_when_killed())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._watching:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        if self._process and self._process.poll() is None and not self._stay_behind:
+            # It drains by itself and keeps the server until then; nobody has to wait for that.
+            self._process.terminate()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id."""
+        return self._process.pid if self._process else None
+
+    async def _start(self) -> None:
+        """Start it and wait until it polls.
+
+        Raises:
+            CommandProblem: It says that it cannot work as configured.
+        """
+        handle, name = tempfile.mkstemp(dir=self._folder, prefix="ready-")
+        os.close(handle)
+        ready = Path(name)
+        command = [sys.executable, str(_ROOT / "worker.py"), "--ready-file", name]
+        command += ["--exit-when-idle"] if self._stay_behind else ["--stop-with-parent"]
+        log_path = self._folder / "worker.log"
+        try:
+            with log_path.open("ab") as log, keep_server_for(self._settings.data_dir) as lock:
+                self._process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own program; it returns at once
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(),
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],
+                )
+            while not ready.stat().st_size:
+                if self._process.poll() is not None:
+                    raise CommandProblem(Exit.USAGE, "WorkerFailed", _last_line(log_path))
+                await asyncio.sleep(0.05)
+        finally:
+            ready.unlink()
+
+    async def _start_again_when_killed(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            if self._process and (code := self._process.poll()) is not None:
+                if code == _MISCONFIGURED:
+                    return
+                sys.stderr.write(f"the worker ended unexpectedly ({code}); starting another\n")
+                await self._start()
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+        return inherited | {
+            "TEMPORAL_ADDRESS": self._server.address,
+            "TEMPORAL_NAMESPACE": "default",
+            "TEMPORAL_CONFIG_FILE": os.devnull,
+            "LONGTAKE_DATA_DIR": str(self._settings.data_dir),
+            "LONGTAKE_STORE_URL": self._settings.store_location,
+        }
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"the worker did not start: {lines[-1][-600:] if lines else 'it said nothing'} (its log is {log})"

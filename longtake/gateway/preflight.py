@@ -1,0 +1,46 @@
+"""A free look at the gateway before anything is paid: is it there, is it a gateway, does it take the key?"""
+
+import time
+
+from longtake.gateway.client import GatewayClient
+from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused
+
+GOOD_FOR_SECONDS = 300.0
+"""How long a good answer is believed. Field notes: at most 20 calls of such routes in 20 minutes."""
+
+_ROUTE_CLOSED = (403, 404, 405)
+_SUCCESS = 200
+
+
+class Preflight:
+    """One for each gateway client; remembers a good answer for a while."""
+
+    def __init__(self, gateway: GatewayClient) -> None:
+        self._gateway = gateway
+        self._good_until = 0.0
+
+    async def check(self) -> None:
+        """Ask for the list of models, which is free.
+
+        The route is optional: where an operator has closed it, or it fails by itself, nothing is concluded.
+
+        Raises:
+            GatewayUnreachable: Nothing answers there.
+            KeyRefused: The key that would pay is not accepted (401).
+            AnswerUnreadable: What answers there is no gateway, but for example a web page.
+        """
+        if time.monotonic() < self._good_until:
+            return
+        try:
+            await self._gateway.list_models()
+        except KeyRefused as error:
+            if error.status in _ROUTE_CLOSED:
+                return
+            raise
+        except AnswerUnreadable as error:
+            if error.status != _SUCCESS:
+                return
+            raise
+        except (AnswerLost, GatewayBusy):
+            return
+        self._good_until = time.monotonic() + GOOD_FOR_SECONDS
