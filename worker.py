@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.worker import Worker, WorkerDeploymentConfig
@@ -127,6 +128,8 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
+        # The ids are fields of our log events already; the SDK would add them to each message once more.
+        activity.logger.activity_info_on_message = False
         client = await connect()
         if missing := await missing_search_attributes(client):
             raise TemporalProblem(

@@ -10,8 +10,8 @@ again() {
     tries=0
     until "$@"; do
         tries=$((tries + 1))
-        [ "$tries" -lt 30 ] || { echo "gave up after $tries tries: $*" >&2; exit 1; }
-        sleep 2
+        [ "$tries" -lt 60 ] || { echo "gave up after $tries tries: $*" >&2; exit 1; }
+        sleep 1
     done
 }
 
