@@ -409,7 +409,7 @@ async def _conclude(  # noqa: PLR0913 - one flag each
     strict: bool,
     as_json: bool,
 ) -> Exit:
-    copied = await _copy(store, outcome.video, output, str(known["key"])) if output else None
+    copied = await copy_video(store, outcome.video, output, str(known["key"])) if output else None
     if as_json:
         document = {**outcome.model_dump(mode="json"), **known}
         print_json({**document, "output": str(copied)} if copied else document)
@@ -433,7 +433,7 @@ def _print_result(outcome: GenerateVideoResult, copied: Path | None) -> None:
     sys.stdout.write(f"{copied or video.uri}\n")
 
 
-async def _copy(store: Store, video: StoredVideo, output: Path, key: str) -> Path:
+async def copy_video(store: Store, video: StoredVideo, output: Path, key: str) -> Path:
     """Copy a stored video; the old file stays until the new one is whole."""
     target = output / f"{key}.mp4" if output.is_dir() else output
     fresh = target.with_name(f".{target.name}.{os.getpid()}")

@@ -56,13 +56,14 @@ async def follow(client: VideoClient, key: str, *, console: Console, quiet: bool
     if quiet:
         return await _until_ended(client, key, lambda _: None)
     if console.is_terminal:
-        with _live(console) as progress:
+        with live(console) as progress:
             task = progress.add_task(key, line="starting")
             return await _until_ended(client, key, lambda line: _update(progress, task, line))
     return await _until_ended(client, key, _Lines(console, key))
 
 
-def _live(console: Console) -> Progress:
+def live(console: Console) -> Progress:
+    """Live rows on a terminal; nothing elsewhere."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -70,6 +71,7 @@ def _live(console: Console) -> Progress:
         TextColumn("{task.fields[line]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

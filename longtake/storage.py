@@ -196,7 +196,7 @@ class Store:
         if "://" not in uri:
             return _checked(uri)
         if uri.startswith(f"{self.url}/"):
-            return _checked(unquote(uri.removeprefix(f"{self.url}/")))
+            return _checked(uri.removeprefix(f"{self.url}/"))
         raise StoreProblem(f"{_without_query(uri)} lies outside the store {self.url}", retryable=False)
 
     async def get(self, path: str) -> bytes | None:
@@ -431,7 +431,7 @@ def _without_query(uri: str) -> str:
 
 def _lacks_credentials(text: str) -> bool:
     # Without credentials obstore asks the cloud's metadata service, which is not there on other machines.
-    return "169.254.169.254" in text or "metadata.google.internal" in text
+    return "169.254.169.254" in text or "/latest/api/token" in text or "metadata.google.internal" in text
 
 
 def _first_line(error: Exception) -> str:

@@ -212,7 +212,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         model=_first(inside_out, _short, "model") or _short(properties.get("origin_model_name")),
         quota=_first(outside_in, _count, "quota"),
         error_code=code,
-        error_message=None if message is None else _shorten(redact(message)),
+        error_message=message and (_shorten(redact(message)) or None),
         submitted_at=_first(outside_in, _time, "submit_time", "created_at"),
         started_at=_first(outside_in, _time, "start_time"),
         updated_at=_first(outside_in, _time, "updated_at"),
@@ -453,14 +453,12 @@ def _first(layers: list[_Json], read: Callable[[object], _T | None], *names: str
 
 
 def _text(value: object) -> str | None:
-    """A non-empty string, made valid: a lone surrogate would break the JSON that it is written into."""
-    if not isinstance(value, str):
-        return None
-    return value[:_MOST_MESSAGE_CHARS_READ].encode(errors="replace").decode().strip() or None
+    """A non-empty string, as it came; `_shorten` it before it goes anywhere."""
+    return (value[:_MOST_MESSAGE_CHARS_READ].strip() or None) if isinstance(value, str) else None
 
 
 def _shorten(text: str) -> str:
-    """One line of at most 300 characters."""
+    """One line of at most 300 printable characters; a lone surrogate would break the JSON that it is written into."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= _MOST_MESSAGE_CHARS else line[: _MOST_MESSAGE_CHARS - 1] + "…"
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-import boto3
+import boto3  # type: ignore[import-untyped]
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
@@ -15,7 +15,7 @@ Fault = Callable[[Environ], tuple[str, bytes] | None]
 """Looks at a request, may change it, and may answer it in the server's place with a status and a body."""
 
 
-class _QuietHandler(MotoRequestHandler):  # type: ignore[misc]
+class _QuietHandler(MotoRequestHandler):
     def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002 - werkzeug's name
         pass
 
@@ -57,6 +57,6 @@ class S3Server:
         answer = self.fault(environ) if self.fault else None
         if answer is None:
             return self._backend(environ, start_response)  # type: ignore[no-any-return]
-        environ["wsgi.input"].read()
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(answer[0], [("Content-Type", "application/xml"), ("Content-Length", str(len(answer[1])))])
         return [answer[1]]

@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ Outcome = MediaInfo | str
 def read(content: bytes, cuts: tuple[int, ...] = ()) -> MediaInfo:
     reader = Mp4Reader()
     edges = [0, *sorted(cut % (len(content) + 1) for cut in cuts), len(content)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         reader.feed(content[start:end])
     return reader.finish()
 
@@ -52,7 +53,7 @@ def test_agrees_with_ffmpeg_about_every_layout_with_and_without_sound() -> None:
         for sound in (True, False):
             content = mp4(layout=layout, sound=sound)
             info = read(content)
-            with av.open(io.BytesIO(content)) as container:
+            with av.open(io.BytesIO(content), "r") as container:
                 assert container.duration is not None
                 assert info.duration_seconds == pytest.approx(container.duration / av.time_base, abs=0.05)
                 picture = container.streams.video[0]
@@ -166,7 +167,7 @@ def test_gives_the_picture_as_it_is_displayed() -> None:
     content = bytearray(mp4())
     matrix = content.index(b"tkhd") + 4 + 40
     struct.pack_into(">9i", content, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    with av.open(io.BytesIO(bytes(content))) as container:
+    with av.open(io.BytesIO(bytes(content)), "r") as container:
         assert abs(next(container.decode(video=0)).rotation) == 90
     info = read(bytes(content))
     assert (info.width, info.height) == (180, 320)

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.exceptions import BaseError, PermissionDeniedError
 
-from longtake import storage
 from longtake.storage import Store, StoreProblem
 from tests.longtake.s3_server import BUCKET, Environ, S3Server
 
@@ -343,26 +344,25 @@ class _FullDisk:
         async def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(storage.obstore, "put_async", fail)
+        monkeypatch.setattr(obstore, "put_async", fail)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (
-            storage.BaseError(
+            BaseError(
                 "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)\n\n"
                 "Debug source:\nGeneric { }"
             ),
             "no space left on the disk that holds {root}: free some; nothing is lost, it will be tried again",
         ),
         (
-            storage.PermissionDeniedError("Generic LocalFileSystem error: Permission denied (os error 13)\n\nDebug"),
-            "no permission to write file://{root}/a.json (Generic LocalFileSystem error: Permission denied"
-            " (os error 13)): give the worker that permission",
+            PermissionDeniedError("Permission denied (os error 13)\n\nDebug"),
+            "no permission to write file://{root}/a.json (Permission denied (os error 13)): give the worker that permission",
         ),
         (
-            storage.BaseError("Generic S3 error: x https://host/a?X-Amz-Signature=secret failed\nDebug source: secret"),
+            BaseError("Generic S3 error: x https://host/a?X-Amz-Signature=secret failed\nDebug source: secret"),
             "cannot write file://{root}/a.json: Generic S3 error: x https://host/a failed",
         ),
     ],

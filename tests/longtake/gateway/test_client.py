@@ -309,7 +309,8 @@ class TestBeforeTheFirstByte:
         await gateway.disconnected.wait()
         assert gateway.bytes_read == 0
 
-    async def test_its_own_time_does_not_count(self, gateway: RawGateway) -> None:
+    async def test_its_own_time_does_not_count(self, gateway: RawGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("longtake.gateway.client._REACH_SECONDS", 1.0)
         gateway.will(answer(200, ACCEPTED))
 
         async def before_send() -> None:
