@@ -24,6 +24,7 @@ from activities.submission import SubmissionActivities
 from longtake import __version__
 from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.settings import Settings, SettingsProblem
@@ -83,11 +84,13 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             allow_private_addresses=settings.allow_private_addresses,
             max_bytes=settings.max_video_mebibytes * 2**20,
         ) as fetcher,
+        Witnesses(base_url=base_url, api_key=api_keys[0], console=_console(settings)) as witnesses,
     ):
         submission = SubmissionActivities(
             gateway=gateway,
             store=store,
             ledger=SubmissionLedger(store, longest_exchange=settings.submit_timeout),
+            witnesses=witnesses,
             policy=policy,
         )
         polling = PollingActivities(gateway=gateway, store=store)
@@ -99,6 +102,8 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             activities=[
                 submission.prepare_generation,
                 submission.record_submission,
+                submission.reconcile_submission,
+                submission.settle_submission,
                 polling.query_generation,
                 delivery.deliver_video,
             ],
@@ -110,13 +115,19 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
         submitting = Worker(
             client,
             task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[submission.submit_generation],
+            activities=[submission.submit_generation, submission.submit_extension],
             deployment_config=version,
             max_concurrent_activities=settings.submit_concurrency,
             graceful_shutdown_timeout=drain,
         )
         async with general, submitting:
             yield general, submitting
+
+
+def _console(settings: Settings) -> ConsoleAccess | None:
+    if settings.console_token and settings.console_user:
+        return ConsoleAccess(settings.console_token, settings.console_user)
+    return None
 
 
 async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool) -> int:

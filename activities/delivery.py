@@ -10,6 +10,7 @@ from activities.heartbeats import heartbeating
 from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
+from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.records import load_record, save_record, video_directory
@@ -22,10 +23,20 @@ GONE_AFTER = timedelta(hours=1)
 class DeliveryActivities:
     """Everything that downloads and stores."""
 
-    def __init__(self, *, gateway: GatewayClient, store: Store, fetcher: Fetcher) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: GatewayClient,
+        store: Store,
+        fetcher: Fetcher,
+        extension: ExtensionClient | None = None,
+        extension_fetcher: Fetcher | None = None,
+    ) -> None:
         self._gateway = gateway
         self._store = store
         self._fetcher = fetcher
+        self._extension = extension
+        self._extension_fetcher = extension_fetcher
 
     @activity.defn
     async def deliver_video(self, order: DeliverOrder) -> DeliveryReceipt:
@@ -34,7 +45,7 @@ class DeliveryActivities:
             try:
                 receipt = await deliver(
                     store=self._store,
-                    fetcher=self._fetcher,
+                    fetcher=(self._extension_fetcher if order.extension else None) or self._fetcher,
                     sources=lambda: self._sources(order),
                     directory=video_directory(order.key),
                     kind=order.kind,
@@ -62,15 +73,18 @@ class DeliveryActivities:
         if fresh_link and fresh_link != link:
             yield Source("a fresh link", fresh_link)
         if order.kind is DeliveryKind.FULL:
-            content = self._gateway.content_url(order.task_id)
+            content = self._source_gateway(order).content_url(order.task_id)
             yield Source("the gateway's content route", content, with_key=True)
             record = fresh or kept
             if record and record.result_url and record.result_url not in (content, link, fresh_link):
                 yield Source("the result link", record.result_url, with_key=True)
 
+    def _source_gateway(self, order: DeliverOrder) -> GatewayClient | ExtensionClient:
+        return (self._extension if order.extension else None) or self._gateway
+
     async def _fresh_record(self, order: DeliverOrder) -> GatewayRecord | None:
         try:
-            record = await self._gateway.query(order.task_id)
+            record = await self._source_gateway(order).query(order.task_id)
         except GatewayError as error:
             activity.logger.info("no fresh link for task=%s: %s", order.task_id, type(error).__name__)
             return None

@@ -24,11 +24,13 @@ from longtake.gateway.errors import (
 from longtake.images import ImageProblem
 from longtake.ledger import (
     KeyReused,
+    LedgerError,
     LedgerUnavailable,
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
     SubmissionInDoubt,
+    TaskOwned,
 )
 from longtake.models import FailureDetails, Paid, Problem
 from longtake.storage import StoreProblem
@@ -41,6 +43,7 @@ class Step(StrEnum):
 
     PREPARE = "prepare"
     SUBMIT = "submit"
+    SETTLE = "settle"
     LOOK = "look"
     DELIVER = "deliver"
 
@@ -127,6 +130,21 @@ RULES: tuple[Rule, ...] = (
         advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
     ),
     Rule(
+        TaskOwned, (Step.SETTLE,), "TaskOwned", retried=False, paid=Paid.YES,
+        who_acts="operator", benign=True,
+        advice="Choose a task that belongs to no other generation.",
+    ),
+    Rule(
+        KeyReused, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
+        who_acts="caller", benign=True,
+        advice="Start this request with a new key.",
+    ),
+    Rule(
+        LedgerError, (Step.SETTLE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
+        who_acts="nobody, or operator",
+        advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
+    ),
+    Rule(
         KeyRefused, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
@@ -168,7 +186,7 @@ RULES: tuple[Rule, ...] = (
         advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.LOOK, Step.DELIVER), "Defect", retried=True, paid=Paid.UNKNOWN,
+        Exception, (Step.PREPARE, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True, paid=Paid.UNKNOWN,
         who_acts="developer",
         advice="A defect in longtake: report it; it is tried again.",
     ),

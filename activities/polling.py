@@ -5,6 +5,7 @@ from temporalio import activity
 from activities.failures import Step, application_error
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
+from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import LookOrder, TaskRecord, TaskState
 from longtake.records import save_record
@@ -14,16 +15,20 @@ from longtake.storage import Store, StoreProblem
 class PollingActivities:
     """Everything that asks the gateway how a task is doing."""
 
-    def __init__(self, *, gateway: GatewayClient, store: Store) -> None:
+    def __init__(self, *, gateway: GatewayClient, store: Store, extension: ExtensionClient | None = None) -> None:
         self._gateway = gateway
+        self._extension = extension
         self._store = store
 
     @activity.defn
     async def query_generation(self, order: LookOrder) -> TaskRecord:
         """Ask once; a task that the gateway gave up without a verdict is looked for on the second path too."""
         try:
-            record = await self._gateway.query(order.task_id)
-            if record.state is TaskState.LOST:
+            if order.extension and self._extension:
+                record = await self._extension.query(order.task_id)
+            else:
+                record = await self._gateway.query(order.task_id)
+            if record.state is TaskState.LOST and not order.extension:
                 record = await self._second_witness(order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.LOOK) from None

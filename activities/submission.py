@@ -1,39 +1,55 @@
-"""Before and around the paid POST."""
+"""Before and around the paid POSTs."""
 
-import asyncio
+import hashlib
 
-from pydantic import ValidationError
 from temporalio import activity
 
+from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error
-from activities.heartbeats import Heartbeat, heartbeating
+from activities.heartbeats import heartbeating
 from longtake.catalog import check_request, request_digest
-from longtake.gateway.client import GatewayClient, SubmissionForm
+from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
+from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
+from longtake.gateway.witnesses import Witnesses
 from longtake.images import prepare_parts
-from longtake.ledger import Accepted, Answer, Arm, Evidence, SubmissionLedger
+from longtake.ledger import Accepted, SubmissionLedger
 from longtake.models import (
     GenerateVideoInput,
     GenerationPolicy,
     PrepareOrder,
+    ReconcileOrder,
+    Reconciliation,
     RecordOrder,
+    Settlement,
+    SettleOrder,
     SubmissionReceipt,
     SubmitOrder,
 )
+from longtake.reconciliation import reconcile
 from longtake.storage import Store
 
 
 class SubmissionActivities:
     """Everything that happens before a task id is known."""
 
-    def __init__(
-        self, *, gateway: GatewayClient, store: Store, ledger: SubmissionLedger, policy: GenerationPolicy
+    def __init__(  # noqa: PLR0913 - one client each
+        self,
+        *,
+        gateway: GatewayClient,
+        store: Store,
+        ledger: SubmissionLedger,
+        witnesses: Witnesses,
+        policy: GenerationPolicy,
+        extension: ExtensionClient | None = None,
     ) -> None:
         self._gateway = gateway
         self._preflight = Preflight(gateway)
         self._store = store
         self._ledger = ledger
+        self._witnesses = witnesses
         self._policy = policy
+        self._extension = extension
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
@@ -54,23 +70,22 @@ class SubmissionActivities:
         A cancellation or a draining worker does not tear an exchange: once bytes may have left, it is finished, so
         that the id is known.
         """
-        async with heartbeating() as heartbeat:
-            exchange = _Exchange(self._gateway, self._store, self._ledger, order, heartbeat)
-            try:
-                accepted = await exchange.run_to_its_end()
-            except Exception as error:  # noqa: BLE001 - the table knows every kind
-                raise application_error(error, Step.SUBMIT) from None
-        activity.logger.info(
-            "submitted task=%s attached=%s request_id=%s", accepted.task_id, accepted.attached, accepted.request_id
-        )
-        return SubmissionReceipt(
-            task_id=accepted.task_id,
-            submitted_at=accepted.sent_at,
-            slot=accepted.slot,
-            attached=accepted.attached,
-            recorded=accepted.recorded,
-            request_id=accepted.request_id,
-            nonce=accepted.nonce,
+        request = order.request
+        if request.task_id:
+            return await self._adopt(order, request.task_id)
+        return await self._pay(order, request_digest(request), self._first_post(request))
+
+    @activity.defn
+    async def submit_extension(self, order: SubmitOrder) -> SubmissionReceipt:
+        """Pay for the extension again, at most once for this retry, or return what it brought before."""
+        extension, client = order.extension, self._extension
+        if extension is None or client is None:
+            error = RuntimeError("no gateway that retries extensions is configured on this worker")
+            raise application_error(error, Step.PREPARE) from None
+        prompt = order.request.prompt_extend
+        digest = hashlib.sha256(f"{extension.remix_id}\n{prompt}".encode()).hexdigest()
+        return await self._pay(
+            order, digest, lambda before_send: client.submit(extension.remix_id, prompt, before_send=before_send)
         )
 
     @activity.defn
@@ -83,68 +98,92 @@ class SubmissionActivities:
         try:
             await self._ledger.record_accepted(order.key, accepted)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.LOOK) from None
+            raise application_error(error, Step.SETTLE) from None
 
-
-class _Exchange:
-    """One activity attempt's way through the ledger."""
-
-    def __init__(
-        self, gateway: GatewayClient, store: Store, ledger: SubmissionLedger, order: SubmitOrder, heartbeat: Heartbeat
-    ) -> None:
-        self._gateway = gateway
-        self._store = store
-        self._ledger = ledger
-        self._order = order
-        self._heartbeat = heartbeat
-        self._sending = False
-
-    async def run_to_its_end(self) -> Accepted:
-        """Run; a cancellation stops it only as long as nothing can have left."""
-        task = asyncio.create_task(self._run())
+    @activity.defn
+    async def reconcile_submission(self, order: ReconcileOrder) -> Reconciliation:
+        """Hear the witnesses about a submission whose outcome is unknown; adopt its task where there is no doubt."""
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not self._sending:
-                task.cancel()
-            return await task
-
-    async def _run(self) -> Accepted:
-        request = check_request(self._order.request)
-        form = await self._form(request)
-
-        async def send(arm: Arm) -> Answer:
-            async def before_send() -> None:
-                self._sending = True
-                await arm()
-
-            answer = await self._gateway.submit(form, before_send=before_send)
-            return Answer(answer.task_id, answer.request_id)
-
-        info = activity.info()
-        return await self._ledger.submit(
-            self._order.key,
-            digest=request_digest(request),
-            send=send,
-            owner=f"{info.workflow_id}/{(info.workflow_run_id or '')[:8]}/attempt {info.attempt}",
-            model=request.model,
-            evidence=_evidence(info),
-            on_evidence=lambda evidence: self._heartbeat.tell(evidence.model_dump()),
+            finding = await reconcile(self._ledger, self._witnesses, key=order.key, model=order.model, owner=owner())
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.SETTLE) from None
+        accepted = finding.accepted
+        return Reconciliation(
+            receipt=_receipt(accepted) if accepted else None,
+            clear=finding.clear,
+            candidates=finding.candidates,
+            evidence=finding.evidence,
         )
 
-    async def _form(self, request: GenerateVideoInput) -> SubmissionForm:
-        return SubmissionForm(
-            model=request.model,
-            prompt=request.prompt,
-            prompt_extend=request.prompt_extend,
-            size=request.size,
-            images=await prepare_parts(self._store, request.images),
+    @activity.defn
+    async def settle_submission(self, order: SettleOrder) -> Settlement:
+        """Write down what a person decided about a submission whose outcome is unknown."""
+        try:
+            slot = await self._ledger.open_slot(order.key)
+            if slot is None:
+                return Settlement()
+            accepted = await self._ledger.settle(
+                order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
+            )
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.SETTLE) from None
+        return Settlement(receipt=_receipt(accepted) if accepted else None)
+
+    async def _pay(self, order: SubmitOrder, digest: str, post: Post) -> SubmissionReceipt:
+        async with heartbeating() as heartbeat:
+            exchange = PaidExchange(
+                ledger=self._ledger,
+                ledger_key=order.ledger_key,
+                digest=digest,
+                model=order.request.model,
+                post=post,
+                heartbeat=heartbeat,
+            )
+            try:
+                accepted = await exchange.run()
+            except Exception as error:  # noqa: BLE001 - the table knows every kind
+                raise application_error(error, Step.SUBMIT) from None
+        activity.logger.info(
+            "submitted task=%s attached=%s request_id=%s", accepted.task_id, accepted.attached, accepted.request_id
         )
+        return _receipt(accepted)
+
+    async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
+        request = order.request
+        try:
+            accepted = await self._ledger.adopt(
+                order.ledger_key,
+                digest=request_digest(request),
+                task_id=task_id,
+                owner=owner(),
+                model=request.model,
+            )
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.SETTLE) from None
+        activity.logger.info("adopted task=%s", task_id)
+        return _receipt(accepted)
+
+    def _first_post(self, request: GenerateVideoInput) -> Post:
+        async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            form = SubmissionForm(
+                model=request.model,
+                prompt=request.prompt,
+                prompt_extend=request.prompt_extend,
+                size=request.size,
+                images=await prepare_parts(self._store, request.images),
+            )
+            return await self._gateway.submit(form, before_send=before_send)
+
+        return post
 
 
-def _evidence(info: activity.Info) -> Evidence | None:
-    """What an earlier attempt of this activity left in its heartbeat, if it reads as evidence."""
-    try:
-        return Evidence.model_validate(info.heartbeat_details[0]) if info.heartbeat_details else None
-    except ValidationError:
-        return None
+def _receipt(accepted: Accepted) -> SubmissionReceipt:
+    return SubmissionReceipt(
+        task_id=accepted.task_id,
+        submitted_at=accepted.sent_at,
+        slot=accepted.slot,
+        attached=accepted.attached,
+        recorded=accepted.recorded,
+        request_id=accepted.request_id,
+        nonce=accepted.nonce,
+    )

@@ -50,18 +50,22 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
     on_extend_failed: Annotated[
         str | None,
         typer.Option(
-            help="fallback: be content with the 8 s clip; fail: end with an error; ask: wait for `decide`.",
+            help="fallback: be content with the 8 s clip; fail: end with an error; "
+            "retry: pay for the extension again (where configured); ask: wait for `decide`.",
             show_default="fallback",
         ),
     ] = None,
+    keep_first: Annotated[
+        bool, typer.Option("--keep-first", help="Store the first 8 s beside the full video.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
     from_file: Annotated[
         str | None, typer.Option(help="The request as a JSON file, or - for standard input; flags win.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or only start it.")] = True,
-    strict: Annotated[bool, typer.Option(help="Exit with 3 where only the 8 s clip was delivered.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where only the 8 s clip came.")] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Check everything and show what would be sent; nothing is paid.")
+        bool, typer.Option("--dry-run", help="Check everything and show what would be sent; nothing is paid.")
     ] = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
@@ -75,6 +79,7 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
         "prompt_extend": prompt_extend,
         "size": size,
         "on_extend_failed": on_extend_failed,
+        "keep_first": keep_first or None,
     }
     order = generations.Order(
         flags={name: value for name, value in flags.items() if value is not None},
@@ -102,7 +107,7 @@ def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 def watch(
     key: KeyArgument,
     *,
-    strict: Annotated[bool, typer.Option(help="Exit with 3 on a fallback.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -118,7 +123,7 @@ def result(
     key: KeyArgument,
     *,
     output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 3 on a fallback.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -162,15 +167,58 @@ def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 @app.command()
 def decide(
     key: KeyArgument,
-    action: Annotated[str, typer.Argument(help="accept: be content with the 8 s clip.")],
+    action: Annotated[
+        str,
+        typer.Argument(
+            help="accept (the 8 s clip), retry (the extension, paid), adopt (a task id), "
+            "submit_again (nothing was paid), abandon.",
+            show_default=False,
+        ),
+    ],
+    task_id: Annotated[str | None, typer.Argument(help="The task to adopt.", show_default=False)] = None,
     *,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Take a decision that a generation waits for."""
+    """Take a decision that a generation waits for; `status KEY` shows which."""
     from cli import generations  # noqa: PLC0415
 
-    _run(generations.decide(key, action, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(generations.decide(key, action, task_id, data_dir, as_json=as_json), as_json=as_json, key=key)
+
+
+@app.command()
+def adopt(  # noqa: PLR0913 - one parameter for each flag
+    task_id: Annotated[str, typer.Argument(help="The gateway's task id.", show_default=False)],
+    *,
+    key: Annotated[str, typer.Option(help="The name it gets here.", show_default=False)],
+    model: Annotated[str, typer.Option(help="The model it was submitted with.")] = "veo_3_1-fast-remix",
+    on_extend_failed: Annotated[str, typer.Option(help="fallback, fail, retry or ask.")] = "fallback",
+    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or only start it.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Take over a task that something else submitted: watch it, download it, store it. Nothing is paid."""
+    from cli import generations  # noqa: PLC0415
+
+    order = generations.Order(
+        flags={
+            "model": model,
+            "prompt": "(adopted)",
+            "prompt_extend": "(adopted)",
+            "task_id": task_id,
+            "on_extend_failed": on_extend_failed,
+        },
+        images=(),
+        from_file=None,
+        key=key,
+        output=output,
+        wait=wait,
+        strict=strict,
+        as_json=as_json,
+    )
+    _run(generations.generate(order, data_dir), as_json=as_json, key=key)
 
 
 @app.command()
@@ -208,7 +256,9 @@ def up(*, data_dir: DataDir = None) -> None:
 @app.command()
 def demo(
     *,
-    keep: Annotated[bool, typer.Option(help="Leave the servers running to look around, until Ctrl-C.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the servers running to look around, until Ctrl-C.")
+    ] = False,
     videos: Annotated[Path, typer.Option(help="Where the MP4s go.")] = Path("videos"),
 ) -> None:
     """Run four generations side by side against a simulated gateway, a real Temporal server and real MP4s."""

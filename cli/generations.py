@@ -51,7 +51,7 @@ console = Console(stderr=True)
 class Order:
     """What `generate` was asked."""
 
-    flags: dict[str, str]
+    flags: dict[str, Any]
     images: tuple[str, ...]
     from_file: str | None
     key: str | None
@@ -159,6 +159,8 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "remix_id": status.remix_id,
             "remix_id_extend": status.remix_id_extend,
             "last problem": status.last_problem,
+            "evidence": "; ".join(status.evidence),
+            "candidates": ", ".join(status.candidates),
             "video": status.video and status.video.uri,
             "8 s clip": status.first_video and status.first_video.uri,
         }
@@ -236,12 +238,12 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     return Exit.DELIVERED
 
 
-async def decide(key: str, action: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+async def decide(key: str, action: str, task_id: str | None, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Send a decision."""
     settings = load_settings(data_dir)
     known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
     try:
-        decision = Decision(action=DecisionAction(action))
+        decision = Decision(action=DecisionAction(action), task_id=task_id)
     except (ValueError, ValidationError):
         message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None

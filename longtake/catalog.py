@@ -142,7 +142,8 @@ def expected_size(request: GenerateVideoInput) -> Size | None:
 
 def request_digest(request: GenerateVideoInput) -> str:
     """A fingerprint of what would be paid for: equal for two requests exactly if the gateway would be sent the same."""
-    sent = request.model_dump(mode="json", include={"model", "prompt", "prompt_extend", "size", "images"})
+    fields = {"model", "prompt", "prompt_extend", "size", "images"} | ({"task_id"} if request.task_id else set())
+    sent = request.model_dump(mode="json", include=fields)
     return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -171,6 +172,8 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
             yield from _prompt_problems(name, fields[name])
     if fields.get("size") is not None and fields["size"] not in SIZES:
         yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
+    if fields.get("task_id") is not None and not re.fullmatch(r"\S{1,200}", fields["task_id"]):
+        yield Problem(field="task_id", rule="must be a task id of the gateway: up to 200 characters without spaces")
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])

@@ -32,7 +32,6 @@ _MAX_REDIRECTS = 5
 _MAX_BREAKS = 5
 _MAX_RESTARTS = 1
 _BREAK_PAUSE_SECONDS = 0.1
-_CHUNK_BYTES = 64 * 1024
 _ERROR_BODY_BYTES = 4096
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
@@ -166,7 +165,10 @@ class Fetcher:
             request = self._client.build_request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
             if send_key and self._key is not None:
                 request.headers["Authorization"] = f"Bearer {self._key()}"
-            response = await self._client.send(request, stream=True)
+            try:
+                response = await self._client.send(request, stream=True)
+            except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
+                raise SourceFailed("redirected to something that is no URL") from None
             try:
                 if not any_address:
                     _check_peer(response)
@@ -376,7 +378,8 @@ class _Transfer:
             try:
                 async with self._fetcher.open(self._source, self._range()) as response:
                     await self._accept(response)
-                    async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                    # As it comes: to wait for pieces of one size is to lose the last one when the connection breaks.
+                    async for chunk in response.aiter_raw():
                         self._inspect(chunk)
                         yield chunk
                 break

@@ -39,6 +39,9 @@ PREFIX = "submit"
 MARGIN = timedelta(seconds=30)
 """Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_CLOCK_SKEW = timedelta(hours=1)
+"""Between the store's clock and ours, when records are chosen by their age."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
 _LOOK_AGAIN = timedelta(seconds=5)
@@ -59,6 +62,10 @@ class LedgerUnavailable(LedgerError):
 
 class KeyReused(LedgerError):
     """The key was used for another request; nothing was sent."""
+
+
+class TaskOwned(LedgerError):
+    """The task id belongs to another generation; nothing was changed."""
 
 
 class SendSuspended(LedgerError):
@@ -128,6 +135,16 @@ class Outcome(_Record):
     request_id: str | None = None
     reason: str = ""
     at: datetime
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What else was submitted around a time, by any generation of this ledger."""
+
+    owned: frozenset[str]
+    """Task ids that belong to somebody."""
+    rivals: tuple[str, ...]
+    """Owners of other submissions of the same model that are in doubt as well: an orphan may be theirs."""
 
 
 @dataclass(frozen=True)
@@ -248,16 +265,148 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: The store did not take it.
         """
-        await self._create(
-            _path(key, accepted.slot, "outcome"),
-            Outcome(
-                nonce=accepted.nonce,
-                outcome="accepted",
-                task_id=accepted.task_id,
-                request_id=accepted.request_id,
-                at=datetime.now(UTC),
-            ),
+        outcome = Outcome(
+            nonce=accepted.nonce,
+            outcome="accepted",
+            task_id=accepted.task_id,
+            request_id=accepted.request_id,
+            at=datetime.now(UTC),
         )
+        stored = await self._conclude(key, accepted.slot, outcome)
+        if stored.task_id != accepted.task_id:
+            logger.error(
+                "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
+            )
+
+    async def open_slot(self, key: str) -> int | None:
+        """The slot of this key that is in doubt; None where none is.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        for slot in range(1, _MOST_SLOTS):
+            if await self._read(Intent, _path(key, slot, "intent")) is None:
+                return None
+            if await self._read(Outcome, _path(key, slot, "outcome")) is None:
+                return slot
+        return None
+
+    async def settle(
+        self, key: str, slot: int, *, task_id: str | None, reason: str, owner: str = ""
+    ) -> Accepted | None:
+        """Write the missing outcome of a submission in doubt: somebody knows it now.
+
+        Args:
+            key: The generation's business key.
+            slot: The slot in doubt.
+            task_id: What the submission brought, or None where it is known to have made nothing.
+            reason: Why, for people who read the record.
+            owner: Of the one who settles it.
+
+        Returns:
+            The submission as the ledger knows it now, None where it made nothing. An outcome that was there already
+            stands: its owner was slower than we were patient.
+
+        Raises:
+            SubmissionInDoubt: Its owner may still be alive.
+            TaskOwned: The task id belongs to another generation.
+            LedgerUnavailable: The store did not answer, or there is no such slot.
+        """
+        intent, outcome = await self._slot(key, slot)
+        if outcome is None:
+            doubt = self._doubt(slot, intent)
+            if isinstance(doubt, SubmissionInDoubt):
+                raise doubt
+            if task_id and task_id in (await self.neighbours(key, model=intent.model, since=_EPOCH)).owned:
+                raise TaskOwned(f"the task {task_id} belongs to another generation")
+            wanted = Outcome(
+                nonce=intent.nonce,
+                outcome="accepted" if task_id else "not_sent",
+                task_id=task_id,
+                reason=f"{reason} ({owner})" if owner else reason,
+                at=datetime.now(UTC),
+            )
+            outcome = await self._conclude(key, slot, wanted)
+        if outcome.outcome == "not_sent" or not outcome.task_id:
+            return None
+        return Accepted(outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce)
+
+    async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
+        """Take over a task that something else submitted: an intent and its outcome, without sending anything.
+
+        Raises:
+            TaskOwned: The task id belongs to another generation.
+            KeyReused, SubmissionInDoubt, OutcomeUnknown, SlotTaken, LedgerUnavailable: See `submit`.
+        """
+        reason = "adopted"
+        try:
+            slot = await self._find_slot(key, digest, None)
+        except OutcomeUnknown as doubt:
+            # Of this very adoption, which was interrupted between its two records: nothing was ever sent for it.
+            slot = await self.settle(key, doubt.slot, task_id=task_id, reason=reason, owner=owner) or doubt.slot
+        if isinstance(slot, Accepted):
+            return slot
+        if task_id in (await self.neighbours(key, model=model, since=_EPOCH)).owned:
+            raise TaskOwned(f"the task {task_id} belongs to another generation")
+        intent = Intent(
+            nonce=uuid.uuid4().hex,
+            digest=digest,
+            sent_at=datetime.now(UTC),
+            window_seconds=0,
+            owner=owner,
+            model=model,
+        )
+        await self._create(_path(key, slot, "intent"), intent)
+        accepted = Accepted(task_id, slot, intent.sent_at, attached=True, nonce=intent.nonce)
+        await self.record_accepted(key, accepted)
+        return accepted
+
+    async def neighbours(self, key: str, *, model: str, since: datetime) -> Neighbours:
+        """What other keys submitted since then. Reads many records: for reconciliation, which is rare.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        own = _folder(key)
+        intents: dict[str, Intent] = {}
+        settled: set[str] = set()
+        owned: set[str] = set()
+        try:
+            async for path, modified in self._store.entries(PREFIX):
+                slot, _, name = path.rpartition("/")
+                if slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
+                    continue
+                if name == "intent" and (intent := await self._read(Intent, path)):
+                    intents[slot] = intent
+                if name == "outcome" and (outcome := await self._read(Outcome, path)):
+                    settled.add(slot)
+                    if outcome.task_id:
+                        owned.add(outcome.task_id)
+        except StoreProblem as error:
+            raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
+        rivals = [intent.owner for slot, intent in intents.items() if slot not in settled and intent.model == model]
+        return Neighbours(frozenset(owned), tuple(rivals))
+
+    async def window_of(self, key: str, slot: int) -> tuple[datetime, datetime]:
+        """When a submission left at the earliest, and when it must have been over.
+
+        Raises:
+            LedgerUnavailable: The store did not answer, or there is no such slot.
+        """
+        intent, _ = await self._slot(key, slot)
+        return intent.sent_at, intent.sent_at + timedelta(seconds=intent.window_seconds)
+
+    async def _slot(self, key: str, slot: int) -> tuple[Intent, Outcome | None]:
+        intent = await self._read(Intent, _path(key, slot, "intent"))
+        if intent is None:
+            raise LedgerUnavailable(f"the ledger has no slot {slot} for {key!r}: is LONGTAKE_STORE_URL the right one?")
+        return intent, await self._read(Outcome, _path(key, slot, "outcome"))
+
+    async def _conclude(self, key: str, slot: int, outcome: Outcome) -> Outcome:
+        """Write an outcome, and return the one that stands: the first one does."""
+        path = _path(key, slot, "outcome")
+        await self._create(path, outcome)
+        return await self._read(Outcome, path) or outcome
 
     async def _find_slot(self, key: str, digest: str, evidence: Evidence | None) -> int | Accepted:
         """The first free slot, or the accepted submission.
@@ -405,5 +554,9 @@ class _Attempt:
             logger.warning("ledger slot not closed: %s", error)
 
 
+def _folder(key: str) -> str:
+    return f"{PREFIX}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
 def _path(key: str, slot: int, name: str) -> str:
-    return f"{PREFIX}/{hashlib.sha256(key.encode()).hexdigest()[:32]}/{slot}/{name}"
+    return f"{_folder(key)}/{slot}/{name}"

@@ -33,7 +33,7 @@ class NotAWholeVideo(Exception):
     """The bytes are no video, or not all of it.
 
     Attributes:
-        reason: What was found, in words: "an HTML page", "cut after 5 of 10 bytes", …
+        reason: What was found, in words: "an HTML page", "cut after 5 of at least 10 bytes", …
     """
 
     def __init__(self, reason: str) -> None:
@@ -94,7 +94,7 @@ class Mp4Reader:
         if not self._recognised:
             self._recognise()
         if self._in_box and self._box_end is not None:
-            raise NotAWholeVideo(f"cut after {self._position} of {self._box_end} bytes")
+            raise NotAWholeVideo(f"cut after {self._position} of at least {self._box_end} bytes")
         if self._in_box:
             self._end_box()
         if self._header:

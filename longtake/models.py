@@ -56,6 +56,10 @@ class GenerateVideoInput(_Payload):
     """`widthxheight`, one of the four sizes of the contract; the gateway's default where absent."""
     images: tuple[ImageInput, ...] = ()
     on_extend_failed: OnExtendFailed = OnExtendFailed.FALLBACK
+    keep_first: bool = False
+    """Store the first 8 s beside the full video too."""
+    task_id: str | None = None
+    """Take over this task, which something else submitted, instead of submitting."""
 
 
 class MediaInfo(_Payload):
@@ -225,6 +229,12 @@ class GenerationStatus(_Payload):
     remix_id_extend: str | None = None
     submitted_at: datetime | None = None
     next_look_at: datetime | None = None
+    decisions: tuple[str, ...] = ()
+    """What can be decided now, for the update `decide`."""
+    evidence: tuple[str, ...] = ()
+    """What is known about a submission whose outcome is unknown, in words."""
+    candidates: tuple[str, ...] = ()
+    """Tasks of the gateway's account that nobody owns and that it may be."""
     last_problem: str | None = None
     """Why the last look told nothing, if it did not."""
     video: StoredVideo | None = None
@@ -253,6 +263,10 @@ class GenerationPolicy(_Payload):
     """How long a delivery is tried again."""
     lost_watch: timedelta = timedelta(minutes=10)
     """How long a task that the gateway gave up is still watched."""
+    decision_window: timedelta = timedelta(0)
+    """How long a decision is waited for before the generation is abandoned; zero ends an unknown submission at once."""
+    extension_retries: int = 0
+    """How often a failed extension may be paid for again; zero where no way to do so is configured."""
 
 
 class SubmissionReceipt(_Payload):
@@ -293,18 +307,69 @@ class PrepareOrder(_Payload):
     request: GenerateVideoInput
 
 
+class ExtensionOrder(_Payload):
+    """Which extension to pay for again."""
+
+    remix_id: str
+    """The upstream id of the first segment."""
+    number: int
+    """1 for the first retry."""
+
+
 class SubmitOrder(_Payload):
-    """What `submit_generation` is asked."""
+    """What `submit_generation` and `submit_extension` are asked."""
 
     key: str
     request: GenerateVideoInput
+    extension: ExtensionOrder | None = None
+
+    @property
+    def ledger_key(self) -> str:
+        """The name of this payment in the ledger: each retry of an extension is one of its own."""
+        return f"{self.key}#extend-{self.extension.number}" if self.extension else self.key
 
 
 class RecordOrder(_Payload):
     """What `record_submission` is asked: to write an outcome that the ledger could not take at once."""
 
     key: str
+    """The ledger's."""
     receipt: SubmissionReceipt
+
+
+class ReconcileOrder(_Payload):
+    """What `reconcile_submission` is asked."""
+
+    key: str
+    """The ledger's."""
+    model: str
+
+
+class Reconciliation(_Payload):
+    """What the witnesses say of a submission whose outcome is unknown."""
+
+    receipt: SubmissionReceipt | None = None
+    """The task, where it was found beyond doubt."""
+    clear: bool = False
+    """True where the ledger has nothing in doubt (any more): submitting again attaches, or sends for the first time."""
+    candidates: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
+class SettleOrder(_Payload):
+    """What `settle_submission` is asked: to write down what a person decided."""
+
+    key: str
+    """The ledger's."""
+    task_id: str | None = None
+    """What it brought; None: it made nothing."""
+
+
+class Settlement(_Payload):
+    """What stands in the ledger now."""
+
+    receipt: SubmissionReceipt | None = None
+    """None: nothing was made."""
 
 
 class LookOrder(_Payload):
@@ -312,6 +377,8 @@ class LookOrder(_Payload):
 
     key: str
     task_id: str
+    extension: bool = False
+    """Whether it is the task of a retried extension, which may live at another gateway."""
 
 
 class DeliverOrder(_Payload):
@@ -323,6 +390,7 @@ class DeliverOrder(_Payload):
     width: int | None = None
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
+    extension: bool = False
 
 
 class DecisionAction(StrEnum):
@@ -356,6 +424,10 @@ class CarriedGeneration(_Payload):
     policy: GenerationPolicy
     receipt: SubmissionReceipt
     record: TaskRecord | None = None
+    first_video: StoredVideo | None = None
+    extension: SubmissionReceipt | None = None
+    """The retried extension that is being watched."""
+    extension_number: int = 0
     polls: int = 0
     warnings: tuple[str, ...] = ()
     attention: Attention | None = None

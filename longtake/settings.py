@@ -75,6 +75,27 @@ class Settings(BaseSettings):
     lost_watch_minutes: float = Field(
         10, gt=0, description="How long a task that the gateway gave up without a verdict is still watched."
     )
+    decision_days: float = Field(
+        7,
+        ge=0,
+        description="How long a submission whose outcome is unknown, or an extension that asks, waits for `decide`; "
+        "0 ends an unknown submission at once.",
+    )
+    console_token: SecretStr | None = Field(
+        None,
+        description="The gateway console's access token: an unknown submission is looked for in the account's tasks.",
+    )
+    console_user: str | None = Field(None, description="The console's user id, with `LONGTAKE_CONSOLE_TOKEN`.")
+    extend_url: str | None = Field(
+        None,
+        description="The base URL of a gateway that can retry extensions by `remix_id`; unset: they are not retried.",
+    )
+    extend_api_key: SecretStr | None = Field(
+        None, description="Its API key. Default: the first of `LONGTAKE_GATEWAY_API_KEY`."
+    )
+    extend_path: str = Field("/v1/videos/{remix_id}/remix", description="Where it takes a retry.")
+    extend_model: str = Field("veo_3_1-extend", description="The model that it is asked for.")
+    extend_retries: int = Field(1, ge=1, le=10, description="How often one extension may be paid for again.")
     allow_private_addresses: bool = Field(
         default=False,
         description="Allow downloads from private and loopback addresses (the gateway's own origin always is).",
@@ -96,7 +117,9 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("gateway_url", "store_url", mode="before")
+    @field_validator(
+        "gateway_url", "store_url", "console_token", "console_user", "extend_url", "extend_api_key", mode="before"
+    )
     @classmethod
     def _blank_is_absent(cls, value: object) -> object:
         return None if isinstance(value, str) and not value.strip() else value
@@ -155,6 +178,8 @@ class Settings(BaseSettings):
             submit_window=timedelta(minutes=self.submit_window_minutes),
             delivery_window=timedelta(hours=self.delivery_window_hours),
             lost_watch=timedelta(minutes=self.lost_watch_minutes),
+            decision_window=timedelta(days=self.decision_days),
+            extension_retries=self.extend_retries if self.extend_url else 0,
         )
 
 

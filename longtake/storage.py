@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -328,6 +328,16 @@ class Store:
             await self._check_absence(error)
         except _BACKEND_ERRORS as error:
             raise self._problem("delete", path, error) from None
+
+    async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
+        """Every object below a path, in no order, and when it was written by the store's clock."""
+        _checked(prefix)
+        try:
+            async for batch in obstore.list(self._backend, prefix=prefix):
+                for meta in batch:
+                    yield meta["path"], meta["last_modified"]
+        except _BACKEND_ERRORS as error:
+            raise self._problem("list", prefix, error) from None
 
     async def probe(self) -> None:
         """Prove that this store can be written, read and deleted in, and that it honours create-if-absent.

@@ -1,6 +1,8 @@
 """How a generation tells its story in Temporal's UI: pure text from a status."""
 
-from longtake.models import Attention, GenerationStatus, Stage
+from collections.abc import Sequence
+
+from longtake.models import Attention, DecisionAction, GenerationStatus, Stage
 
 _STAGES = {
     Stage.PREPARING: "checking the request, the gateway and the store; nothing is paid yet",
@@ -19,10 +21,7 @@ _ATTENTION = {
         "the gateway refuses the key",
         "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself or by `resume`.",
     ),
-    Attention.NEEDS_DECISION: (
-        "a person must decide",
-        'Send the update `decide`, for example with the input `{"action": "accept"}`.',
-    ),
+    Attention.NEEDS_DECISION: ("a person must decide", ""),
     Attention.STALLED: (
         "overdue, still owned",
         "Nothing to do: it is looked at more slowly until the gateway's own limit. Never start it again elsewhere.",
@@ -35,13 +34,24 @@ _ATTENTION = {
 }
 
 
+_DECISIONS = {
+    DecisionAction.ACCEPT: '`{"action": "accept"}` (be content with the 8 s clip)',
+    DecisionAction.RETRY: '`{"action": "retry"}` (pay for the extension again)',
+    DecisionAction.ADOPT: '`{"action": "adopt", "task_id": "…"}` (it was paid, and this is its task)',
+    DecisionAction.SUBMIT_AGAIN: '`{"action": "submit_again"}` (nothing was paid: send it again)',
+    DecisionAction.ABANDON: '`{"action": "abandon"}` (give it up)',
+}
+
+
 def message_for(stage: Stage, attention: Attention | None) -> str:
     """One sentence: what is going on."""
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
-def advice_for(attention: Attention | None) -> str:
+def advice_for(attention: Attention | None, offered: Sequence[DecisionAction] = ()) -> str:
     """What a person can do now; empty where there is nothing to do."""
+    if attention is Attention.NEEDS_DECISION:
+        return "Send the update `decide` with one of: " + ", ".join(_DECISIONS[action] for action in offered)
     return _ATTENTION[attention][1] if attention else ""
 
 
@@ -64,5 +74,7 @@ def markdown(status: GenerationStatus) -> str:
     if status.advice:
         lines += [f"**What to do:** {status.advice}", ""]
     lines += [f"- {name}: {value}" for name, value in rows.items() if value]
+    lines += [f"- evidence: {said}" for said in status.evidence]
+    lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]
     lines += [f"- warning: {warning}" for warning in status.warnings]
     return "\n".join(lines)

@@ -68,13 +68,24 @@ def submission(policy: GenerationPolicy) -> Options:
     )
 
 
-def delivery(policy: GenerationPolicy) -> Options:
+def reconciliation(policy: GenerationPolicy) -> Options:
+    """Hearing the witnesses, once the submission in doubt must be over."""
+    return Options(
+        # A few pages of lists, and the ledger's records of that time.
+        start_to_close_timeout=timedelta(minutes=3),
+        # The longest exchange and its margins pass first; then a store that is away gets some time.
+        schedule_to_close_timeout=policy.submit_timeout + timedelta(minutes=15),
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=5), maximum_interval=timedelta(minutes=1)),
+    )
+
+
+def delivery(window: timedelta) -> Options:
     """Downloads are free to repeat, and what is not collected before its link dies is lost."""
     return Options(
         # The fetcher's own limit on one download is shorter.
         start_to_close_timeout=timedelta(minutes=40),
-        # Links live about 24 h (field notes).
-        schedule_to_close_timeout=policy.delivery_window,
+        # By default 24 h: as long as links live (field notes).
+        schedule_to_close_timeout=window,
         heartbeat_timeout=HEARTBEAT,
         retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=5)),
     )

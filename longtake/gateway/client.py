@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 from pydantic import SecretStr
@@ -114,11 +114,11 @@ class SubmissionForm:
         if self.size is not None:
             texts["size"] = self.size
         parts: list[tuple[str, tuple[str | None, bytes] | tuple[str | None, bytes, str]]] = [
-            (name, (None, _encode(name, text))) for name, text in texts.items()
+            (name, (None, encode_text(name, text))) for name, text in texts.items()
         ]
         for number, part in enumerate(self.images, start=1):
             if part.text is not None:
-                parts.append(("input_reference[]", (None, _encode(f"images[{number - 1}]", part.text))))
+                parts.append(("input_reference[]", (None, encode_text(f"images[{number - 1}]", part.text))))
             elif part.content is not None:
                 media_type = part.media_type or "application/octet-stream"
                 parts.append(("input_reference[]", (part.filename or f"image-{number}", part.content, media_type)))
@@ -193,7 +193,7 @@ PAID_TABLE: tuple[PaidRow, ...] = (
 
 
 def classify_submission(
-    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Sequence[str] = ()
+    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Sequence[str] = (), path: str = SUBMIT_PATH
 ) -> GatewayError | None:
     """What an answer to a submission means for money; None for 2xx, whose body is then read for the task id.
 
@@ -206,11 +206,12 @@ def classify_submission(
         headers: The answer's headers.
         body: The answer's body, or as much of it as was read.
         secrets: Texts that must not come back in messages.
+        path: The route that was asked.
     """
     if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
         return None
     facts = wire.read_error(status, headers, body, secrets=secrets)
-    moved_to = _moved_to(status, headers)
+    moved_to = _moved_to(status, headers, path)
     if moved_to is not None:
         advice = f"set LONGTAKE_GATEWAY_URL to {moved_to}"
         return _error(RequestRefused, f"the gateway has moved (HTTP {status})", status, headers, facts, advice)
@@ -244,7 +245,7 @@ class GatewayClient:
             ValueError: The URL or a key cannot be used; says what to set, without repeating keys.
         """
         self._base_url = _read_base_url(base_url)
-        self._keys = [_read_key(key) for key in api_keys]
+        self._keys = [read_key(key) for key in api_keys]
         if not self._keys:
             raise ValueError("no API key for the gateway: set LONGTAKE_GATEWAY_API_KEY")
         self._good_key = 0
@@ -319,18 +320,37 @@ class GatewayClient:
             AnswerLost, AnswerUnreadable: Sent, and the outcome is unknown.
             SendHookDidNotFire: Answered without having asked `before_send`; stop submitting.
         """
+        return await self.pay_once(
+            SUBMIT_PATH, before_send=before_send, secrets=(form.prompt, form.prompt_extend), files=form.parts()
+        )
+
+    async def pay_once(
+        self, path: str, *, before_send: Callable[[], Awaitable[None]], secrets: Sequence[str], **body: Any
+    ) -> SubmissionAnswer:
+        """What every paid POST has in common: `submit` is one, the retry of an extension another.
+
+        Args:
+            path: The route below the base URL, escaped.
+            before_send: See `submit`.
+            secrets: Texts in the body that must not come back in messages.
+            body: As httpx takes it: `files` or `json`.
+
+        Raises:
+            GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused, AnswerLost, AnswerUnreadable,
+            SendHookDidNotFire: See `submit`.
+        """
         gate = _SendGate(before_send, self._submit_seconds)
-        secrets = (*self._keys, form.prompt, form.prompt_extend)
+        secrets = (*self._keys, *secrets)
         request = self._submitting.build_request(
             "POST",
-            self._base_url + SUBMIT_PATH,
+            self._base_url + path,
             headers={"Authorization": f"Bearer {self._keys[0]}"},
-            files=form.parts(),
             extensions={"trace": gate.trace},
+            **body,
         )
         try:
             async with asyncio.timeout(_REACH_SECONDS) as gate.deadline:
-                answer = await _exchange(self._submitting, request, SUBMIT_PATH)
+                answer = await _exchange(self._submitting, request, path)
         except Exception as error:
             # From None throughout: a chained httpx traceback is too long for Temporal to keep the failure's type.
             if gate.refusal is not None:
@@ -352,11 +372,11 @@ class GatewayClient:
                 f"HTTP {answer.status} came without the hook before the first byte having fired: stop submitting, "
                 "and install the versions of httpx and httpcore that longtake was released with"
             )
-        refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets)
+        refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
         if refusal is not None:
             raise refusal
-        body = _parse(answer, secrets)
-        task_id = wire.read_submission(body, status=answer.status, request_id=answer.request_id, secrets=secrets)
+        said = _parse(answer, secrets)
+        task_id = wire.read_submission(said, status=answer.status, request_id=answer.request_id, secrets=secrets)
         return SubmissionAnswer(task_id, answer.request_id, answer.status)
 
     async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
@@ -405,14 +425,14 @@ class GatewayClient:
         for place in range(len(self._keys)):
             _parse(await self._get("/v1/models", only_key=place), self._keys)
 
-    async def _get(self, path: str, *, only_key: int | None = None, of_a_task: bool = False) -> "_Answer":
+    async def _get(self, path: str, *, only_key: int | None = None, of_a_task: bool = False) -> "HttpAnswer":
         """GET with the key that worked last, then with the others."""
         count = len(self._keys)
         first = self._good_key
         places = [only_key] if only_key is not None else [(first + step) % count for step in range(count)]
         refusal: GatewayError | None = None
         for place in places:
-            answer = await self._get_once(path, place)
+            answer = await self.get_once(path, headers={"Authorization": f"Bearer {self._keys[place]}"})
             problem = self._classify_answer(answer, place, of_a_task=of_a_task)
             if problem is None:
                 if only_key is None:
@@ -423,10 +443,15 @@ class GatewayClient:
             refusal = problem
         raise refusal or AssertionError("there is always a key")
 
-    async def _get_once(self, path: str, place: int) -> "_Answer":
-        request = self._querying.build_request(
-            "GET", self._base_url + path, headers={"Authorization": f"Bearer {self._keys[place]}"}
-        )
+    async def get_once(
+        self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
+    ) -> "HttpAnswer":
+        """One GET with credentials of the caller's, whatever its status.
+
+        Raises:
+            GatewayUnreachable, AnswerLost, AnswerUnreadable: There is no whole answer of a bearable size.
+        """
+        request = self._querying.build_request("GET", self._base_url + path, headers=headers, params=params)
         try:
             async with self._query_slots, asyncio.timeout(self._query_seconds):
                 return await _exchange(self._querying, request, path)
@@ -435,7 +460,7 @@ class GatewayClient:
         except (httpx.HTTPError, TimeoutError, OSError) as error:
             raise AnswerLost(f"no answer from {self.origin}: {_cause(error)}") from None
 
-    def _classify_answer(self, answer: "_Answer", place: int, *, of_a_task: bool) -> GatewayError | None:
+    def _classify_answer(self, answer: "HttpAnswer", place: int, *, of_a_task: bool) -> GatewayError | None:
         """What an answer to a GET means; while a paid job runs, all but the key means "look again later"."""
         status, headers = answer.status, answer.headers
         if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
@@ -459,7 +484,7 @@ class GatewayClient:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class HttpAnswer:
     """A whole HTTP answer."""
 
     status: int
@@ -468,6 +493,7 @@ class _Answer:
 
     @property
     def request_id(self) -> str | None:
+        """The gateway's name for the request."""
         return _request_id(self.headers)
 
 
@@ -505,7 +531,7 @@ class _SendGate:
             self.deadline.reschedule(when)
 
 
-async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> _Answer:
+async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> HttpAnswer:
     """Send, read the whole answer up to the cap, and log one line."""
     started = time.monotonic()
     outcome, request_id = "no answer", None
@@ -524,7 +550,7 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str
                         request_id=request_id,
                     )
             outcome = str(response.status_code)
-            return _Answer(response.status_code, response.headers, bytes(body))
+            return HttpAnswer(response.status_code, response.headers, bytes(body))
         except httpx.HTTPError as error:
             raise AnswerLost(
                 f"the answer (HTTP {response.status_code}) broke off: {_cause(error)}",
@@ -547,7 +573,7 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str
         )
 
 
-def _parse(answer: _Answer, secrets: Sequence[str]) -> object:
+def _parse(answer: HttpAnswer, secrets: Sequence[str]) -> object:
     try:
         return wire.read_json(answer.body)
     except ValueError as error:
@@ -584,7 +610,7 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
     return "".join(char for char in value if char.isprintable())[:128] or None
 
 
-def _moved_to(status: int, headers: Mapping[str, str]) -> str | None:
+def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
     """The origin that a redirect names, if it leads to the same route there."""
     location = next((value for key, value in headers.items() if key.lower() == "location"), "")
     if status not in {301, 302, 307, 308} or not location:
@@ -593,8 +619,9 @@ def _moved_to(status: int, headers: Mapping[str, str]) -> str | None:
         url = httpx.URL(location)
     except (httpx.InvalidURL, ValueError):
         return None
-    same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(SUBMIT_PATH)
-    return _origin(url) + url.path.rstrip("/").removesuffix(SUBMIT_PATH) if same_route else None
+    route = unquote(path).rstrip("/")
+    same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(route)
+    return _origin(url) + url.path.rstrip("/").removesuffix(route) if same_route else None
 
 
 def _cause(error: BaseException) -> str:
@@ -603,7 +630,12 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _encode(name: str, text: str) -> bytes:
+def encode_text(name: str, text: str) -> bytes:
+    """The text as UTF-8.
+
+    Raises:
+        RequestRefused: It is not valid Unicode; nothing was sent.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -636,9 +668,14 @@ def _read_base_url(text: str) -> str:
     return _origin(url) + url.raw_path.decode("ascii").rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _read_key(key: SecretStr) -> str:
+def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> str:
+    """A credential that can stand in a header.
+
+    Raises:
+        ValueError: It cannot; names the setting and does not repeat the value.
+    """
     value = key.get_secret_value().strip()
     # What cannot stand in a header must fail here, not between the hook and the first byte.
     if not value or not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("LONGTAKE_GATEWAY_API_KEY holds an empty key or one with spaces or unprintable characters")
+        raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
     return value

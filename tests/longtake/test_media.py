@@ -124,10 +124,10 @@ def test_says_how_much_is_missing() -> None:
     plain, faststart = mp4(), mp4(layout="faststart")
     media_start, media_end = box_at(plain, b"mdat")
     index_start = box_at(plain, b"moov")[0]
-    assert outcome(plain[: media_start + 500]) == f"cut after {media_start + 500} of {media_end} bytes"
+    assert outcome(plain[: media_start + 500]) == f"cut after {media_start + 500} of at least {media_end} bytes"
     assert outcome(plain[:index_start]) == f"an MP4 of {index_start} bytes without its index (moov), so probably cut"
     assert outcome(plain[: index_start + 6]) == f"cut after {index_start + 6} bytes, inside the head of a box"
-    assert outcome(faststart[:-1]) == f"cut after {len(faststart) - 1} of {len(faststart)} bytes"
+    assert outcome(faststart[:-1]) == f"cut after {len(faststart) - 1} of at least {len(faststart)} bytes"
     media_start = box_at(faststart, b"mdat")[0]
     assert outcome(faststart[:media_start]).startswith(f"cut after {media_start} of at least ")  # type: ignore[union-attr]
 
@@ -224,7 +224,7 @@ def test_arbitrary_boxes_are_read_or_refused(content: bytes) -> None:
     assert outcome(content)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     layout=st.sampled_from(sorted(LAYOUTS)),
     changes=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=8),
@@ -239,7 +239,7 @@ def test_a_damaged_index_is_read_or_refused(layout: str, changes: list[tuple[int
     assert outcome(bytes(content))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     layout=st.sampled_from(sorted(LAYOUTS)),
     length=st.none() | st.integers(0),

@@ -337,16 +337,6 @@ async def test_local_writes_are_flushed_to_disk_with_their_folders(
     assert synced.inodes == [path.stat().st_ino for path in chain]
 
 
-class _FullDisk:
-    """A write that fails as obstore words it; a real full disk needs a mount."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-        async def fail(*_: object, **__: object) -> None:
-            raise error
-
-        monkeypatch.setattr(obstore, "put_async", fail)
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -358,8 +348,8 @@ class _FullDisk:
             "no space left on the disk that holds {root}: free some; nothing is lost, it will be tried again",
         ),
         (
-            PermissionDeniedError("Permission denied (os error 13)\n\nDebug"),
-            "no permission to write file://{root}/a.json (Permission denied (os error 13)): give the worker that permission",
+            PermissionDeniedError("Denied (os error 13)\n\nDebug"),
+            "no permission to write file://{root}/a.json (Denied (os error 13)): give the worker that permission",
         ),
         (
             BaseError("Generic S3 error: x https://host/a?X-Amz-Signature=secret failed\nDebug source: secret"),
@@ -371,7 +361,12 @@ async def test_errors_are_short_and_say_what_to_do(
     error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.open(str(tmp_path))
-    _FullDisk(monkeypatch, error)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    # These are obstore's own words; a full disk for real would need a mount.
+    monkeypatch.setattr(obstore, "put_async", fail)
     for write in (store.put, store.create):
         with pytest.raises(StoreProblem) as caught:
             await write("a.json", b"x")
@@ -446,7 +441,8 @@ async def test_a_409_without_an_object_is_tried_again(faulty: S3Server) -> None:
     assert next(refusals, None) is None
 
 
-async def test_an_endless_409_is_a_problem_for_later(faulty: S3Server) -> None:
+async def test_an_endless_409_is_a_problem_for_later(faulty: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtake.storage._CREATE_PAUSE_SECONDS", 0)
     store = Store.open(faulty.url(uuid.uuid4().hex))
     faulty.fault = lambda environ: ("409 Conflict", b"") if environ["REQUEST_METHOD"] == "PUT" else None
     with pytest.raises(StoreProblem, match="could not be created") as caught:

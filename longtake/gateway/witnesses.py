@@ -1,0 +1,394 @@
+"""Asks who else may know what became of a submission whose outcome is unknown. It costs nothing and sends nothing.
+
+Two witnesses (field notes: "Witnesses for an unknown outcome"), each optional and found out by asking:
+
+- the account's task list, `GET /api/task/self`, which needs the console's access token: it may show the orphan itself;
+- the key's log, `GET /api/log/token`, which needs the API key: it shows whether anything was charged.
+
+An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and are remembered for a while. Together
+they may be asked 20 times in 20 minutes. A witness that could not be heard completely is not heard at all: from half a
+task list a wrong orphan would be adopted. And no witness proves that nothing was made: an operator can switch the log
+off, and in rare cases a task's row is lost.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from longtake.gateway import wire
+from longtake.gateway.client import GatewayClient, HttpAnswer, read_key
+from longtake.gateway.errors import AnswerUnreadable, GatewayError
+
+# The readers of single values: they belong to this package, though not to the module's public face.
+from longtake.gateway.wire import _count as read_count
+from longtake.gateway.wire import _object as read_object
+from longtake.gateway.wire import _time as read_time
+
+TASKS_PATH = "/api/task/self"
+LOG_PATH = "/api/log/token"
+
+MOST_CALLS = 20
+CALLS_WINDOW = timedelta(minutes=20)
+CLOSED_FOR = timedelta(minutes=15)
+"""How long a closed witness is left alone: operators open routes and renew tokens, though rarely."""
+_AFTER_TROUBLE = timedelta(minutes=1)
+_AFTER_429 = timedelta(minutes=5)
+
+_TASKS = "the account's task list"
+_LOG = "the key's log"
+_CLOSED_STATUSES = frozenset({408, 425, 429})  # the 4xx that do not mean "closed"
+_TOO_MANY_REQUESTS = 429
+_PAGE_SIZE = 100  # the most that the gateway gives
+_MOST_PAGES = 10  # half of the calls that are allowed
+_SHORTEST_CUT_LOG = 100  # the log shows the last rows only (stock: 1000); a shorter one is taken for the whole
+_MOST_WRAPPERS = 6
+_CHARGE, _REFUND = 2, 6
+# In `other` of rows that settle an earlier charge's difference; they are no charge or refund of their own.
+_SETTLES = frozenset({"pre_consumed_quota", "pre_consumed"})
+
+
+class _Statement(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class OrphanCandidate(_Statement):
+    """One task of the account that the lost submission may have made."""
+
+    task_id: str
+    submitted_at: datetime
+    """By the gateway's clock, in whole seconds; stock writes the moment after its upstream had accepted."""
+    model: str
+    status: str = ""
+    """As the gateway writes it."""
+    quota: int | None = None
+
+
+class Testimony(_Statement):
+    """What the witnesses say."""
+
+    tasks: tuple[OrphanCandidate, ...] | None = None
+    """All tasks of the model that were submitted in the window, the oldest first; None where the list was not heard."""
+    charges: int | None = None
+    """How often the key was charged for the model in the window; None where the log was not heard."""
+    refunds: int | None = None
+    """How often it got that back in the window (a refund comes when a task fails)."""
+    notes: tuple[str, ...] = ()
+    """Which witness answered what, and which did not and why: for a person."""
+    retry_after: timedelta | None = None
+    """When to ask again, where a witness could not answer just now (the rate limit, a broken connection, a 5xx); None
+    where asking again soon shows nothing more."""
+
+
+@dataclass(frozen=True)
+class ConsoleAccess:
+    """Who reads the account's task list."""
+
+    token: SecretStr
+    """The console's access token; not an API key."""
+    user_id: str
+    """The console's user id."""
+
+
+class CallWindow:
+    """At most so many calls in a sliding window of time; nobody sleeps here."""
+
+    def __init__(self, calls: int, window: timedelta, *, clock: Callable[[], float]) -> None:
+        """Allow `calls` in every `window`; `clock` counts seconds."""
+        self._calls = calls
+        self._seconds = window.total_seconds()
+        self._clock = clock
+        self._taken: deque[float] = deque()
+        self._blocked_until = -math.inf
+
+    def take(self) -> timedelta | None:
+        """Take one call: None if it may be made now, else how long to wait."""
+        now = self._clock()
+        while self._taken and self._taken[0] <= now - self._seconds:
+            self._taken.popleft()
+        free_at = self._taken[0] + self._seconds if len(self._taken) >= self._calls else now
+        wait = max(free_at, self._blocked_until) - now
+        if wait > 0:
+            return timedelta(seconds=wait)
+        self._taken.append(now)
+        return None
+
+    def block(self, wait: timedelta) -> None:
+        """Allow nothing for this long: the gateway said so."""
+        self._blocked_until = max(self._blocked_until, self._clock() + wait.total_seconds())
+
+
+class Witnesses:
+    """Both witnesses of one gateway. One for each process, because they are rationed; for many questions at once."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: SecretStr,
+        console: ConsoleAccess | None,
+        clock: Callable[[], float] = time.monotonic,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            base_url: The gateway's; a trailing `/v1` is understood.
+            api_key: The key that paid: the log shows this key's charges only.
+            console: For the account's task list; None leaves it out.
+            clock: Seconds that never go back, for the rate limit and for how long "closed" is remembered.
+            transport: For tests of single HTTP cases, instead of the network.
+
+        Raises:
+            ValueError: The URL, the key or the console's access cannot be used; says what to set.
+        """
+        self._api_key = read_key(api_key)
+        self._console: Mapping[str, str] | None = None
+        self._secrets = [self._api_key]
+        if console is not None:
+            token = read_key(console.token, setting="LONGTAKE_CONSOLE_TOKEN")
+            user_id = read_key(SecretStr(console.user_id), setting="LONGTAKE_CONSOLE_USER")
+            self._console = {"Authorization": f"Bearer {token}", "New-Api-User": user_id}
+            self._secrets.append(token)
+        self._gateway = GatewayClient(base_url=base_url, api_keys=[api_key], transport=transport)
+        self._clock = clock
+        self._calls = CallWindow(MOST_CALLS, CALLS_WINDOW, clock=clock)
+        self._closed: dict[str, tuple[float, str]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._gateway.aclose()
+
+    async def ask(self, *, model: str, since: datetime, until: datetime) -> Testimony:
+        """What is known of submissions for `model` between two moments.
+
+        Trouble of any kind is a note in the testimony, never an exception.
+
+        Args:
+            model: As it was submitted.
+            since: The earliest moment, with a time zone; allow for the gateway's clock and for whole seconds.
+            until: The latest one.
+        """
+        window = _Window(model, since, until)
+        notes: list[str] = []
+        waits: list[timedelta] = []
+        tasks, charges, refunds = None, None, None
+        try:
+            tasks = await self._ask_tasks(window)
+            notes.append(f"{_TASKS} answered: {len(tasks)} of this model at that time")
+        except _Unheard as unheard:
+            notes.append(f"{_TASKS} {unheard}")
+            waits += [unheard.retry_after] if unheard.retry_after else []
+        try:
+            charges, refunds = await self._ask_log(window)
+            notes.append(f"{_LOG} answered: {charges} charges and {refunds} refunds of this model at that time")
+        except _Unheard as unheard:
+            notes.append(f"{_LOG} {unheard}")
+            waits += [unheard.retry_after] if unheard.retry_after else []
+        return Testimony(
+            tasks=tasks, charges=charges, refunds=refunds, notes=tuple(notes), retry_after=max(waits, default=None)
+        )
+
+    async def _ask_tasks(self, window: "_Window") -> tuple[OrphanCandidate, ...]:
+        """All pages of the list; the newest task comes first.
+
+        A task that is submitted meanwhile moves the others one place on: some then come twice, and none is missed.
+        """
+        if self._console is None:
+            raise _Unheard("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
+        seen: set[str] = set()
+        found: dict[str, OrphanCandidate] = {}
+        for page in range(1, _MOST_PAGES + 1):
+            params = {**window.params(), "p": page, "page_size": _PAGE_SIZE}
+            rows, total = self._rows(await self._get(_TASKS, TASKS_PATH, self._console, params))
+            before = len(seen)
+            for place, row in enumerate(rows):
+                task_id = _task_id(row)
+                seen.add(task_id or f"the row {place} of page {page}")
+                candidate = window.read_task(row, task_id)
+                if candidate is not None:
+                    found[candidate.task_id] = candidate
+            whole = total is not None and len(seen) >= total
+            if whole or len(seen) == before:
+                break
+        else:
+            raise _Unheard(f"goes on after {_MOST_PAGES} pages: too many tasks at that time")
+        if total is not None and not whole:
+            raise _Unheard(f"is incomplete: it showed {len(seen)} tasks of {total}", _AFTER_TROUBLE)
+        return tuple(sorted(found.values(), key=lambda task: task.submitted_at))
+
+    async def _ask_log(self, window: "_Window") -> tuple[int, int]:
+        headers = {"Authorization": f"Bearer {self._api_key}"}
+        rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
+        if not rows:
+            raise _Unheard("is empty: this gateway may not keep one")
+        moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
+        if len(rows) >= _SHORTEST_CUT_LOG and (not moments or min(moments) >= window.since):
+            raise _Unheard(f"shows only its last {len(rows)} rows, and they do not reach back to that time")
+        return window.count(rows, _CHARGE), window.count(rows, _REFUND)
+
+    async def _get(
+        self, witness: str, path: str, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
+    ) -> HttpAnswer:
+        """A 2xx answer of a witness that may be asked.
+
+        Raises:
+            _Unheard: It is closed, or cannot answer now.
+        """
+        until, reason = self._closed.get(witness, (-math.inf, ""))
+        if self._clock() < until:
+            raise _Unheard(f"is closed: {reason}")
+        wait = self._calls.take()
+        if wait is not None:
+            raise _Unheard(f"may be asked again in {_in_words(wait)}: the rate limit", wait)
+        try:
+            answer = await self._gateway.get_once(path, headers=headers, params=params)
+        except AnswerUnreadable as error:
+            raise _Unheard(f"gave no answer that can be read: {error}") from None
+        except GatewayError as error:
+            raise _Unheard(f"could not be asked: {error}", _AFTER_TROUBLE) from None
+        if answer.status == _TOO_MANY_REQUESTS:
+            wait = wire.read_retry_after(answer.headers) or _AFTER_429
+            self._calls.block(wait)
+            raise _Unheard(f"may be asked again in {_in_words(wait)}: the gateway has had too many requests", wait)
+        closed = self._says_closed(answer)
+        if closed is not None:
+            self._closed[witness] = (self._clock() + CLOSED_FOR.total_seconds(), closed)
+            raise _Unheard(f"is closed: {closed}")
+        if not 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's success
+            wait = wire.read_retry_after(answer.headers) or _AFTER_TROUBLE
+            raise _Unheard(f"could not be asked: {self._words(answer)}", wait)
+        return answer
+
+    def _says_closed(self, answer: HttpAnswer) -> str | None:
+        """Why a witness is closed for us, if this answer means that."""
+        if 300 <= answer.status < 500 and answer.status not in _CLOSED_STATUSES:  # noqa: PLR2004 - HTTP's ranges
+            return self._words(answer)
+        if not 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's success
+            return None
+        try:
+            body = wire.read_json(answer.body)
+        except ValueError:
+            return self._words(answer)  # a page: the console's, or a login's
+        # Older versions refuse with status 200.
+        return self._words(answer) if isinstance(body, dict) and body.get("success") is False else None
+
+    def _rows(self, answer: HttpAnswer) -> tuple[list[Any], int | None]:
+        """The rows of an answer, and how many there are in all if it says so.
+
+        Raises:
+            _Unheard: There is no list in it.
+        """
+        body: object = wire.read_json(answer.body)  # `_says_closed` has read it once
+        total: int | None = None
+        for _ in range(_MOST_WRAPPERS):
+            if isinstance(body, list):
+                return body, total
+            if not isinstance(body, dict):
+                break
+            total = read_count(body.get("total")) if "total" in body else total
+            body = next((body[name] for name in ("items", "data", "list", "logs", "tasks") if name in body), None)
+        raise _Unheard(f"gave no answer that can be read: {self._words(answer)}")
+
+    def _words(self, answer: HttpAnswer) -> str:
+        said = wire.read_error(answer.status, answer.headers, answer.body, secrets=self._secrets).message
+        return f"HTTP {answer.status}: {said}" if said else f"HTTP {answer.status}"
+
+
+class _Unheard(Exception):
+    """A witness says nothing; the text goes on after its name."""
+
+    def __init__(self, why: str, retry_after: timedelta | None = None) -> None:
+        super().__init__(why)
+        self.retry_after = retry_after
+
+
+class _Window:
+    """Which rows are in question."""
+
+    def __init__(self, model: str, since: datetime, until: datetime) -> None:
+        self.model = model
+        # The gateway's times have whole seconds.
+        self.since = since.astimezone(UTC).replace(microsecond=0)
+        self.until = until.astimezone(UTC).replace(microsecond=0) + timedelta(seconds=1 if until.microsecond else 0)
+
+    def params(self) -> dict[str, str | int]:
+        """The window as the task list's parameters."""
+        return {"start_timestamp": int(self.since.timestamp()), "end_timestamp": int(self.until.timestamp())}
+
+    def holds(self, moment: datetime) -> bool:
+        """Whether a moment lies in it."""
+        return self.since <= moment <= self.until
+
+    def read_task(self, row: object, task_id: str | None) -> OrphanCandidate | None:
+        """The row as a candidate, or None if it is surely another's.
+
+        Raises:
+            _Unheard: It may be a candidate, but cannot be read.
+        """
+        try:
+            record = wire.read_task(row, asked_for=task_id or "", request_id=None)
+        except GatewayError:
+            raise _Unheard("holds a row that cannot be read") from None
+        # What was asked for goes before the record's own model, which is the upstream's name for it.
+        asked = (read_object(_field(row, "properties")) or {}).get("origin_model_name")
+        model = asked.strip() if isinstance(asked, str) and asked.strip() else record.model
+        moment = record.submitted_at
+        if (model is not None and model != self.model) or (moment is not None and not self.holds(moment)):
+            return None
+        if model is None or moment is None or task_id is None:
+            raise _Unheard("holds a task of that time whose id, model or time cannot be read")
+        return OrphanCandidate(
+            task_id=task_id, submitted_at=moment, model=model, status=record.gateway_status, quota=record.quota
+        )
+
+    def count(self, rows: list[Any], kind: int) -> int:
+        """How many rows of the log are of this kind, model and time.
+
+        Raises:
+            _Unheard: One may be, but cannot be read.
+        """
+        number = 0
+        for row in rows:
+            its_kind, model = read_count(_field(row, "type")), _field(row, "model_name")
+            moment = read_time(_field(row, "created_at"))
+            if its_kind not in {None, kind} or (moment is not None and not self.holds(moment)):
+                continue
+            if isinstance(model, str) and model.strip() not in {"", self.model}:
+                continue
+            if not _SETTLES.isdisjoint(read_object(_field(row, "other")) or {}):
+                continue
+            if its_kind is None or moment is None or not isinstance(model, str) or not model.strip():
+                raise _Unheard("holds a row of that time that cannot be read")
+            number += 1
+        return number
+
+
+def _task_id(row: object) -> str | None:
+    try:
+        return wire.read_submission(row, status=None, request_id=None)
+    except AnswerUnreadable:
+        return None
+
+
+def _field(row: object, name: str) -> object:
+    return row.get(name) if isinstance(row, dict) else None
+
+
+def _in_words(wait: timedelta) -> str:
+    return f"{math.ceil(wait / timedelta(minutes=1))} min"

@@ -1,0 +1,327 @@
+"""The real processes that these tests are about: the simulator, Temporal's dev server, workers, the command line."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+
+ROOT = Path(__file__).parents[2]
+API_KEY = "sk-e2e-0123456789-secret"
+MODEL = "veo_3_1-fast-remix"
+SPEED = 30
+"""A generation of 120 simulated seconds takes 4 s."""
+MARK = "pangolin"
+"""Stands in every prompt of these tests, so that a prompt in a log can be recognised."""
+_SIGNED_LINK = re.compile(r"Signature=|Expires=|Key-Pair-Id=")
+_T = TypeVar("_T")
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """What every process starts from: nothing of the caller's `TEMPORAL_*` and `LONGTAKE_*`, short times."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "LONGTAKE_"))}
+    return {
+        **inherited,
+        "TEMPORAL_CONFIG_FILE": os.devnull,
+        "COLUMNS": "200",
+        "LONGTAKE_EXPECTED_SECONDS": "4",
+        "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
+        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "4",
+        "LONGTAKE_SUBMIT_WINDOW_MINUTES": "1",
+        "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
+        **settings,
+    }
+
+
+def secrets_in(text: str) -> list[str]:
+    """Every line that shows a prompt, the key or a signed link."""
+    return [
+        line[:300]
+        for line in text.splitlines()
+        if MARK in line.lower() or API_KEY in line or _SIGNED_LINK.search(line)
+    ]
+
+
+async def eventually(find: Callable[[], _T | None], what: str, *, seconds: float = 30) -> _T:
+    """Wait until `find` gives something true.
+
+    Raises:
+        AssertionError: It does not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := find():
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def request_json(prompt: str, **more: object) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": prompt, "prompt_extend": f"and then the {MARK} leaves", **more}
+
+
+def flags(prompt: str) -> list[str]:
+    """The flags of `generate` that every request needs."""
+    return ["--model", MODEL, "--prompt", prompt, "--prompt-extend", f"and then the {MARK} leaves"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class SimulatorProcess:
+    """`python -m simulator`."""
+
+    def __init__(self, folder: Path, clips: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True)
+        ready = folder / "ready.json"
+        command = [sys.executable, "-m", "simulator", "--data-dir", str(folder), "--cache-dir", str(clips)]
+        command += ["--api-key", API_KEY, "--speed", str(SPEED), "--ready-file", str(ready)]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        self._ready = ready
+        self.url = ""
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        while not self._ready.exists():
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            assert time.monotonic() < deadline, "the simulator does not start"
+            time.sleep(0.05)
+        self.url = json.loads(self._ready.read_text())["url"]
+
+    def posts(self, prompt: str) -> list[dict[str, Any]]:
+        """The submissions with this prompt."""
+        return [entry for entry in self._entries() if entry.get("prompt") == prompt]
+
+    def paid(self, prompt: str) -> int:
+        return sum(bool(entry["paid"]) for entry in self.posts(prompt))
+
+    def submissions(self) -> int:
+        """How many POSTs were seen at all."""
+        return sum("paid" in entry for entry in self._entries())
+
+    def violations(self) -> list[dict[str, Any]]:
+        return [entry for entry in self._entries() if entry.get("violation")]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        # A line that is being written at this moment is not whole yet.
+        lines = (self._folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=10)
+
+
+class DevServer:
+    """`temporal server start-dev` on a SQLite file; can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.address = f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        command = [temporal_binary(), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"]
+        command += ["--port", str(self._port), "--db-filename", str(self._folder / "temporal.sqlite")]
+        for name in SEARCH_ATTRIBUTES:
+            command += ["--search-attribute", f"{name}=Keyword"]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            assert self._process is not None
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            except OSError:
+                assert time.monotonic() < deadline, "the dev server does not start"
+                time.sleep(0.05)
+            else:
+                return
+
+    def log(self) -> str:
+        return (self._folder / "server.log").read_text(errors="replace")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=20)
+
+
+class WorkerProcess:
+    """`python worker.py`, killed and started again as often as a test likes; all of them write one log."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "worker.log"
+        self._ready = folder / "ready"
+        self._env = dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; `ready` tells when it polls."""
+        self._ready.unlink(missing_ok=True)
+        command = [sys.executable, str(ROOT / "worker.py"), "--ready-file", str(self._ready)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
+
+    def ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()[-2000:]
+        return self._ready.exists() and bool(self._ready.stat().st_size)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def ended(self, *, seconds: float = 30) -> int:
+        """Its exit code, once it has ended."""
+        process = self._process
+        assert process is not None
+        await eventually(lambda: process.poll() is not None, "the worker ends", seconds=seconds)
+        return process.wait()
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def restart(self) -> None:
+        self.start()
+        await eventually(self.ready, "the worker polls")
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Standard output, which must be exactly one JSON document."""
+        return json.loads(self.out)
+
+    def last_line(self) -> str:
+        return self.out.strip().splitlines()[-1]
+
+
+class Command:
+    """A command under way; its output goes to files, so that nobody has to read it meanwhile."""
+
+    def __init__(self, arguments: Sequence[str], env: Mapping[str, str], stdin: str) -> None:
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        with tempfile.TemporaryFile() as given:
+            given.write(stdin.encode())
+            given.seek(0)
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "starter.py"), *arguments],
+                env=env,
+                stdin=given,
+                stdout=self._out,
+                stderr=self._err,
+            )
+
+    async def finished(self, *, seconds: float = 60) -> Finished:
+        """Its end; one that takes longer is killed, and that is a failure."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        in_time = self.process.poll() is not None
+        run = self.end()
+        assert in_time, f"not ended within {seconds} s: {run}"
+        return run
+
+    def end(self) -> Finished:
+        """Kill it, if it still runs, and give what it said."""
+        if self.process.poll() is None:
+            self.process.kill()
+        code = self.process.wait()
+        return Finished(code, *map(self._read, (self._out, self._err)))
+
+    def is_connected(self) -> bool:
+        """Whether it speaks with Temporal: the SDK's threads run from then on."""
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir())) > 1
+
+    @staticmethod
+    def _read(file: IO[bytes]) -> str:
+        return os.pread(file.fileno(), 2**24, 0).decode()
+
+    def close(self) -> None:
+        self.end()
+        self._out.close()
+        self._err.close()
+
+
+class Starter:
+    """`python starter.py …` with one environment."""
+
+    def __init__(self, env: Mapping[str, str], commands: list[Command] | None = None) -> None:
+        self.env = dict(env)
+        self._commands = [] if commands is None else commands
+
+    def but(self, **changes: str | None) -> "Starter":
+        """The same with other settings; None takes one away."""
+        merged = {**self.env, **changes}
+        return Starter({name: value for name, value in merged.items() if value is not None}, self._commands)
+
+    def start(self, *arguments: str, stdin: str = "") -> Command:
+        command = Command(arguments, self.env, stdin)
+        self._commands.append(command)
+        return command
+
+    async def __call__(self, *arguments: str, stdin: str = "", seconds: float = 60) -> Finished:
+        return await self.start(*arguments, stdin=stdin).finished(seconds=seconds)
+
+    def close(self) -> None:
+        """End what a failed test left running."""
+        for command in self._commands:
+            command.close()
+
+
+def processes_of(data_dir: Path) -> dict[int, str]:
+    """Everything that runs for a data folder, by process id: servers, supervisors and workers all name it."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(data_dir) in command and "starter.py" not in command:
+            found[int(folder.name)] = command
+    return found

@@ -1,0 +1,354 @@
+"""The command line against a Temporal and a worker that run elsewhere."""
+
+import asyncio
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from longtake.client import VideoClient
+from longtake.models import GenerateVideoInput, OnExtendFailed
+from tests.end_to_end.processes import (
+    MARK,
+    MODEL,
+    DevServer,
+    Finished,
+    SimulatorProcess,
+    Starter,
+    eventually,
+    flags,
+    free_port,
+    request_json,
+)
+from tests.end_to_end.temporal_cli import TemporalCli
+
+
+def stored(video: dict[str, Any]) -> bytes:
+    """The stored file that a result names, which must be what the result says."""
+    content = Path(unquote(urlsplit(video["uri"]).path)).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == video["sha256"]
+    assert len(content) == video["bytes"]
+    return content
+
+
+def error_of(run: Finished, code: int, kind: str) -> dict[str, Any]:
+    """The error in the one JSON document of a command that failed."""
+    assert (run.code, "Traceback" in run.err) == (code, False), run
+    document: dict[str, Any] = run.json()
+    error: dict[str, Any] = document["error"]
+    assert error["type"] == kind, run.out
+    assert error["message"]
+    for name in ("key", "workflow_id", "run_id"):
+        assert error[name] == document[name]
+    return error
+
+
+async def test_every_ending(starter: Starter, simulator: SimulatorProcess, tmp_path: Path) -> None:
+    prompts = {
+        "full": f"a {MARK} [sim:ok,label=full]",
+        "fallback": f"a {MARK} [sim:extend_failed,label=fallback]",
+        "strict": f"a {MARK} [sim:extend_failed,label=strict]",
+        "fail": f"a {MARK} [sim:extend_failed,label=fail]",
+        "refused": f"a {MARK} [sim:generate_failed,label=refused]",
+        "chinese": f"一只{MARK}走过 🎬🐾 [sim:ok,label=chinese]",
+    }
+    full, fallback, strict, fail, refused, chinese = await asyncio.gather(
+        starter("generate", *flags(prompts["full"]), "--key", "full-1", "--output", str(tmp_path), "--json"),
+        starter("generate", *flags(prompts["fallback"]), "--key", "fallback-1", "--output", str(tmp_path / "8s.mp4")),
+        starter("generate", *flags(prompts["strict"]), "--key", "strict-1", "--strict", "--json"),
+        starter("generate", *flags(prompts["fail"]), "--key", "fail-1", "--on-extend-failed", "fail", "--json"),
+        starter("generate", *flags(prompts["refused"]), "--key", "refused-1", "--json"),
+        starter("generate", *flags(prompts["chinese"]), "--key", "chinese-1"),
+    )
+
+    assert full.code == 0, full.err
+    document = full.json()
+    assert {"key", "workflow_id", "run_id", "outcome", "video", "task_id", "remix_id", "quota", "polls", "warnings"} <= {
+        *document
+    }
+    assert (document["outcome"], document["key"], document["workflow_id"]) == ("full", "full-1", "video-full-1")
+    assert round(document["video"]["duration_seconds"]) == 15
+    assert (tmp_path / "full-1.mp4").read_bytes() == stored(document["video"])
+    assert document["output"] == str(tmp_path / "full-1.mp4")
+
+    assert fallback.code == 0, fallback.err
+    assert fallback.out.strip() == str(tmp_path / "8s.mp4")
+    assert "E-2003" in fallback.err
+    assert (tmp_path / "8s.mp4").stat().st_size > 1000
+
+    assert strict.code == 3, strict.err
+    assert (strict.json()["outcome"], strict.json()["extend_error_code"]) == ("fallback", "extend_failed")
+    assert round(strict.json()["video"]["duration_seconds"]) == 8
+
+    extension = error_of(fail, 1, "ExtensionFailed")
+    assert (extension["paid"], extension["gateway_code"]) == ("yes", "extend_failed")
+    stored(extension["first_video"])
+
+    verdict = error_of(refused, 1, "GenerationFailed")
+    assert "E-1005" in verdict["message"]
+    assert (verdict["gateway_code"], verdict["key"]) == ("generate_failed", "refused-1")
+    assert verdict["remix_id"].startswith("video_")
+    assert verdict["task_id"].startswith("task_")
+
+    assert chinese.code == 0, chinese.err
+    assert Path(unquote(urlsplit(chinese.out.strip()).path)).is_file()
+    assert {name: simulator.paid(prompt) for name, prompt in prompts.items()} == dict.fromkeys(prompts, 1)
+    assert simulator.violations() == []
+
+
+async def test_a_key_names_one_paid_generation(starter: Starter, simulator: SimulatorProcess) -> None:
+    prompt = f"two of one {MARK} [sim:ok,label=twice]"
+    both = await asyncio.gather(
+        *(starter("generate", *flags(prompt), "--key", "twice", "--json") for _ in range(2)),
+        starter("generate", *flags(prompt), "--key", "twice", "--no-wait"),
+    )
+    assert [run.code for run in both] == [0, 0, 0], both
+    first, second = both[0].json(), both[1].json()
+    assert (first["run_id"], first["video"]) == (second["run_id"], second["video"])
+    assert both[2].out == "twice\n"
+
+    again, other, size = await asyncio.gather(
+        starter("generate", *flags(prompt), "--key", "twice", "--json"),
+        starter("generate", *flags(f"{prompt} quite another"), "--key", "twice", "--json"),
+        starter("generate", *flags(prompt), "--key", "twice", "--size", "1280x720"),
+    )
+    assert (again.code, again.json()["video"]) == (0, first["video"])
+    error = error_of(other, 2, "InvalidRequest")
+    assert "prompt" in error["message"]
+    assert MARK not in other.out, "the message names fields, it does not show prompts"
+    assert (size.code, "size" in size.err, size.out) == (2, True, "")
+    assert simulator.paid(prompt) == 1
+    assert simulator.posts(f"{prompt} quite another") == []
+
+
+async def test_the_key_of_an_unpaid_generation_can_be_used_again(
+    starter: Starter, simulator: SimulatorProcess, cli: TemporalCli
+) -> None:
+    refused_prompt = f"a {MARK} [sim:refuse_422,label=again]"
+    refused, _ = await asyncio.gather(
+        starter("generate", *flags(refused_prompt), "--key", "mended-1", "--json"),
+        # Through anybody's SDK an invalid request reaches the workflow itself, which ends it instead of hanging.
+        cli.start("mended-2", {"model": "veo_3_1-none", "prompt": "", "images": "x"}),
+    )
+    error = error_of(refused, 1, "SubmissionRefused")
+    assert (error["paid"], error["http_status"]) == ("no", 422)
+    invalid = error_of(await starter("result", "mended-2", "--json"), 1, "InvalidRequest")
+    assert {problem["field"].split("[")[0] for problem in invalid["problems"]} >= {"model", "prompt", "prompt_extend"}
+
+    good = [f"a {MARK} [sim:ok,label=mended{number}]" for number in (1, 2)]
+    runs = await asyncio.gather(
+        starter("generate", *flags(good[0]), "--key", "mended-1"),
+        starter("generate", *flags(good[1]), "--key", "mended-2"),
+    )
+    assert [run.code for run in runs] == [0, 0], runs
+    assert [simulator.paid(prompt) for prompt in (refused_prompt, *good)] == [0, 1, 1]
+
+
+async def test_anyones_sdk_starts_asks_and_decides_with_plain_json(
+    starter: Starter, simulator: SimulatorProcess, cli: TemporalCli
+) -> None:
+    prompt = f"plain {MARK} [sim:extend_failed,label=cli]"
+    await cli.start("plain", request_json(prompt, on_extend_failed="ask"))
+    await cli.start("nothing", None)
+    await cli.start("a-list", ["not", "a", "request"])
+
+    async def awaits() -> dict[str, Any]:
+        while True:
+            status = await cli.query("plain", "status")
+            if status["stage"] == "awaiting_decision":
+                return status
+            await asyncio.sleep(0.3)
+
+    status = await asyncio.wait_for(awaits(), 40)
+    assert (status["key"], status["model"], status["attention"]) == ("plain", MODEL, "needs_decision")
+    assert status["first_video"]["sha256"]
+    assert "decide" in status["advice"]
+
+    wrong = await starter("decide", "plain", "submit_again", "--json")
+    assert (wrong.code, wrong.json()["error"]["type"]) == (2, "DecisionRejected")
+    assert "accept" in wrong.json()["error"]["message"]
+    await cli.update("plain", "decide", {"action": "accept"})
+    result, nothing, a_list = await asyncio.gather(
+        starter("result", "plain", "--json"),
+        starter("result", "nothing", "--json"),
+        starter("watch", "a-list", "--json"),
+    )
+    assert (result.code, result.json()["outcome"]) == (0, "fallback")
+    assert error_of(nothing, 1, "InvalidRequest")["paid"] == "no"
+    assert error_of(a_list, 1, "InvalidRequest")["paid"] == "no"
+    assert simulator.paid(prompt) == 1
+
+
+async def test_looking_at_generations(starter: Starter, generations: VideoClient, tmp_path: Path) -> None:
+    prompts = [f"watched {MARK} [sim:ok,label=watched]", f"watched {MARK} [sim:never_finishes,label=open]"]
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(request_json("overridden")))
+    begun, is_open = await asyncio.gather(
+        starter("generate", "--from-file", str(request), "--prompt", prompts[0], "--key", "seen", "--no-wait", "--json"),
+        starter("generate", *flags(prompts[1]), "--key", "open", "--no-wait"),
+    )
+    assert (begun.code, is_open.code, is_open.out) == (0, 0, "open\n"), (begun.err, is_open.err)
+    assert begun.json()["started"] is True
+    assert {"key", "workflow_id", "run_id"} <= {*begun.json()}
+
+    watched, result, status, table, rows = await asyncio.gather(
+        starter("watch", "seen"),
+        starter("result", "seen", "--output", str(tmp_path / "copy.mp4")),
+        starter("status", "open", "--json"),
+        starter("list"),
+        starter("list", 'VideoModel="veo_3_1-fast-remix"', "--json"),
+    )
+    assert watched.code == 0, watched.err
+    assert "seen:" in watched.err
+    assert "full: 15.0 s" in watched.err
+    assert (result.code, result.out.strip()) == (0, str(tmp_path / "copy.mp4"))
+    assert (status.code, status.json()["state"]) == (0, "running")
+    assert status.json()["status"]["stage"] in {"preparing", "submitting", "first_segment", "extending"}
+    assert table.code == 0
+    assert "open" in table.out
+    row = next(row for row in rows.json() if row["key"] == "open")
+    assert (row["state"], row["workflow_id"], row["model"]) == ("running", "video-open", MODEL)
+
+    plain, document = await asyncio.gather(starter("status", "seen"), starter("status", "seen", "--json"))
+    await generations.cancel("open")
+    assert (plain.code, plain.out.splitlines()[0]) == (0, "seen: done")
+    assert document.json()["status"]["video"]["sha256"] == hashlib.sha256((tmp_path / "copy.mp4").read_bytes()).hexdigest()
+
+
+async def test_cancelling_in_every_state(
+    starter: Starter, simulator: SimulatorProcess, generations: VideoClient
+) -> None:
+    scenarios = {
+        # Refused with 429 again and again: nothing is ever submitted.
+        "waiting": "rate_limited,retry_after=30",
+        # The answer takes 3 s: the exchange is finished, so that the id is known.
+        "sending": "submit_delay,delay=90,seconds=240",
+        "making": "never_finishes",
+        "asking": "extend_failed,seconds=30",
+        "delivering": "slow,seconds=30,drip=900",
+    }
+    wanted = {"waiting": "submitting", "sending": "submitting", "making": "first_segment"}
+    wanted |= {"asking": "awaiting_decision", "delivering": "delivering"}
+    prompts = {name: f"a {MARK} [sim:{scenario},label={name}]" for name, scenario in scenarios.items()}
+
+    async def cancelled(name: str) -> Finished:
+        policy = OnExtendFailed.ASK if name == "asking" else OnExtendFailed.FALLBACK
+        request = request_json(prompts[name], on_extend_failed=policy)
+        await generations.start(f"cancel-{name}", GenerateVideoInput.model_validate(request))
+        if name in {"waiting", "sending"}:
+            await eventually(lambda: simulator.posts(prompts[name]) or None, "the POST arrives")
+        while (stage := (await generations.status(f"cancel-{name}")).stage) != wanted[name]:
+            assert stage not in {"done", "failed"}, name
+            await asyncio.sleep(0.1)
+        if name == "sending":  # before the answer comes
+            await generations.cancel(f"cancel-{name}")
+        return await starter("cancel", f"cancel-{name}", "--json")
+
+    runs = dict(zip(scenarios, await asyncio.gather(*map(cancelled, scenarios)), strict=True))
+    assert {name: run.code for name, run in runs.items()} == dict.fromkeys(scenarios, 0), runs
+    for name, run in runs.items():
+        status = run.json()["status"]
+        assert (run.json()["state"], status["stage"]) == ("canceled", "cancelled"), run.out
+        assert bool(status["task_id"]) == (name != "waiting"), run.out
+    paid = {name: simulator.paid(prompt) for name, prompt in prompts.items()}
+    assert paid == {**dict.fromkeys(scenarios, 1), "waiting": 0}
+
+    waited = await starter("result", "cancel-sending", "--json")
+    assert error_of(waited, 1, "Cancelled")["advice"]
+    ended, nobody, again = await asyncio.gather(
+        starter("cancel", "cancel-making"),
+        starter("cancel", "cancel-nobody", "--json"),
+        # What was paid for can still be collected by the same key, and is not paid again.
+        starter("generate", *flags(prompts["sending"]), "--key", "cancel-sending", "--json"),
+    )
+    assert (ended.code, "already ended" in ended.out) == (0, True)
+    assert (nobody.code, nobody.json()["error"]["type"]) == (2, "GenerationNotFound")
+    assert (again.code, again.json()["outcome"]) == (0, "full")
+    assert simulator.paid(prompts["sending"]) == 1
+
+
+async def test_interrupting_stops_only_the_waiting(starter: Starter, simulator: SimulatorProcess) -> None:
+    prompt = f"interrupted {MARK} [sim:ok,seconds=240,label=interrupted]"
+    plain = starter.start("generate", *flags(prompt), "--key", "interrupted")
+    await eventually(lambda: simulator.posts(prompt) or None, "the POST arrives")
+    commands = [plain, starter.start("watch", "interrupted", "--json"), starter.start("result", "interrupted")]
+    for command in commands:
+        await eventually(command.is_connected, "it waits")
+        command.process.send_signal(signal.SIGINT)
+    runs = await asyncio.gather(*(command.finished() for command in commands))
+    assert [run.code for run in runs] == [130, 130, 130], runs
+    assert not any("Traceback" in run.err for run in runs)
+    assert "starter.py watch interrupted" in runs[0].err
+    assert runs[0].out == ""
+    assert runs[1].json()["error"]["type"] == "Interrupted"
+    on = await starter("generate", *flags(prompt), "--key", "interrupted", "--json")
+    assert (on.code, on.json()["outcome"]) == (0, "full")
+    assert simulator.paid(prompt) == 1
+
+
+async def test_a_dry_run_sends_and_stores_nothing(
+    client: Starter, simulator: SimulatorProcess, tmp_path: Path, png: bytes
+) -> None:
+    image = tmp_path / "first.png"
+    image.write_bytes(png)
+    store = tmp_path / "store"
+    dry = client.but(LONGTAKE_STORE_URL=store.as_uri(), TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    before = simulator.submissions()
+    piped = json.dumps(request_json(f"dry {MARK}", images=[{"uri": "https://images.example/a.png?Signature=x"}]))
+    plain, document, from_stdin, bad = await asyncio.gather(
+        dry("generate", *flags(f"dry {MARK}"), "--image", str(image), "--dry-run"),
+        dry("generate", *flags(f"dry {MARK}"), "--size", "1080x1920", "--image", str(image), "--dry-run", "--json"),
+        dry("generate", "--from-file", "-", "--dry-run", "--json", stdin=piped),
+        dry("generate", *flags(f"dry {MARK}"), "--size", "huge", "--dry-run", "--json"),
+    )
+    assert plain.code == 0, plain.err
+    assert "nothing was paid" in plain.out
+    assert "image/png, 64x48" in plain.out
+    assert (document.code, document.json()["paid"], document.json()["request"]["model"]) == (0, "no", MODEL)
+    assert "-hd" in document.json()["warnings"][0]
+    assert (from_stdin.code, len(from_stdin.json()["request"]["images"])) == (0, 1)
+    assert "Signature" not in from_stdin.out
+    assert (bad.code, bad.json()["error"]["type"]) == (2, "InvalidRequest")
+    assert simulator.submissions() == before
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+async def test_an_unreachable_temporal_is_told_at_once(client: Starter, simulator: SimulatorProcess) -> None:
+    nowhere = client.but(TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    prompt = f"unreachable {MARK}"
+    runs = await asyncio.gather(
+        nowhere("generate", *flags(prompt), "--json"),
+        nowhere("list", "--json"),
+        nowhere("status", "some-key", "--json"),
+        nowhere("cancel", "some-key"),
+    )
+    assert [run.code for run in runs] == [4, 4, 4, 4], runs
+    for run in runs[:3]:
+        assert run.json()["error"]["type"] == "TemporalUnreachable"
+        assert "TEMPORAL_ADDRESS" in run.json()["error"]["message"]
+    assert "TEMPORAL_ADDRESS" in runs[3].err
+    assert simulator.posts(prompt) == []
+
+
+async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: DevServer) -> None:
+    """The SDK's native threads abort a short-lived interpreter now and then (134, 139): `starter.py` leaves before."""
+    codes = []
+    for _ in range(7):
+        runs = await asyncio.gather(
+            client("list", "--json", "--limit", "1"), client("status", "no-such-key"), client("list", "--limit", "3")
+        )
+        codes.append([run.code for run in runs])
+    assert codes == [[0, 2, 0]] * 7
+
+
+async def test_every_command_explains_itself(client: Starter) -> None:
+    commands = ["generate", "status", "watch", "result", "list", "cancel", "models", "doctor", "up", "demo"]
+    commands += ["setup", "resume", "decide"]
+    runs = await asyncio.gather(client("--help"), *(client(command, "--help") for command in commands))
+    assert [run.code for run in runs] == [0] * len(runs)
+    assert all(command in runs[0].out for command in commands)
+    assert all(f"starter.py {name}" in run.out for name, run in zip(commands, runs[1:], strict=True))
+    models = await client("models", "--json")
+    assert (models.code, len(models.json())) == (0, 8)

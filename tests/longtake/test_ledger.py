@@ -1,0 +1,742 @@
+"""The ledger on real stores: at most one paid job for a key, whatever fails, stops, races or is cancelled."""
+
+import asyncio
+import itertools
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from longtake import ledger as ledger_module
+from longtake.gateway.errors import (
+    AnswerLost,
+    AnswerUnreadable,
+    GatewayBusy,
+    GatewayError,
+    GatewayUnreachable,
+    KeyRefused,
+    RequestRefused,
+)
+from longtake.ledger import (
+    PREFIX,
+    Accepted,
+    Answer,
+    Arm,
+    Evidence,
+    Intent,
+    KeyReused,
+    LedgerError,
+    LedgerUnavailable,
+    Outcome,
+    OutcomeUnknown,
+    SendSuspended,
+    SlotTaken,
+    SubmissionInDoubt,
+    SubmissionLedger,
+)
+from longtake.storage import Store, StoreProblem
+from tests.longtake.s3_server import S3Server
+
+KEY = "order-1"
+DIGEST = "what is sent"
+_T = TypeVar("_T")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "disk":
+        return Store.open(str(tmp_path / "store"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server: S3Server = request.getfixturevalue("s3")
+    return Store.open(server.url(uuid.uuid4().hex))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "disk"))
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between tries take no time."""
+
+    class Hurried:
+        @staticmethod
+        async def sleep(_seconds: float) -> None:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(ledger_module, "asyncio", Hurried)
+
+
+@dataclass
+class Gateway:
+    """The far side of `send`: counts what left and what was made."""
+
+    before_arming: BaseException | None = None
+    after_arming: BaseException | None = None
+    arms_twice: bool = False
+    ignores_refusal: bool = False
+    never_arms: bool = False
+    sent: int = 0
+    made: list[str] = field(default_factory=list)
+
+    async def send(self, arm: Arm) -> Answer:
+        await asyncio.sleep(0)  # connecting
+        if self.before_arming:
+            raise self.before_arming
+        if not self.never_arms:
+            await arm()
+        self.sent += 1
+        await asyncio.sleep(0)  # the bytes leave
+        if not isinstance(self.after_arming, GatewayUnreachable | GatewayBusy | RequestRefused):
+            self.made.append(f"task-{len(self.made) + 1}")
+        await asyncio.sleep(0)  # the answer comes
+        if self.after_arming:
+            raise self.after_arming
+        if self.arms_twice:
+            await arm()
+            self.sent += 1
+        return Answer(self.made[-1], "request-1")
+
+
+@dataclass
+class Caller:
+    """Somebody who submits through a ledger, and what his heartbeat would hold."""
+
+    store: Store
+    gateway: Gateway
+    evidence: Evidence | None = None
+
+    async def submit(self, *, key: str = KEY, digest: str = DIGEST, owner: str = "us") -> Accepted:
+        ledger = SubmissionLedger(self.store, longest_exchange=timedelta(milliseconds=1))
+        return await ledger.submit(
+            key,
+            digest=digest,
+            send=self.gateway.send,
+            owner=owner,
+            model="veo_3_1-fast-remix",
+            evidence=self.evidence,
+            on_evidence=self._keep,
+        )
+
+    def _keep(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+
+
+def path_of(slot: int, name: str, key: str = KEY) -> str:
+    return ledger_module._path(key, slot, name)
+
+
+async def intent_in(store: Store, slot: int = 1, key: str = KEY) -> Intent | None:
+    content = await store.get(path_of(slot, "intent", key))
+    return None if content is None else Intent.model_validate_json(content)
+
+
+async def outcome_in(store: Store, slot: int = 1, key: str = KEY) -> Outcome | None:
+    content = await store.get(path_of(slot, "outcome", key))
+    return None if content is None else Outcome.model_validate_json(content)
+
+
+async def write_intent(store: Store, *, age: timedelta, slot: int = 1, window: timedelta = timedelta(minutes=2)) -> str:
+    """Somebody else's intent, that old."""
+    intent = Intent(
+        nonce=f"theirs-{slot}",
+        digest=DIGEST,
+        sent_at=datetime.now(UTC) - age,
+        window_seconds=window.total_seconds(),
+        owner="video-order-1/attempt 1",
+        model="veo_3_1-fast-remix",
+    )
+    await store.put(path_of(slot, "intent"), intent.model_dump_json().encode())
+    return intent.nonce
+
+
+async def write_outcome(store: Store, outcome: str, task_id: str | None = None, *, slot: int = 1) -> None:
+    record = {"nonce": f"theirs-{slot}", "outcome": outcome, "task_id": task_id, "at": datetime.now(UTC).isoformat()}
+    await store.put(path_of(slot, "outcome"), json.dumps(record).encode())
+
+
+async def let_an_hour_pass(store: Store, key: str = KEY) -> None:
+    """Make every intent an hour older: its owner cannot be alive any more."""
+    for slot in itertools.count(1):
+        intent = await intent_in(store, slot, key)
+        if intent is None:
+            return
+        older = intent.model_copy(update={"sent_at": intent.sent_at - timedelta(hours=1)})
+        await store.put(path_of(slot, "intent", key), older.model_dump_json().encode())
+
+
+# --- What a caller finds ----------------------------------------------------------------------------------------------
+
+
+async def test_a_free_key_is_sent_and_written_down(store: Store) -> None:
+    caller = Caller(store, Gateway())
+    before = datetime.now(UTC)
+    accepted = await caller.submit()
+    assert (accepted.task_id, accepted.slot, accepted.request_id) == ("task-1", 1, "request-1")
+    assert accepted.recorded
+    assert not accepted.attached
+    assert before <= accepted.sent_at <= datetime.now(UTC)
+    intent, outcome = await intent_in(store), await outcome_in(store)
+    assert intent
+    assert outcome
+    assert (intent.digest, intent.owner, intent.model) == (DIGEST, "us", "veo_3_1-fast-remix")
+    assert (outcome.outcome, outcome.task_id, outcome.request_id) == ("accepted", "task-1", "request-1")
+    assert accepted.nonce == intent.nonce == outcome.nonce
+    assert caller.evidence == Evidence(
+        nonce=intent.nonce, outcome="accepted", task_id="task-1", request_id="request-1", reason=""
+    )
+
+
+async def test_the_intent_is_there_when_the_first_byte_leaves_and_not_before(store: Store) -> None:
+    seen = []
+
+    async def send(arm: Arm) -> Answer:
+        seen.append(await intent_in(store))
+        await arm()
+        seen.append(await intent_in(store))
+        return Answer("task-1")
+
+    ledger = SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
+    await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+    assert seen[0] is None
+    assert seen[1] is not None
+
+
+async def test_what_was_accepted_is_found_again_and_nothing_is_sent(store: Store) -> None:
+    gateway = Gateway()
+    first = await Caller(store, gateway).submit()
+    again = await Caller(store, gateway).submit(owner="another run of the workflow")
+    assert (again.task_id, again.slot, again.sent_at) == (first.task_id, first.slot, first.sent_at)
+    assert (again.request_id, again.nonce) == (first.request_id, first.nonce)
+    assert again.attached
+    assert again.recorded
+    assert gateway.sent == 1
+
+
+async def test_after_not_sent_the_next_slot_is_used(store: Store) -> None:
+    for slot in (1, 2):
+        await write_intent(store, age=timedelta(seconds=1), slot=slot)
+        await write_outcome(store, "not_sent", slot=slot)
+    gateway = Gateway()
+    assert (await Caller(store, gateway).submit()).slot == 3
+    assert (await Caller(store, gateway).submit()).slot == 3
+    assert gateway.sent == 1
+
+
+async def test_another_request_under_the_same_key_is_refused(store: Store) -> None:
+    gateway = Gateway()
+    await Caller(store, gateway).submit()
+    with pytest.raises(KeyReused, match="use a new key"):
+        await Caller(store, gateway).submit(digest="something else")
+    assert gateway.sent == 1
+
+
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["just now", "an hour ago"])
+async def test_another_request_is_refused_even_while_the_outcome_is_open(disk: Store, age: timedelta) -> None:
+    await write_intent(disk, age=age)
+    gateway = Gateway()
+    with pytest.raises(KeyReused):
+        await Caller(disk, gateway).submit(digest="something else")
+    assert gateway.sent == 0
+
+
+async def test_a_key_for_which_nothing_was_made_is_free_for_another_request(store: Store) -> None:
+    refused = Gateway(after_arming=RequestRefused("no"))
+    with pytest.raises(RequestRefused):
+        await Caller(store, refused).submit()
+    accepted = await Caller(store, Gateway()).submit(digest="the mended request")
+    assert (accepted.slot, accepted.attached) == (2, False)
+
+
+async def test_keys_do_not_see_each_other(disk: Store) -> None:
+    gateway = Gateway()
+    first = await Caller(disk, gateway).submit(key="a/b")
+    second = await Caller(disk, gateway).submit(key="a:b", digest="something else")
+    assert (first.task_id, second.task_id) == ("task-1", "task-2")
+
+
+async def test_while_its_owner_may_be_alive_an_open_intent_is_waited_for(store: Store) -> None:
+    await write_intent(store, age=timedelta(seconds=10), window=timedelta(minutes=2))
+    gateway = Gateway()
+    with pytest.raises(SubmissionInDoubt, match="attempt 1") as caught:
+        await Caller(store, gateway).submit()
+    assert timedelta(0) < caught.value.wait <= timedelta(minutes=2)
+    assert gateway.sent == 0
+    await write_outcome(store, "accepted", "task-7")
+    found = await Caller(store, gateway).submit()
+    assert (found.task_id, found.attached, gateway.sent) == ("task-7", True, 0)
+
+
+async def test_the_wait_never_goes_past_the_window(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(seconds=59), window=timedelta(minutes=1))
+    with pytest.raises(SubmissionInDoubt) as caught:
+        await Caller(disk, Gateway()).submit()
+    assert caught.value.wait <= timedelta(seconds=1)
+
+
+async def test_after_its_window_an_open_intent_is_unknown_and_stays_so(store: Store) -> None:
+    await write_intent(store, age=timedelta(minutes=3), window=timedelta(minutes=2))
+    gateway = Gateway()
+    for _ in range(3):
+        with pytest.raises(OutcomeUnknown, match="attempt 1") as caught:
+            await Caller(store, gateway).submit()
+    intent = await intent_in(store)
+    assert intent
+    assert (caught.value.slot, caught.value.sent_at, caught.value.cause) == (1, intent.sent_at, None)
+    assert gateway.sent == 0
+
+
+async def test_an_operator_settles_what_was_unknown(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "not_sent")
+    assert (await Caller(disk, Gateway()).submit()).slot == 2
+
+
+async def test_the_window_covers_the_longest_exchange(disk: Store) -> None:
+    ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=120))
+    await ledger.submit(KEY, digest=DIGEST, send=Gateway().send, owner="us")
+    intent = await intent_in(disk)
+    assert intent
+    assert timedelta(seconds=intent.window_seconds) == timedelta(seconds=120) + ledger_module.MARGIN
+
+
+# --- What `send` may do -----------------------------------------------------------------------------------------------
+
+EVERYTHING_ELSE = [
+    AnswerLost("read timeout"),
+    AnswerUnreadable("no id"),
+    RuntimeError("a defect"),
+    TimeoutError(),
+    asyncio.CancelledError(),
+    KeyboardInterrupt(),
+    StoreProblem("images", retryable=True),
+]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GatewayUnreachable("refused"), GatewayBusy("wait"), RequestRefused("no"), KeyRefused("no"), *EVERYTHING_ELSE],
+    ids=lambda error: type(error).__name__,
+)
+async def test_before_arming_nothing_is_recorded_and_the_error_passes(disk: Store, error: BaseException) -> None:
+    caller = Caller(disk, Gateway(before_arming=error))
+    with pytest.raises(type(error)) as caught:
+        await caller.submit()
+    assert caught.value is error
+    assert await intent_in(disk) is None
+    assert caller.evidence is None
+    assert (await Caller(disk, Gateway()).submit()).slot == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        GatewayUnreachable("Cloudflare could not reach it"),
+        GatewayBusy("wait", retry_after=timedelta(seconds=7)),
+        RequestRefused("no"),
+        KeyRefused("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_answer_that_nothing_was_made_closes_the_slot_and_passes(store: Store, error: GatewayError) -> None:
+    caller = Caller(store, Gateway(after_arming=error))
+    with pytest.raises(type(error)) as caught:
+        await caller.submit()
+    assert caught.value is error
+    outcome = await outcome_in(store)
+    assert outcome
+    assert (outcome.outcome, outcome.reason) == ("not_sent", type(error).__name__)
+    assert caller.evidence
+    assert (caller.evidence.outcome, caller.evidence.nonce) == ("not_sent", outcome.nonce)
+    assert (await Caller(store, Gateway()).submit()).slot == 2
+
+
+@pytest.mark.parametrize("error", EVERYTHING_ELSE, ids=lambda error: type(error).__name__)
+async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: Store, error: BaseException) -> None:
+    gateway = Gateway(after_arming=error)
+    caller = Caller(disk, gateway)
+    with pytest.raises(OutcomeUnknown, match=type(error).__name__) as caught:
+        await caller.submit()
+    intent = await intent_in(disk)
+    assert intent
+    assert caught.value.cause is (error if isinstance(error, GatewayError) else None)
+    assert (caught.value.slot, caught.value.sent_at) == (1, intent.sent_at)
+    assert caught.value.__cause__ is None  # a chained traceback is too long for Temporal
+    assert await outcome_in(disk) is None
+    assert caller.evidence is None
+    with pytest.raises(SubmissionInDoubt):
+        await caller.submit()
+    await let_an_hour_pass(disk)
+    with pytest.raises(OutcomeUnknown):
+        await caller.submit()
+    assert gateway.sent == 1
+
+
+async def test_a_second_transmission_is_refused_and_the_outcome_is_unknown(store: Store) -> None:
+    gateway = Gateway(arms_twice=True)
+    with pytest.raises(OutcomeUnknown, match="a second one was refused"):
+        await Caller(store, gateway).submit()
+    assert gateway.sent == 1
+
+
+async def test_an_answer_without_having_asked_is_a_defect_that_is_named(disk: Store) -> None:
+    with pytest.raises(RuntimeError, match="never asked whether it may be sent"):
+        await Caller(disk, Gateway(never_arms=True)).submit()
+
+
+async def test_a_process_that_was_asleep_while_arming_does_not_send(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 0.0, 3600.0])  # made, armed, and an hour later the intent was written
+
+    class Clock:
+        CLOCK_BOOTTIME = 7
+
+        @staticmethod
+        def clock_gettime(_clock: int) -> float:
+            return next(times)
+
+    gateway = Gateway()
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_module, "time", Clock)
+        with pytest.raises(SendSuspended, match="nothing was sent"):
+            await Caller(store, gateway).submit()
+    assert gateway.sent == 0
+    outcome = await outcome_in(store)
+    assert outcome
+    assert outcome.outcome == "not_sent"
+    assert (await Caller(store, gateway).submit()).slot == 2
+
+
+async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk: Store) -> None:
+    async def send(arm: Arm) -> Answer:
+        await write_intent(disk, age=timedelta(0))  # somebody was faster while we connected
+        await arm()
+        raise AssertionError("sent")
+
+    ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
+    with pytest.raises(SlotTaken):
+        await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+    intent = await intent_in(disk)
+    assert intent
+    assert intent.nonce == "theirs-1"
+    assert await outcome_in(disk) is None  # it is theirs to say
+
+
+@pytest.mark.parametrize("racers", [2, 20])
+async def test_of_many_at_once_exactly_one_sends(store: Store, racers: int) -> None:
+    gateway = Gateway()
+    ended = await asyncio.gather(
+        *(Caller(store, gateway).submit(owner=f"racer {number}") for number in range(racers)), return_exceptions=True
+    )
+    assert gateway.sent == 1
+    assert all(isinstance(end, Accepted | SlotTaken | SubmissionInDoubt) for end in ended), ended
+    assert {end.task_id for end in ended if isinstance(end, Accepted)} == {"task-1"}
+    assert (await Caller(store, gateway).submit()).task_id == "task-1"
+    assert gateway.sent == 1
+
+
+# --- Evidence from a heartbeat ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["in doubt", "unknown"])
+async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timedelta) -> None:
+    nonce = await write_intent(store, age=age)
+    gateway = Gateway()
+    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
+    found = await Caller(store, gateway, evidence).submit()
+    assert (found.task_id, found.request_id, found.attached, found.recorded) == ("task-9", "request-9", True, True)
+    outcome = await outcome_in(store)
+    assert outcome
+    assert (outcome.outcome, outcome.task_id) == ("accepted", "task-9")
+    assert (await Caller(store, gateway).submit()).task_id == "task-9"
+    assert gateway.sent == 0
+
+
+async def test_evidence_that_nothing_was_sent_frees_the_key(store: Store) -> None:
+    nonce = await write_intent(store, age=timedelta(hours=1))
+    gateway = Gateway()
+    accepted = await Caller(store, gateway, Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy")).submit()
+    assert (accepted.slot, accepted.attached, gateway.sent) == (2, False, 1)
+    outcome = await outcome_in(store)
+    assert outcome
+    assert (outcome.outcome, outcome.reason) == ("not_sent", "GatewayBusy")
+
+
+async def test_evidence_of_another_attempt_proves_nothing(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    gateway = Gateway()
+    with pytest.raises(OutcomeUnknown):
+        await Caller(disk, gateway, Evidence(nonce="another", outcome="not_sent")).submit()
+    assert await outcome_in(disk) is None
+    assert gateway.sent == 0
+
+
+async def test_evidence_does_not_outvote_the_record(disk: Store) -> None:
+    nonce = await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "accepted", "task-3")
+    gateway = Gateway()
+    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent")).submit()
+    assert (found.task_id, gateway.sent) == ("task-3", 0)
+
+
+# --- A store that fails -----------------------------------------------------------------------------------------------
+
+
+class FailingStore(Store):
+    """Another store whose n-th call fails, before or after it was performed, once or from then on."""
+
+    def __init__(self, inner: Store, *, at: int, performed: bool, lasting: bool) -> None:
+        self._inner, self._at, self._performed, self._lasting = inner, at, performed, lasting
+        self.calls = 0
+        self.url = inner.url
+
+    async def get(self, path: str) -> bytes | None:
+        return await self._call(lambda: self._inner.get(path))
+
+    async def create(self, path: str, content: bytes) -> bool:
+        return await self._call(lambda: self._inner.create(path, content))
+
+    async def _call(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        self.calls += 1
+        fails = self.calls >= self._at if self._lasting else self.calls == self._at
+        if fails and not self._performed:
+            raise StoreProblem("the store is away", retryable=True)
+        result = await operation()
+        if fails:
+            raise StoreProblem("the store's answer was lost", retryable=True)
+        return result
+
+    @property
+    def failed(self) -> bool:
+        return self.calls >= self._at
+
+
+async def each_failure(inner: Store, run: Callable[[FailingStore, str], Awaitable[None]]) -> int:
+    """Run, under a new key each time, with every single call failing in every way, until a run needs no more calls."""
+    runs = 0
+    for performed, lasting in itertools.product((False, True), repeat=2):
+        for at in itertools.count(1):
+            runs += 1
+            failing = FailingStore(inner, at=at, performed=performed, lasting=lasting)
+            await run(failing, f"order-{runs}")
+            if not failing.failed:
+                assert at > 2, "a run without a read and a write shows nothing"
+                break
+    return runs
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("with_evidence", [True, False], ids=["heartbeat kept", "heartbeat lost"])
+@pytest.mark.parametrize(
+    "error",
+    [None, GatewayBusy("wait"), AnswerLost("reset")],
+    ids=["accepted", "nothing made", "answer lost"],
+)
+async def test_a_store_that_fails_anywhere_never_leads_to_a_second_job(
+    store: Store, error: GatewayError | None, *, with_evidence: bool
+) -> None:
+    async def run(failing: FailingStore, key: str) -> None:
+        gateway = Gateway(after_arming=error)
+        caller = Caller(failing, gateway)
+        first: Accepted | Exception
+        try:
+            first = await caller.submit(key=key)
+        except (LedgerError, GatewayError) as problem:
+            first = problem
+        if isinstance(first, LedgerUnavailable):
+            assert gateway.sent == 0  # it says that nothing was sent
+        if gateway.sent and error is None:
+            assert isinstance(first, Accepted), "the id of a paid job was lost"
+            assert first.task_id == "task-1"
+            assert caller.evidence
+            assert (caller.evidence.outcome, caller.evidence.task_id) == ("accepted", "task-1")
+            outcome = await outcome_in(store, key=key)
+            assert first.recorded is False or (outcome is not None and outcome.task_id == "task-1")
+        sent_at_first = gateway.sent
+        gateway.after_arming = None
+        second = await _follow_up(Caller(store, gateway, caller.evidence if with_evidence else None), key)
+        assert len(gateway.made) <= 1
+        if isinstance(second, Accepted):
+            assert second.task_id == gateway.made[0]
+        if isinstance(first, Accepted) and (first.recorded or with_evidence):
+            assert second == first or (isinstance(second, Accepted) and second.attached)
+        if with_evidence and not isinstance(error, AnswerLost):
+            assert isinstance(second, Accepted), "the evidence settles every slot"
+        if not sent_at_first and with_evidence:
+            assert gateway.sent == 1, "what was surely not sent is sent by the next attempt"
+
+    assert await each_failure(store, run) >= 12
+
+
+async def _follow_up(caller: Caller, key: str) -> Accepted | OutcomeUnknown:
+    """A following attempt, and another when every window is over: it must end in one of the states that are allowed."""
+    try:
+        return await caller.submit(key=key)
+    except OutcomeUnknown as unknown:
+        return unknown
+    except SubmissionInDoubt:
+        await let_an_hour_pass(caller.store, key)
+    try:
+        return await caller.submit(key=key)
+    except OutcomeUnknown as unknown:
+        return unknown
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_an_accepted_id_that_was_not_recorded_is_written_later(disk: Store) -> None:
+    gateway = Gateway()
+    # Calls: read the intent, create it, and from the third on the disk is away.
+    away = FailingStore(disk, at=3, performed=False, lasting=True)
+    accepted = await Caller(away, gateway).submit()
+    assert (accepted.task_id, accepted.recorded) == ("task-1", False)
+    ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
+    await ledger.record_accepted(KEY, accepted)
+    await ledger.record_accepted(KEY, accepted)  # again does nothing
+    found = await Caller(disk, gateway).submit()
+    assert (found.task_id, found.attached, gateway.sent) == ("task-1", True, 1)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_recording_says_when_the_store_does_not_take_it(disk: Store) -> None:
+    away = FailingStore(disk, at=1, performed=False, lasting=True)
+    accepted = Accepted("task-1", 1, datetime.now(UTC), nonce="ours")
+    with pytest.raises(LedgerUnavailable, match="the disk is away"):
+        await SubmissionLedger(away, longest_exchange=timedelta(seconds=1)).record_accepted(KEY, accepted)
+
+
+async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "accepted", "task-by-operator")
+    ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
+    with pytest.raises(SlotTaken):
+        await ledger.record_accepted(KEY, Accepted("task-1", 1, datetime.now(UTC), nonce="ours"))
+    outcome = await outcome_in(disk)
+    assert outcome
+    assert outcome.task_id == "task-by-operator"
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_paid_id_known_from_the_heartbeat_is_handed_on_though_the_store_cannot_be_written(store: Store) -> None:
+    # Killed between the answer and the record; the disk is full now. Without this the paid id is lost in the end.
+    nonce = await write_intent(store, age=timedelta(hours=1))
+    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9")
+    # Calls: read the intent, read the outcome, and every write fails.
+    full = FailingStore(store, at=3, performed=False, lasting=True)
+    accepted = await Caller(full, Gateway(), evidence).submit()
+    assert (accepted.task_id, accepted.recorded, accepted.nonce) == ("task-9", False, nonce)
+
+
+CORRUPT = [b"", b"{", b"null", b"[]", b'{"nonce": "x"}', b"<html>", b"\xff\xfe", b"{}" * 1000]
+
+
+@pytest.mark.parametrize("content", CORRUPT, ids=repr)
+@pytest.mark.parametrize("name", ["intent", "outcome"])
+async def test_a_corrupted_record_never_counts_as_free(disk: Store, name: str, content: bytes) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "not_sent")
+    await disk.put(path_of(1, name), content)
+    gateway = Gateway()
+    with pytest.raises(LedgerUnavailable, match="is not a ledger record"):
+        await Caller(disk, gateway).submit()
+    assert gateway.sent == 0
+
+
+async def test_an_acceptance_without_an_id_is_not_believed(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "accepted", None)
+    gateway = Gateway()
+    with pytest.raises(OutcomeUnknown):
+        await Caller(disk, gateway).submit()
+    assert gateway.sent == 0
+
+
+async def test_a_folder_that_went_away_is_not_an_empty_ledger(disk: Store, tmp_path: Path) -> None:
+    gateway = Gateway()
+    await Caller(disk, gateway).submit()
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    with pytest.raises(LedgerUnavailable, match="mount or restore"):
+        await Caller(disk, gateway).submit()
+    (tmp_path / "unmounted").rename(tmp_path / "disk")
+    assert (await Caller(disk, gateway).submit()).attached
+    assert gateway.sent == 1
+
+
+async def test_records_hold_neither_key_nor_anything_that_was_sent(disk: Store, tmp_path: Path) -> None:
+    await Caller(disk, Gateway()).submit(key="somebody@example.com")
+    records = [path for path in (tmp_path / "disk" / PREFIX).rglob("*") if path.is_file()]
+    assert len(records) == 2
+    assert not [path for path in records if "somebody" in str(path) or b"somebody" in path.read_bytes()]
+
+
+# --- Cancellation -----------------------------------------------------------------------------------------------------
+
+
+class CancelledAt:
+    """Runs a coroutine in the current task and cancels that task at the coroutine's n-th suspension."""
+
+    def __init__(self, work: Awaitable[_T], at: int) -> None:
+        self._work, self._at = work, at
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self._work.__await__()
+        error: BaseException | None = None
+        while True:
+            try:
+                waited_for = steps.throw(error) if error else next(steps)
+            except StopIteration as end:
+                return end.value
+            self.suspensions += 1
+            if self.suspensions == self._at:
+                task = asyncio.current_task()
+                assert task
+                task.cancel()
+            error = None
+            try:
+                yield waited_for
+            except BaseException as thrown:  # noqa: BLE001 - handed to the coroutine, as the event loop would
+                error = thrown
+
+
+async def _awaited(work: CancelledAt) -> Any:
+    return await work
+
+
+@pytest.mark.parametrize(
+    "error", [None, GatewayBusy("wait"), AnswerLost("reset")], ids=["accepted", "nothing made", "answer lost"]
+)
+async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, error: GatewayError | None) -> None:
+    cancelled = 0
+    for at in itertools.count(1):
+        key, gateway = f"order-{at}", Gateway(after_arming=error)
+        caller = Caller(store, gateway)
+        work = CancelledAt(caller.submit(key=key), at)
+        try:
+            await asyncio.create_task(_awaited(work))
+        except (asyncio.CancelledError, OutcomeUnknown, GatewayBusy):
+            cancelled += 1
+        if work.suspensions < at:
+            break
+        armed = gateway.sent == 1
+        gateway.after_arming = None
+        second = await _follow_up(Caller(store, gateway, caller.evidence), key)
+        assert len(gateway.made) <= 1, f"cancelled at suspension {at}"
+        if armed and not isinstance(error, GatewayBusy):
+            assert gateway.sent == 1, f"cancelled at suspension {at}"
+        if isinstance(second, Accepted):
+            assert second.task_id == gateway.made[0]
+    assert cancelled > 5

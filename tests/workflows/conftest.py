@@ -1,0 +1,18 @@
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.workflows.rig import Rig, running_rig
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def whole_rig() -> AsyncIterator[Rig]:
+    """One server for all: it starts once, and a test needs only a workflow id of its own."""
+    async with running_rig() as rig:
+        yield rig
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def rig(whole_rig: Rig) -> AsyncIterator[Rig]:
+    yield whole_rig
+    await whole_rig.clean_up()

@@ -1,0 +1,423 @@
+"""The time-skipping server, workers as `worker.py` builds them, and scripted fakes of the activities by name.
+
+One server and one pair of workers serve every test: a script is found by the workflow's id. Times are the server's,
+which skips them, so nothing here may look at this machine's clock.
+"""
+
+import asyncio
+import itertools
+import sysconfig
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType, IndexedValueType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.common import WorkerDeploymentVersion
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker, WorkerDeploymentConfig
+
+from longtake.models import (
+    DeliverOrder,
+    DeliveryReceipt,
+    FailureDetails,
+    GenerateVideoResult,
+    GenerationPolicy,
+    GenerationStatus,
+    LookOrder,
+    Paid,
+    PrepareOrder,
+    RecordOrder,
+    StoredVideo,
+    SubmissionReceipt,
+    SubmitOrder,
+    TaskRecord,
+    TaskState,
+)
+from longtake.temporal import (
+    DATA_CONVERTER,
+    SEARCH_ATTRIBUTES,
+    SUBMISSION_TASK_QUEUE,
+    TASK_QUEUE,
+    WORKFLOW_TYPE,
+    workflow_id,
+)
+from worker import sandbox
+from workflows.generate_video import GenerateVideoWorkflow
+
+IDENTITY: Final = "tests"
+"""Instead of `<pid>@<host>`: it is written into every event, and histories are committed."""
+PATIENCE_SECONDS: Final = 20
+"""Real time that something which needs no waiting may take on a busy machine."""
+
+TASK_ID: Final = "task_5f2c"
+REQUEST: Final[dict[str, Any]] = {
+    "model": "veo_3_1-fast-remix",
+    "prompt": "a paper boat on a quiet lake",
+    "prompt_extend": "the boat reaches the shore",
+}
+FIRST_CLIP: Final = StoredVideo(
+    uri="file:///store/videos/k/first.mp4",
+    sha256="1" * 64,
+    bytes=8_000,
+    duration_seconds=8,
+    width=1280,
+    height=720,
+    has_audio=True,
+)
+FULL_VIDEO: Final = FIRST_CLIP.model_copy(
+    update={"uri": "file:///store/videos/k/full.mp4", "sha256": "f" * 64, "bytes": 15_000, "duration_seconds": 15.0}
+)
+
+
+# --- What the fakes can be told to answer ----------------------------------------------------------------------------
+
+Answer = Any
+"""A value to return, an exception to raise, or an async function of the order that does either."""
+
+
+def refusal(  # noqa: PLR0913 - what an activity's failure carries
+    kind: str,
+    message: str,
+    *,
+    retried: bool = False,
+    after: timedelta | None = None,
+    category: ApplicationErrorCategory = ApplicationErrorCategory.UNSPECIFIED,
+    **details: Any,
+) -> ApplicationError:
+    """What an activity raises, in the shape that `activities.failures` gives it."""
+    return ApplicationError(
+        message,
+        FailureDetails(**details),
+        type=kind,
+        non_retryable=not retried,
+        next_retry_delay=after,
+        category=category,
+    )
+
+
+def running(progress: int | None = None, **fields: Any) -> TaskRecord:
+    return TaskRecord(
+        task_id=TASK_ID, state=TaskState.RUNNING, gateway_status="IN_PROGRESS", progress=progress, **fields
+    )
+
+
+def completed(**fields: Any) -> TaskRecord:
+    known = {"remix_id": "video_first", "remix_id_extend": "video_second", "quota": 425_000, "progress": 100}
+    return TaskRecord(
+        task_id=TASK_ID, state=TaskState.COMPLETED, gateway_status="SUCCESS", has_video_link=True, **{**known, **fields}
+    )
+
+
+def extend_failed(**fields: Any) -> TaskRecord:
+    known: dict[str, Any] = {
+        "remix_id": "video_first",
+        "remix_id_extend": "video_second",
+        "error_code": "extend_failed",
+        "error_message": "线路繁忙,请重试 (E-2003)",
+    }
+    return TaskRecord(
+        task_id=TASK_ID,
+        state=TaskState.EXTEND_FAILED,
+        gateway_status="FAILURE",
+        has_video_link=True,
+        **{**known, **fields},
+    )
+
+
+def generate_failed(**fields: Any) -> TaskRecord:
+    known: dict[str, Any] = {
+        "remix_id": "video_first",
+        "error_code": "generate_failed",
+        "error_message": "违反谷歌AI安全协议 (E-1005)",
+    }
+    return TaskRecord(
+        task_id=TASK_ID, state=TaskState.GENERATE_FAILED, gateway_status="FAILURE", **{**known, **fields}
+    )
+
+
+def lost(**fields: Any) -> TaskRecord:
+    """A FAILURE that is no verdict; the gateway has thrown the ids away."""
+    return TaskRecord(task_id=TASK_ID, state=TaskState.LOST, gateway_status="FAILURE", **fields)
+
+
+def delivered(video: StoredVideo, *warnings: str) -> DeliveryReceipt:
+    return DeliveryReceipt(video=video, warnings=warnings, source="the link")
+
+
+def accepted(**fields: Any) -> Callable[[SubmitOrder], Awaitable[SubmissionReceipt]]:
+    """A submission that the gateway took, at the server's time."""
+
+    async def answer(_: SubmitOrder) -> SubmissionReceipt:
+        known: dict[str, Any] = {"submitted_at": server_now(), "slot": 1, "nonce": "n1", "request_id": "req-1"}
+        return SubmissionReceipt(task_id=TASK_ID, **{**known, **fields})
+
+    return answer
+
+
+def server_now() -> datetime:
+    """The time as the server sees it, inside an activity."""
+    return activity.info().started_time
+
+
+class Held:
+    """An answer that is under way until the test lets it go on."""
+
+    def __init__(self, answer: Answer = None) -> None:
+        self.begun = asyncio.Event()
+        self._go_on = asyncio.Event()
+        self._answer = answer
+
+    async def __call__(self, order: BaseModel) -> Any:
+        self.begun.set()
+        await self._go_on.wait()
+        return await _give(self._answer, order)
+
+    def let_go(self) -> None:
+        self._go_on.set()
+
+
+def again(answer: Answer) -> Iterator[Answer]:
+    """The same answer for ever."""
+    return itertools.repeat(answer)
+
+
+def changing(after: timedelta, before: Answer, then: Answer) -> Iterator[Answer]:
+    """One answer until so much time has passed since the first call, then another, for ever."""
+    first: list[datetime] = []
+
+    async def answer(order: BaseModel) -> Any:
+        first.append(server_now())
+        return await _give(then if server_now() - first[0] >= after else before, order)
+
+    return again(answer)
+
+
+async def _give(answer: Answer, order: BaseModel) -> Any:
+    if isinstance(answer, BaseException):
+        raise answer
+    return await answer(order) if callable(answer) else answer
+
+
+@dataclass
+class Script:
+    """What each activity answers, call by call (a retry is a call). A call too many fails the test."""
+
+    looks: Iterable[Answer] = ()
+    deliver: Iterable[Answer] = ()
+    prepare: Iterable[Answer] = (GenerationPolicy(),)
+    submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
+    record: Iterable[Answer] = ()
+    calls: list[tuple[str, BaseModel]] = field(default_factory=list)
+    """What was called, in order, with what."""
+    called_at: list[datetime] = field(default_factory=list)
+    """When, by the server's clock."""
+    overruns: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._answers = {
+            "prepare_generation": iter(self.prepare),
+            "submit_generation": iter(self.submit),
+            "record_submission": iter(self.record),
+            "query_generation": iter(self.looks),
+            "deliver_video": iter(self.deliver),
+        }
+
+    async def perform(self, name: str, order: BaseModel) -> Any:
+        self.calls.append((name, order))
+        self.called_at.append(server_now())
+        try:
+            answer = next(self._answers[name])
+        except StopIteration:
+            self.overruns.append(name)
+            raise refusal("ScriptOverrun", f"{name} was called once too often") from None
+        return await _give(answer, order)
+
+    def count(self, name: str) -> int:
+        return sum(called == name for called, _ in self.calls)
+
+    def orders(self, name: str) -> list[Any]:
+        return [order for called, order in self.calls if called == name]
+
+    def times(self, name: str) -> list[datetime]:
+        return [at for (called, _), at in zip(self.calls, self.called_at, strict=True) if called == name]
+
+
+class Fakes:
+    """The activities by their names; what they answer is in the script of the generation that calls."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+
+    async def _perform(self, order: BaseModel) -> Any:
+        info = activity.info()
+        return await self.scripts[info.workflow_id or ""].perform(info.activity_type, order)
+
+    @activity.defn(name="prepare_generation")
+    async def prepare(self, order: PrepareOrder) -> GenerationPolicy:
+        return GenerationPolicy.model_validate(await self._perform(order))
+
+    @activity.defn(name="submit_generation")
+    async def submit(self, order: SubmitOrder) -> SubmissionReceipt:
+        return SubmissionReceipt.model_validate(await self._perform(order))
+
+    @activity.defn(name="record_submission")
+    async def record(self, order: RecordOrder) -> None:
+        await self._perform(order)
+
+    @activity.defn(name="query_generation")
+    async def query(self, order: LookOrder) -> TaskRecord:
+        return TaskRecord.model_validate(await self._perform(order))
+
+    @activity.defn(name="deliver_video")
+    async def deliver(self, order: DeliverOrder) -> DeliveryReceipt:
+        return DeliveryReceipt.model_validate(await self._perform(order))
+
+
+# --- One generation under test ---------------------------------------------------------------------------------------
+
+
+class Generation:
+    """A started workflow, with what tests want to know about it."""
+
+    def __init__(self, rig: "Rig", handle: WorkflowHandle[Any, Any], script: Script) -> None:
+        self.rig = rig
+        self.handle = handle
+        self.script = script
+
+    async def result(self) -> GenerateVideoResult:
+        return GenerateVideoResult.model_validate(await self.handle.result())
+
+    async def failure(self) -> tuple[ApplicationError, FailureDetails]:
+        """The typed error that it ends with, and everything known in it."""
+        error = await self._error()
+        assert isinstance(error, ApplicationError), repr(error)
+        assert error.non_retryable
+        assert len(error.details) == 1
+        return error, FailureDetails.model_validate(error.details[0])
+
+    async def cancellation(self) -> None:
+        """Wait for the end, which must be Temporal's own `Cancelled`."""
+        await self._error()
+        assert (await self.handle.describe()).status is WorkflowExecutionStatus.CANCELED
+
+    async def _error(self) -> BaseException | None:
+        try:
+            result = await asyncio.wait_for(self.handle.result(), PATIENCE_SECONDS)
+        except WorkflowFailureError as error:
+            return error.cause
+        raise AssertionError(f"it should have failed, and returned {result!r}")
+
+    async def status(self) -> GenerationStatus:
+        status: GenerationStatus = await self.handle.query("status", result_type=GenerationStatus)
+        return status
+
+    async def reaches(self, wanted: Callable[[GenerationStatus], object]) -> GenerationStatus:
+        """Wait, without skipping time, until the status is as wanted."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not wanted(status := await self.status()):
+                await asyncio.sleep(0.01)
+        return status
+
+    async def page(self) -> str:
+        """The current details, as Temporal's UI asks for them."""
+        metadata: WorkflowMetadata = await self.handle.query("__temporal_workflow_metadata")
+        return metadata.current_details
+
+    async def attributes(self) -> dict[str, str]:
+        """Our search attributes, those that are set."""
+        found = (await self.handle.describe()).typed_search_attributes
+        values = {key.name: found.get(key) for key in SEARCH_ATTRIBUTES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    async def events(self) -> list[HistoryEvent]:
+        return [event async for event in self.handle.fetch_history_events()]
+
+    async def has_event(self, kind: "EventType.ValueType") -> None:
+        """Wait until the history has such an event."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not any(event.event_type == kind for event in await self.events()):
+                await asyncio.sleep(0.01)
+
+
+class Rig:
+    """Server, workers and fakes."""
+
+    def __init__(self, environment: WorkflowEnvironment, fakes: Fakes) -> None:
+        self.environment = environment
+        self._fakes = fakes
+        self._started: list[Generation] = []
+        self._numbers = itertools.count(1)
+
+    @property
+    def client(self) -> Client:
+        return self.environment.client
+
+    async def start(self, script: Script, *arguments: Any, key: str | None = None) -> Generation:
+        """Start the workflow as any SDK would: by its name, with plain JSON."""
+        name = workflow_id(key or f"test-{next(self._numbers)}")
+        self._fakes.scripts[name] = script
+        handle = await self.client.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
+        generation = Generation(self, handle, script)
+        self._started.append(generation)
+        return generation
+
+    async def generate(self, script: Script, *, key: str | None = None, **fields: Any) -> Generation:
+        return await self.start(script, {**REQUEST, **fields}, key=key)
+
+    async def pass_time(self, duration: timedelta) -> None:
+        await self.environment.sleep(duration)
+
+    async def clean_up(self) -> None:
+        """Terminate what still runs: one stuck workflow freezes time for all others. Then judge the scripts."""
+        started, self._started = self._started, []
+        for generation in started:
+            if (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING:
+                await generation.handle.terminate("the test is over")
+        assert not [name for generation in started for name in generation.script.overruns]
+
+
+@asynccontextmanager
+async def running_rig() -> AsyncIterator[Rig]:
+    """Everything that a workflow test needs; `worker.py` is followed wherever it says how."""
+    server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
+    version = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
+    )
+    environment = await WorkflowEnvironment.start_time_skipping(
+        data_converter=DATA_CONVERTER, identity=IDENTITY, test_server_existing_path=str(server)
+    )
+    async with environment:
+        # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
+        kinds = {key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for key in SEARCH_ATTRIBUTES}
+        await environment.client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
+        )
+        fakes = Fakes()
+        general = Worker(
+            environment.client,
+            task_queue=TASK_QUEUE,
+            workflows=[GenerateVideoWorkflow],
+            activities=[fakes.prepare, fakes.record, fakes.query, fakes.deliver],
+            workflow_runner=sandbox(),
+            deployment_config=version,
+        )
+        submitting = Worker(
+            environment.client,
+            task_queue=SUBMISSION_TASK_QUEUE,
+            activities=[fakes.submit],
+            deployment_config=version,
+        )
+        async with general, submitting:
+            yield Rig(environment, fakes)
+
+

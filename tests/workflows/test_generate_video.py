@@ -1,0 +1,738 @@
+"""Every way a generation can go, on the time-skipping server."""
+
+from datetime import timedelta
+from itertools import chain, pairwise
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from longtake.models import (
+    Attention,
+    CarriedGeneration,
+    DeliveryKind,
+    GenerateVideoInput,
+    GenerationPolicy,
+    PacingPolicy,
+    Paid,
+    Stage,
+    TaskState,
+)
+from tests.workflows.rig import (
+    FIRST_CLIP,
+    FULL_VIDEO,
+    REQUEST,
+    TASK_ID,
+    Generation,
+    Held,
+    Rig,
+    Script,
+    accepted,
+    again,
+    changing,
+    completed,
+    delivered,
+    extend_failed,
+    generate_failed,
+    lost,
+    refusal,
+    running,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+HOUR = timedelta(hours=1)
+FULL = (delivered(FULL_VIDEO),)
+FIRST = (delivered(FIRST_CLIP),)
+
+
+def summaries(generation_events: Any) -> list[str]:
+    return [
+        event.user_metadata.summary.data.decode() for event in generation_events if event.user_metadata.summary.data
+    ]
+
+
+# --- A video ---------------------------------------------------------------------------------------------------------
+
+
+async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig) -> None:
+    looks = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    generation = await rig.generate(Script(looks=looks, deliver=FULL), key="order-17")
+
+    result = await generation.result()
+
+    assert result.outcome == "full"
+    assert result.video == FULL_VIDEO
+    assert result.first_video is None
+    assert (result.model, result.task_id) == (REQUEST["model"], TASK_ID)
+    assert (result.remix_id, result.remix_id_extend, result.quota) == ("video_first", "video_second", 425_000)
+    assert (result.polls, result.warnings) == (3, ())
+    assert (result.extend_error_code, result.extend_error_message) == (None, None)
+    assert [name for name, _ in generation.script.calls] == [
+        "prepare_generation",
+        "submit_generation",
+        "query_generation",
+        "query_generation",
+        "query_generation",
+        "deliver_video",
+    ]
+    (submitted,) = generation.script.orders("submit_generation")
+    assert (submitted.key, submitted.request) == ("order-17", GenerateVideoInput(**REQUEST))
+    (order,) = generation.script.orders("deliver_video")
+    assert (order.key, order.task_id, order.kind) == ("order-17", TASK_ID, DeliveryKind.FULL)
+    assert (order.width, order.height) == (None, None)
+    assert await generation.attributes() == {
+        "VideoModel": REQUEST["model"],
+        "VideoStage": "done",
+        "VideoOutcome": "full",
+        "GatewayTaskId": TASK_ID,
+    }
+
+
+async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    await generation.result()
+
+    status = await generation.status()
+    assert (status.stage, status.outcome, status.video, status.polls) == (Stage.DONE, "full", FULL_VIDEO, 1)
+    assert (status.task_id, status.remix_id, status.next_look_at) == (TASK_ID, "video_first", None)
+    page = await generation.page()
+    assert page.startswith("**done** 100 %: done")
+    for told in (TASK_ID, "video_first", "video_second", FULL_VIDEO.uri, "outcome: full"):
+        assert told in page
+
+
+async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[running(61, remix_id="video_first"), completed()], deliver=FULL))
+    await rig.pass_time(timedelta(seconds=70))
+
+    status = await generation.reaches(lambda status: status.polls == 1 and status.next_look_at)
+    assert (status.stage, status.progress) == (Stage.EXTENDING, 61)
+    page = await generation.page()
+    assert page.startswith("**extending** 61 %: the extension (7 s) is being made")
+    assert f"- next look: {status.next_look_at:%H:%M:%S} UTC" in page
+    assert f"- task: `{TASK_ID}`" in page
+    assert "- first segment: `video_first`" in page
+    await generation.result()
+
+
+async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[running(10), completed()], deliver=FULL))
+    await generation.result()
+
+    events = await generation.events()
+    told = summaries(events)
+    assert '"submit to veo_3_1-fast-remix: paid, at most once"' in told
+    assert '"until look 1: first_segment"' in told
+    assert '"look 2"' in told
+    assert '"bring home the 15 s video"' in told
+    kinds = [event.event_type for event in events]
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED in kinds
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in kinds
+
+
+@pytest.mark.parametrize(
+    ("fields", "picture", "warned"),
+    [
+        ({"size": "720x1280"}, (720, 1280), False),
+        ({"size": "1920x1080", "model": "veo_3_1-hd-remix"}, (1920, 1080), False),
+        ({"size": "1920x1080"}, (None, None), True),
+    ],
+)
+async def test_the_picture_asked_for_is_checked_unless_the_model_cannot_make_it(
+    rig: Rig, fields: dict[str, str], picture: tuple[int | None, int | None], warned: bool
+) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL), **fields)
+
+    result = await generation.result()
+
+    (order,) = generation.script.orders("deliver_video")
+    assert (order.width, order.height) == picture
+    assert [("not an -hd model" in warning) for warning in result.warnings] == [True] * warned
+
+
+async def test_warnings_of_the_delivery_are_in_the_result(rig: Rig) -> None:
+    late = [delivered(FULL_VIDEO, "the video has 1280x720, 1920x1080 was asked for")]
+    generation = await rig.generate(Script(looks=[completed()], deliver=late))
+    assert (await generation.result()).warnings == ("the video has 1280x720, 1920x1080 was asked for",)
+
+
+async def test_delivery_is_tried_until_it_works(rig: Rig) -> None:
+    trouble = [refusal("DeliveryFailed", "no source gives a whole video", retried=True)] * 5
+    generation = await rig.generate(Script(looks=[completed()], deliver=[*trouble, *FULL]))
+    assert (await generation.result()).outcome == "full"
+    assert generation.script.count("deliver_video") == 6
+
+
+# --- The extension failed --------------------------------------------------------------------------------------------
+
+
+async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[running(30), extend_failed()], deliver=FIRST))
+
+    result = await generation.result()
+
+    assert result.outcome == "fallback"
+    assert result.video == result.first_video == FIRST_CLIP
+    assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
+    assert (result.remix_id, result.remix_id_extend) == ("video_first", "video_second")
+    assert [order.kind for order in generation.script.orders("deliver_video")] == [DeliveryKind.FIRST]
+    attributes = await generation.attributes()
+    assert (attributes["VideoOutcome"], attributes["VideoStage"]) == ("fallback", "done")
+
+
+async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
+    script = Script(looks=[extend_failed(quota=425_000)], deliver=FIRST)
+    generation = await rig.generate(script, on_extend_failed="fail", key="order-18")
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("ExtensionFailed", "线路繁忙,请重试 (E-2003)")
+    assert error.category is ApplicationErrorCategory.BENIGN
+    assert details.first_video == FIRST_CLIP
+    assert (details.key, details.model, details.paid) == ("order-18", REQUEST["model"], Paid.YES)
+    assert (details.task_id, details.remix_id, details.remix_id_extend) == (TASK_ID, "video_first", "video_second")
+    assert (details.gateway_code, details.quota, details.request_id) == ("extend_failed", 425_000, "req-1")
+    assert "first_video" in details.advice
+    status = await generation.status()
+    assert (status.stage, status.first_video, status.video) == (Stage.FAILED, FIRST_CLIP, None)
+    assert (await generation.attributes())["VideoOutcome"] == "ExtensionFailed"
+
+
+async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
+    result = await generation.result()
+    assert result.outcome == "fallback"
+    assert result.warnings == ("retrying an extension is not configured: the 8 s clip is the result",)
+    assert generation.script.count("submit_generation") == 1
+
+
+async def asking(rig: Rig) -> Generation:
+    """A generation that awaits a decision."""
+    generation = await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    return generation
+
+
+async def test_ask_saves_the_clip_first_and_waits_for_a_decision(rig: Rig) -> None:
+    generation = await asking(rig)
+    assert generation.script.count("deliver_video") == 1
+    await rig.pass_time(timedelta(days=30))
+    status = await generation.status()
+    assert (status.stage, status.attention) == (Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
+    assert status.first_video == FIRST_CLIP
+    assert '{"action": "accept"}' in status.advice
+    assert (await generation.attributes())["VideoAttention"] == "needs_decision"
+
+    await generation.handle.execute_update("decide", {"action": "accept"})
+
+    result = await generation.result()
+    assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
+    assert await generation.attributes() == {
+        "VideoModel": REQUEST["model"],
+        "VideoStage": "done",
+        "VideoOutcome": "fallback",
+        "GatewayTaskId": TASK_ID,
+    }
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ({"action": "retry"}, "retry is not offered now; choose one of: accept"),
+        ({"action": "adopt", "task_id": "t"}, "adopt is not offered now; choose one of: accept"),
+        ({"action": "burn"}, None),
+        ({"action": "accept", "by": "me"}, None),
+        (None, None),
+        ([], None),
+    ],
+)
+async def test_wrong_decision_is_rejected_and_leaves_no_trace(rig: Rig, decision: Any, said: str | None) -> None:
+    generation = await asking(rig)
+
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("decide", decision)
+
+    if said:
+        assert isinstance(rejection.value.cause, ApplicationError)
+        assert (rejection.value.cause.type, rejection.value.cause.message) == ("NotOffered", said)
+    assert (await generation.status()).stage is Stage.AWAITING_DECISION
+    await generation.handle.execute_update("decide", {"action": "accept"})
+    assert (await generation.result()).outcome == "fallback"
+    kinds = [event.event_type for event in await generation.events()]
+    assert kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED) == 1
+
+
+async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    await generation.reaches(lambda status: status.next_look_at)
+
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("decide", {"action": "accept"})
+
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert (rejection.value.cause.type, rejection.value.cause.message) == ("NotAwaited", "no decision is awaited now")
+    assert (await generation.result()).outcome == "full"
+
+
+# --- The first segment failed ----------------------------------------------------------------------------------------
+
+
+async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[running(20), generate_failed()]), key="order-19")
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("GenerationFailed", "违反谷歌AI安全协议 (E-1005)")
+    assert error.category is ApplicationErrorCategory.BENIGN
+    assert (details.gateway_code, details.gateway_message) == ("generate_failed", "违反谷歌AI安全协议 (E-1005)")
+    assert (details.key, details.task_id, details.remix_id, details.paid) == (
+        "order-19",
+        TASK_ID,
+        "video_first",
+        Paid.YES,
+    )
+    assert details.remix_id_extend is None
+    assert details.last_record is not None
+    assert details.last_record.state is TaskState.GENERATE_FAILED
+    assert details.polls == 2
+    assert generation.script.count("deliver_video") == 0
+    assert await generation.attributes() == {
+        "VideoModel": REQUEST["model"],
+        "VideoStage": "failed",
+        "VideoOutcome": "GenerationFailed",
+        "GatewayTaskId": TASK_ID,
+    }
+    status = await generation.status()
+    assert (status.stage, status.last_problem) == (Stage.FAILED, "违反谷歌AI安全协议 (E-1005)")
+
+
+async def test_verdict_without_a_message_still_has_one(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[generate_failed(error_message=None)]))
+    error, _ = await generation.failure()
+    assert error.message == "the first segment failed"
+
+
+# --- Nothing was made ------------------------------------------------------------------------------------------------
+
+
+async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: Rig) -> None:
+    no = refusal(
+        "SubmissionRefused", "[req-9] bad size", paid=Paid.NO, http_status=422, gateway_code="bad_size", advice="mend"
+    )
+    generation = await rig.generate(Script(submit=[no]), key="order-20")
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("SubmissionRefused", "[req-9] bad size")
+    assert error.category is ApplicationErrorCategory.BENIGN
+    assert (details.paid, details.http_status, details.gateway_code, details.advice) == (
+        Paid.NO,
+        422,
+        "bad_size",
+        "mend",
+    )
+    assert (details.key, details.task_id, details.polls) == ("order-20", None, 0)
+    assert generation.script.count("submit_generation") == 1
+    assert generation.script.count("query_generation") == 0
+    assert await generation.attributes() == {
+        "VideoModel": REQUEST["model"],
+        "VideoStage": "failed",
+        "VideoOutcome": "SubmissionRefused",
+    }
+
+
+async def test_refusal_found_out_while_preparing_submits_nothing(rig: Rig) -> None:
+    no = refusal("SubmissionRefused", "the key is refused", paid=Paid.NO, http_status=401)
+    generation = await rig.generate(Script(prepare=[no]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid, details.http_status) == ("SubmissionRefused", Paid.NO, 401)
+    assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
+
+
+@pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway", "Defect"])
+async def test_worker_that_cannot_prepare_means_not_submitted(rig: Rig, kind: str) -> None:
+    generation = await rig.generate(Script(prepare=[refusal(kind, "the store refuses", advice="Mend the store.")]))
+    error, details = await generation.failure()
+    assert (error.type, error.message) == ("NotSubmitted", "the store refuses")
+    assert (details.paid, details.advice) == (Paid.NO, "Mend the store.")
+    assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
+
+
+@pytest.mark.parametrize("step", ["prepare", "submit"])
+async def test_gateway_that_takes_nothing_within_the_window_means_not_submitted(rig: Rig, step: str) -> None:
+    busy = again(refusal("GatewayBusy", "no channel", retried=True, paid=Paid.NO, http_status=503))
+    generation = await rig.generate(Script(**{step: busy}))
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("NotSubmitted", "no channel")
+    assert (details.paid, details.http_status) == (Paid.NO, 503)
+    tries = generation.script.times(f"{step}_generation")
+    assert len(tries) > 30
+    assert tries[-1] - tries[0] > HOUR - timedelta(minutes=3)
+    assert generation.script.count("query_generation") == 0
+
+
+async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
+    patience = refusal("GatewayBusy", "slowly", retried=True, after=timedelta(minutes=7))
+    generation = await rig.generate(Script(submit=[patience, accepted()], looks=[completed()], deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+    first, second = generation.script.times("submit_generation")
+    assert second - first >= timedelta(minutes=7)
+
+
+# --- Nobody knows whether something was made -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502),
+        # An activity may not know what the workflow knows: only the ledger can say "no".
+        refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
+    ],
+    ids=lambda error: error.type,
+)
+async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: ApplicationError) -> None:
+    generation = await rig.generate(Script(submit=[unknown]))
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("SubmissionOutcomeUnknown", "no answer")
+    assert error.category is ApplicationErrorCategory.UNSPECIFIED
+    assert (details.paid, details.slot, details.http_status) == (Paid.UNKNOWN, 1, 502)
+    assert generation.script.count("submit_generation") == 1
+    assert generation.script.count("query_generation") == 0
+    assert (await generation.attributes())["VideoOutcome"] == "SubmissionOutcomeUnknown"
+    scheduled = [e for e in await generation.events() if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
+    assert len(scheduled) == 2
+
+
+async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
+    doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=timedelta(minutes=2), paid=Paid.UNKNOWN)
+    generation = await rig.generate(Script(submit=again(doubt)))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.paid) == ("SubmissionOutcomeUnknown", "still sending?", Paid.UNKNOWN)
+    tries = generation.script.times("submit_generation")
+    assert tries[-1] - tries[0] > HOUR - timedelta(minutes=3)
+
+
+async def test_worker_that_never_answers_around_the_post_leaves_the_outcome_unknown(rig: Rig) -> None:
+    gone = Held()
+    generation = await rig.generate(Script(submit=again(gone)))
+    error, details = await generation.failure()
+    gone.let_go()
+    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+
+# --- The ledger ------------------------------------------------------------------------------------------------------
+
+
+async def test_outcome_that_the_ledger_did_not_take_is_recorded(rig: Rig) -> None:
+    script = Script(submit=[accepted(recorded=False)], record=[None], looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script, key="order-21")
+    assert (await generation.result()).warnings == ()
+    (order,) = generation.script.orders("record_submission")
+    assert (order.key, order.receipt.task_id, order.receipt.nonce) == ("order-21", TASK_ID, "n1")
+    assert order.receipt.recorded is False
+
+
+async def test_recorded_outcome_is_not_recorded_again(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    await generation.result()
+    assert generation.script.count("record_submission") == 0
+
+
+async def test_ledger_that_refuses_is_a_warning(rig: Rig) -> None:
+    no = refusal("StoreRefused", "read only")
+    script = Script(submit=[accepted(recorded=False)], record=[no], looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script)
+    assert (await generation.result()).warnings == ("the ledger has no outcome for this submission: read only",)
+
+
+# --- Trouble while looking -------------------------------------------------------------------------------------------
+
+
+async def test_refused_key_is_shown_and_the_generation_goes_on_by_itself(rig: Rig) -> None:
+    no = refusal("KeyRefused", "401: wrong key", http_status=401)
+    generation = await rig.generate(Script(looks=[no, completed()], deliver=FULL))
+    await rig.pass_time(timedelta(seconds=70))
+
+    status = await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY)
+    assert (status.polls, status.last_problem) == (1, "401: wrong key")
+    assert "LONGTAKE_GATEWAY_API_KEY" in status.advice
+    assert (await generation.attributes())["VideoAttention"] == "needs_key"
+
+    assert (await generation.result()).outcome == "full"
+    first, second = generation.script.times("query_generation")
+    assert second - first >= PacingPolicy().expected, "asking with a dead key helps nobody"
+    assert "VideoAttention" not in await generation.attributes()
+    assert (await generation.status()).last_problem is None
+
+
+async def test_resume_looks_at_once(rig: Rig) -> None:
+    no = refusal("KeyRefused", "401: wrong key", http_status=401)
+    generation = await rig.generate(Script(looks=[no, running(70), completed()], deliver=FULL))
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY and status.next_look_at)
+
+    answer = await generation.handle.execute_update("resume")
+
+    assert answer["attention"] == "needs_key"
+    status = await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)
+    assert (status.attention, status.progress) == (None, 70)
+    assert (await generation.result()).polls == 3
+    first, second, _ = generation.script.times("query_generation")
+    assert second - first < timedelta(seconds=60), "no time was skipped, so it cannot have waited"
+
+
+async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
+    slow = Held(running(10))
+    generation = await rig.generate(Script(looks=[slow, running(20), completed()], deliver=FULL))
+    await rig.pass_time(timedelta(seconds=70))
+    await slow.begun.wait()
+    await generation.handle.execute_update("resume")
+    slow.let_go()
+    assert (await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)).progress == 20
+    await generation.result()
+
+
+@pytest.mark.parametrize("kind", ["AnswerUnreadable", "TaskNotFound", "Defect", "NeverHeardOf"])
+async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, kind: str) -> None:
+    looks = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), completed(remix_id=None)]
+    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    await rig.pass_time(timedelta(seconds=150))
+
+    status = await generation.reaches(lambda status: status.attention is Attention.GATEWAY_TROUBLE)
+    assert (status.last_problem, status.stage, status.remix_id) == ("an HTML page", Stage.EXTENDING, "video_first")
+
+    result = await generation.result()
+    assert (result.outcome, result.polls) == ("full", 3)
+    assert result.remix_id == "video_first", "an id once told is kept"
+
+
+async def test_look_is_tried_four_times_and_counts_once(rig: Rig) -> None:
+    trouble = [refusal("GatewayTrouble", "502", retried=True)] * 8
+    generation = await rig.generate(Script(looks=[*trouble, completed()], deliver=FULL))
+    assert (await generation.result()).polls == 3
+    assert generation.script.count("query_generation") == 9
+
+
+async def test_task_that_is_not_found_for_a_while_is_waited_for(rig: Rig) -> None:
+    looks = changing(timedelta(minutes=40), refusal("TaskNotFound", "task_not_exist"), completed())
+    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+
+
+async def test_task_that_is_never_found_is_lost(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=again(refusal("TaskNotFound", "task_not_exist"))))
+
+    error, details = await generation.failure()
+
+    assert error.type == "GatewayLost"
+    assert error.message == f"the gateway does not know the task {TASK_ID}: task_not_exist"
+    assert (details.paid, details.task_id, details.request_id) == (Paid.YES, TASK_ID, "req-1")
+    times = generation.script.times("query_generation")
+    assert timedelta(minutes=45) <= times[-1] - times[0] < timedelta(minutes=60)
+    assert (await generation.attributes())["VideoOutcome"] == "GatewayLost"
+
+
+async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) -> None:
+    missing = refusal("TaskNotFound", "task_not_exist")
+    found = [running(10)]
+    # 40 minutes missing, found, 40 minutes missing again: never 45 in a row.
+    before = [missing] * 30
+    looks = chain(before, found, changing(timedelta(minutes=40), missing, completed()))
+    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)), stalled_after=timedelta(minutes=45))
+    generation = await rig.generate(Script(prepare=[policy], looks=looks, deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+    times = generation.script.times("query_generation")
+    assert times[-1] - times[0] > timedelta(minutes=41)
+
+
+# --- The gateway gives the task up -----------------------------------------------------------------------------------
+
+
+async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(rig: Rig) -> None:
+    good = running(61, remix_id="video_first", remix_id_extend="video_second", upstream_task_id="up-1", quota=7)
+    gone = lost(error_message="upstream returned error")
+    generation = await rig.generate(Script(looks=chain([good], again(gone))))
+    await rig.pass_time(timedelta(seconds=150))
+    status = await generation.reaches(lambda status: status.attention is Attention.GATEWAY_LOST)
+    assert (status.last_problem, status.remix_id) == ("upstream returned error", "video_first")
+
+    error, details = await generation.failure()
+
+    assert error.type == "GatewayLost"
+    assert "upstream returned error" in error.message
+    assert error.category is ApplicationErrorCategory.UNSPECIFIED
+    assert (details.paid, details.task_id, details.quota) == (Paid.YES, TASK_ID, 7)
+    assert (details.remix_id, details.remix_id_extend) == ("video_first", "video_second")
+    assert details.last_record is not None
+    assert details.last_record.upstream_task_id == "up-1"
+    times = generation.script.times("query_generation")
+    assert timedelta(minutes=10) <= times[-1] - times[1] < timedelta(minutes=15)
+    assert generation.script.count("submit_generation") == 1
+
+
+async def test_lost_without_a_reason_says_what_the_gateway_said(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=again(lost())))
+    error, _ = await generation.failure()
+    assert "the gateway says FAILURE, without a verdict" in error.message
+
+
+async def test_task_given_up_and_found_again_is_delivered(rig: Rig) -> None:
+    gone = lost(error_message="upstream returned error")
+    looks = chain([running(20)], changing(timedelta(minutes=8), gone, completed()))
+    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+    assert (await generation.status()).last_problem is None
+
+
+async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
+    gone = lost(error_message="upstream returned error")
+    looks = chain([gone, running(20)], changing(timedelta(minutes=9), gone, completed()))
+    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+
+
+# --- Late ------------------------------------------------------------------------------------------------------------
+
+
+async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collected(rig: Rig) -> None:
+    looks = changing(timedelta(hours=5), running(60), completed())
+    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    await rig.pass_time(timedelta(minutes=44))
+    assert (await generation.status()).attention is None
+    await rig.pass_time(timedelta(minutes=15))
+    await generation.reaches(lambda status: status.attention is Attention.STALLED)
+    assert (await generation.attributes())["VideoAttention"] == "stalled"
+    assert "Never start it again elsewhere" in (await generation.status()).advice
+
+    assert (await generation.result()).outcome == "full"
+
+    times = generation.script.times("query_generation")
+    late = [b - a for a, b in pairwise(times) if a - times[0] > timedelta(minutes=50)]
+    assert len(late) > 20
+    assert min(late) >= timedelta(minutes=9)
+    assert max(late) <= timedelta(minutes=12)
+    assert "VideoAttention" not in await generation.attributes()
+
+
+async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=again(running(60, remix_id="video_first"))))
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("GenerationStalled", "no verdict within 1 day, 0:00:00")
+    assert (details.paid, details.task_id, details.remix_id) == (Paid.YES, TASK_ID, "video_first")
+    assert "pays nothing" in details.advice
+    times = generation.script.times("query_generation")
+    assert timedelta(hours=23, minutes=55) < times[-1] - times[0] < timedelta(hours=24, minutes=15)
+    assert details.polls == len(times)
+    assert (await generation.attributes())["VideoOutcome"] == "GenerationStalled"
+
+
+@pytest.mark.parametrize(("verdict", "kind"), [(completed(), DeliveryKind.FULL), (extend_failed(), DeliveryKind.FIRST)])
+async def test_delivery_that_fails_for_a_day_ends_with_the_ids(rig: Rig, verdict: Any, kind: DeliveryKind) -> None:
+    no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES, advice="overruled")
+    generation = await rig.generate(Script(looks=[verdict], deliver=again(no)))
+
+    error, details = await generation.failure()
+
+    assert (error.type, error.message) == ("DeliveryFailed", "the disk is full")
+    assert (details.paid, details.task_id, details.remix_id) == (Paid.YES, TASK_ID, "video_first")
+    assert "without paying again" in details.advice
+    assert {order.kind for order in generation.script.orders("deliver_video")} == {kind}
+    times = generation.script.times("deliver_video")
+    assert timedelta(hours=23, minutes=50) < times[-1] - times[0] <= timedelta(hours=24)
+    assert generation.script.count("submit_generation") == 1
+    assert (await generation.attributes())["VideoOutcome"] == "DeliveryFailed"
+
+
+async def test_delivery_that_is_hopeless_ends_at_once(rig: Rig) -> None:
+    no = refusal("DeliveryFailed", "every source says it is gone")
+    generation = await rig.generate(Script(looks=[completed()], deliver=[no]))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.paid) == (
+        "DeliveryFailed",
+        "every source says it is gone",
+        Paid.YES,
+    )
+
+
+# --- Pace ------------------------------------------------------------------------------------------------------------
+
+
+async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -> None:
+    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(hours=1), floor=timedelta(minutes=9)))
+    looks = changing(HOUR, running(10), completed())
+    generation = await rig.generate(Script(prepare=[policy], looks=looks, deliver=FULL))
+    await generation.result()
+    submitted = generation.script.times("submit_generation")[0]
+    times = generation.script.times("query_generation")
+    assert timedelta(minutes=20) < times[0] - submitted < timedelta(minutes=30)
+    assert min(b - a for a, b in pairwise(times)) >= timedelta(minutes=9)
+
+
+async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
+    await generation.result()
+    (submitted,) = generation.script.times("submit_generation")
+    (looked,) = generation.script.times("query_generation")
+    assert looked - submitted > timedelta(seconds=120)
+
+
+# --- Continue as new -------------------------------------------------------------------------------------------------
+
+
+async def test_long_generation_continues_as_new_with_everything_it_knows(rig: Rig) -> None:
+    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)))
+    looks = chain(
+        [running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)],
+        again(running(70)),
+    )
+    answers = chain((next(looks) for _ in range(305)), [completed(remix_id=None, remix_id_extend=None, quota=None)])
+    script = Script(prepare=[policy], looks=answers, deliver=FULL)
+    policy_slow = policy.model_copy(update={"stalled_after": timedelta(hours=23)})
+    script.prepare = [policy_slow]
+    generation = await rig.generate(script, size="1920x1080")
+
+    result = await generation.result()
+
+    assert result.polls == 306
+    assert (result.remix_id, result.remix_id_extend, result.quota) == ("video_first", "video_second", 7)
+    assert ["not an -hd model" in warning for warning in result.warnings] == [True], "carried, not doubled"
+    counts = {name: generation.script.count(name) for name in ("prepare_generation", "submit_generation")}
+    assert counts == {"prepare_generation": 1, "submit_generation": 1}
+    first = await rig.client.get_workflow_handle(
+        generation.handle.id, run_id=generation.handle.first_execution_run_id
+    ).describe()
+    assert first.status is WorkflowExecutionStatus.CONTINUED_AS_NEW
+    assert first.history_length < 4_100
+    assert (await generation.attributes())["GatewayTaskId"] == TASK_ID
+
+
+def carried(submitted_at: Any, **fields: Any) -> CarriedGeneration:
+    receipt = {"task_id": TASK_ID, "submitted_at": submitted_at, "slot": 1, "request_id": "req-1"}
+    return CarriedGeneration.model_validate({"policy": {}, "receipt": receipt, "polls": 298, **fields})
+
+
+async def test_clocks_that_were_running_go_on_in_the_next_run(rig: Rig) -> None:
+    now = await rig.environment.get_current_time()
+    minutes_ago = now - timedelta(minutes=9)
+    known = running(70, remix_id="video_first").model_copy(update={"state": TaskState.LOST})
+    memory = carried(now - HOUR, lost_since=minutes_ago, record=known, attention="gateway_lost", last_problem="gone")
+    generation = await rig.start(Script(looks=again(lost(error_message="gone"))), REQUEST, memory)
+
+    error, details = await generation.failure()
+
+    assert error.type == "GatewayLost"
+    assert (details.remix_id, details.request_id) == ("video_first", "req-1")
+    assert generation.script.count("query_generation") == 1, "the ten minutes began in the run before"
+    assert generation.script.count("submit_generation") == 0

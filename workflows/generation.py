@@ -1,0 +1,234 @@
+"""What is known of one generation, and how the world is told of it: list, page, query and failure alike."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from longtake.models import (
+    Attention,
+    CarriedGeneration,
+    Decision,
+    DecisionAction,
+    FailureDetails,
+    GenerateVideoInput,
+    GenerateVideoResult,
+    GenerationPolicy,
+    GenerationStatus,
+    Paid,
+    Stage,
+    StoredVideo,
+    SubmissionReceipt,
+    TaskRecord,
+    TaskState,
+)
+from longtake.temporal import GATEWAY_TASK_ID, VIDEO_ATTENTION, VIDEO_MODEL, VIDEO_OUTCOME, VIDEO_STAGE
+from workflows import narration
+
+_BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
+"""Expected ends that should alarm nobody."""
+
+
+class Ending(Exception):
+    """A step cannot go on; whoever called it decides whether the generation ends with it.
+
+    Attributes:
+        kind: The failure type that others depend on, such as `GatewayLost`.
+    """
+
+    def __init__(self, kind: str, message: str, details: FailureDetails) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.details = details
+
+
+class Generation:
+    """The state of one run of the workflow."""
+
+    def __init__(self, key: str, carried: CarriedGeneration | None) -> None:
+        self.key = key
+        self.asked: GenerateVideoInput | None = None
+        self.policy = carried.policy if carried else GenerationPolicy()
+        self.receipt = carried.receipt if carried else None
+        self.record = carried.record if carried else None
+        self.first_video: StoredVideo | None = carried.first_video if carried else None
+        self.extension: SubmissionReceipt | None = carried.extension if carried else None
+        self.extension_number = carried.extension_number if carried else 0
+        self.extension_record: TaskRecord | None = None
+        self.polls = carried.polls if carried else 0
+        self.warnings = list(carried.warnings) if carried else []
+        self.stage = Stage.PREPARING
+        self.attention: Attention | None = carried.attention if carried else None
+        self.last_problem = carried.last_problem if carried else None
+        self.lost_since = carried.lost_since if carried else None
+        self.missing_since = carried.missing_since if carried else None
+        self.next_look_at: datetime | None = None
+        self.look_now = False
+        self.offered: tuple[DecisionAction, ...] = ()
+        self.candidates: tuple[str, ...] = ()
+        self.evidence: tuple[str, ...] = ()
+        self.outcome: str | None = None
+        self.video: StoredVideo | None = None
+        self._decision: Decision | None = None
+
+    @property
+    def request(self) -> GenerateVideoInput:
+        """What was asked, once it has been found good."""
+        assert self.asked is not None  # noqa: S101 - set before anything else happens
+        return self.asked
+
+    @property
+    def task(self) -> SubmissionReceipt:
+        """The paid submission of the first request."""
+        assert self.receipt is not None  # noqa: S101 - nothing is looked at before it is submitted
+        return self.receipt
+
+    def enter(self, stage: Stage, attention: Attention | None = None) -> None:
+        """Change where the generation stands."""
+        if (stage, attention) != (self.stage, self.attention) or stage is Stage.PREPARING:
+            self.stage, self.attention = stage, attention
+            updates: list[Any] = [VIDEO_STAGE.value_set(stage)]
+            updates.append(VIDEO_ATTENTION.value_set(attention) if attention else VIDEO_ATTENTION.value_unset())
+            if stage is Stage.PREPARING and self.asked:
+                updates.append(VIDEO_MODEL.value_set(self.asked.model))
+            if self.outcome:
+                updates.append(VIDEO_OUTCOME.value_set(self.outcome))
+            if stage is Stage.CANCELLED and self.receipt:
+                updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
+            workflow.upsert_search_attributes(updates)
+        self.tell()
+
+    def tell(self) -> None:
+        """Show it on the workflow's page."""
+        workflow.set_current_details(narration.markdown(self.status()))
+
+    def own(self, receipt: SubmissionReceipt) -> None:
+        """A paid submission is ours from here on."""
+        self.receipt = receipt
+        workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id)])
+
+    async def ask(self, actions: Iterable[DecisionAction], *, within: timedelta | None) -> Decision | None:
+        """Wait, durably and visibly, for the update `decide`; None where nobody decided in time."""
+        self.offered = tuple(actions)
+        self.enter(Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
+        try:
+            await workflow.wait_condition(
+                lambda: self._decision is not None, timeout=within, timeout_summary="until somebody decides"
+            )
+        except TimeoutError:
+            return None
+        finally:
+            decision, self._decision, self.offered = self._decision, None, ()
+        return decision
+
+    def decide(self, decision: Decision) -> None:
+        """Take a decision that was asked for."""
+        self._decision = decision
+
+    def status(self) -> GenerationStatus:
+        """The answer to the query `status`."""
+        record = self.extension_record or self.record
+        return GenerationStatus(
+            key=self.key,
+            stage=self.stage,
+            attention=self.attention,
+            message=narration.message_for(self.stage, self.attention),
+            advice=narration.advice_for(self.attention, self.offered),
+            outcome=self.outcome,
+            model=self.asked.model if self.asked else None,
+            progress=record.progress if record else None,
+            polls=self.polls,
+            task_id=self.receipt.task_id if self.receipt else None,
+            remix_id=self.record.remix_id if self.record else None,
+            remix_id_extend=self.record.remix_id_extend if self.record else None,
+            submitted_at=self.receipt.submitted_at if self.receipt else None,
+            next_look_at=self.next_look_at,
+            decisions=tuple(self.offered),
+            evidence=self.evidence,
+            candidates=self.candidates,
+            last_problem=self.last_problem,
+            video=self.video,
+            first_video=self.first_video,
+            warnings=tuple(self.warnings),
+        )
+
+    def known(self, details: FailureDetails | None = None, *, advice: str) -> FailureDetails:
+        """Everything known about a paid generation that ends without what was asked for."""
+        record = self.record
+        return (details or FailureDetails()).model_copy(
+            update={
+                "paid": Paid.YES,
+                "advice": advice,
+                "task_id": self.task.task_id,
+                "remix_id": record and record.remix_id,
+                "remix_id_extend": record and record.remix_id_extend,
+                "quota": record and record.quota,
+                "gateway_code": record and record.error_code,
+                "gateway_message": record and record.error_message,
+                "request_id": self.task.request_id,
+                "first_video": self.first_video,
+                "last_record": record,
+            }
+        )
+
+    def fail(self, ending: Ending) -> NoReturn:
+        """End with a typed error that holds everything known."""
+        self.outcome = ending.kind
+        self.last_problem = ending.message
+        self.enter(Stage.FAILED)
+        raise ApplicationError(
+            ending.message,
+            ending.details.model_copy(
+                update={"key": self.key, "model": self.asked.model if self.asked else None, "polls": self.polls}
+            ),
+            type=ending.kind,
+            non_retryable=True,
+            category=ApplicationErrorCategory.BENIGN
+            if ending.kind in _BENIGN_KINDS
+            else ApplicationErrorCategory.UNSPECIFIED,
+        )
+
+    def result(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
+        """End with a video."""
+        self.outcome, self.video, self.last_problem = outcome, video, None
+        self.enter(Stage.DONE)
+        record = self.record
+        assert record is not None  # noqa: S101 - a verdict is a record
+        failed = record.state is TaskState.EXTEND_FAILED
+        extended = self.extension_record if outcome == "full" else None
+        return GenerateVideoResult.model_validate(
+            {
+                "outcome": outcome,
+                "video": video,
+                "first_video": self.first_video,
+                "model": self.request.model,
+                "task_id": self.task.task_id,
+                "remix_id": record.remix_id,
+                "remix_id_extend": extended.task_id if extended else record.remix_id_extend,
+                "quota": record.quota,
+                "polls": self.polls,
+                "warnings": tuple(self.warnings),
+                "extend_error_code": record.error_code if failed else None,
+                "extend_error_message": record.error_message if failed else None,
+            }
+        )
+
+    def carried(self) -> CarriedGeneration:
+        """What the next run needs."""
+        return CarriedGeneration(
+            policy=self.policy,
+            receipt=self.task,
+            record=self.record,
+            first_video=self.first_video,
+            extension=self.extension,
+            extension_number=self.extension_number,
+            polls=self.polls,
+            warnings=tuple(self.warnings),
+            attention=self.attention,
+            last_problem=self.last_problem,
+            lost_since=self.lost_since,
+            missing_since=self.missing_since,
+        )

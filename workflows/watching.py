@@ -1,0 +1,189 @@
+"""Looking at a task, paced, until the gateway has said what became of the video."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+from activities.polling import PollingActivities
+from longtake.catalog import MODELS
+from longtake.models import Attention, LookOrder, Stage, SubmissionReceipt, TaskRecord, TaskState
+from longtake.pacing import Progress, next_look
+from workflows import options
+from workflows.failures import Cause, cause_of
+from workflows.generation import Ending, Generation
+
+LOOKS_PER_RUN = 300
+"""About 3,300 events: below the 4,100 at which the server suggests to continue as new."""
+
+VERDICTS = frozenset({TaskState.COMPLETED, TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED})
+_EXTENSION_PACE = 0.6
+"""A retried extension makes 7 of the 15 seconds."""
+_EXTENDING_FROM = 50
+"""Percent; the contract: 50 to 99 is the extension."""
+
+
+class Watch:
+    """The watch over one paid task: the first one, or that of a retried extension."""
+
+    def __init__(self, generation: Generation, task: SubmissionReceipt, *, extension: bool = False) -> None:
+        self._generation = generation
+        self._task = task
+        self._extension = extension
+        self._retry_after: timedelta | None = None
+        self._looks = 0 if extension else generation.polls
+
+    async def verdict(self) -> TaskRecord:
+        """Look until there is a verdict.
+
+        Raises:
+            Ending: `GatewayLost` or `GenerationStalled`; nothing is ever submitted again for it.
+        """
+        self._show()
+        while True:
+            await self._wait_for_next_look()
+            record = await self._look()
+            if record and record.state in VERDICTS:
+                return record
+            self._check_limits()
+            await self._continue_as_new_if_long()
+
+    async def _wait_for_next_look(self) -> None:
+        generation = self._generation
+        wait = next_look(
+            generation.policy.pacing,
+            Progress(
+                elapsed=self._elapsed,
+                looks=self._looks,
+                stage=generation.stage,
+                stalled=self._elapsed > generation.policy.stalled_after,
+                retry_after=self._retry_after,
+            ),
+            pace=MODELS[generation.request.model].pace * (_EXTENSION_PACE if self._extension else 1),
+            jitter=workflow.random().random(),
+        )
+        generation.next_look_at = workflow.now() + wait
+        generation.tell()
+        try:
+            await workflow.wait_condition(
+                lambda: generation.look_now,
+                timeout=wait,
+                timeout_summary=f"until look {generation.polls + 1}: {generation.stage}",
+            )
+        except TimeoutError:
+            pass
+        finally:
+            generation.look_now = False
+            generation.next_look_at = None
+
+    async def _look(self) -> TaskRecord | None:
+        """Ask once; trouble is shown and looked at again, it never ends a generation."""
+        generation = self._generation
+        generation.polls += 1
+        self._looks += 1
+        try:
+            record = await workflow.execute_activity_method(
+                PollingActivities.query_generation,
+                LookOrder(key=generation.key, task_id=self._task.task_id, extension=self._extension),
+                summary=f"look {generation.polls}",
+                **options.LOOK,
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            self._note_trouble(cause_of(error))
+            return None
+        self._take(record)
+        return record
+
+    def _take(self, record: TaskRecord) -> None:
+        """Keep what a look told; a task that the gateway gave up keeps the ids known before."""
+        generation = self._generation
+        if record.state is TaskState.LOST:
+            generation.lost_since = generation.lost_since or workflow.now()
+            reason = record.error_message or f"the gateway says {record.gateway_status}, without a verdict"
+            generation.last_problem = reason
+        else:
+            generation.lost_since = generation.last_problem = None
+        generation.missing_since = self._retry_after = None
+        if self._extension:
+            generation.extension_record = record
+        else:
+            generation.record = _with_ids_of(generation.record, record)
+        self._show()
+
+    def _note_trouble(self, cause: Cause) -> None:
+        generation = self._generation
+        generation.last_problem = cause.message
+        missing = cause.type == "TaskNotFound"
+        generation.missing_since = (generation.missing_since or workflow.now()) if missing else None
+        key_refused = cause.type == "KeyRefused"
+        # Asking often with a dead key helps nobody: wait for a generation's time, or for `resume`.
+        self._retry_after = generation.policy.pacing.expected if key_refused else None
+        self._show(Attention.NEEDS_KEY if key_refused else Attention.GATEWAY_TROUBLE)
+
+    def _show(self, trouble: Attention | None = None) -> None:
+        """Show which segment is being made, and what is wrong with it, if anything."""
+        generation = self._generation
+        record = generation.record
+        extending = self._extension or (
+            record is not None and (record.remix_id_extend is not None or (record.progress or 0) >= _EXTENDING_FROM)
+        )
+        attention = trouble or (Attention.GATEWAY_LOST if generation.lost_since else None)
+        if attention is None and self._elapsed > generation.policy.stalled_after:
+            attention = Attention.STALLED
+        generation.enter(Stage.EXTENDING if extending else Stage.FIRST_SEGMENT, attention)
+
+    def _check_limits(self) -> None:
+        """End what cannot come any more.
+
+        Raises:
+            Ending: See `verdict`.
+        """
+        generation, policy, now = self._generation, self._generation.policy, workflow.now()
+        again = "Starting again with the same key looks again and pays nothing."
+        if generation.lost_since and now - generation.lost_since >= policy.lost_watch:
+            raise Ending(
+                "GatewayLost",
+                f"the gateway gave the task up without a verdict on the video: {generation.last_problem}",
+                generation.known(
+                    advice=f"Ask the gateway's support for the upstream ids; the video may exist there. {again}"
+                ),
+            )
+        if generation.missing_since and now - generation.missing_since >= policy.stalled_after:
+            raise Ending(
+                "GatewayLost",
+                f"the gateway does not know the task {self._task.task_id}: {generation.last_problem}",
+                generation.known(
+                    advice=f"Ask the gateway's support for this task id: it was paid, its row is missing. {again}"
+                ),
+            )
+        if self._elapsed >= policy.give_up_after:
+            raise Ending(
+                "GenerationStalled",
+                f"no verdict within {policy.give_up_after}",
+                generation.known(advice=f"The gateway itself gives up after 24 hours. {again}"),
+            )
+
+    async def _continue_as_new_if_long(self) -> None:
+        if self._looks % LOOKS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
+            return
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(args=[self._generation.request, self._generation.carried()])
+
+    @property
+    def _elapsed(self) -> timedelta:
+        return workflow.now() - self._task.submitted_at
+
+
+def _with_ids_of(before: TaskRecord | None, record: TaskRecord) -> TaskRecord:
+    if before is None:
+        return record
+    return record.model_copy(
+        update={
+            "remix_id": record.remix_id or before.remix_id,
+            "remix_id_extend": record.remix_id_extend or before.remix_id_extend,
+            "upstream_task_id": record.upstream_task_id or before.upstream_task_id,
+            "quota": record.quota if record.quota is not None else before.quota,
+        }
+    )
