@@ -234,7 +234,7 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         status = await session.client.resume(key)
-    _print_status(status.model_dump(mode="json"), status.message, known, as_json=as_json)
+    _print_status(status.model_dump(mode="json"), "it looks now", known, as_json=as_json)
     return Exit.DELIVERED
 
 
@@ -249,7 +249,7 @@ async def decide(key: str, action: str, task_id: str | None, data_dir: Path | No
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         status = await session.client.decide(key, decision)
-    _print_status(status.model_dump(mode="json"), status.message, known, as_json=as_json)
+    _print_status(status.model_dump(mode="json"), f"decided: {decision.action}", known, as_json=as_json)
     return Exit.DELIVERED
 
 

@@ -332,6 +332,7 @@ class Store:
     async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
         """Every object below a path, in no order, and when it was written by the store's clock."""
         _checked(prefix)
+        await self._check_root()  # a folder that vanished must not look like an empty one
         try:
             async for batch in obstore.list(self._backend, prefix=prefix):
                 for meta in batch:

@@ -136,7 +136,7 @@ class Generation:
             stage=self.stage,
             attention=self.attention,
             message=narration.message_for(self.stage, self.attention),
-            advice=narration.advice_for(self.attention, self.offered),
+            advice=narration.advice_for(self.attention, self.key, self.offered),
             outcome=self.outcome,
             model=self.asked.model if self.asked else None,
             progress=record.progress if record else None,

@@ -19,7 +19,10 @@ _STAGES = {
 _ATTENTION = {
     Attention.NEEDS_KEY: (
         "the gateway refuses the key",
-        "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself or by `resume`.",
+        (
+            "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself, "
+            "at once by `starter.py resume {key}`."
+        ),
     ),
     Attention.NEEDS_DECISION: ("a person must decide", ""),
     Attention.STALLED: (
@@ -35,12 +38,13 @@ _ATTENTION = {
 
 
 _DECISIONS = {
-    DecisionAction.ACCEPT: '`{"action": "accept"}` (be content with the 8 s clip)',
-    DecisionAction.RETRY: '`{"action": "retry"}` (pay for the extension again)',
-    DecisionAction.ADOPT: '`{"action": "adopt", "task_id": "…"}` (it was paid, and this is its task)',
-    DecisionAction.SUBMIT_AGAIN: '`{"action": "submit_again"}` (nothing was paid: send it again)',
-    DecisionAction.ABANDON: '`{"action": "abandon"}` (give it up)',
+    DecisionAction.ACCEPT: ("accept", '{"action": "accept"}', "be content with the 8 s clip"),
+    DecisionAction.RETRY: ("retry", '{"action": "retry"}', "pay for the extension again"),
+    DecisionAction.ADOPT: ("adopt TASK_ID", '{"action": "adopt", "task_id": "…"}', "it was paid, and this is its task"),
+    DecisionAction.SUBMIT_AGAIN: ("submit_again", '{"action": "submit_again"}', "nothing was paid: send it again"),
+    DecisionAction.ABANDON: ("abandon", '{"action": "abandon"}', "give it up"),
 }
+"""The words of the command line, the input of the update `decide`, and what it means."""
 
 
 def message_for(stage: Stage, attention: Attention | None) -> str:
@@ -48,11 +52,18 @@ def message_for(stage: Stage, attention: Attention | None) -> str:
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
-def advice_for(attention: Attention | None, offered: Sequence[DecisionAction] = ()) -> str:
-    """What a person can do now; empty where there is nothing to do."""
+def advice_for(attention: Attention | None, key: str, offered: Sequence[DecisionAction] = ()) -> str:
+    """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
-        return "Send the update `decide` with one of: " + ", ".join(_DECISIONS[action] for action in offered)
-    return _ATTENTION[attention][1] if attention else ""
+        return "Decide: " + "; ".join(
+            f"`starter.py decide {key} {_DECISIONS[action][0]}` ({_DECISIONS[action][2]})" for action in offered
+        )
+    return _ATTENTION[attention][1].format(key=key) if attention else ""
+
+
+def updates_for(offered: Sequence[DecisionAction]) -> list[str]:
+    """The same as inputs of the update `decide`, for Temporal's UI and any SDK."""
+    return [f"`decide` with `{_DECISIONS[action][1]}`: {_DECISIONS[action][2]}" for action in offered]
 
 
 def markdown(status: GenerationStatus) -> str:
@@ -73,6 +84,8 @@ def markdown(status: GenerationStatus) -> str:
     lines = [f"{title}: {status.message}", ""]
     if status.advice:
         lines += [f"**What to do:** {status.advice}", ""]
+    if offered := [DecisionAction(decision) for decision in status.decisions]:
+        lines += ["Or send an update from this page:", *(f"- {line}" for line in updates_for(offered)), ""]
     lines += [f"- {name}: {value}" for name, value in rows.items() if value]
     lines += [f"- evidence: {said}" for said in status.evidence]
     lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]

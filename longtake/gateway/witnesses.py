@@ -5,10 +5,10 @@ Two witnesses (field notes: "Witnesses for an unknown outcome"), each optional a
 - the account's task list, `GET /api/task/self`, which needs the console's access token: it may show the orphan itself;
 - the key's log, `GET /api/log/token`, which needs the API key: it shows whether anything was charged.
 
-An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and are remembered for a while. Together
-they may be asked 20 times in 20 minutes. A witness that could not be heard completely is not heard at all: from half a
-task list a wrong orphan would be adopted. And no witness proves that nothing was made: an operator can switch the log
-off, and in rare cases a task's row is lost.
+An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and are remembered for a while.
+Together they may be asked 20 times in 20 minutes. A witness that could not be heard completely is not heard at all:
+from half a task list a wrong orphan would be adopted. And no witness proves that nothing was made: an operator can
+switch the log off, and in rare cases a task's row is lost.
 """
 
 import math
@@ -44,7 +44,7 @@ _AFTER_429 = timedelta(minutes=5)
 
 _TASKS = "the account's task list"
 _LOG = "the key's log"
-_CLOSED_STATUSES = frozenset({408, 425, 429})  # the 4xx that do not mean "closed"
+_LATER = frozenset({408, 425, 429})  # of the 4xx the ones that do not mean "closed"
 _TOO_MANY_REQUESTS = 429
 _PAGE_SIZE = 100  # the most that the gateway gives
 _MOST_PAGES = 10  # half of the calls that are allowed
@@ -235,8 +235,6 @@ class Witnesses:
     async def _ask_log(self, window: "_Window") -> tuple[int, int]:
         headers = {"Authorization": f"Bearer {self._api_key}"}
         rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
-        if not rows:
-            raise _Unheard("is empty: this gateway may not keep one")
         moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
         if len(rows) >= _SHORTEST_CUT_LOG and (not moments or min(moments) >= window.since):
             raise _Unheard(f"shows only its last {len(rows)} rows, and they do not reach back to that time")
@@ -277,7 +275,7 @@ class Witnesses:
 
     def _says_closed(self, answer: HttpAnswer) -> str | None:
         """Why a witness is closed for us, if this answer means that."""
-        if 300 <= answer.status < 500 and answer.status not in _CLOSED_STATUSES:  # noqa: PLR2004 - HTTP's ranges
+        if 300 <= answer.status < 500 and answer.status not in _LATER:  # noqa: PLR2004 - HTTP's ranges
             return self._words(answer)
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's success
             return None

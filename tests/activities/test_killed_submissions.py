@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from multiprocessing.context import ForkServerProcess
@@ -139,8 +138,7 @@ async def test_no_kill_leads_to_a_second_paid_job(sim: Simulator, tmp_path: Path
     for key, end in ends.items():
         if end != "failed OutcomeUnknown":
             assert end == f"accepted {paid[key]['task_id']}", key
-    # Kills that came before, around and after the POST: otherwise this run has shown nothing.
-    assert Counter(end.split()[0] for end in ends.values()).keys() == {"accepted", "failed"}
+    assert "failed OutcomeUnknown" in ends.values(), "no kill came between the POST and its record: nothing was shown"
 
 
 async def test_the_naive_client_pays_twice_under_the_same_kills(sim: Simulator, tmp_path: Path) -> None:
