@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from activities.submission import SubmissionActivities
 from longtake import __version__
 from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import SubmissionLedger
 from longtake.logs import configure_logging
@@ -41,8 +42,9 @@ from workflows.generate_video import GenerateVideoWorkflow
 
 logger = logging.getLogger("longtake.worker")
 
-DRAIN_MARGIN = timedelta(seconds=10)
-"""Over the longest submitting exchange: a draining worker finishes it, so that no restart leaves one in doubt."""
+DRAIN_MARGIN = timedelta(seconds=45)
+"""Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
+what it sends, so that no restart leaves a submission in doubt."""
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -67,34 +69,14 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
         SettingsProblem: The gateway is not configured.
         StoreProblem: The store cannot hold the ledger.
     """
-    base_url, api_keys = settings.require_gateway()
-    store = Store.open(settings.store_location)
-    await store.probe()
-    policy = settings.policy()
-    drain = settings.submit_timeout + DRAIN_MARGIN
-    # Without a version the first worker of a process hashes every loaded module (0.6 s).
-    version = WorkerDeploymentConfig(
-        version=WorkerDeploymentVersion(deployment_name="longtake", build_id=__version__), use_worker_versioning=False
-    )
-    async with (
-        GatewayClient(base_url=base_url, api_keys=api_keys, submit_timeout=settings.submit_timeout) as gateway,
-        Fetcher(
-            base_url,
-            api_keys[0].get_secret_value,
-            allow_private_addresses=settings.allow_private_addresses,
-            max_bytes=settings.max_video_mebibytes * 2**20,
-        ) as fetcher,
-        Witnesses(base_url=base_url, api_key=api_keys[0], console=_console(settings)) as witnesses,
-    ):
-        submission = SubmissionActivities(
-            gateway=gateway,
-            store=store,
-            ledger=SubmissionLedger(store, longest_exchange=settings.submit_timeout),
-            witnesses=witnesses,
-            policy=policy,
+    async with AsyncExitStack() as stack:
+        submission, polling, delivery = await _activities(settings, stack)
+        drain = settings.submit_timeout + DRAIN_MARGIN
+        # Without a version the first worker of a process hashes every loaded module (0.6 s).
+        version = WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion(deployment_name="longtake", build_id=__version__),
+            use_worker_versioning=False,
         )
-        polling = PollingActivities(gateway=gateway, store=store)
-        delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher)
         general = Worker(
             client,
             task_queue=TASK_QUEUE,
@@ -124,10 +106,65 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             yield general, submitting
 
 
-def _console(settings: Settings) -> ConsoleAccess | None:
+async def _activities(
+    settings: Settings, stack: AsyncExitStack
+) -> tuple[SubmissionActivities, PollingActivities, DeliveryActivities]:
+    """The activities with their clients, which live as long as the stack."""
+    base_url, api_keys = settings.require_gateway()
+    store = Store.open(settings.store_location)
+    await store.probe()
+    console = None
     if settings.console_token and settings.console_user:
-        return ConsoleAccess(settings.console_token, settings.console_user)
-    return None
+        console = ConsoleAccess(settings.console_token, settings.console_user)
+    gateway = await stack.enter_async_context(
+        GatewayClient(base_url=base_url, api_keys=api_keys, submit_timeout=settings.submit_timeout)
+    )
+    witnesses = await stack.enter_async_context(Witnesses(base_url=base_url, api_key=api_keys[0], console=console))
+    extension = extension_fetcher = None
+    if settings.extend_url:
+        extension = await stack.enter_async_context(
+            ExtensionClient(
+                base_url=settings.extend_url,
+                api_key=settings.extend_api_key or api_keys[0],
+                path=settings.extend_path,
+                model=settings.extend_model,
+                submit_timeout=settings.submit_timeout,
+            )
+        )
+        extension_fetcher = await _fetcher(settings, stack, settings.extend_url, extension)
+    fetcher = await _fetcher(settings, stack, base_url, gateway)
+    submission = SubmissionActivities(
+        gateway=gateway,
+        store=store,
+        ledger=SubmissionLedger(store, longest_exchange=settings.submit_timeout),
+        witnesses=witnesses,
+        policy=settings.policy(),
+        extension=extension,
+    )
+    polling = PollingActivities(gateway=gateway, store=store, extension=extension)
+    delivery = DeliveryActivities(
+        gateway=gateway, store=store, fetcher=fetcher, extension=extension, extension_fetcher=extension_fetcher
+    )
+    return submission, polling, delivery
+
+
+async def _fetcher(
+    settings: Settings, stack: AsyncExitStack, url: str, gateway: GatewayClient | ExtensionClient
+) -> Fetcher:
+    """Downloads; the key that worked last goes to this gateway's own origin only."""
+
+    def key() -> str:
+        known = gateway.key_for(url)
+        return known.get_secret_value() if known else ""
+
+    return await stack.enter_async_context(
+        Fetcher(
+            url,
+            key,
+            allow_private_addresses=settings.allow_private_addresses,
+            max_bytes=settings.max_video_mebibytes * 2**20,
+        )
+    )
 
 
 async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool) -> int:

@@ -29,6 +29,7 @@ from longtake.gateway.errors import AnswerUnreadable, GatewayError
 
 # The readers of single values: they belong to this package, though not to the module's public face.
 from longtake.gateway.wire import _count as read_count
+from longtake.gateway.wire import _layers as read_layers
 from longtake.gateway.wire import _object as read_object
 from longtake.gateway.wire import _time as read_time
 
@@ -344,8 +345,9 @@ class _Window:
         except GatewayError:
             raise _Unheard("holds a row that cannot be read") from None
         # What was asked for goes before the record's own model, which is the upstream's name for it.
-        asked = (read_object(_field(row, "properties")) or {}).get("origin_model_name")
-        model = asked.strip() if isinstance(asked, str) and asked.strip() else record.model
+        properties = [read_object(layer.get("properties")) or {} for layer in read_layers(row)]
+        asked = (found.get("origin_model_name") for found in properties)
+        model = next((name.strip() for name in asked if isinstance(name, str) and name.strip()), record.model)
         moment = record.submitted_at
         if (model is not None and model != self.model) or (moment is not None and not self.holds(moment)):
             return None

@@ -1,5 +1,6 @@
 """Activities as the worker builds them, against the simulator and a store on disk."""
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
 from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.extension import ExtensionClient
+from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy
 from longtake.storage import Store
@@ -23,6 +26,15 @@ from simulator import Simulator, SimulatorSettings, serve
 API_KEY = "the-key-that-pays"
 POLICY = GenerationPolicy(stalled_after=timedelta(minutes=7))
 """Not the default, to see it arrive."""
+
+
+_TLS = ssl.create_default_context()
+
+
+@pytest.fixture(autouse=True)
+def _one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client's own takes longer to load than most of these tests run, and none of them uses it."""
+    monkeypatch.setattr(ssl, "create_default_context", lambda *_, **__: _TLS)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +62,8 @@ class Worker:
     gateway: GatewayClient
     store: Store
     fetcher: Fetcher
+    witnesses: Witnesses
+    extension: ExtensionClient
     environment: ActivityEnvironment = field(default_factory=ActivityEnvironment)
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -60,10 +74,21 @@ class Worker:
         )
         self.ledger = SubmissionLedger(self.store, longest_exchange=timedelta(seconds=20))
         self.submission = SubmissionActivities(
-            gateway=self.gateway, store=self.store, ledger=self.ledger, policy=POLICY
+            gateway=self.gateway,
+            store=self.store,
+            ledger=self.ledger,
+            witnesses=self.witnesses,
+            policy=POLICY,
+            extension=self.extension,
         )
-        self.polling = PollingActivities(gateway=self.gateway, store=self.store)
-        self.delivery = DeliveryActivities(gateway=self.gateway, store=self.store, fetcher=self.fetcher)
+        self.polling = PollingActivities(gateway=self.gateway, store=self.store, extension=self.extension)
+        self.delivery = DeliveryActivities(
+            gateway=self.gateway,
+            store=self.store,
+            fetcher=self.fetcher,
+            extension=self.extension,
+            extension_fetcher=self.fetcher,
+        )
 
     async def run(self, activity: Callable[..., Any], order: object) -> Any:
         return await self.environment.run(activity, order)
@@ -78,7 +103,13 @@ class Hire:
     opened: list[Any] = field(default_factory=list)
 
     def __call__(
-        self, *, url: str | None = None, key: str = API_KEY, store: Store | None = None, submit_seconds: float = 20
+        self,
+        *,
+        url: str | None = None,
+        key: str = API_KEY,
+        store: Store | None = None,
+        submit_seconds: float = 20,
+        allow_private_addresses: bool = True,
     ) -> Worker:
         url = url or self.sim.url
         gateway = GatewayClient(
@@ -87,9 +118,17 @@ class Hire:
             submit_timeout=timedelta(seconds=submit_seconds),
             query_timeout=timedelta(seconds=2),
         )
-        fetcher = Fetcher(url, lambda: key, allow_private_addresses=True)
-        self.opened += [gateway, fetcher]
-        return Worker(gateway, store or self.store, fetcher)
+        fetcher = Fetcher(url, lambda: key, allow_private_addresses=allow_private_addresses)
+        witnesses = Witnesses(
+            base_url=url,
+            api_key=SecretStr(key),
+            console=ConsoleAccess(SecretStr(self.sim.settings.access_token), str(self.sim.settings.user_id)),
+        )
+        extension = ExtensionClient(
+            base_url=url, api_key=SecretStr(key), model="veo_3_1-extend", submit_timeout=timedelta(seconds=5)
+        )
+        self.opened += [gateway, fetcher, witnesses, extension]
+        return Worker(gateway, store or self.store, fetcher, witnesses, extension)
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import io
-import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,18 +86,72 @@ async def test_a_gateway_that_cannot_be_reached_is_tried_again(hire: Hire, reque
     assert "LONGTAKE_GATEWAY_URL" in failure.message
 
 
-@pytest.mark.parametrize("mode", ["503", "refuse"])
-async def test_a_gateway_in_an_outage_is_not_concluded_from(
-    worker: Worker, sim: Simulator, request_for: Request, mode: str
-) -> None:
-    """A 503 of the free route says nothing about submissions; a closed port does."""
-    await sim.outage(60, mode)
+async def test_an_outage_of_the_free_route_proves_nothing(worker: Worker, sim: Simulator, request_for: Request) -> None:
+    await sim.outage(60)
     order = PrepareOrder(request=request_for())
-    if mode == "503":
-        assert await worker.run(worker.submission.prepare_generation, order) == POLICY
-        return
-    import asyncio  # noqa: PLC0415
+    assert await worker.run(worker.submission.prepare_generation, order) == POLICY
 
-    await asyncio.sleep(0.2)
+
+@pytest.mark.parametrize(
+    ("fields", "problems"),
+    [
+        ({"model": "veo_4", "prompt": " "}, {"model", "prompt"}),
+        ({"images": [{"uri": "mine/missing.png"}]}, {"images[0].uri"}),
+        ({"images": [{"uri": "mine/text.png"}]}, {"images[0].uri"}),
+        ({"images": [{"uri": "mine/good.png"}, {"uri": "mine/cut.png"}]}, {"images[1].uri"}),
+    ],
+    ids=["broken rules", "an absent image", "no image at all", "a cut image"],
+)
+async def test_an_invalid_request_names_every_problem(
+    worker: Worker, sim: Simulator, request_for: Request, fields: dict[str, Any], problems: set[str]
+) -> None:
+    await worker.store.put("mine/good.png", picture())
+    await worker.store.put("mine/cut.png", picture()[:-40])
+    await worker.store.put("mine/text.png", b"no picture")
+    order = PrepareOrder(request=request_for(**fields))
     failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
-    assert (failure.type, failure.retried) == ("GatewayUnreachable", True)
+    assert (failure.type, failure.retried, failure.details.paid, failure.benign) == (
+        "InvalidRequest",
+        False,
+        Paid.NO,
+        True,
+    )
+    assert {problem.field for problem in failure.details.problems} == problems
+    assert all(problem.rule for problem in failure.details.problems)
+    assert sim.ledger.entries == []
+
+
+async def test_a_store_that_is_gone_is_tried_again_and_nothing_is_asked(
+    worker: Worker, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    (tmp_path / "store").rename(tmp_path / "unmounted")
+    order = PrepareOrder(request=request_for())
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.NO)
+    assert "LONGTAKE_STORE_URL" in failure.details.advice
+    assert sim.ledger.entries == []
+
+
+@pytest.mark.parametrize("fault", ["read-only", "no create-if-absent"])
+async def test_a_store_that_cannot_hold_the_ledger_is_refused(
+    hire: Hire, s3: S3Server, request_for: Request, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+    def spoil(environ: Environ) -> tuple[str, bytes] | None:
+        if environ["REQUEST_METHOD"] != "PUT":
+            return None
+        if fault == "read-only":
+            return "403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        environ.pop("HTTP_IF_NONE_MATCH", None)
+        return None
+
+    monkeypatch.setattr(s3, "fault", spoil)
+    worker = hire(store=Store.open(s3.url(fault.replace(" ", "-"))))
+    order = PrepareOrder(request=request_for())
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    assert (failure.type, failure.details.paid) == ("StoreRefused", Paid.NO)
+    # A permission can be given while we try; another kind of store cannot be wished for.
+    assert failure.retried is (fault == "read-only")
+    assert ("permission" if fault == "read-only" else "If-None-Match") in failure.message

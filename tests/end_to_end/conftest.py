@@ -1,5 +1,5 @@
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from tests.end_to_end.processes import (
     API_KEY,
     DevServer,
     SimulatorProcess,
+    Site,
     Starter,
     WorkerProcess,
     environment,
@@ -93,6 +94,20 @@ def alone(simulator: SimulatorProcess, tmp_path: Path) -> Iterator[Starter]:
     )
     yield starter
     starter.close()
+
+
+@pytest.fixture
+def new_site(distributed: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Sites of a test's own, by name; settings can be added."""
+    sites = []
+
+    def make(name: str, **settings: str) -> Site:
+        sites.append(Site(tmp_path / name, distributed | settings))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.stop()
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+from longtake.client import VideoClient
+from longtake.models import GenerateVideoInput
+from longtake.temporal import connect
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "sk-e2e-0123456789-secret"
@@ -69,6 +72,10 @@ async def eventually(find: Callable[[], _T | None], what: str, *, seconds: float
 
 def request_json(prompt: str, **more: object) -> dict[str, Any]:
     return {"model": MODEL, "prompt": prompt, "prompt_extend": f"and then the {MARK} leaves", **more}
+
+
+def request(prompt: str, **more: object) -> GenerateVideoInput:
+    return GenerateVideoInput.model_validate(request_json(prompt, **more))
 
 
 def flags(prompt: str) -> list[str]:
@@ -191,9 +198,13 @@ class WorkerProcess:
         assert self._process.poll() is None, self.log()[-2000:]
         return self._ready.exists() and bool(self._ready.stat().st_size)
 
-    def signal(self, number: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        self._process.send_signal(number)
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
     async def ended(self, *, seconds: float = 30) -> int:
         """Its exit code, once it has ended."""
@@ -310,6 +321,33 @@ class Starter:
         """End what a failed test left running."""
         for command in self._commands:
             command.close()
+
+
+class Site:
+    """One Temporal, one worker and one store that a test may break."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.store = folder / "store"
+        self.server = DevServer(folder / "temporal")
+        here = {"TEMPORAL_ADDRESS": self.server.address, "LONGTAKE_STORE_URL": self.store.as_uri()}
+        self.env = {**env, **here}
+        self.worker = WorkerProcess(folder, self.env)
+
+    async def start(self) -> VideoClient:
+        await self.start_server()
+        await self.worker.restart()
+        return await self.client()
+
+    async def start_server(self) -> None:
+        self.server.start()
+        await asyncio.to_thread(self.server.wait_until_ready)
+
+    async def client(self) -> VideoClient:
+        return VideoClient(await connect(self.server.address))
+
+    def stop(self) -> None:
+        self.worker.stop()
+        self.server.stop()
 
 
 def processes_of(data_dir: Path) -> dict[int, str]:

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from longtake.client import VideoClient
-from longtake.models import GenerateVideoInput, OnExtendFailed
 from tests.end_to_end.processes import (
     MARK,
     MODEL,
@@ -20,6 +19,7 @@ from tests.end_to_end.processes import (
     eventually,
     flags,
     free_port,
+    request,
     request_json,
 )
 from tests.end_to_end.temporal_cli import TemporalCli
@@ -183,10 +183,10 @@ async def test_anyones_sdk_starts_asks_and_decides_with_plain_json(
 
 async def test_looking_at_generations(starter: Starter, generations: VideoClient, tmp_path: Path) -> None:
     prompts = [f"watched {MARK} [sim:ok,label=watched]", f"watched {MARK} [sim:never_finishes,label=open]"]
-    request = tmp_path / "request.json"
-    request.write_text(json.dumps(request_json("overridden")))
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(request_json("overridden")))
     begun, is_open = await asyncio.gather(
-        starter("generate", "--from-file", str(request), "--prompt", prompts[0], "--key", "seen", "--no-wait", "--json"),
+        starter("generate", "--from-file", str(file), "--prompt", prompts[0], "--key", "seen", "--no-wait", "--json"),
         starter("generate", *flags(prompts[1]), "--key", "open", "--no-wait"),
     )
     assert (begun.code, is_open.code, is_open.out) == (0, 0, "open\n"), (begun.err, is_open.err)
@@ -234,9 +234,8 @@ async def test_cancelling_in_every_state(
     prompts = {name: f"a {MARK} [sim:{scenario},label={name}]" for name, scenario in scenarios.items()}
 
     async def cancelled(name: str) -> Finished:
-        policy = OnExtendFailed.ASK if name == "asking" else OnExtendFailed.FALLBACK
-        request = request_json(prompts[name], on_extend_failed=policy)
-        await generations.start(f"cancel-{name}", GenerateVideoInput.model_validate(request))
+        policy = "ask" if name == "asking" else "fallback"
+        await generations.start(f"cancel-{name}", request(prompts[name], on_extend_failed=policy))
         if name in {"waiting", "sending"}:
             await eventually(lambda: simulator.posts(prompts[name]) or None, "the POST arrives")
         while (stage := (await generations.status(f"cancel-{name}")).stage) != wanted[name]:
@@ -345,7 +344,7 @@ async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: D
 
 async def test_every_command_explains_itself(client: Starter) -> None:
     commands = ["generate", "status", "watch", "result", "list", "cancel", "models", "doctor", "up", "demo"]
-    commands += ["setup", "resume", "decide"]
+    commands += ["setup", "resume", "decide", "adopt"]
     runs = await asyncio.gather(client("--help"), *(client(command, "--help") for command in commands))
     assert [run.code for run in runs] == [0] * len(runs)
     assert all(command in runs[0].out for command in commands)

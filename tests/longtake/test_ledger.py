@@ -614,7 +614,7 @@ async def test_an_accepted_id_that_was_not_recorded_is_written_later(disk: Store
 async def test_recording_says_when_the_store_does_not_take_it(disk: Store) -> None:
     away = FailingStore(disk, at=1, performed=False, lasting=True)
     accepted = Accepted("task-1", 1, datetime.now(UTC), nonce="ours")
-    with pytest.raises(LedgerUnavailable, match="the disk is away"):
+    with pytest.raises(LedgerUnavailable, match="the store is away"):
         await SubmissionLedger(away, longest_exchange=timedelta(seconds=1)).record_accepted(KEY, accepted)
 
 

@@ -34,9 +34,12 @@ from longtake.models import (
     GenerationPolicy,
     GenerationStatus,
     LookOrder,
-    Paid,
     PrepareOrder,
+    ReconcileOrder,
+    Reconciliation,
     RecordOrder,
+    Settlement,
+    SettleOrder,
     StoredVideo,
     SubmissionReceipt,
     SubmitOrder,
@@ -85,7 +88,7 @@ Answer = Any
 """A value to return, an exception to raise, or an async function of the order that does either."""
 
 
-def refusal(  # noqa: PLR0913 - what an activity's failure carries
+def refusal(
     kind: str,
     message: str,
     *,
@@ -105,49 +108,33 @@ def refusal(  # noqa: PLR0913 - what an activity's failure carries
     )
 
 
+def record(state: TaskState, gateway_status: str, **fields: Any) -> TaskRecord:
+    return TaskRecord.model_validate({"task_id": TASK_ID, "state": state, "gateway_status": gateway_status, **fields})
+
+
 def running(progress: int | None = None, **fields: Any) -> TaskRecord:
-    return TaskRecord(
-        task_id=TASK_ID, state=TaskState.RUNNING, gateway_status="IN_PROGRESS", progress=progress, **fields
-    )
+    return record(TaskState.RUNNING, "IN_PROGRESS", progress=progress, **fields)
 
 
 def completed(**fields: Any) -> TaskRecord:
     known = {"remix_id": "video_first", "remix_id_extend": "video_second", "quota": 425_000, "progress": 100}
-    return TaskRecord(
-        task_id=TASK_ID, state=TaskState.COMPLETED, gateway_status="SUCCESS", has_video_link=True, **{**known, **fields}
-    )
+    return record(TaskState.COMPLETED, "SUCCESS", has_video_link=True, **{**known, **fields})
 
 
 def extend_failed(**fields: Any) -> TaskRecord:
-    known: dict[str, Any] = {
-        "remix_id": "video_first",
-        "remix_id_extend": "video_second",
-        "error_code": "extend_failed",
-        "error_message": "线路繁忙,请重试 (E-2003)",
-    }
-    return TaskRecord(
-        task_id=TASK_ID,
-        state=TaskState.EXTEND_FAILED,
-        gateway_status="FAILURE",
-        has_video_link=True,
-        **{**known, **fields},
-    )
+    known = {"remix_id": "video_first", "remix_id_extend": "video_second", "error_code": "extend_failed"}
+    message = "线路繁忙,请重试 (E-2003)"
+    return record(TaskState.EXTEND_FAILED, "FAILURE", **{**known, "error_message": message, **fields})
 
 
 def generate_failed(**fields: Any) -> TaskRecord:
-    known: dict[str, Any] = {
-        "remix_id": "video_first",
-        "error_code": "generate_failed",
-        "error_message": "违反谷歌AI安全协议 (E-1005)",
-    }
-    return TaskRecord(
-        task_id=TASK_ID, state=TaskState.GENERATE_FAILED, gateway_status="FAILURE", **{**known, **fields}
-    )
+    known = {"remix_id": "video_first", "error_code": "generate_failed", "error_message": "违反谷歌AI安全协议 (E-1005)"}
+    return record(TaskState.GENERATE_FAILED, "FAILURE", **{**known, **fields})
 
 
 def lost(**fields: Any) -> TaskRecord:
     """A FAILURE that is no verdict; the gateway has thrown the ids away."""
-    return TaskRecord(task_id=TASK_ID, state=TaskState.LOST, gateway_status="FAILURE", **fields)
+    return record(TaskState.LOST, "FAILURE", **fields)
 
 
 def delivered(video: StoredVideo, *warnings: str) -> DeliveryReceipt:
@@ -159,7 +146,7 @@ def accepted(**fields: Any) -> Callable[[SubmitOrder], Awaitable[SubmissionRecei
 
     async def answer(_: SubmitOrder) -> SubmissionReceipt:
         known: dict[str, Any] = {"submitted_at": server_now(), "slot": 1, "nonce": "n1", "request_id": "req-1"}
-        return SubmissionReceipt(task_id=TASK_ID, **{**known, **fields})
+        return SubmissionReceipt.model_validate({"task_id": TASK_ID, **known, **fields})
 
     return answer
 
@@ -204,7 +191,7 @@ def changing(after: timedelta, before: Answer, then: Answer) -> Iterator[Answer]
 
 async def _give(answer: Answer, order: BaseModel) -> Any:
     if isinstance(answer, BaseException):
-        raise answer
+        raise answer.with_traceback(None)  # raised again and again, it would grow a longer traceback each time
     return await answer(order) if callable(answer) else answer
 
 
@@ -217,6 +204,9 @@ class Script:
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
     record: Iterable[Answer] = ()
+    reconcile: Iterable[Answer] = ()
+    settle: Iterable[Answer] = ()
+    extend: Iterable[Answer] = ()
     calls: list[tuple[str, BaseModel]] = field(default_factory=list)
     """What was called, in order, with what."""
     called_at: list[datetime] = field(default_factory=list)
@@ -230,6 +220,9 @@ class Script:
             "record_submission": iter(self.record),
             "query_generation": iter(self.looks),
             "deliver_video": iter(self.deliver),
+            "reconcile_submission": iter(self.reconcile),
+            "settle_submission": iter(self.settle),
+            "submit_extension": iter(self.extend),
         }
 
     async def perform(self, name: str, order: BaseModel) -> Any:
@@ -274,6 +267,18 @@ class Fakes:
     async def record(self, order: RecordOrder) -> None:
         await self._perform(order)
 
+    @activity.defn(name="reconcile_submission")
+    async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
+        return Reconciliation.model_validate(await self._perform(order))
+
+    @activity.defn(name="settle_submission")
+    async def settle(self, order: SettleOrder) -> Settlement:
+        return Settlement.model_validate(await self._perform(order))
+
+    @activity.defn(name="submit_extension")
+    async def extend(self, order: SubmitOrder) -> SubmissionReceipt:
+        return SubmissionReceipt.model_validate(await self._perform(order))
+
     @activity.defn(name="query_generation")
     async def query(self, order: LookOrder) -> TaskRecord:
         return TaskRecord.model_validate(await self._perform(order))
@@ -295,7 +300,7 @@ class Generation:
         self.script = script
 
     async def result(self) -> GenerateVideoResult:
-        return GenerateVideoResult.model_validate(await self.handle.result())
+        return GenerateVideoResult.model_validate(await asyncio.wait_for(self.handle.result(), PATIENCE_SECONDS))
 
     async def failure(self) -> tuple[ApplicationError, FailureDetails]:
         """The typed error that it ends with, and everything known in it."""
@@ -321,10 +326,22 @@ class Generation:
         status: GenerationStatus = await self.handle.query("status", result_type=GenerationStatus)
         return status
 
+    async def skip_to(self, held: Held) -> None:
+        """Let time pass until that activity is under way; from then on it stands still."""
+        ending = asyncio.create_task(self.handle.result())
+        begun = asyncio.create_task(held.begun.wait())
+        try:
+            await asyncio.wait({ending, begun}, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            assert begun.done(), "it ended, or stood still, before that activity"
+        finally:
+            for task in (ending, begun):
+                task.cancel()
+            await asyncio.gather(ending, begun, return_exceptions=True)
+
     async def reaches(self, wanted: Callable[[GenerationStatus], object]) -> GenerationStatus:
         """Wait, without skipping time, until the status is as wanted."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not wanted(status := await self.status()):
+            while not wanted(status := await self.status()):  # noqa: ASYNC110 - the server tells nobody
                 await asyncio.sleep(0.01)
         return status
 
@@ -345,7 +362,7 @@ class Generation:
     async def has_event(self, kind: "EventType.ValueType") -> None:
         """Wait until the history has such an event."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not any(event.event_type == kind for event in await self.events()):
+            while not any(event.event_type == kind for event in await self.events()):  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)
 
 
@@ -407,17 +424,22 @@ async def running_rig() -> AsyncIterator[Rig]:
             environment.client,
             task_queue=TASK_QUEUE,
             workflows=[GenerateVideoWorkflow],
-            activities=[fakes.prepare, fakes.record, fakes.query, fakes.deliver],
+            activities=[
+                fakes.prepare,
+                fakes.record,
+                fakes.reconcile,
+                fakes.settle,
+                fakes.query,
+                fakes.deliver,
+            ],
             workflow_runner=sandbox(),
             deployment_config=version,
         )
         submitting = Worker(
             environment.client,
             task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[fakes.submit],
+            activities=[fakes.submit, fakes.extend],
             deployment_config=version,
         )
         async with general, submitting:
             yield Rig(environment, fakes)
-
-

@@ -17,7 +17,10 @@ from longtake.models import (
     GenerationPolicy,
     PacingPolicy,
     Paid,
+    Reconciliation,
+    Settlement,
     Stage,
+    SubmissionReceipt,
     TaskState,
 )
 from tests.workflows.rig import (
@@ -43,6 +46,7 @@ from tests.workflows.rig import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 FULL = (delivered(FULL_VIDEO),)
 FIRST = (delivered(FIRST_CLIP),)
@@ -124,7 +128,7 @@ async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: 
 
     events = await generation.events()
     told = summaries(events)
-    assert '"submit to veo_3_1-fast-remix: paid, at most once"' in told
+    assert '"submit veo_3_1-fast-remix: paid, at most once"' in told
     assert '"until look 1: first_segment"' in told
     assert '"look 2"' in told
     assert '"bring home the 15 s video"' in told
@@ -205,7 +209,7 @@ async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
     generation = await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
     result = await generation.result()
     assert result.outcome == "fallback"
-    assert result.warnings == ("retrying an extension is not configured: the 8 s clip is the result",)
+    assert result.warnings == ("the extension was not retried: no gateway that does it is configured",)
     assert generation.script.count("submit_generation") == 1
 
 
@@ -224,7 +228,7 @@ async def test_ask_saves_the_clip_first_and_waits_for_a_decision(rig: Rig) -> No
     status = await generation.status()
     assert (status.stage, status.attention) == (Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
     assert status.first_video == FIRST_CLIP
-    assert '{"action": "accept"}' in status.advice
+    assert (status.decisions, "accept" in status.advice) == (("accept",), True)
     assert (await generation.attributes())["VideoAttention"] == "needs_decision"
 
     await generation.handle.execute_update("decide", {"action": "accept"})
@@ -276,6 +280,182 @@ async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
     assert isinstance(rejection.value.cause, ApplicationError)
     assert (rejection.value.cause.type, rejection.value.cause.message) == ("NotAwaited", "no decision is awaited now")
     assert (await generation.result()).outcome == "full"
+
+
+async def test_nobody_decides_about_the_extension_in_time(rig: Rig) -> None:
+    script = Script(prepare=[PATIENT], looks=[extend_failed()], deliver=FIRST)
+    generation = await rig.generate(script, on_extend_failed="ask")
+    result = await generation.result()
+    assert (result.outcome, result.warnings) == ("fallback", ("nobody decided in time: the 8 s clip is the result",))
+
+
+# --- The extension is paid for again ---------------------------------------------------------------------------------
+
+RETRYING = GenerationPolicy(extension_retries=2)
+EXTENDED = delivered(FULL_VIDEO)
+
+
+def again_extended(number: int = 1) -> Any:
+    return accepted(task_id=f"task_extend_{number}")
+
+
+async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
+    looks = [extend_failed(), running(40), completed(task_id="task_extend_1")]
+    script = Script(prepare=[RETRYING], looks=looks, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    generation = await rig.generate(script, on_extend_failed="retry", key="order-40")
+
+    result = await generation.result()
+
+    assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
+    assert (result.task_id, result.remix_id_extend, result.warnings) == (TASK_ID, "task_extend_1", ())
+    (order,) = generation.script.orders("submit_extension")
+    assert (order.ledger_key, order.extension.remix_id) == ("order-40#extend-1", "video_first")
+    first, *later = generation.script.orders("query_generation")
+    assert [(look.task_id, look.extension) for look in (first, *later)] == [
+        (TASK_ID, False),
+        ("task_extend_1", True),
+        ("task_extend_1", True),
+    ]
+    clip, video = generation.script.orders("deliver_video")
+    assert (clip.kind, clip.extension, video.kind, video.extension, video.task_id) == (
+        DeliveryKind.FIRST,
+        False,
+        DeliveryKind.FULL,
+        True,
+        "task_extend_1",
+    )
+
+
+async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None:
+    script = Script(
+        prepare=[RETRYING], looks=[extend_failed(), completed()], extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+    )
+    generation = await rig.generate(script, on_extend_failed="retry")
+    await generation.result()
+    names = [name for name, _ in generation.script.calls]
+    assert names.index("deliver_video") < names.index("submit_extension")
+
+
+async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the_result(rig: Rig) -> None:
+    script = Script(
+        prepare=[RETRYING],
+        looks=[extend_failed(), generate_failed(error_message="busy"), extend_failed(error_message="still busy")],
+        extend=[again_extended(1), again_extended(2)],
+        deliver=FIRST,
+    )
+    generation = await rig.generate(script, on_extend_failed="retry", key="order-41")
+    result = await generation.result()
+    assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
+    assert result.warnings == (
+        "retry 1 of the extension brought nothing: busy",
+        "retry 2 of the extension brought nothing: still busy",
+    )
+    assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
+    assert [order.ledger_key for order in generation.script.orders("submit_extension")] == [
+        "order-41#extend-1",
+        "order-41#extend-2",
+    ]
+
+
+async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
+    script = Script(
+        prepare=[RETRYING], looks=[extend_failed(), completed()], extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+    )
+    generation = await rig.generate(script, on_extend_failed="ask")
+    await rig.pass_time(timedelta(seconds=70))
+    status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    assert status.decisions == ("accept", "retry")
+    await generation.handle.execute_update("decide", {"action": "retry"})
+    assert (await generation.result()).outcome == "full"
+
+
+async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
+    script = Script(prepare=[RETRYING], looks=[extend_failed(remix_id=None)], deliver=FIRST)
+    generation = await rig.generate(script, on_extend_failed="retry")
+    assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
+
+
+async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
+    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+    script = Script(
+        prepare=[RETRYING],
+        looks=[extend_failed(), completed()],
+        extend=[unknown, again_extended(2)],
+        reconcile=[Reconciliation()],
+        deliver=[*FIRST, EXTENDED],
+    )
+    generation = await rig.generate(script, on_extend_failed="retry")
+    result = await generation.result()
+    assert generation.script.count("submit_extension") == 1, "nobody knows whether the first retry was paid"
+    assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
+    assert "no answer" in result.warnings[0]
+
+
+async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "every source says it is gone")
+    script = Script(
+        prepare=[RETRYING],
+        looks=[extend_failed(), completed(), completed()],
+        extend=[again_extended(1), again_extended(2)],
+        deliver=[*FIRST, gone, EXTENDED],
+    )
+    generation = await rig.generate(script, on_extend_failed="retry")
+    result = await generation.result()
+    assert generation.script.count("submit_extension") == 1, "the 15 s video was made and paid"
+    assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
+    assert "every source says it is gone" in result.warnings[0]
+
+
+async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) -> None:
+    script = Script(
+        prepare=[RETRYING],
+        looks=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
+        extend=[again_extended(1), again_extended(2)],
+        deliver=FIRST,
+    )
+    generation = await rig.generate(script, on_extend_failed="retry")
+    result = await generation.result()
+    assert generation.script.count("submit_extension") == 1, "the first retry was paid, and may still be made"
+    assert result.outcome == "fallback"
+
+
+async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig) -> None:
+    now = await rig.environment.get_current_time()
+    memory = carried(
+        now - HOUR,
+        polls=500,
+        policy={"extension_retries": 1},
+        record=extend_failed(),
+        first_video=FIRST_CLIP,
+        extension={"task_id": "task_extend_1", "submitted_at": now, "slot": 1},
+        extension_number=1,
+    )
+    request = {**REQUEST, "on_extend_failed": "retry"}
+    generation = await rig.start(Script(looks=[completed()], deliver=[EXTENDED]), request, memory)
+    result = await generation.result()
+    assert (result.outcome, result.polls, result.first_video) == ("full", 501, FIRST_CLIP)
+    assert [name for name, _ in generation.script.calls] == ["query_generation", "deliver_video"]
+
+
+# --- The first 8 s beside the full video -----------------------------------------------------------------------------
+
+
+async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
+    result = await generation.result()
+    assert (result.video, result.first_video) == (FULL_VIDEO, FIRST_CLIP)
+    assert [order.kind for order in generation.script.orders("deliver_video")] == [
+        DeliveryKind.FULL,
+        DeliveryKind.FIRST,
+    ]
+
+
+async def test_first_clip_that_cannot_be_kept_is_a_warning(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "it is gone")
+    generation = await rig.generate(Script(looks=[completed()], deliver=[*FULL, gone]), keep_first=True)
+    result = await generation.result()
+    assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, None)
+    assert result.warnings == ("the first 8 s could not be stored beside the full video: it is gone",)
 
 
 # --- The first segment failed ----------------------------------------------------------------------------------------
@@ -387,11 +567,27 @@ async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
 
 # --- Nobody knows whether something was made -------------------------------------------------------------------------
 
+UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
+PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
+NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
+
+
+async def receipt(_: Any) -> SubmissionReceipt:
+    return await accepted(task_id="task_found")(_)
+
+
+async def found(order: Any) -> Reconciliation:
+    return Reconciliation(receipt=await receipt(order))
+
+
+async def adopted(order: Any) -> Settlement:
+    return Settlement(receipt=await accepted(task_id=order.task_id)(order))
+
 
 @pytest.mark.parametrize(
     "unknown",
     [
-        refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502),
+        UNKNOWN,
         # An activity may not know what the workflow knows: only the ledger can say "no".
         refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
         refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
@@ -399,35 +595,183 @@ async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
     ids=lambda error: error.type,
 )
 async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: ApplicationError) -> None:
-    generation = await rig.generate(Script(submit=[unknown]))
+    generation = await rig.generate(Script(submit=[unknown], reconcile=[NO_WITNESS]))
 
     error, details = await generation.failure()
 
     assert (error.type, error.message) == ("SubmissionOutcomeUnknown", "no answer")
     assert error.category is ApplicationErrorCategory.UNSPECIFIED
     assert (details.paid, details.slot, details.http_status) == (Paid.UNKNOWN, 1, 502)
-    assert generation.script.count("submit_generation") == 1
-    assert generation.script.count("query_generation") == 0
+    assert [name for name, _ in generation.script.calls] == [
+        "prepare_generation",
+        "submit_generation",
+        "reconcile_submission",
+    ]
     assert (await generation.attributes())["VideoOutcome"] == "SubmissionOutcomeUnknown"
     scheduled = [e for e in await generation.events() if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
-    assert len(scheduled) == 2
+    assert len(scheduled) == 3
 
 
 async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
-    doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=timedelta(minutes=2), paid=Paid.UNKNOWN)
-    generation = await rig.generate(Script(submit=again(doubt)))
+    doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=2 * MINUTE, paid=Paid.UNKNOWN)
+    generation = await rig.generate(Script(submit=again(doubt), reconcile=[NO_WITNESS]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == ("SubmissionOutcomeUnknown", "still sending?", Paid.UNKNOWN)
     tries = generation.script.times("submit_generation")
-    assert tries[-1] - tries[0] > HOUR - timedelta(minutes=3)
+    assert tries[-1] - tries[0] > HOUR - 3 * MINUTE
 
 
-async def test_worker_that_never_answers_around_the_post_leaves_the_outcome_unknown(rig: Rig) -> None:
-    gone = Held()
-    generation = await rig.generate(Script(submit=again(gone)))
+async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
+    generation = await rig.generate(
+        Script(submit=[UNKNOWN], reconcile=[found], looks=[completed()], deliver=FULL), key="order-30"
+    )
+    assert (await generation.result()).task_id == "task_found"
+    (order,) = generation.script.orders("reconcile_submission")
+    assert (order.key, order.model) == ("order-30", REQUEST["model"])
+    assert generation.script.count("submit_generation") == 1
+    assert generation.script.orders("query_generation")[0].task_id == "task_found"
+    assert (await generation.attributes())["GatewayTaskId"] == "task_found"
+
+
+async def test_ledger_without_doubt_lets_it_be_submitted_once_more(rig: Rig) -> None:
+    clear = Reconciliation(clear=True)
+    script = Script(submit=[UNKNOWN, accepted()], reconcile=[clear], looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script)
+    assert (await generation.result()).outcome == "full"
+    assert generation.script.count("submit_generation") == 2
+
+
+async def test_submission_that_always_breaks_before_anything_is_sent_ends(rig: Rig) -> None:
+    """A defect before the first byte is reported as unknown, and the ledger says that nothing is in doubt."""
+    broken = refusal("SubmissionOutcomeUnknown", "KeyError: 'x'", paid=Paid.UNKNOWN)
+    clear = Reconciliation(clear=True)
+    generation = await rig.generate(Script(submit=[broken] * 20, reconcile=[clear] * 20))
+    error, _ = await generation.failure()
+    assert error.message == "KeyError: 'x'"
+    assert error.type in {"NotSubmitted", "SubmissionOutcomeUnknown"}
+    assert generation.script.count("submit_generation") < 20, "a hot loop fills the history"
+
+
+async def in_doubt(rig: Rig, **script: Any) -> Generation:
+    """A generation that asks what became of its submission."""
+    known: dict[str, Any] = {"prepare": [PATIENT], "submit": [UNKNOWN], "reconcile": again(NO_WITNESS)}
+    generation = await rig.generate(Script(**{**known, **script}), key=script.pop("key", None))
+    await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    return generation
+
+
+async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(rig: Rig) -> None:
+    generation = await in_doubt(rig)
+
+    status = await generation.status()
+
+    assert (status.attention, status.last_problem) == (Attention.NEEDS_DECISION, "no answer")
+    assert status.decisions == ("adopt", "submit_again", "abandon")
+    assert (status.candidates, status.evidence) == (NO_WITNESS.candidates, NO_WITNESS.evidence)
+    assert (await generation.attributes())["VideoAttention"] == "needs_decision"
+    page = await generation.page()
+    for told in ("task_a", "task_b", "charged 1 times", "submit_again", '{"action": "abandon"}'):
+        assert told in page
+
+
+async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
+    generation = await in_doubt(rig, settle=[adopted], looks=[completed()], deliver=FULL)
+
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+
+    assert (await generation.result()).task_id == "task_a"
+    (order,) = generation.script.orders("settle_submission")
+    assert order.task_id == "task_a"
+    assert generation.script.count("submit_generation") == 1
+    assert (await generation.attributes())["GatewayTaskId"] == "task_a"
+
+
+async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
+    generation = await in_doubt(
+        rig, submit=[UNKNOWN, accepted()], settle=[Settlement()], looks=[completed()], deliver=FULL
+    )
+    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    assert (await generation.result()).outcome == "full"
+    names = [name for name, _ in generation.script.calls if name in {"settle_submission", "submit_generation"}]
+    assert names == ["submit_generation", "settle_submission", "submit_generation"]
+    assert generation.script.orders("settle_submission")[0].task_id is None
+
+
+async def test_decision_that_the_ledger_refuses_is_asked_for_again(rig: Rig) -> None:
+    owned = refusal("TaskOwned", "task_a belongs to order-1")
+    generation = await in_doubt(rig, settle=[owned, adopted], looks=[completed()], deliver=FULL)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    await generation.reaches(lambda status: status.last_problem == "task_a belongs to order-1" and status.decisions)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_b"})
+    assert (await generation.result()).task_id == "task_b"
+
+
+async def test_decision_to_abandon_ends_it(rig: Rig) -> None:
+    generation = await in_doubt(rig)
+    await generation.handle.execute_update("decide", {"action": "abandon"})
     error, details = await generation.failure()
-    gone.let_go()
-    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+    assert error.type == "Abandoned"
+    assert "no answer" in error.message
+    assert error.category is ApplicationErrorCategory.BENIGN
+    assert (details.paid, details.slot) == (Paid.UNKNOWN, 1)
+    assert (await generation.attributes())["VideoOutcome"] == "Abandoned"
+
+
+async def test_nobody_decides_for_a_week(rig: Rig) -> None:
+    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_WITNESS)))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("Abandoned", Paid.UNKNOWN)
+    heard = generation.script.times("reconcile_submission")
+    assert len(heard) >= 5, "the witnesses are heard again: a task may appear late"
+    (submitted,) = generation.script.times("submit_generation")
+    started, *_, ended = [event.event_time.ToDatetime() for event in await generation.events()]
+    assert timedelta(days=7) <= ended - started < timedelta(days=7, hours=1)
+    assert submitted < heard[0]
+
+
+async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) -> None:
+    script = Script(
+        prepare=[PATIENT],
+        submit=[UNKNOWN],
+        reconcile=[NO_WITNESS, NO_WITNESS, found],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    assert (await generation.result()).task_id == "task_found"
+    status = await generation.status()
+    assert (status.candidates, status.evidence, status.decisions) == ((), (), ())
+
+
+async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away")
+    generation = await in_doubt(rig, reconcile=again(away))
+    assert (await generation.status()).evidence == ("the witnesses could not be heard: the store is away",)
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ({"action": "accept"}, "accept is not offered now; choose one of: adopt, submit_again, abandon"),
+        ({"action": "adopt"}, "adopt needs a task_id, and nothing else takes one"),
+        ({"action": "abandon", "task_id": "task_a"}, "adopt needs a task_id, and nothing else takes one"),
+    ],
+)
+async def test_decision_that_does_not_fit_the_doubt_is_rejected(rig: Rig, decision: Any, said: str) -> None:
+    generation = await in_doubt(rig)
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("decide", decision)
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert (rejection.value.cause.type, rejection.value.cause.message) == ("NotOffered", said)
+    assert (await generation.status()).stage is Stage.AWAITING_DECISION
+
+
+async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
+    script = Script(submit=[accepted(task_id="task_old")], looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script, task_id="task_old")
+    assert (await generation.result()).task_id == "task_old"
+    assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
+    assert '"adopt task task_old"' in summaries(await generation.events())
 
 
 # --- The ledger ------------------------------------------------------------------------------------------------------
@@ -494,8 +838,7 @@ async def test_resume_looks_at_once(rig: Rig) -> None:
 async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
     slow = Held(running(10))
     generation = await rig.generate(Script(looks=[slow, running(20), completed()], deliver=FULL))
-    await rig.pass_time(timedelta(seconds=70))
-    await slow.begun.wait()
+    await generation.skip_to(slow)
     await generation.handle.execute_update("resume")
     slow.let_go()
     assert (await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)).progress == 20
@@ -504,16 +847,20 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", ["AnswerUnreadable", "TaskNotFound", "Defect", "NeverHeardOf"])
 async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, kind: str) -> None:
-    looks = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), completed(remix_id=None)]
+    third = Held(completed(remix_id=None))
+    looks = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
     generation = await rig.generate(Script(looks=looks, deliver=FULL))
-    await rig.pass_time(timedelta(seconds=150))
+    await generation.skip_to(third)
 
-    status = await generation.reaches(lambda status: status.attention is Attention.GATEWAY_TROUBLE)
-    assert (status.last_problem, status.stage, status.remix_id) == ("an HTML page", Stage.EXTENDING, "video_first")
+    status = await generation.status()
+    assert (status.attention, status.last_problem) == (Attention.GATEWAY_TROUBLE, "an HTML page")
+    assert (status.stage, status.remix_id) == (Stage.EXTENDING, "video_first")
 
+    third.let_go()
     result = await generation.result()
     assert (result.outcome, result.polls) == ("full", 3)
     assert result.remix_id == "video_first", "an id once told is kept"
+    assert (await generation.status()).last_problem is None
 
 
 async def test_look_is_tried_four_times_and_counts_once(rig: Rig) -> None:
@@ -543,16 +890,14 @@ async def test_task_that_is_never_found_is_lost(rig: Rig) -> None:
 
 
 async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) -> None:
+    policy = GenerationPolicy(pacing=PacingPolicy(expected=MINUTE), stalled_after=10 * MINUTE)
     missing = refusal("TaskNotFound", "task_not_exist")
-    found = [running(10)]
-    # 40 minutes missing, found, 40 minutes missing again: never 45 in a row.
-    before = [missing] * 30
-    looks = chain(before, found, changing(timedelta(minutes=40), missing, completed()))
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)), stalled_after=timedelta(minutes=45))
+    found = Held(running(10))
+    looks = chain([missing, found], changing(9 * MINUTE, missing, completed()))
     generation = await rig.generate(Script(prepare=[policy], looks=looks, deliver=FULL))
+    await generation.skip_to(found)
+    found.let_go()
     assert (await generation.result()).outcome == "full"
-    times = generation.script.times("query_generation")
-    assert times[-1] - times[0] > timedelta(minutes=41)
 
 
 # --- The gateway gives the task up -----------------------------------------------------------------------------------
@@ -561,10 +906,14 @@ async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) ->
 async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(rig: Rig) -> None:
     good = running(61, remix_id="video_first", remix_id_extend="video_second", upstream_task_id="up-1", quota=7)
     gone = lost(error_message="upstream returned error")
-    generation = await rig.generate(Script(looks=chain([good], again(gone))))
-    await rig.pass_time(timedelta(seconds=150))
-    status = await generation.reaches(lambda status: status.attention is Attention.GATEWAY_LOST)
-    assert (status.last_problem, status.remix_id) == ("upstream returned error", "video_first")
+    third = Held(gone)
+    generation = await rig.generate(Script(looks=chain([good, gone, third], again(gone))))
+    await generation.skip_to(third)
+    status = await generation.status()
+    assert (status.attention, status.last_problem) == (Attention.GATEWAY_LOST, "upstream returned error")
+    assert (status.remix_id, status.stage) == ("video_first", Stage.EXTENDING)
+    assert (await generation.attributes())["VideoAttention"] == "gateway_lost"
+    third.let_go()
 
     error, details = await generation.failure()
 
@@ -639,9 +988,12 @@ async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig
 
 
 @pytest.mark.parametrize(("verdict", "kind"), [(completed(), DeliveryKind.FULL), (extend_failed(), DeliveryKind.FIRST)])
-async def test_delivery_that_fails_for_a_day_ends_with_the_ids(rig: Rig, verdict: Any, kind: DeliveryKind) -> None:
+async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
+    rig: Rig, verdict: Any, kind: DeliveryKind
+) -> None:
     no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES, advice="overruled")
-    generation = await rig.generate(Script(looks=[verdict], deliver=again(no)))
+    policy = GenerationPolicy(delivery_window=3 * HOUR)
+    generation = await rig.generate(Script(prepare=[policy], looks=[verdict], deliver=again(no)))
 
     error, details = await generation.failure()
 
@@ -650,7 +1002,7 @@ async def test_delivery_that_fails_for_a_day_ends_with_the_ids(rig: Rig, verdict
     assert "without paying again" in details.advice
     assert {order.kind for order in generation.script.orders("deliver_video")} == {kind}
     times = generation.script.times("deliver_video")
-    assert timedelta(hours=23, minutes=50) < times[-1] - times[0] <= timedelta(hours=24)
+    assert 2 * HOUR + 50 * MINUTE < times[-1] - times[0] <= 3 * HOUR
     assert generation.script.count("submit_generation") == 1
     assert (await generation.attributes())["VideoOutcome"] == "DeliveryFailed"
 
@@ -692,15 +1044,11 @@ async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
 
 
 async def test_long_generation_continues_as_new_with_everything_it_knows(rig: Rig) -> None:
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)))
-    looks = chain(
-        [running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)],
-        again(running(70)),
-    )
-    answers = chain((next(looks) for _ in range(305)), [completed(remix_id=None, remix_id_extend=None, quota=None)])
-    script = Script(prepare=[policy], looks=answers, deliver=FULL)
-    policy_slow = policy.model_copy(update={"stalled_after": timedelta(hours=23)})
-    script.prepare = [policy_slow]
+    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)), stalled_after=23 * HOUR)
+    told = running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)
+    forgetful = completed(remix_id=None, remix_id_extend=None, quota=None)
+    looks = [told, *[running(70)] * 304, forgetful]
+    script = Script(prepare=[policy], looks=looks, deliver=FULL)
     generation = await rig.generate(script, size="1920x1080")
 
     result = await generation.result()
@@ -708,14 +1056,18 @@ async def test_long_generation_continues_as_new_with_everything_it_knows(rig: Ri
     assert result.polls == 306
     assert (result.remix_id, result.remix_id_extend, result.quota) == ("video_first", "video_second", 7)
     assert ["not an -hd model" in warning for warning in result.warnings] == [True], "carried, not doubled"
-    counts = {name: generation.script.count(name) for name in ("prepare_generation", "submit_generation")}
-    assert counts == {"prepare_generation": 1, "submit_generation": 1}
+    assert (script.count("prepare_generation"), script.count("submit_generation")) == (1, 1)
     first = await rig.client.get_workflow_handle(
         generation.handle.id, run_id=generation.handle.first_execution_run_id
     ).describe()
     assert first.status is WorkflowExecutionStatus.CONTINUED_AS_NEW
     assert first.history_length < 4_100
-    assert (await generation.attributes())["GatewayTaskId"] == TASK_ID
+    assert await generation.attributes() == {
+        "VideoModel": REQUEST["model"],
+        "VideoStage": "done",
+        "VideoOutcome": "full",
+        "GatewayTaskId": TASK_ID,
+    }
 
 
 def carried(submitted_at: Any, **fields: Any) -> CarriedGeneration:

@@ -1,0 +1,206 @@
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from longtake.models import (
+    DeliverOrder,
+    DeliveryKind,
+    DeliveryReceipt,
+    GenerateVideoInput,
+    LookOrder,
+    Paid,
+    SubmitOrder,
+)
+from longtake.records import load_record
+from simulator import Simulator
+from tests.activities.conftest import API_KEY, Hire, Worker
+from tests.activities.failing import failure_of
+
+KEY = "order-1"
+Request = Callable[..., GenerateVideoInput]
+OrderFor = Callable[..., Awaitable[DeliverOrder]]
+FULL, FIRST = DeliveryKind.FULL, DeliveryKind.FIRST
+
+
+@pytest.fixture
+def order_for(worker: Worker, request_for: Request) -> OrderFor:
+    async def make(tag: str = "ok", kind: DeliveryKind = FULL, *, looked: bool = True) -> DeliverOrder:
+        receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=KEY, request=request_for(tag)))
+        if looked:
+            await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id=receipt.task_id))
+        return DeliverOrder(key=KEY, task_id=receipt.task_id, kind=kind, width=1280, height=720)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _no_key_leaves_home(sim: Simulator) -> Iterator[None]:
+    yield
+    assert sim.ledger.violations() == []
+
+
+async def deliver(worker: Worker, order: DeliverOrder) -> DeliveryReceipt:
+    receipt = await worker.run(worker.delivery.deliver_video, order)
+    assert isinstance(receipt, DeliveryReceipt)
+    return receipt
+
+
+async def stored(worker: Worker, receipt: DeliveryReceipt) -> bytes:
+    content = await worker.store.get(worker.store.path_of(receipt.video.uri))
+    assert content is not None
+    return content
+
+
+def asked_since(sim: Simulator, count: int) -> list[str]:
+    return [entry.get("kind", "") for entry in sim.ledger.entries[count:]]
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "seconds"), [("ok", FULL, 15), ("ok", FIRST, 8), ("extend_failed", FIRST, 8)], ids=str
+)
+async def test_a_clip_comes_home_whole(  # noqa: PLR0917 - a row of the table
+    worker: Worker, sim: Simulator, order_for: OrderFor, tag: str, kind: DeliveryKind, seconds: float
+) -> None:
+    order = await order_for(tag, kind)
+    before = len(sim.ledger.entries)
+    receipt = await deliver(worker, order)
+    video = receipt.video
+    assert video.duration_seconds == pytest.approx(seconds, abs=0.1)
+    assert (video.width, video.height, video.has_audio, receipt.warnings) == (1280, 720, True, ())
+    content = await stored(worker, receipt)
+    assert (video.bytes, video.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (receipt.source, receipt.already_stored) == ("the link", False)
+    assert len(asked_since(sim, before)) == 1, "the kept link is enough"
+    assert worker.heartbeats[-1] == ({"bytes": video.bytes, "of": video.bytes},)
+
+
+async def test_what_is_stored_already_costs_no_request(worker: Worker, sim: Simulator, order_for: OrderFor) -> None:
+    order = await order_for()
+    first = await deliver(worker, order)
+    before = len(sim.ledger.entries)
+    again = await deliver(worker, order)
+    assert again == first.model_copy(update={"already_stored": True})
+    assert len(sim.ledger.entries) == before
+
+
+async def test_without_a_kept_link_a_fresh_query_brings_one(
+    worker: Worker, sim: Simulator, order_for: OrderFor
+) -> None:
+    order = await order_for(looked=False)
+    receipt = await deliver(worker, order)
+    assert receipt.source == "a fresh link"
+    assert await load_record(worker.store, KEY, order.task_id) is not None
+
+
+async def test_an_expired_link_is_replaced_by_a_fresh_one(worker: Worker, sim: Simulator, order_for: OrderFor) -> None:
+    order = await order_for("link_403")
+    receipt = await deliver(worker, order)
+    assert receipt.source == "a fresh link"
+    assert receipt.video.duration_seconds == pytest.approx(15, abs=0.1)
+
+
+async def test_a_kept_record_that_cannot_be_read_costs_no_delivery(
+    worker: Worker, order_for: OrderFor, tmp_path: Path
+) -> None:
+    order = await order_for()
+    (record,) = (tmp_path / "store/records").rglob("*.json")
+    record.write_text("{half a rec")
+    assert (await deliver(worker, order)).source == "a fresh link"
+
+
+@pytest.mark.parametrize("tag", ["content_only", "links_expired"])
+async def test_the_content_route_is_asked_with_the_key(
+    worker: Worker, sim: Simulator, order_for: OrderFor, tag: str
+) -> None:
+    receipt = await deliver(worker, await order_for(tag))
+    assert receipt.source == "the gateway's content route"
+    assert [entry["key_ok"] for entry in sim.ledger.entries if entry["path"].endswith("/content")] == [True]
+
+
+async def test_a_redirect_from_the_content_route_does_not_take_the_key_along(
+    worker: Worker, order_for: OrderFor
+) -> None:
+    receipt = await deliver(worker, await order_for("content_only,content_redirect"))
+    assert receipt.source == "the gateway's content route"
+
+
+async def test_the_result_link_is_the_last_resort(worker: Worker, order_for: OrderFor) -> None:
+    assert (await deliver(worker, await order_for("result_url_only"))).source == "the result link"
+
+
+@pytest.mark.parametrize(
+    "fault", ["html_file", "truncated", "truncated_chunked", "truncated_framed", "download_502", "no_content_route"]
+)
+async def test_what_is_not_a_whole_video_is_never_delivered(
+    worker: Worker, sim: Simulator, order_for: OrderFor, tmp_path: Path, fault: str
+) -> None:
+    tag = "content_only,no_content_route" if fault == "no_content_route" else fault
+    order = await order_for(tag)
+    failure = await failure_of(deliver(worker, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("DeliveryFailed", True, Paid.YES)
+    assert not list((tmp_path / "store").rglob("*.mp4"))
+    shown = failure.message + failure.details.model_dump_json()
+    assert API_KEY not in shown
+    assert "http" not in failure.message, "links are secrets"
+    assert "?" not in failure.message
+
+
+async def test_a_fault_that_passes_is_delivered_by_the_next_attempt(worker: Worker, order_for: OrderFor) -> None:
+    order = await order_for("html_file,downloads=3")  # the link, the fresh one, and the content route
+    assert (await failure_of(deliver(worker, order))).type == "DeliveryFailed"
+    assert (await deliver(worker, order)).video.duration_seconds == pytest.approx(15, abs=0.1)
+
+
+@pytest.mark.parametrize(("hours", "retried"), [(0, True), (2, False)])
+async def test_what_every_source_has_called_gone_for_long_is_believed(
+    worker: Worker, order_for: OrderFor, hours: float, retried: bool
+) -> None:
+    order = await order_for("extend_failed,links_expired", FIRST)
+    scheduled = datetime.now(UTC) - timedelta(hours=hours)
+    worker.environment.info = replace(worker.environment.info, scheduled_time=scheduled)
+    failure = await failure_of(deliver(worker, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("DeliveryFailed", retried, Paid.YES)
+
+
+async def test_a_store_that_is_gone_is_tried_again_and_loses_nothing(
+    worker: Worker, order_for: OrderFor, tmp_path: Path
+) -> None:
+    order = await order_for()
+    (tmp_path / "store").rename(tmp_path / "unmounted")
+    failure = await failure_of(deliver(worker, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.YES)
+    (tmp_path / "unmounted").rename(tmp_path / "store")
+    assert (await deliver(worker, order)).video
+
+
+@pytest.mark.parametrize("tag", ["short", "silent"])
+async def test_a_whole_clip_that_is_not_as_expected_is_delivered_with_a_warning(
+    worker: Worker, order_for: OrderFor, tag: str
+) -> None:
+    receipt = await deliver(worker, await order_for(tag))
+    assert len(receipt.warnings) == 1
+    assert ("15 s were expected" if tag == "short" else "no sound") in receipt.warnings[0]
+
+
+async def test_a_cancelled_delivery_stops_and_leaves_nothing_half(
+    worker: Worker, order_for: OrderFor, tmp_path: Path
+) -> None:
+    task = asyncio.ensure_future(deliver(worker, await order_for("slow,drip=30")))
+    while not any(details for details in worker.heartbeats if details and "bytes" in details[0]):  # noqa: ASYNC110 - heartbeats wake nobody
+        await asyncio.sleep(0.01)
+    worker.environment.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not list((tmp_path / "store").rglob("*.mp4"))
+
+
+async def test_a_private_address_is_refused_unless_it_is_allowed(hire: Hire, order_for: OrderFor) -> None:
+    order = await order_for("no_content_route")
+    worker = hire(allow_private_addresses=False)
+    failure = await failure_of(deliver(worker, order))
+    assert "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in failure.message

@@ -1,0 +1,162 @@
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longtake.models import GenerateVideoInput, LookOrder, Paid, SubmitOrder, TaskRecord, TaskState
+from longtake.records import load_record
+from simulator import Simulator
+from tests.activities.conftest import Hire, Worker
+from tests.activities.failing import Failure, failure_of
+
+KEY = "order-1"
+Request = Callable[..., GenerateVideoInput]
+OrderFor = Callable[[str], Awaitable[LookOrder]]
+
+
+@pytest.fixture
+def order_for(worker: Worker, request_for: Request) -> OrderFor:
+    async def make(tag: str) -> LookOrder:
+        receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=KEY, request=request_for(tag)))
+        return LookOrder(key=KEY, task_id=receipt.task_id)
+
+    return make
+
+
+async def look(worker: Worker, order: LookOrder) -> TaskRecord:
+    record = await worker.run(worker.polling.query_generation, order)
+    assert isinstance(record, TaskRecord)
+    return record
+
+
+OUTCOMES = [
+    # tag, state, links to the video and to the first segment, the gateway's code
+    ("ok", TaskState.COMPLETED, True, True, None),
+    ("no_first_url", TaskState.COMPLETED, True, False, None),
+    ("content_only", TaskState.COMPLETED, False, True, None),
+    ("extend_failed", TaskState.EXTEND_FAILED, True, False, "extend_failed"),
+    ("generate_failed", TaskState.GENERATE_FAILED, False, False, "generate_failed"),
+    ("never_finishes", TaskState.RUNNING, False, False, None),
+    ("gateway_lost", TaskState.LOST, False, False, None),
+    ("gateway_lost_timeout", TaskState.LOST, False, False, None),
+    ("gateway_lost_empty", TaskState.LOST, False, False, None),
+    ("cancelled", TaskState.LOST, False, False, None),
+]
+
+
+@pytest.mark.parametrize(("tag", "state", "video", "first", "code"), OUTCOMES, ids=[row[0] for row in OUTCOMES])
+async def test_every_outcome(  # noqa: PLR0917 - a row of the table
+    worker: Worker,
+    order_for: OrderFor,
+    tag: str,
+    state: TaskState,
+    video: bool,
+    first: bool,
+    code: str | None,
+) -> None:
+    order = await order_for(tag)
+    record = await look(worker, order)
+    assert (record.task_id, record.state) == (order.task_id, state)
+    assert (record.has_video_link, record.has_first_video_link) == (video, first)
+    if code:
+        assert record.error_code == code
+        assert record.error_message
+    if state in {TaskState.COMPLETED, TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED}:
+        assert record.remix_id
+    kept = await load_record(worker.store, KEY, order.task_id)
+    assert (kept is not None) is (video or first)
+
+
+@pytest.mark.parametrize("tag", ["ok", "extend_failed"])
+async def test_links_lie_in_the_store_and_nowhere_else(
+    worker: Worker,
+    order_for: OrderFor,
+    caplog: pytest.LogCaptureFixture,
+    tag: str,
+) -> None:
+    caplog.set_level("DEBUG", logger="longtake")
+    caplog.set_level("DEBUG", logger="temporalio")
+    order = await order_for(tag)
+    record = await look(worker, order)
+    kept = await load_record(worker.store, KEY, order.task_id)
+    assert kept
+    assert kept.video_url
+    assert "?" in kept.video_url, "the simulator signs its links"
+    signature = kept.video_url.partition("?")[2]
+    shown = record.model_dump_json() + repr(record) + str(record) + repr(kept) + caplog.text
+    for secret in (signature, kept.video_url, kept.video_url.partition("?")[0], "http://"):
+        assert secret not in shown
+
+
+async def test_a_lost_task_that_the_second_path_knows_better(
+    worker: Worker, sim: Simulator, order_for: OrderFor
+) -> None:
+    order = await order_for("gateway_lost,recovers")
+    record = await look(worker, order)
+    assert (record.state, record.has_video_link) == (TaskState.COMPLETED, True)
+    paths = [entry["path"] for entry in sim.ledger.entries if entry["kind"] == "query"]
+    assert paths == [f"/v1/videos/{order.task_id}", f"/v1/video/generations/{order.task_id}"]
+
+
+async def test_only_a_lost_task_is_asked_for_twice(worker: Worker, sim: Simulator, order_for: OrderFor) -> None:
+    await look(worker, await order_for("generate_failed"))
+    assert len([entry for entry in sim.ledger.entries if entry["kind"] == "query"]) == 1
+
+
+TROUBLE = [
+    # tag, type, retried, HTTP status
+    ("query_401", "KeyRefused", False, 401),
+    ("query_403", "KeyRefused", False, 403),
+    ("task_not_exist", "TaskNotFound", False, 400),
+    ("task_not_exist,status=404", "TaskNotFound", False, 404),
+    ("query_html", "AnswerUnreadable", False, 200),
+    ("query_not_json", "AnswerUnreadable", False, 200),
+    ("query_empty", "AnswerUnreadable", False, 200),
+    ("query_huge", "AnswerUnreadable", False, 200),
+    ("ok,shape=S5", "AnswerUnreadable", False, 200),
+    ("ok,shape=S6", "AnswerUnreadable", False, 200),
+    ("query_429", "GatewayTrouble", True, 429),
+    ("query_500", "GatewayTrouble", True, 500),
+    ("query_502", "GatewayTrouble", True, 502),
+    ("query_503", "GatewayTrouble", True, 503),
+    ("query_504", "GatewayTrouble", True, 504),
+    ("query_problem", "GatewayTrouble", True, 524),
+    ("query_reset", "GatewayTrouble", True, None),
+    ("query_close", "GatewayTrouble", True, None),
+    ("query_half", "GatewayTrouble", True, 200),
+]
+
+
+@pytest.mark.parametrize(("tag", "kind", "retried", "status"), TROUBLE, ids=[row[0] for row in TROUBLE])
+async def test_trouble_is_told_apart_and_the_next_look_is_good(  # noqa: PLR0917 - a row of the table
+    worker: Worker, order_for: OrderFor, tag: str, kind: str, retried: bool, status: int | None
+) -> None:
+    order = await order_for(f"{tag},looks=1")
+    failure: Failure = await failure_of(look(worker, order))
+    assert (failure.type, failure.retried, failure.details.http_status) == (kind, retried, status)
+    assert (failure.details.paid, failure.benign) == (Paid.YES, False)
+    assert failure.details.advice
+    assert (await look(worker, order)).state is TaskState.COMPLETED
+
+
+async def test_a_gateway_that_asks_for_patience_gets_it(worker: Worker, order_for: OrderFor) -> None:
+    failure = await failure_of(look(worker, await order_for("query_429,retry_after=9,looks=1")))
+    assert failure.delay
+    assert failure.delay.total_seconds() == 9
+
+
+async def test_a_store_that_is_away_costs_no_look(worker: Worker, order_for: OrderFor, tmp_path: Path) -> None:
+    order = await order_for("ok")
+    (tmp_path / "store").rename(tmp_path / "unmounted")
+    assert (await look(worker, order)).state is TaskState.COMPLETED
+
+
+async def test_a_dead_key_is_named_and_never_shown(hire: Hire, order_for: OrderFor) -> None:
+    order = await order_for("ok")
+    worker = hire(key="a-dead-key")
+    worker.environment.info = replace(worker.environment.info, attempt=3)
+    failure = await failure_of(look(worker, order))
+    assert failure.type == "KeyRefused"
+    assert "LONGTAKE_GATEWAY_API_KEY" in failure.details.advice
+    assert "a-dead-key" not in failure.message + failure.details.model_dump_json()

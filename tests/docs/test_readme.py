@@ -1,0 +1,274 @@
+"""What the documents say, held against the code they speak of: links, commands, settings, examples."""
+
+import ast
+import importlib
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+from pydantic.fields import FieldInfo
+
+from cli.app import app
+from cli.exits import Exit
+from longtake.catalog import check_request
+from longtake.settings import PREFIX, Settings, variable_names
+from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+RECORDS = sorted((ROOT / "docs/adr").glob("*.md"))
+PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+LONGEST_RECORD_LINES = 40
+
+GROUP: Any = typer.main.get_command(app)
+"""The commands, without running any. `Any`: typer brings a click of its own in some versions."""
+SHELL = {"sh", "console", "bash"}
+
+
+class Block(NamedTuple):
+    """A fenced block of code."""
+
+    page: Path
+    language: str
+    text: str
+
+
+def blocks(*languages: str, pages: list[Path] | None = None) -> list[Block]:
+    """Every fenced block in one of these languages, also where it is indented in a list."""
+    return [
+        Block(page, language, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
+        for page in pages or PAGES
+        for indent, language, text in re.findall(
+            r"^( *)```(\w+)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL
+        )
+        if language in languages
+    ]
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """Each command of a page's shell blocks, continued lines joined."""
+    for block in blocks(*SHELL, pages=[page]):
+        yield from (line.removeprefix("$ ") for line in block.text.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def code_spans(page: Path) -> list[str]:
+    """The inline code of a page."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def section(name: str) -> str:
+    """What stands between the markers of this name in the README."""
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README.read_text(), re.DOTALL)
+    assert found, f"the README has lost its markers {name}:begin and {name}:end"
+    return found[1]
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of a Markdown table's rows, without its head."""
+    rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+# --- Links ------------------------------------------------------------------------------------------------------------
+
+
+def links(page: Path) -> list[str]:
+    found = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", page.read_text())
+    return [link for link in found if not re.match(r"https?:", link)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_relative_to(ROOT), link
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    led_to = {(ROOT / link.partition("#")[0]).resolve() for link in links(README)}
+    documents = {page for page in PAGES if page.parent != ROOT / "docs/adr"} - {README}
+    assert documents | {ROOT / "docs/adr", ROOT / "simulator/README.md", ROOT / "deploy/README.md"} <= led_to
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def named_commands() -> list[tuple[str, list[str]]]:
+    """Every `starter.py …` in a shell block or in inline code, with its page."""
+    found = []
+    for page in PAGES:
+        for text in [*shell_lines(page), *code_spans(page)]:
+            words = shlex.split(text, comments=True) if "starter.py" in text else []
+            names = [index for index, word in enumerate(words) if Path(word).name == "starter.py"]
+            if names and words[names[0] + 1 :]:
+                found.append((page.name, words[names[0] + 1 :]))
+    return found
+
+
+def options_of(command: str) -> set[str]:
+    return {
+        option
+        for parameter in GROUP.commands[command].params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    }
+
+
+def test_every_command_and_flag_that_is_named_exists() -> None:
+    named = named_commands()
+    assert {"generate", "doctor", "setup"} <= {words[0] for _, words in named}
+    for page, (command, *words) in named:
+        if re.fullmatch(r"[A-Z]+|…", command):  # "starter.py COMMAND"
+            continue
+        assert command in GROUP.commands, f"{page}: starter.py {command}"
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= options_of(command) | {"--help"}, f"{page}: starter.py {command} {flags}"
+
+
+def test_the_table_of_commands_is_the_list_of_commands() -> None:
+    rows = table(section("commands"))
+    names = [re.findall(r"`(\w+)", row[0])[0] for row in rows]
+    assert names == list(GROUP.commands)
+
+
+def test_every_flag_in_the_table_of_commands_belongs_to_its_command() -> None:
+    shown = {}
+    for first, *rest in table(section("commands")):
+        command = re.findall(r"`(\w+)", first)[0]
+        shown[command] = set(re.findall(r"`(--[\w-]+)", " ".join([first, *rest])))
+    assert {"--image", "--dry-run"} <= shown["generate"]
+    for command, flags in shown.items():
+        assert flags <= options_of(command), command
+
+
+def test_every_flag_of_generate_is_in_the_readme() -> None:
+    told = README.read_text()
+    assert {flag for flag in options_of("generate") if flag not in told} <= {
+        *("--help", "--wait"),
+        "--data-dir",  # in the table of settings, as LONGTAKE_DATA_DIR
+    }
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    rows = re.search(r"^\| exit code .*?\n\n", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert rows
+    assert [int(row[0]) for row in table(rows[0])] == sorted(Exit)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    said = [*shell_lines(page), *code_spans(page)]
+    named = {match[1] for text in said if (match := re.match(r"make ([a-z][a-z-]*)", text))}
+    assert named <= targets
+    if page == README:
+        assert {"demo", "test", "setup"} <= named
+
+
+def test_shell_examples_are_shell() -> None:
+    for page in PAGES:
+        for block in blocks(*SHELL, pages=[page]):
+            told = subprocess.run(["sh", "-n"], input=block.text, text=True, capture_output=True, check=False)
+            assert told.returncode == 0, f"{page.name}: {told.stderr}"
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def default_of(name: str, field: FieldInfo) -> str:
+    """A default as the table shows it; empty where there is none, or where the description says it."""
+    if name == "data_dir" or field.default in (None, ()):
+        return ""
+    if isinstance(field.default, bool):
+        return "true" if field.default else "false"
+    assert not isinstance(field.default, timedelta), "a setting is a number with its unit in its name"
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def test_the_table_of_settings_is_the_list_of_settings() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in table(section("settings"))}
+    assert list(rows) == list(variable_names())
+    for name, field in Settings.model_fields.items():
+        cells = [cell.replace("`", "") for cell in rows[f"{PREFIX}{name.upper()}"]]
+        default = default_of(name, field)
+        assert not default or default in cells, f"{name}: {cells} do not name the default {default}"
+        assert field.description, name
+        assert field.description.replace("`", "") in " ".join(cells)
+
+
+def test_no_document_names_a_setting_that_does_not_exist() -> None:
+    named = {(page.name, name) for page in PAGES for name in re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", page.read_text())}
+    assert ("README.md", f"{PREFIX}GATEWAY_URL") in named
+    assert {name for _, name in named} <= set(variable_names())
+
+
+# --- Examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_json_example_is_a_good_request() -> None:
+    examples = blocks("json", pages=[README])
+    assert examples
+    for example in examples:
+        check_request(json.loads(example.text))
+
+
+def test_the_plain_start_uses_the_names_that_others_depend_on() -> None:
+    starts = [shlex.split(line) for line in shell_lines(README) if "workflow start" in line]
+    assert starts
+    for words in starts:
+        options = dict(pairwise(words))
+        assert options["--type"] == WORKFLOW_TYPE
+        assert options["--task-queue"] == TASK_QUEUE
+        assert options["--workflow-id"] == workflow_id("order-17")
+
+
+def test_the_python_examples_compile_and_import_what_exists() -> None:
+    examples = blocks("python")
+    assert any(example.page == README for example in examples)
+    for example in examples:
+        tree = ast.parse(example.text)
+        compile(tree, str(example.page), "exec")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+# --- Decisions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
+def test_a_decision_is_short_and_complete(record: Path) -> None:
+    text = record.read_text()
+    assert len(text.splitlines()) <= LONGEST_RECORD_LINES
+    assert re.match(rf"# {record.stem[:4]} \S", text)
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+
+
+def test_decisions_are_numbered_without_a_gap() -> None:
+    assert [int(record.stem[:4]) for record in RECORDS] == list(range(1, len(RECORDS) + 1))
+    assert RECORDS
