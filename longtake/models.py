@@ -343,6 +343,8 @@ class ReconcileOrder(_Payload):
     key: str
     """The ledger's."""
     model: str
+    extension: bool = False
+    """Whether it is a retried extension, for which there is no witness."""
 
 
 class Reconciliation(_Payload):

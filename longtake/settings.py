@@ -8,6 +8,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -91,7 +92,7 @@ class Settings(BaseSettings):
         description="The base URL of a gateway that can retry extensions by `remix_id`; unset: they are not retried.",
     )
     extend_api_key: SecretStr | None = Field(
-        None, description="Its API key. Default: the first of `LONGTAKE_GATEWAY_API_KEY`."
+        None, description="Its API key. Default: the first of `LONGTAKE_GATEWAY_API_KEY`, if it is the same gateway."
     )
     extend_path: str = Field("/v1/videos/{remix_id}/remix", description="Where it takes a retry.")
     extend_model: str = Field("veo_3_1-extend", description="The model that it is asked for.")
@@ -137,9 +138,18 @@ class Settings(BaseSettings):
         except ValidationError as error:
             problems += [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
             raise SettingsProblem("; ".join(problems)) from None
+        if settings.extend_url and not settings.extend_api_key and not settings.retries_at_the_gateway:
+            # A key goes to the gateway's own origin only, ours as little as anybody's.
+            problems.append(f"{PREFIX}EXTEND_API_KEY: is needed, because {PREFIX}EXTEND_URL is another gateway")
         if problems:
             raise SettingsProblem("; ".join(problems))
         return settings
+
+    @property
+    def retries_at_the_gateway(self) -> bool:
+        """Whether extensions are retried at the very gateway that makes the videos."""
+        ours, theirs = urlsplit(self.gateway_url or ""), urlsplit(self.extend_url or "")
+        return (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
 
     @property
     def store_location(self) -> str:

@@ -174,7 +174,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder) -> Reconci
     try:
         return await workflow.execute_activity_method(
             SubmissionActivities.reconcile_submission,
-            ReconcileOrder(key=order.ledger_key, model=order.request.model),
+            ReconcileOrder(key=order.ledger_key, model=order.request.model, extension=order.extension is not None),
             summary="look for the submission's task among the account's",
             **options.reconciliation(generation.policy),
         )

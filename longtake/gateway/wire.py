@@ -181,7 +181,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         TaskNotFound: An error body that says so.
         AnswerUnreadable: No task in it: an error body, a problem document, `data: null`, other JSON.
     """
-    layers = _layers(body)
+    layers = read_layers(body)
     if not any(_is_task(layer) for layer in layers):
         raise _no_task(layers, request_id=request_id, status=status)
     outside_in, inside_out = layers, layers[::-1]
@@ -198,7 +198,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
 
     result_url = _first(outside_in, _link, "result_url", "fail_reason") if state is TaskState.COMPLETED else None
     upstream_id = _first(inside_out, _id, "id")
-    properties = _first(outside_in, _object, "properties") or {}
+    properties = _first(outside_in, read_object, "properties") or {}
     return GatewayRecord(
         task_id=asked_for,
         state=state,
@@ -210,13 +210,13 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         remix_id_extend=_first(inside_out, _id, "remix_id_extend"),
         upstream_task_id=upstream_id if upstream_id != asked_for else None,
         model=_first(inside_out, _short, "model") or _short(properties.get("origin_model_name")),
-        quota=_first(outside_in, _count, "quota"),
+        quota=_first(outside_in, read_count, "quota"),
         error_code=code,
         error_message=message and (_shorten(redact(message)) or None),
-        submitted_at=_first(outside_in, _time, "submit_time", "created_at"),
-        started_at=_first(outside_in, _time, "start_time"),
-        updated_at=_first(outside_in, _time, "updated_at"),
-        finished_at=_first(outside_in, _time, "finish_time", "completed_at"),
+        submitted_at=_first(outside_in, read_time, "submit_time", "created_at"),
+        started_at=_first(outside_in, read_time, "start_time"),
+        updated_at=_first(outside_in, read_time, "updated_at"),
+        finished_at=_first(outside_in, read_time, "finish_time", "completed_at"),
         request_id=request_id,
         video_url=_first(inside_out, _link, "video_url", "url"),
         first_video_url=_first(inside_out, _link, "first_video_url"),
@@ -239,7 +239,7 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
     Raises:
         AnswerUnreadable: There is no id in it; for a paid request that means "outcome unknown".
     """
-    layers = _layers(body)
+    layers = read_layers(body)
     for name in ("task_id", "id"):
         for layer in layers:
             found = _id(layer.get(name))
@@ -274,7 +274,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, secrets:
         secrets: Texts that must not come back: the keys and prompts that were sent.
     """
     try:
-        return _facts(_layers(read_json(body)), secrets)
+        return _facts(read_layers(read_json(body)), secrets)
     except ValueError:
         page = _page(_header(headers, "content-type") or "", body) or f"HTTP {status} with an empty body"
         return ErrorFacts(message=_shorten(redact(page, secrets=secrets)))
@@ -321,17 +321,17 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     return text
 
 
-def _layers(body: object) -> list[_Json]:
+def read_layers(body: object) -> list[_Json]:
     """The chain of objects along `data`, from the outside in."""
     layers: list[_Json] = []
-    layer = _object(body)
+    layer = read_object(body)
     while layer is not None and len(layers) < _MOST_LAYERS:
         layers.append(layer)
-        layer = _object(layer.get("data"))
+        layer = read_object(layer.get("data"))
     return layers
 
 
-def _object(value: object) -> _Json | None:
+def read_object(value: object) -> _Json | None:
     """An object, also as a list of one or as JSON text: relays write all three."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
@@ -371,7 +371,7 @@ def _error(inside_out: list[_Json]) -> tuple[str | None, str | None]:
     """Code and message of the innermost error."""
     for layer in inside_out:
         error = layer.get("error")
-        found = _object(error)
+        found = read_object(error)
         if found is not None:
             code, message = _code(found.get("code")), _text(found.get("message"))
         else:
@@ -408,13 +408,13 @@ def _facts(layers: list[_Json], secrets: Iterable[str] = ()) -> ErrorFacts:
     kind: str | None = None
     for layer in layers:
         error = layer.get("error")
-        told = _object(error) or layer
+        told = read_object(error) or layer
         code = code or _code(told.get("code"))
         kind = kind or _short(told.get("type"))
         message = message or _text(told.get("message")) or _text(error)
         # Problem documents (RFC 9457), as Cloudflare writes them.
         message = message or _text(layer.get("detail")) or _text(layer.get("title"))
-    nested = _object(message)
+    nested = read_object(message)
     if nested is not None:
         inner_code, inner_message = _error([{"error": nested.get("error") or nested}])
         message = ": ".join(part for part in (inner_code, inner_message) if part) or None
@@ -432,7 +432,7 @@ def _page(content_type: str, body: bytes) -> str | None:
 
 def _outline(body: object) -> str:
     """The shape of an answer without its values, for an error text."""
-    layers = _layers(body)
+    layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
     return "the fields " + _shorten(redact(", ".join(sorted(map(str, layers[0]))[:12])))
@@ -522,13 +522,13 @@ def _progress(value: object) -> int | None:
     return int(number) if number is not None and 0 <= number <= 100 else None  # noqa: PLR2004 - a percentage
 
 
-def _count(value: object) -> int | None:
+def read_count(value: object) -> int | None:
     """A whole number that JSON readers everywhere hold exactly."""
     number = _number(value)
     return int(number) if number is not None and 0 <= number < 2**53 and number.is_integer() else None
 
 
-def _time(value: object) -> datetime | None:
+def read_time(value: object) -> datetime | None:
     """Unix time in seconds, or in milli-, micro- or nanoseconds; 0 is "not yet"."""
     number = _number(value)
     if number is None:

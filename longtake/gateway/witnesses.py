@@ -28,10 +28,7 @@ from longtake.gateway.client import GatewayClient, HttpAnswer, read_key
 from longtake.gateway.errors import AnswerUnreadable, GatewayError
 
 # The readers of single values: they belong to this package, though not to the module's public face.
-from longtake.gateway.wire import _count as read_count
-from longtake.gateway.wire import _layers as read_layers
-from longtake.gateway.wire import _object as read_object
-from longtake.gateway.wire import _time as read_time
+from longtake.gateway.wire import read_count, read_layers, read_object, read_time
 
 TASKS_PATH = "/api/task/self"
 LOG_PATH = "/api/log/token"

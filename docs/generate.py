@@ -1,0 +1,312 @@
+"""Tables in the documents that are made from the code: `python -m docs.generate --check`, or `--write`.
+
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in the README or a page of this folder. Reasons of
+timeouts are the comments and docstrings that stand beside them in the code, so a timeout without one is an error here.
+"""
+
+import argparse
+import ast
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+from temporalio.common import RetryPolicy
+
+from activities.failures import RULES, Rule
+from longtake.catalog import MODELS
+from longtake.gateway.errors import GatewayError
+from longtake.ledger import LedgerError, SubmissionInDoubt
+from longtake.models import GenerationPolicy
+from longtake.settings import PREFIX, Settings
+from workflows import options
+
+ROOT = Path(__file__).parents[1]
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+STEPS: Mapping[str, options.Options] = {
+    "PREPARE": options.PREPARE,
+    "submission": options.submission(GenerationPolicy()),
+    "RECORD": options.RECORD,
+    "reconciliation": options.reconciliation(GenerationPolicy()),
+    "LOOK": options.LOOK,
+    "delivery": options.delivery(GenerationPolicy().delivery_window),
+}
+"""What `workflows/options.py` holds, in the order of a generation and under its names there, with the default policy."""
+
+ACTIVITIES: Mapping[str, tuple[str, ...]] = {
+    "PREPARE": ("prepare_generation",),
+    "submission": ("submit_generation", "submit_extension"),
+    "RECORD": ("record_submission", "settle_submission"),
+    "reconciliation": ("reconcile_submission",),
+    "LOOK": ("query_generation",),
+    "delivery": ("deliver_video",),
+}
+"""Which activities run under them; a test holds it against the workflow."""
+
+LIMITS: tuple[tuple[str, str, str], ...] = (
+    # Module, name, and a reason where the code's own is not beside it.
+    ("longtake.gateway.client", "_CONNECT_SECONDS", ""),
+    ("longtake.gateway.client", "_REACH_SECONDS", ""),
+    ("longtake.gateway.wire", "LONGEST_RETRY_AFTER", ""),
+    ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
+    ("longtake.ledger", "MARGIN", ""),
+    ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
+    ("longtake.ledger", "_LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
+    ("longtake.reconciliation", "CLOCKS", ""),
+    ("longtake.gateway.witnesses", "CALLS_WINDOW", "Field notes: at most 20 calls of such routes in 20 minutes."),
+    ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
+    ("workflows.submitting", "HEAR_WITNESSES_AGAIN", ""),
+    ("longtake.delivery", "_TIMEOUT", "Of a download: to connect, and for each silence."),
+    ("longtake.delivery", "DOWNLOAD_TIME", ""),
+    ("activities.delivery", "GONE_AFTER", ""),
+    ("workflows.delivering", "EXTRA_CLIP_WINDOW", ""),
+    ("longtake.storage", "_CLIENT_OPTIONS", ""),
+    ("longtake.storage", "_RETRY_CONFIG", ""),
+    ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),
+    ("workflows.options", "HEARTBEAT", ""),
+    ("workflows.options", "SUBMISSION_MARGIN", ""),
+    ("worker", "DRAIN_MARGIN", ""),
+)
+
+_REASONS_NOT_BESIDE_THE_CODE = {
+    ("RECORD", "start_to_close_timeout"): "One small record into the store.",
+}
+
+
+def failures() -> str:
+    """Every rule of the taxonomy, one row each."""
+    return _table(
+        ("step", "cause", "type", "tried again", "when", "paid", "who acts", "what to do"),
+        (
+            (
+                ", ".join(rule.steps),
+                f"`{rule.error.__name__}`" if rule.error is not Exception else "anything else",
+                f"`{rule.type}`",
+                "yes" if rule.retried else "no",
+                _when(rule),
+                rule.paid,
+                rule.who_acts,
+                rule.advice,
+            )
+            for rule in sorted(
+                RULES, key=lambda rule: [step.value for step in type(rule.steps[0])].index(rule.steps[0])
+            )
+        ),
+    )
+
+
+def timeouts() -> str:
+    """Every timeout of every activity, with its reason."""
+    return _table(
+        ("activity", "timeout", "by default", "why"),
+        (
+            (_activities(step), f"`{name}`", _spoken(value), _reason_of_option(step, name))
+            for step, chosen in STEPS.items()
+            for name, value in chosen.items()
+            if name.endswith("_timeout")
+        ),
+    )
+
+
+def retries() -> str:
+    """How each activity is tried again."""
+    return _table(
+        ("activity", "first pause", "then", "longest pause", "attempts"),
+        ((_activities(step), *_policy(chosen["retry_policy"])) for step, chosen in STEPS.items()),
+    )
+
+
+def limits() -> str:
+    """The limits inside the steps, and of the worker."""
+    return _table(
+        ("where", "limit", "value", "why"),
+        (
+            (
+                f"`{module}`",
+                f"`{name}`",
+                _spoken(getattr(importlib.import_module(module), name)),
+                reason or _reason_beside(module, name),
+            )
+            for module, name, reason in LIMITS
+        ),
+    )
+
+
+def settings() -> str:
+    """Every variable of the environment."""
+    return _table(
+        ("variable", "default", "what it is"),
+        (
+            (f"`{PREFIX}{name.upper()}`", _default(field.default), field.description or _missing(name))
+            for name, field in Settings.model_fields.items()
+        ),
+    )
+
+
+def models() -> str:
+    """The gateway's models and what each accepts."""
+    return _table(
+        ("model", "what it is", "images"),
+        ((f"`{model.name}`", model.title, model.images_rule) for model in MODELS.values()),
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "failures": failures,
+    "timeouts": timeouts,
+    "retries": retries,
+    "limits": limits,
+    "settings": settings,
+    "models": models,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its tables made anew; markers of other names are left alone."""
+
+    def table(found: re.Match[str]) -> str:
+        make = TABLES.get(found["name"])
+        return f"{found['begin']}\n{make()}{found['end']}" if make else found[0]
+
+    return re.sub(
+        r"(?P<begin><!-- (?P<name>[\w-]+):begin -->)\n.*?(?P<end><!-- (?P=name):end -->)", table, text, flags=re.DOTALL
+    )
+
+
+def pages() -> list[Path]:
+    """Every document that may hold a table."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> int:
+    """Check or write; 1 where a page is out of date."""
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description="Tables made from the code.")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    mode.add_argument("--write", action="store_true", help="bring the pages up to date")
+    write = parser.parse_args().write
+    stale = {page: text for page in pages() if (text := renewed(page.read_text())) != page.read_text()}
+    for page, text in stale.items():
+        if write:
+            page.write_text(text)
+        sys.stdout.write(f"{page.relative_to(ROOT)} {'written' if write else 'is out of date: make it --write'}\n")
+    return 1 if stale and not write else 0
+
+
+def _when(rule: Rule) -> str:
+    if not rule.retried:
+        return ""
+    if issubclass(rule.error, SubmissionInDoubt):
+        return "after 5 s, until its window is over"
+    if issubclass(rule.error, GatewayError):
+        return "`Retry-After`, else by policy"
+    return "by policy" if not issubclass(rule.error, LedgerError) else "by policy, or when its window is over"
+
+
+def _activities(step: str) -> str:
+    return ", ".join(f"`{name}`" for name in ACTIVITIES[step])
+
+
+def _policy(policy: RetryPolicy) -> tuple[str, ...]:
+    attempts = str(policy.maximum_attempts) if policy.maximum_attempts else "until the time is over"
+    longest = _spoken(policy.maximum_interval) if policy.maximum_interval else "100 times the first"
+    return _spoken(policy.initial_interval), f"times {policy.backoff_coefficient:g}", longest, attempts
+
+
+def _default(value: object) -> str:
+    if value is None or value == () or isinstance(value, SecretStr) or "Undefined" in type(value).__name__:
+        return ""
+    return f"`{json.dumps(value)}`" if isinstance(value, bool) else f"`{value}`"
+
+
+def _spoken(value: Any) -> str:
+    """A duration, or something made of durations, as people write it."""
+    if isinstance(value, timedelta):
+        return _spoken(value.total_seconds())
+    if isinstance(value, httpx.Timeout):
+        return f"{_spoken(value.connect)} to connect, {_spoken(value.read)} of silence"
+    if isinstance(value, tuple):
+        return ", then ".join(map(_spoken, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_spoken(part)}" for name, part in value.items())
+    if isinstance(value, str | int):
+        return str(value)
+    for unit, seconds in (("h", _HOUR), ("min", _MINUTE)):
+        if value >= 2 * seconds or value == seconds:
+            whole, rest = divmod(value, seconds)
+            return f"{whole:g} {unit}" + (f" {_spoken(rest)}" if rest else "")
+    return f"{value:g} s"
+
+
+def _reason_of_option(step: str, name: str) -> str:
+    """What stands above a keyword in `workflows/options.py`, or beside the constant that it names."""
+    lines, tree = _source("workflows.options")
+    for node in tree.body:
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if getattr(node, "name", None) != step and step not in names:
+            continue
+        keyword = next(part for part in ast.walk(node) if isinstance(part, ast.keyword) and part.arg == name)
+        above = _comment_above(lines, keyword.lineno)
+        if not above and isinstance(keyword.value, ast.Name):
+            above = _reason_beside("workflows.options", keyword.value.id)
+        return above or _REASONS_NOT_BESIDE_THE_CODE.get((step, name)) or _missing(f"{step}.{name}")
+    return _missing(step)
+
+
+def _reason_beside(module: str, name: str) -> str:
+    """The docstring below a constant, the comment behind it, or the one above it."""
+    lines, tree = _source(module)
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return " ".join(str(after.value.value).split())
+        behind = re.search(r" {2}# (.+)$", lines[node.lineno - 1])
+        return _sentence(behind[1]) if behind else _comment_above(lines, node.lineno) or _missing(f"{module}.{name}")
+    return _missing(f"{module}.{name}")
+
+
+def _comment_above(lines: list[str], number: int) -> str:
+    return " ".join(reversed(list(_comments_upwards(lines, number - 2))))
+
+
+def _comments_upwards(lines: list[str], index: int) -> Iterator[str]:
+    while (line := lines[index].strip()).startswith("# "):
+        yield line.removeprefix("# ")
+        index -= 1
+
+
+@cache
+def _source(module: str) -> tuple[list[str], ast.Module]:
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    text = path.read_text()
+    return text.splitlines(), ast.parse(text)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:].removesuffix(".") + "."
+
+
+def _missing(what: str) -> str:
+    raise SystemExit(f"{what} has no reason beside it in the code: write one there")
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
+    return (
+        "".join("| " + " | ".join(line) + " |\n" for line in cells).replace("| --- ", "|---").replace("--- |", "---|")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
