@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check lint format-check types imports lock compose-check clean
+.PHONY: help setup demo test chaos check lint format-check types imports lock compose-check clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the
 
 test: $(VENV)/.test ## All tests; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, about 4 minutes; SEED=7 GENERATIONS=300.
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.
 

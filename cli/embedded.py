@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ from typing import IO
 
 HOST = "127.0.0.1"
 START_SECONDS = 30
+_PORT_TRIES = 4
 SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "GatewayTaskId")
 """As in `longtake.temporal`, which costs 0.7 s to import; a test holds the two together."""
 
@@ -136,36 +138,53 @@ def supervise(data_dir: Path, program: str) -> int:
     """Run the server until nobody needs it any more; what `python -m cli.embedded` does."""
     folder = data_dir / "embedded"
     _end_orphan(folder)
-    port, ui_port = _ports(folder)
-    database = data_dir / "temporal.sqlite"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for attempt in range(_PORT_TRIES):
+        # A port that was free a moment ago can be somebody's by now: try others.
+        port, ui_port = _ports(folder, fresh=attempt > 0)
+        server = _launch(data_dir, program, port, ui_port)
+        try:
+            if not _comes_up(server, f"{HOST}:{port}"):
+                continue
+            state = EmbeddedServer(f"{HOST}:{port}", f"http://{HOST}:{ui_port}", os.getpid(), server.pid)
+            _write(folder / "server.json", asdict(state))
+            return _run_until_unused(folder, server)
+        finally:
+            (folder / "server.json").unlink(missing_ok=True)
+            _end(server)
+    return 1
+
+
+def _launch(data_dir: Path, program: str, port: int, ui_port: int) -> subprocess.Popen[bytes]:
     command = [program, "server", "start-dev", "--ip", HOST, "--port", str(port), "--ui-port", str(ui_port)]
-    command += ["--db-filename", str(database), "--log-level", "error", "--ui-disable-news-fetch"]
+    command += ["--db-filename", str(data_dir / "temporal.sqlite"), "--log-level", "error", "--ui-disable-news-fetch"]
     for name in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{name}=Keyword"]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the configured program
-    (folder / "server.pid").write_text(str(server.pid))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        address = f"{HOST}:{port}"
-        while not _listens(address):
-            if server.poll() is not None:
-                return 1
-            time.sleep(0.05)
-        state = EmbeddedServer(address, f"http://{HOST}:{ui_port}", os.getpid(), server.pid)
-        _write(folder / "server.json", asdict(state))
-        with (folder / "users").open("a") as users:
-            while server.poll() is None:
-                time.sleep(0.5)
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # Nobody is left, and whoever comes now waits for this lock until the server is gone.
-                    (folder / "server.json").unlink(missing_ok=True)
-                    _end(server)
-                    return 0
-        return 1
-    finally:
-        (folder / "server.json").unlink(missing_ok=True)
-        _end(server)
+    (data_dir / "embedded" / "server.pid").write_text(str(server.pid))
+    return server
+
+
+def _comes_up(server: subprocess.Popen[bytes], address: str) -> bool:
+    """Wait until it listens; False where it ends instead."""
+    while server.poll() is None:
+        time.sleep(0.05)
+        if _listens(address) and server.poll() is None:
+            return True
+    return False
+
+
+def _run_until_unused(folder: Path, server: subprocess.Popen[bytes]) -> int:
+    with (folder / "users").open("a") as users:
+        while server.poll() is None:
+            time.sleep(0.5)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Nobody is left, and whoever comes now waits for this lock until the server is gone.
+                (folder / "server.json").unlink(missing_ok=True)
+                _end(server)
+                return 0
+    return 1
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
@@ -205,14 +224,14 @@ def _command_line(pid: int) -> str:
     return listed.stdout
 
 
-def _ports(folder: Path) -> tuple[int, int]:
-    """The ports used last, where they are free; otherwise new ones."""
+def _ports(folder: Path, *, fresh: bool) -> tuple[int, int]:
+    """The ports used last, so that links into the UI stay good, where they are free; otherwise new ones."""
     path = folder / "ports.json"
     try:
         port, ui_port = json.loads(path.read_text())
     except (OSError, ValueError):
         port = ui_port = 0
-    if not (_free(port) and _free(ui_port)):
+    if fresh or not (_free(port) and _free(ui_port)):
         port, ui_port = _new_port(), _new_port()
         _write(path, [port, ui_port])
     return port, ui_port
@@ -231,9 +250,9 @@ def _free(port: int) -> bool:
 
 
 def _new_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+    """A free port below those that outgoing connections are given, which would take it while the server is down."""
+    while not _free(port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
+        pass
     return port
 
 

@@ -3,6 +3,7 @@
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in the README or a page of this folder. Reasons of
 timeouts are the comments and docstrings that stand beside them in the code, so a timeout without one is an error here.
 """
+# ruff: noqa: INP001 - this folder is for texts, and this its only program
 
 import argparse
 import ast
@@ -23,13 +24,12 @@ from temporalio.common import RetryPolicy
 from activities.failures import RULES, Rule
 from longtake.catalog import MODELS
 from longtake.gateway.errors import GatewayError
-from longtake.ledger import LedgerError, SubmissionInDoubt
+from longtake.ledger import SubmissionInDoubt
 from longtake.models import GenerationPolicy
 from longtake.settings import PREFIX, Settings
 from workflows import options
 
 ROOT = Path(__file__).parents[1]
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 STEPS: Mapping[str, options.Options] = {
     "PREPARE": options.PREPARE,
@@ -39,7 +39,7 @@ STEPS: Mapping[str, options.Options] = {
     "LOOK": options.LOOK,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
-"""What `workflows/options.py` holds, in the order of a generation and under its names there, with the default policy."""
+"""What `workflows/options.py` holds, under its names there, in the order of a generation, with the default policy."""
 
 ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "PREPARE": ("prepare_generation",),
@@ -61,8 +61,11 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
     ("longtake.ledger", "_LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
     ("longtake.reconciliation", "CLOCKS", ""),
+    ("longtake.reconciliation", "LATE", ""),
     ("longtake.gateway.witnesses", "CALLS_WINDOW", "Field notes: at most 20 calls of such routes in 20 minutes."),
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
+    ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
+    ("longtake.gateway.witnesses", "_AFTER_429", "One that asked for patience and did not say how long."),
     ("workflows.submitting", "HEAR_WITNESSES_AGAIN", ""),
     ("longtake.delivery", "_TIMEOUT", "Of a download: to connect, and for each silence."),
     ("longtake.delivery", "DOWNLOAD_TIME", ""),
@@ -74,6 +77,11 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("workflows.options", "HEARTBEAT", ""),
     ("workflows.options", "SUBMISSION_MARGIN", ""),
     ("worker", "DRAIN_MARGIN", ""),
+    (
+        "longtake.client",
+        "_QUERY_TIMEOUT",
+        "The query `status` needs a worker; without one the server's record is shown.",
+    ),
 )
 
 _REASONS_NOT_BESIDE_THE_CODE = {
@@ -96,9 +104,7 @@ def failures() -> str:
                 rule.who_acts,
                 rule.advice,
             )
-            for rule in sorted(
-                RULES, key=lambda rule: [step.value for step in type(rule.steps[0])].index(rule.steps[0])
-            )
+            for rule in RULES
         ),
     )
 
@@ -205,10 +211,8 @@ def _when(rule: Rule) -> str:
     if not rule.retried:
         return ""
     if issubclass(rule.error, SubmissionInDoubt):
-        return "after 5 s, until its window is over"
-    if issubclass(rule.error, GatewayError):
-        return "`Retry-After`, else by policy"
-    return "by policy" if not issubclass(rule.error, LedgerError) else "by policy, or when its window is over"
+        return "every 5 s until the window is over"
+    return "`Retry-After`, else by policy" if issubclass(rule.error, GatewayError) else "by policy"
 
 
 def _activities(step: str) -> str:
@@ -229,20 +233,27 @@ def _default(value: object) -> str:
 
 def _spoken(value: Any) -> str:
     """A duration, or something made of durations, as people write it."""
-    if isinstance(value, timedelta):
-        return _spoken(value.total_seconds())
-    if isinstance(value, httpx.Timeout):
-        return f"{_spoken(value.connect)} to connect, {_spoken(value.read)} of silence"
-    if isinstance(value, tuple):
-        return ", then ".join(map(_spoken, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_spoken(part)}" for name, part in value.items())
-    if isinstance(value, str | int):
-        return str(value)
-    for unit, seconds in (("h", _HOUR), ("min", _MINUTE)):
+    match value:
+        case timedelta():
+            said = _seconds(value.total_seconds())
+        case float():
+            said = _seconds(value)
+        case httpx.Timeout():
+            said = f"{value.connect} s to connect, {value.read} s of silence"
+        case tuple():
+            said = ", then ".join(map(_spoken, value))
+        case Mapping():
+            said = ", ".join(f"{name.replace('_', ' ')} {_spoken(part)}" for name, part in value.items())
+        case _:
+            said = str(value)
+    return said
+
+
+def _seconds(value: float) -> str:
+    for unit, seconds in (("h", 3600), ("min", 60)):
         if value >= 2 * seconds or value == seconds:
             whole, rest = divmod(value, seconds)
-            return f"{whole:g} {unit}" + (f" {_spoken(rest)}" if rest else "")
+            return f"{whole:g} {unit}" + (f" {rest:g} s" if rest else "")
     return f"{value:g} s"
 
 

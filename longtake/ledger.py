@@ -126,6 +126,11 @@ class Intent(_Record):
     """The workflow id, run and attempt: for people."""
     model: str = ""
 
+    @property
+    def over_at(self) -> datetime:
+        """When it must have been over."""
+        return self.sent_at + timedelta(seconds=self.window_seconds)
+
 
 class Outcome(_Record):
     """What came of an intent."""
@@ -143,8 +148,8 @@ class Neighbours:
 
     owned: frozenset[str]
     """Task ids that belong to somebody."""
-    rivals: tuple[str, ...]
-    """Owners of other submissions of the same model that are in doubt as well: an orphan may be theirs."""
+    rivals: tuple[Intent, ...]
+    """Other submissions of the same model that are in doubt as well: an orphan may be theirs."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +389,7 @@ class SubmissionLedger:
                         owned.add(outcome.task_id)
         except StoreProblem as error:
             raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
-        rivals = [intent.owner for slot, intent in intents.items() if slot not in settled and intent.model == model]
+        rivals = [intent for slot, intent in intents.items() if slot not in settled and intent.model == model]
         return Neighbours(frozenset(owned), tuple(rivals))
 
     async def window_of(self, key: str, slot: int) -> tuple[datetime, datetime]:
@@ -394,7 +399,7 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not answer, or there is no such slot.
         """
         intent, _ = await self._slot(key, slot)
-        return intent.sent_at, intent.sent_at + timedelta(seconds=intent.window_seconds)
+        return intent.sent_at, intent.over_at
 
     async def _slot(self, key: str, slot: int) -> tuple[Intent, Outcome | None]:
         intent = await self._read(Intent, _path(key, slot, "intent"))
@@ -435,7 +440,7 @@ class SubmissionLedger:
         raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
     def _doubt(self, slot: int, intent: Intent) -> LedgerError:
-        wait = intent.sent_at + timedelta(seconds=intent.window_seconds) - datetime.now(UTC)
+        wait = intent.over_at - datetime.now(UTC)
         if wait > timedelta(0):
             return SubmissionInDoubt(
                 f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "

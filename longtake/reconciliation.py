@@ -7,12 +7,12 @@ no other submission of the same model is in doubt, whose it might be. Nothing is
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from longtake.gateway.witnesses import Testimony, Witnesses
-from longtake.ledger import Accepted, Neighbours, SubmissionInDoubt, SubmissionLedger
+from longtake.gateway.witnesses import OrphanCandidate, Witnesses
+from longtake.ledger import Accepted, Intent, SubmissionInDoubt, SubmissionLedger
 
 CLOCKS = timedelta(minutes=2)
 """Between the gateway's clock and ours."""
-LATE = timedelta(minutes=10)
+LATE = timedelta(minutes=3)
 """A stock gateway dates a task when its own upstream has accepted it, which may be after we have given up waiting."""
 
 
@@ -53,19 +53,21 @@ async def reconcile(
         return Finding(evidence=("there is no witness for this kind of submission",))
     testimony = await witnesses.ask(model=model, since=since - CLOCKS, until=until + LATE)
     neighbours = await ledger.neighbours(key, model=model, since=since)
-    orphans = [task.task_id for task in testimony.tasks or () if task.task_id not in neighbours.owned]
+    orphans = [task for task in testimony.tasks or () if task.task_id not in neighbours.owned]
+    rivals = sum(any(_may_be(rival, orphan) for orphan in orphans) for rival in neighbours.rivals)
     accepted = None
-    if len(orphans) == 1 and not neighbours.rivals:
+    if len(orphans) == 1 and not rivals:
         reason = "reconciled: the only task of this model and time that nobody owns"
-        accepted = await ledger.settle(key, slot, task_id=orphans[0], reason=reason, owner=owner)
-    evidence = tuple(_evidence(testimony, neighbours, orphans))
-    return Finding(accepted=accepted, candidates=tuple(orphans), evidence=evidence)
-
-
-def _evidence(testimony: Testimony, neighbours: Neighbours, orphans: list[str]) -> list[str]:
-    said = list(testimony.notes)
+        accepted = await ledger.settle(key, slot, task_id=orphans[0].task_id, reason=reason, owner=owner)
+    evidence = list(testimony.notes)
     if testimony.tasks is not None:
-        said.append(f"{len(orphans)} of these tasks belong to nobody")
-    if neighbours.rivals:
-        said.append(f"{len(neighbours.rivals)} other submissions of this model are in doubt too")
-    return said
+        evidence.append(f"{len(orphans)} of these tasks belong to nobody")
+    if rivals:
+        evidence.append(f"{rivals} other submissions of this model and time are in doubt too, and may have made them")
+    candidates = tuple(orphan.task_id for orphan in orphans)
+    return Finding(accepted=accepted, candidates=candidates, evidence=tuple(evidence))
+
+
+def _may_be(intent: Intent, orphan: OrphanCandidate) -> bool:
+    """Whether this submission may have made that task."""
+    return intent.sent_at - CLOCKS <= orphan.submitted_at <= intent.over_at + LATE

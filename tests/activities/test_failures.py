@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -208,8 +208,8 @@ def test_whatever_is_not_foreseen_around_the_post_is_never_sent_again() -> None:
 
 def test_a_failure_stays_small_enough_to_keep_its_type() -> None:
     for row in TABLE:
-        long = type("Long", (type(row.error),), {"__str__": lambda _: "x" * 100_000})
-        error = row.error.__class__.__new__(long)
+        long: Any = type("Long", (type(row.error),), {"__str__": lambda _: "x" * 100_000})
+        error = long.__new__(long)
         error.__dict__.update(row.error.__dict__)
         failure = application_error(error, row.step)
         assert len(failure.message) <= 800

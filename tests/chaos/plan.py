@@ -13,7 +13,7 @@ LONG_RUN_SECONDS = 150
 """Shorter runs leave out what takes minutes."""
 
 _MODELS = ("veo_3_1-fast-remix",) * 4 + ("veo_3_1-remix",) * 3
-# Few of each, so that a submission in doubt is sometimes the only one of its model, and the witness can say whose it is.
+# Few of each, so that a submission in doubt is sometimes the only one of its model, and a witness can say whose it is.
 _RARE_MODELS = ("veo_3_1-fl-remix", "veo_3_1-fast-fl-remix", "veo_3_1-hd-remix", "veo_3_1-fast-hd-remix")
 _HIGH_MODELS = ("veo_3_1-fast-hd-remix", "veo_3_1-hd-remix")
 _PIXEL = (
@@ -124,7 +124,7 @@ def _generations(chance: random.Random, count: int, starts_for: float, *, long: 
                 repeats=tuple(starts_at + chance.choice((0.0, chance.uniform(0, 8))) for _ in range(2))
                 if number % 12 == 3
                 else (),
-                stranger_at=starts_at + chance.uniform(1, 6) if number % 25 == 7 else None,
+                stranger_at=starts_at + chance.uniform(1, 6) if case is PLAIN and number % 25 in {7, 8} else None,
                 interference=_interference(number),
                 interferes_at=starts_at + chance.uniform(0.1, 5),
                 keep_first=case is PLAIN and chance.random() < 0.1,

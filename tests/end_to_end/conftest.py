@@ -1,5 +1,5 @@
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ from tests.end_to_end.processes import (
     API_KEY,
     DevServer,
     SimulatorProcess,
-    Site,
     Starter,
     WorkerProcess,
     environment,
@@ -68,7 +67,7 @@ def worker(distributed: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         worker.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(distributed: dict[str, str]) -> Iterator[Starter]:
     """The command line where nothing needs a worker."""
     starter = Starter(distributed)
@@ -82,32 +81,18 @@ def starter(client: Starter, worker: WorkerProcess) -> Starter:
     return client
 
 
-@pytest.fixture
-def alone(simulator: SimulatorProcess, tmp_path: Path) -> Iterator[Starter]:
+@pytest.fixture(scope="module")
+def alone(simulator: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """The command line with nothing else running: no Temporal is configured."""
     starter = Starter(
         environment(
             LONGTAKE_GATEWAY_URL=simulator.url,
             LONGTAKE_GATEWAY_API_KEY=API_KEY,
-            LONGTAKE_DATA_DIR=str(tmp_path / "data"),
+            LONGTAKE_DATA_DIR=str(tmp_path_factory.mktemp("data")),
         )
     )
     yield starter
     starter.close()
-
-
-@pytest.fixture
-def new_site(distributed: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Sites of a test's own, by name; settings can be added."""
-    sites = []
-
-    def make(name: str, **settings: str) -> Site:
-        sites.append(Site(tmp_path / name, distributed | settings))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        site.stop()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -40,7 +40,7 @@ def environment(**settings: str) -> dict[str, str]:
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
         "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
-        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "4",
+        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "15",
         "LONGTAKE_SUBMIT_WINDOW_MINUTES": "1",
         "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
         **settings,
@@ -321,6 +321,19 @@ class Starter:
         """End what a failed test left running."""
         for command in self._commands:
             command.close()
+
+
+Story = Callable[[], Coroutine[Any, Any, None]]
+"""A test that mostly waits: those of a module run side by side, and each is reported for itself."""
+
+
+def told(stories: Mapping[str, Story]) -> dict[str, BaseException | None]:
+    """Run stories side by side, and give what each raised."""
+
+    async def tell() -> list[BaseException | None]:
+        return await asyncio.gather(*(story() for story in stories.values()), return_exceptions=True)
+
+    return dict(zip(stories, asyncio.run(tell()), strict=True))
 
 
 class Site:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from longtake.client import Snapshot, VideoClient
 from tests.end_to_end.processes import (
     API_KEY,
@@ -176,9 +178,15 @@ async def test_a_worker_that_cannot_work_says_so(distributed: dict[str, str], tm
         assert API_KEY not in worker.log()
 
 
-async def test_a_disk_that_is_full(new_site: Callable[..., Site], simulator: SimulatorProcess) -> None:
+@pytest.fixture
+def site(distributed: dict[str, str], tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path, distributed)
+    yield site
+    site.stop()
+
+
+async def test_a_disk_that_is_full(site: Site, simulator: SimulatorProcess) -> None:
     """No file may grow beyond a limit, which is how a full disk looks to the worker; nothing is lost, nor paid twice."""
-    site = new_site("disk")
     client = await site.start()
     prompt = f"full disk {MARK} [sim:ok,seconds=30,label=disk]"
 

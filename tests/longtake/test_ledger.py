@@ -38,6 +38,7 @@ from longtake.ledger import (
     SlotTaken,
     SubmissionInDoubt,
     SubmissionLedger,
+    TaskOwned,
 )
 from longtake.storage import Store, StoreProblem
 from tests.longtake.s3_server import S3Server
@@ -740,3 +741,159 @@ async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, 
         if isinstance(second, Accepted):
             assert second.task_id == gateway.made[0]
     assert cancelled > 5
+
+
+# --- Settling what is in doubt, and taking over -----------------------------------------------------------------------
+
+
+def ledger_of(store: Store) -> SubmissionLedger:
+    return SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
+
+
+async def in_doubt(store: Store, key: str, *, model: str = "veo_3_1-fast-remix") -> datetime:
+    """A submission of this key that was sent an hour ago, and nobody knows what became of it; tells when it left."""
+    with pytest.raises(OutcomeUnknown):
+        await ledger_of(store).submit(
+            key,
+            digest=DIGEST,
+            send=Gateway(after_arming=AnswerLost("reset")).send,
+            owner=f"owner of {key}",
+            model=model,
+        )
+    await let_an_hour_pass(store, key)
+    intent = await intent_in(store, key=key)
+    assert intent
+    return intent.sent_at
+
+
+async def test_a_settled_task_is_attached_to_and_never_sent_again(store: Store) -> None:
+    sent_at = await in_doubt(store, KEY)
+    ledger, gateway = ledger_of(store), Gateway()
+    assert await ledger.open_slot(KEY) == 1
+    accepted = await ledger.settle(KEY, 1, task_id="task-7", reason="decided", owner="anna")
+    assert accepted
+    assert (accepted.task_id, accepted.slot, accepted.sent_at, accepted.attached) == ("task-7", 1, sent_at, True)
+    assert await ledger.open_slot(KEY) is None
+    found = await Caller(store, gateway).submit()
+    assert (found.task_id, found.attached, gateway.sent) == ("task-7", True, 0)
+    outcome = await outcome_in(store)
+    assert outcome
+    assert outcome.reason == "decided (anna)"
+
+
+async def test_settled_as_never_made_it_may_be_sent_again_once(store: Store) -> None:
+    await in_doubt(store, KEY)
+    gateway = Gateway()
+    assert await ledger_of(store).settle(KEY, 1, task_id=None, reason="decided") is None
+    assert (await Caller(store, gateway).submit()).slot == 2
+    assert (await Caller(store, gateway).submit()).attached
+    assert gateway.sent == 1
+
+
+@pytest.mark.parametrize("task_id", ["task-7", None])
+async def test_nothing_is_settled_while_its_owner_may_be_alive(disk: Store, task_id: str | None) -> None:
+    await write_intent(disk, age=timedelta(seconds=1))
+    with pytest.raises(SubmissionInDoubt):
+        await ledger_of(disk).settle(KEY, 1, task_id=task_id, reason="decided")
+    assert await outcome_in(disk) is None
+
+
+async def test_of_two_settlements_the_first_stands(store: Store) -> None:
+    await in_doubt(store, KEY)
+    ledger = ledger_of(store)
+    await ledger.settle(KEY, 1, task_id="task-7", reason="decided")
+    again = await ledger.settle(KEY, 1, task_id=None, reason="decided otherwise")
+    assert again
+    assert again.task_id == "task-7"
+
+
+async def test_an_owner_who_was_slower_than_we_were_patient_finds_it_settled(store: Store) -> None:
+    """He was asleep after sending; a person has adopted another task meanwhile. His own id is not lost: he is told."""
+    sending, settled = asyncio.Event(), asyncio.Event()
+
+    async def send(arm: Arm) -> Answer:
+        await arm()
+        sending.set()
+        await settled.wait()
+        return Answer("task-of-the-owner")
+
+    owner = asyncio.create_task(ledger_of(store).submit(KEY, digest=DIGEST, send=send, owner="asleep"))
+    await sending.wait()
+    await let_an_hour_pass(store)
+    await ledger_of(store).settle(KEY, 1, task_id="task-7", reason="decided")
+    settled.set()
+    assert (await owner).task_id == "task-of-the-owner"
+    outcome = await outcome_in(store)
+    assert outcome
+    assert outcome.task_id == "task-7"
+
+
+async def test_a_task_of_another_generation_is_not_given_away(store: Store) -> None:
+    await Caller(store, Gateway()).submit(key="another")
+    await in_doubt(store, KEY)
+    ledger = ledger_of(store)
+    with pytest.raises(TaskOwned):
+        await ledger.settle(KEY, 1, task_id="task-1", reason="decided")
+    with pytest.raises(TaskOwned):
+        await ledger.adopt("a third", digest=DIGEST, task_id="task-1", owner="anna", model="")
+    assert await outcome_in(store) is None
+    assert await intent_in(store, key="a third") is None
+
+
+async def test_a_slot_that_is_not_there_is_not_settled(disk: Store) -> None:
+    with pytest.raises(LedgerUnavailable, match="LONGTAKE_STORE_URL"):
+        await ledger_of(disk).settle(KEY, 1, task_id="task-7", reason="decided")
+
+
+async def test_a_task_of_somebody_else_is_taken_over_without_sending(store: Store) -> None:
+    ledger, gateway = ledger_of(store), Gateway()
+    adopted = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    assert (adopted.task_id, adopted.attached, adopted.slot) == ("task-7", True, 1)
+    again = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    assert (again.task_id, again.slot) == ("task-7", 1)
+    assert (await Caller(store, gateway).submit()).task_id == "task-7"
+    with pytest.raises(KeyReused):
+        await ledger.adopt(KEY, digest="another request", task_id="task-8", owner="anna", model="")
+    assert gateway.sent == 0
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(store: Store) -> None:
+    # Calls: read the intent, create it; then the store is away.
+    away = FailingStore(store, at=3, performed=False, lasting=True)
+    away.entries = store.entries  # type: ignore[method-assign]
+    with pytest.raises(LedgerUnavailable):
+        await ledger_of(away).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+    assert await intent_in(store) is not None
+    finished = await ledger_of(store).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+    assert (finished.task_id, finished.slot) == ("task-7", 1)
+
+
+async def test_neighbours_are_what_others_own_and_what_may_be_theirs(store: Store) -> None:
+    ledger, gateway = ledger_of(store), Gateway()
+    sent_at = await in_doubt(store, KEY)
+    await Caller(store, gateway).submit(key="paid")
+    await in_doubt(store, "rival")
+    await in_doubt(store, "of another model", model="veo_3_1-remix")
+    with pytest.raises(GatewayBusy):
+        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+    found = await ledger.neighbours(KEY, model="veo_3_1-fast-remix", since=sent_at)
+    assert found.owned == {"task-1"}
+    assert [intent.owner for intent in found.rivals] == ["owner of rival"]
+    later = await ledger.neighbours(KEY, model="veo_3_1-fast-remix", since=datetime.now(UTC) + timedelta(days=1))
+    assert (later.owned, later.rivals) == (frozenset(), ())
+
+
+async def test_neighbours_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
+    """Whoever took an absent list for an empty one would adopt somebody else's task."""
+    await Caller(disk, Gateway()).submit(key="paid")
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    with pytest.raises(LedgerUnavailable):
+        await ledger_of(disk).neighbours(KEY, model="", since=datetime.now(UTC))
+
+
+async def test_the_window_of_a_submission(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(seconds=10), window=timedelta(minutes=2))
+    since, until = await ledger_of(disk).window_of(KEY, 1)
+    assert until - since == timedelta(minutes=2)
+    assert since <= datetime.now(UTC) - timedelta(seconds=10)

@@ -1,0 +1,165 @@
+"""The pages on failures and timeouts, held against the code that they are made from or speak of."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from docs import generate
+from longtake.models import Attention, Paid
+from workflows import generation, options
+
+ROOT = Path(__file__).parents[2]
+FAILURES = (ROOT / "docs/failures.md").read_text()
+
+# Durations that are no limit on anything that is waited for.
+NO_TIMEOUTS = {
+    ("longtake.pacing", "_STALLED_LOOK"): "how often to look is told in the design, and measured by a benchmark",
+    ("longtake.ledger", "_CLOCK_SKEW"): "chooses records by their age",
+}
+
+
+def test_every_table_is_up_to_date() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "docs.generate", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout) == (0, ""), f"{checked.stdout}{checked.stderr}: make it with --write"
+
+
+def test_a_table_that_is_out_of_date_is_seen_and_others_are_left_alone() -> None:
+    page = "<!-- models:begin -->\nold\n<!-- models:end -->\n<!-- mine:begin -->\nkept\n<!-- mine:end -->\n"
+    made = generate.renewed(page)
+    assert "veo_3_1-fl-hd" not in made
+    assert "| `veo_3_1-hd-fl-remix` |" in made
+    assert "old" not in made
+    assert "kept" in made
+    assert generate.renewed(made) == made
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("README.md", "settings"),
+        ("docs/failures.md", "failures"),
+        ("docs/timeouts.md", "timeouts"),
+        ("docs/timeouts.md", "retries"),
+        ("docs/timeouts.md", "limits"),
+    ],
+)
+def test_every_table_has_its_place(page: str, table: str) -> None:
+    text = (ROOT / page).read_text()
+    between = re.search(rf"<!-- {table}:begin -->\n(.+?)<!-- {table}:end -->", text, re.DOTALL)
+    assert between, f"{page} has no place for the table {table}"
+    assert between[1] == generate.TABLES[table]()
+    assert between[1].count("\n") > 5
+
+
+# --- Timeouts ---------------------------------------------------------------------------------------------------------
+
+
+def _sources(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield module, ast.parse(path.read_text())
+
+
+def test_every_option_of_the_workflow_is_in_the_table() -> None:
+    chosen = {name for name, value in vars(options).items() if isinstance(value, dict) and name.isupper()}
+    chosen |= {
+        name for name, one in inspect.getmembers(options, inspect.isfunction) if one.__module__ == options.__name__
+    }
+    assert set(generate.STEPS) == set(generate.ACTIVITIES) == chosen
+
+
+def test_the_activities_run_under_the_options_that_the_table_says() -> None:
+    used: dict[str, set[str]] = {}
+    known = _activity_names()
+    for _, tree in _sources("workflows/*.py"):
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if not (isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method")):
+                continue
+            spread = [keyword.value for keyword in call.keywords if keyword.arg is None]
+            names = {
+                part.attr
+                for value in spread
+                for part in ast.walk(value)
+                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "options"
+            }
+            called = {part.attr for part in ast.walk(call.args[0]) if isinstance(part, ast.Attribute)}
+            for name in names:
+                used.setdefault(name, set()).update(called & known)
+    assert used == {step: set(names) for step, names in generate.ACTIVITIES.items()}
+
+
+def _activity_names() -> set[str]:
+    return {
+        node.name
+        for _, tree in _sources("activities/*.py")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncFunctionDef)
+        and any(isinstance(one, ast.Attribute) and one.attr == "defn" for one in node.decorator_list)
+    }
+
+
+def test_no_limit_is_left_out() -> None:
+    found = set()
+    for module, tree in _sources("longtake/**/*.py", "activities/*.py", "workflows/*.py", "worker.py"):
+        for node in tree.body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            for target in targets:
+                if isinstance(target, ast.Name) and target.id.isupper():
+                    value = getattr(importlib.import_module(module), target.id)
+                    parts = value if isinstance(value, tuple) else (value,)
+                    if any(isinstance(part, timedelta | httpx.Timeout) for part in parts):
+                        found.add((module, target.id))
+    told = {(module, name) for module, name, _ in generate.LIMITS}
+    assert found - told - set(NO_TIMEOUTS) == set(), "give it a place in docs.generate.LIMITS"
+    assert set(NO_TIMEOUTS) <= found
+
+
+def test_a_timeout_without_a_reason_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no reason beside it"):
+        generate._reason_beside("longtake.gateway.client", "_USER_AGENT_NOBODY_WROTE")
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def _kinds_of_endings() -> set[str]:
+    """What the workflow ends with: the literal types, and those that it hands on from an activity."""
+    kinds = {
+        call.args[0].value
+        for _, tree in _sources("workflows/*.py")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "Ending"
+        and isinstance(call.args[0], ast.Constant)
+    }
+    unpaid = importlib.import_module("workflows.submitting")._UNPAID
+    return {str(kind) for kind in kinds} | set(unpaid)
+
+
+def test_every_type_that_a_generation_ends_with_is_explained() -> None:
+    section = FAILURES.partition("## How a generation ends")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == _kinds_of_endings()
+
+
+def test_the_benign_ones_are_named() -> None:
+    sentence = re.search(r"^(`InvalidRequest`.*?) are marked \*benign\*", FAILURES, re.MULTILINE | re.DOTALL)
+    assert sentence
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == generation._BENIGN_KINDS
+
+
+def test_everything_that_attention_can_say_is_named() -> None:
+    assert {name for name in re.findall(r"`(\w+)`", FAILURES) if name in set(Attention)} == set(Attention)
+    assert {name for name in re.findall(r"`(\w+)`", FAILURES) if name in set(Paid)} == set(Paid)

@@ -1,0 +1,98 @@
+"""`python -m tests.chaos`: hundreds of generations while everything around them breaks; prints what came of them."""
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.plan import make_plan
+from tests.chaos.report import Report, examine
+from tests.chaos.run import Run, Say
+from tests.chaos.site import Site
+
+_EXAMINATION_SECONDS = 120.0
+
+_SEED_HELP = (
+    "repeats the plan: scenarios, models, start times, callers, kills and outages, and each proxy's dice. Which "
+    "connection or activity is under way at such an instant is not repeated: the timing of processes is their own"
+)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, say: Say) -> Report:
+    """Play the plan of a seed and examine what came of it; all its processes are gone when this ends.
+
+    Args:
+        seed: See `make_plan`.
+        generations: How many.
+        seconds: How long it may take until the last one has ended. The hard limit is three minutes more.
+        folder: Where everything lies; must exist.
+        say: Told what happens meanwhile.
+    """
+    plan = make_plan(seed, generations, seconds)
+    site = Site(folder, plan)
+    async with asyncio.timeout(seconds + 2 * _EXAMINATION_SECONDS), site.running():
+        run = Run(plan, site, say)
+        await run.play()
+        say(f"{run.journal.seconds:5.0f} s  {'all have ended' if run.journal.all_ended else 'the time is up'}")
+        report = await examine(plan, site, run)
+    (folder / "report.txt").write_text(report.text() + "\n")
+    return report
+
+
+async def main() -> int:
+    """Run as the arguments say.
+
+    Returns:
+        0, or 1 where a figure that must be 0 is not, or the run broke off.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--generations", type=int, default=300, metavar="N")
+    parser.add_argument("--seconds", type=float, default=240, metavar="S", help="until the last one has ended (240)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help=_SEED_HELP)
+    parser.add_argument("--folder", type=Path, help="where to keep everything (a temporary folder, kept on failure)")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="longtake-chaos-"))
+    run_folder = folder / f"seed-{arguments.seed}"
+    shutil.rmtree(run_folder, ignore_errors=True)
+    run_folder.mkdir(parents=True)
+    _say(f"seed {arguments.seed}, {arguments.generations} generations, at most {arguments.seconds:.0f} s, {folder}")
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    report = await chaos(
+        seed=arguments.seed,
+        generations=arguments.generations,
+        seconds=arguments.seconds,
+        folder=run_folder,
+        say=_say,
+    )
+    _say(report.text())
+    if not report.good:
+        _say(f"\nNOT as it must be. Everything is kept in {run_folder}")
+        return 1
+    if arguments.folder is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = asyncio.run(main())
+    except asyncio.CancelledError:
+        _say("stopped")
+    # The SDK's native threads abort a short-lived interpreter at exit now and then (sdk-python issue 300).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
