@@ -28,13 +28,12 @@ from cli.exits import CommandProblem, Exit
 from cli.generations import copy_video, load_settings
 from cli.progress import describe, live
 from cli.requests import build_request
-from cli.session import EmbeddedWorker, Session
+from cli.session import EmbeddedWorker, Session, connect_when_healthy
 from longtake.client import GenerationFailure, VideoClient
 from longtake.media import read_media
 from longtake.models import GenerateVideoResult
 from longtake.settings import Settings
 from longtake.storage import Store
-from longtake.temporal import connect
 
 SPEED = 10
 """The simulated gateway makes a video in about 12 s."""
@@ -97,7 +96,7 @@ async def run(videos: Path, *, keep: bool) -> Exit:
         settings = _settings(folder, gateway_url)
         server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
-        session = Session(VideoClient(await connect(server.address)), server.address, server.ui_url)
+        session = Session(VideoClient(await connect_when_healthy(server.address)), server.address, server.ui_url)
         _say(console, f"Temporal {server.address}, UI {server.ui_url}, simulated gateway {gateway_url}")
         scenes = _scenes(folder)
         store = Store.open(settings.store_location)

@@ -8,6 +8,7 @@ from pathlib import Path
 from cli.embedded import EmbeddedProblem, embedded_server
 from cli.exits import CommandProblem, Exit, print_json
 from cli.generations import load_settings
+from cli.session import connect_when_healthy
 from longtake.catalog import MODELS
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayError, KeyRefused
@@ -63,7 +64,7 @@ async def _temporal(settings: Settings) -> Finding:
     try:
         if not is_configured():
             with embedded_server(settings.data_dir, binary=settings.temporal_binary) as server:
-                await connect(server.address)
+                await connect_when_healthy(server.address)
             return Finding("Temporal", good=True, what="the embedded server starts (no TEMPORAL_ADDRESS is set)")
         where = target()
         missing = await missing_search_attributes(await connect())

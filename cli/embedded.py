@@ -31,7 +31,7 @@ from typing import IO
 
 HOST = "127.0.0.1"
 START_SECONDS = 30
-_PORT_TRIES = 4
+_START_TRIES = 4
 SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "GatewayTaskId")
 """As in `longtake.temporal`, which costs 0.7 s to import; a test holds the two together."""
 
@@ -139,16 +139,21 @@ def supervise(data_dir: Path, program: str) -> int:
     folder = data_dir / "embedded"
     _end_orphan(folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    for attempt in range(_PORT_TRIES):
+    failures = 0
+    while failures < _START_TRIES:
         # A port that was free a moment ago can be somebody's by now: try others.
-        port, ui_port = _ports(folder, fresh=attempt > 0)
+        port, ui_port = _ports(folder, fresh=failures > 0)
         server = _launch(data_dir, program, port, ui_port)
         try:
             if not _comes_up(server, f"{HOST}:{port}"):
+                failures += 1
                 continue
+            failures = 0
             state = EmbeddedServer(f"{HOST}:{port}", f"http://{HOST}:{ui_port}", os.getpid(), server.pid)
             _write(folder / "server.json", asdict(state))
-            return _run_until_unused(folder, server)
+            if _run_until_unused(folder, server):
+                return 0
+            time.sleep(0.5)  # it was killed: start it again, it goes on from its file
         finally:
             (folder / "server.json").unlink(missing_ok=True)
             _end(server)
@@ -174,7 +179,8 @@ def _comes_up(server: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _run_until_unused(folder: Path, server: subprocess.Popen[bytes]) -> int:
+def _run_until_unused(folder: Path, server: subprocess.Popen[bytes]) -> bool:
+    """True when nobody needs it any more; False when it ended by itself."""
     with (folder / "users").open("a") as users:
         while server.poll() is None:
             time.sleep(0.5)
@@ -183,8 +189,8 @@ def _run_until_unused(folder: Path, server: subprocess.Popen[bytes]) -> int:
                 # Nobody is left, and whoever comes now waits for this lock until the server is gone.
                 (folder / "server.json").unlink(missing_ok=True)
                 _end(server)
-                return 0
-    return 1
+                return True
+    return False
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

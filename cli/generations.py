@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from temporalio.service import RPCError
 
 from cli.exits import CommandProblem, Exit, invalid, print_json
 from cli.progress import describe, follow
@@ -394,7 +395,7 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         unreachable = error.kind == "NotSubmitted"
         code = Exit.UNREACHABLE if unreachable else Exit.FAILED
         raise CommandProblem(code, error.kind, error.message, error.details, known) from None
-    except TemporalProblem as error:
+    except (TemporalProblem, RPCError) as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error), known=known) from None
     except asyncio.CancelledError:
         key = known.get("key")

@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from temporalio.service import RPCError
 
 from longtake.client import Snapshot, VideoClient
 from longtake.models import GenerationStatus
+from longtake.temporal import TemporalProblem
 
 _INTERVAL_SECONDS = 0.7
-_REPEAT_SECONDS = 30.0
+_PATIENCE_SECONDS = 120.0
+_REPEAT_SECONDS = 60.0
 """Without a terminal: say that it still runs, in case somebody follows a log."""
 
 
@@ -80,11 +83,24 @@ def _update(progress: Progress, task: TaskID, line: str) -> None:
 
 
 async def _until_ended(client: VideoClient, key: str, show: Callable[[str], None]) -> Snapshot:
+    """Look until it has ended; a Temporal that is restarted meanwhile is waited for.
+
+    Raises:
+        TemporalProblem: It does not come back within `_PATIENCE_SECONDS`.
+    """
+    last_answer = time.monotonic()
     while True:
-        snapshot = await client.snapshot(key)
-        show(describe(snapshot))
-        if not snapshot.running:
-            return snapshot
+        try:
+            snapshot = await client.snapshot(key)
+        except RPCError as error:
+            if time.monotonic() - last_answer > _PATIENCE_SECONDS:
+                raise TemporalProblem(f"Temporal does not answer any more ({error.message[:100]})") from None
+            show("Temporal does not answer; waiting for it")
+        else:
+            last_answer = time.monotonic()
+            show(describe(snapshot))
+            if not snapshot.running:
+                return snapshot
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 

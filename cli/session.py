@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cli.embedded import EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
+from temporalio.client import Client
+
+from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
 from cli.exits import CommandProblem, Exit
 from longtake.client import VideoClient
 from longtake.settings import Settings
@@ -58,12 +61,28 @@ async def open_session(settings: Settings, *, worker: bool, stay_behind: bool = 
             return
         async with AsyncExitStack() as stack:
             server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
-            client = VideoClient(await connect(server.address))
+            client = VideoClient(await connect_when_healthy(server.address))
             if worker:
                 await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
             yield Session(client, server.address, server.ui_url)
     except (TemporalProblem, EmbeddedProblem) as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
+
+
+async def connect_when_healthy(address: str) -> Client:
+    """Connect to a server that has just been started: it listens some moments before it is healthy.
+
+    Raises:
+        TemporalProblem: It is not well within `START_SECONDS`.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return await connect(address)
+        except TemporalProblem:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)
 
 
 class EmbeddedWorker:

@@ -124,7 +124,7 @@ class GenerateVideoWorkflow:
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
                 raise Ending("ExtensionFailed", reason, generation.known(advice=advice))
             case OnExtendFailed.RETRY:
-                if video := await self._retry_extension(verdict):
+                if video := await self._retry_extension():
                     return generation.result("full", video)
         return generation.result("fallback", clip)
 
@@ -143,26 +143,37 @@ class GenerateVideoWorkflow:
             return OnExtendFailed.FALLBACK
         return OnExtendFailed.RETRY if decision.action is DecisionAction.RETRY else OnExtendFailed.FALLBACK
 
-    async def _retry_extension(self, verdict: TaskRecord) -> StoredVideo | None:
-        """Pay for the extension again, as often as the operator allows; the 8 s clip is safe meanwhile."""
+    async def _retry_extension(self) -> StoredVideo | None:
+        """Pay for the extension again, as often as the operator allows; the 8 s clip is safe meanwhile.
+
+        Only a verdict that the retry failed leads to the next one. Whatever else ends it, an unknown outcome above
+        all, may have been paid and made, and is never paid for again.
+
+        Raises:
+            Ending: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
+        """
         generation = self._generation
-        if not generation.policy.extension_retries or not verdict.remix_id:
-            why = "no gateway that does it is configured" if verdict.remix_id else "its remix_id is not known"
+        remix_id = generation.record and generation.record.remix_id
+        if not generation.policy.extension_retries or not remix_id:
+            why = "no gateway that does it is configured" if remix_id else "its remix_id is not known"
             generation.warnings.append(f"the extension was not retried: {why}")
             return None
         for number in range(max(1, generation.extension_number), generation.policy.extension_retries + 1):
             try:
                 if generation.extension is None:
                     generation.extension_number = number
-                    generation.extension = await submitting.submit_extension(generation, verdict.remix_id, number)
+                    generation.extension = await submitting.submit_extension(generation, remix_id, number)
+                task_id = generation.extension.task_id
                 record = await Watch(generation, generation.extension, extension=True).verdict()
-                if record.state is TaskState.COMPLETED:
-                    return await deliver(generation, DeliveryKind.FULL, task_id=generation.extension.task_id)
-                problem = record.error_message or "it failed again"
             except Ending as ending:
-                problem = f"{ending.kind}: {ending.message}"
-            generation.warnings.append(f"retry {number} of the extension brought nothing: {problem}")
-            generation.extension = generation.lost_since = generation.missing_since = None
+                task = f" (task {generation.extension.task_id})" if generation.extension else ""
+                generation.warnings.append(f"retry {number} of the extension{task}: {ending.kind}: {ending.message}")
+                return None
+            if record.state is TaskState.COMPLETED:
+                return await deliver(generation, DeliveryKind.FULL, task_id=task_id)
+            problem = record.error_message or "it failed again"
+            generation.warnings.append(f"retry {number} of the extension (task {task_id}) failed: {problem}")
+            generation.extension = None
         return None
 
 

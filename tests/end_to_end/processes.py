@@ -40,7 +40,7 @@ def environment(**settings: str) -> dict[str, str]:
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
         "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
-        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "15",
+        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "8",
         "LONGTAKE_SUBMIT_WINDOW_MINUTES": "1",
         "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
         **settings,

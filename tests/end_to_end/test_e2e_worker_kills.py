@@ -11,7 +11,15 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from longtake.client import GenerationFailure, VideoClient
-from longtake.models import Attention, GenerationStatus, Paid, Stage
+from longtake.models import (
+    Attention,
+    Decision,
+    DecisionAction,
+    GenerateVideoResult,
+    GenerationStatus,
+    Paid,
+    Stage,
+)
 from tests.end_to_end.processes import MARK, SimulatorProcess, Site, Starter, eventually, request, told
 
 SITES, ROUNDS, AT_ONCE = 2, 4, 3
@@ -40,7 +48,10 @@ class Kills:
             site.stop()
 
     async def killed_again_and_again(self) -> None:
-        """Wherever a generation is when its worker dies, it ends `full`, paid once, with one whole file."""
+        """Wherever a generation is when its worker dies, it ends `full`, paid once, with one whole file.
+
+        Only one whose POST was under way just then may ask a person first.
+        """
         chance = random.Random(20_26)
         await asyncio.gather(*(self._killed_in_rounds(f"site{number}", chance) for number in range(SITES)))
 
@@ -57,13 +68,25 @@ class Kills:
                 await asyncio.sleep(age - next_age)
             await site.worker.kill()
             await site.worker.restart()
-        results = await asyncio.gather(*map(client.result, prompts))
+        results = await asyncio.gather(*(self._result(client, key, prompt) for key, prompt in prompts.items()))
         for prompt, result in zip(prompts.values(), results, strict=True):
             content = Path(unquote(urlsplit(result.video.uri).path)).read_bytes()
             assert (result.outcome, self._simulator.paid(prompt)) == ("full", 1)
             assert (hashlib.sha256(content).hexdigest(), len(content)) == (result.video.sha256, result.video.bytes)
         stored = [*site.store.rglob("*.mp4")]
         assert len(stored) == len(results), "one file for each generation, and no half ones"
+
+    async def _result(self, client: VideoClient, key: str, prompt: str) -> GenerateVideoResult:
+        """Wait for the end; where a person is asked, answer with what the gateway really has."""
+        while (snapshot := await client.snapshot(key)).running:
+            if snapshot.status and snapshot.status.stage is Stage.AWAITING_DECISION:
+                posts = self._simulator.posts(prompt)
+                answer = Decision(action=DecisionAction.SUBMIT_AGAIN)
+                if posts:
+                    answer = Decision(action=DecisionAction.ADOPT, task_id=posts[0]["task_id"])
+                await client.decide(key, answer)
+            await asyncio.sleep(0.3)
+        return await client.result(key)
 
     async def killed_during_the_post(self) -> None:
         """The gateway's answer reaches nobody: witnesses are heard, then a person; it is never sent again by itself."""

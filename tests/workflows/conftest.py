@@ -16,3 +16,11 @@ async def whole_rig() -> AsyncIterator[Rig]:
 async def rig(whole_rig: Rig) -> AsyncIterator[Rig]:
     yield whole_rig
     await whole_rig.clean_up()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_rig() -> AsyncIterator[Rig]:
+    """A server for one test: one whose workflow ends while an activity is under way stops this server's time for good."""
+    async with running_rig() as rig:
+        yield rig
+        await rig.clean_up()

@@ -59,7 +59,7 @@ from workflows.generate_video import GenerateVideoWorkflow
 
 IDENTITY: Final = "tests"
 """Instead of `<pid>@<host>`: it is written into every event, and histories are committed."""
-PATIENCE_SECONDS: Final = 4
+PATIENCE_SECONDS: Final = 8
 """Real time that something which needs no waiting may take on a busy machine."""
 
 TASK_ID: Final = "task_5f2c"

@@ -44,17 +44,17 @@ async def cancelled(generation: Generation, *, task_id: str | None) -> None:
     assert task_id is None or task_id in page
 
 
-async def test_before_the_worker_has_seen_it(rig: Rig) -> None:
-    generation = await rig.generate(Script(prepare=[Held(GenerationPolicy())]))
+async def test_before_the_worker_has_seen_it(own_rig: Rig) -> None:
+    generation = await own_rig.generate(Script(prepare=[Held(GenerationPolicy())]))
     await generation.handle.cancel()
     await generation.cancellation()
     assert (await generation.status()).stage is Stage.CANCELLED
     assert generation.script.count("submit_generation") == 0
 
 
-async def test_while_preparing(rig: Rig) -> None:
+async def test_while_preparing(own_rig: Rig) -> None:
     held = Held(GenerationPolicy())
-    generation = await rig.generate(Script(prepare=[held]))
+    generation = await own_rig.generate(Script(prepare=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
     await cancelled(generation, task_id=None)
@@ -62,9 +62,9 @@ async def test_while_preparing(rig: Rig) -> None:
     assert generation.script.count("submit_generation") == 0
 
 
-async def test_while_the_post_is_under_way_waits_for_its_id(rig: Rig) -> None:
+async def test_while_the_post_is_under_way_waits_for_its_id(own_rig: Rig) -> None:
     held = Held(accepted())
-    generation = await rig.generate(Script(submit=[held]))
+    generation = await own_rig.generate(Script(submit=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -75,10 +75,10 @@ async def test_while_the_post_is_under_way_waits_for_its_id(rig: Rig) -> None:
     assert generation.script.count("query_generation") == 0
 
 
-async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(rig: Rig) -> None:
+async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(own_rig: Rig) -> None:
     """The id would be in the workflow alone, and the same key started again would be in doubt for ever."""
     held = Held(accepted(recorded=False))
-    generation = await rig.generate(Script(submit=[held], record=[None]))
+    generation = await own_rig.generate(Script(submit=[held], record=[None]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -87,9 +87,9 @@ async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(
     assert generation.script.count("record_submission") == 1
 
 
-async def test_while_the_post_is_under_way_and_it_is_refused(rig: Rig) -> None:
+async def test_while_the_post_is_under_way_and_it_is_refused(own_rig: Rig) -> None:
     held = Held(refusal("SubmissionRefused", "bad size", paid=Paid.NO))
-    generation = await rig.generate(Script(submit=[held]))
+    generation = await own_rig.generate(Script(submit=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -98,9 +98,9 @@ async def test_while_the_post_is_under_way_and_it_is_refused(rig: Rig) -> None:
     assert (error.type, details.paid) == ("SubmissionRefused", Paid.NO)
 
 
-async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(rig: Rig) -> None:
+async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: Rig) -> None:
     held = Held(refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1))
-    generation = await rig.generate(Script(submit=[held]))
+    generation = await own_rig.generate(Script(submit=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -109,18 +109,18 @@ async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(rig: Rig) 
     assert (error.type, details.paid, details.slot) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN, 1)
 
 
-async def test_while_a_submission_waits_to_be_tried_again(rig: Rig) -> None:
+async def test_while_a_submission_waits_to_be_tried_again(own_rig: Rig) -> None:
     busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
-    generation = await rig.generate(Script(submit=[busy]))
+    generation = await own_rig.generate(Script(submit=[busy]))
     await generation.reaches(lambda status: status.stage is Stage.SUBMITTING and generation.script.calls[1:])
     await generation.handle.cancel()
     await cancelled(generation, task_id=None)
     assert generation.script.count("submit_generation") == 1
 
 
-async def test_while_the_ledger_is_written(rig: Rig) -> None:
+async def test_while_the_ledger_is_written(own_rig: Rig) -> None:
     held = Held()
-    generation = await rig.generate(Script(submit=[accepted(recorded=False)], record=[held]))
+    generation = await own_rig.generate(Script(submit=[accepted(recorded=False)], record=[held]))
     await held.begun.wait()
     assert (await generation.status()).task_id == TASK_ID, "it is known, and nobody must guess"
     await generation.handle.cancel()
@@ -129,17 +129,17 @@ async def test_while_the_ledger_is_written(rig: Rig) -> None:
     assert generation.script.count("query_generation") == 0
 
 
-async def test_while_waiting_for_the_next_look(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[running(10)]))
+async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
+    generation = await own_rig.generate(Script(looks=[running(10)]))
     await generation.reaches(lambda status: status.next_look_at)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
     assert generation.script.count("query_generation") == 0
 
 
-async def test_while_looking(rig: Rig) -> None:
+async def test_while_looking(own_rig: Rig) -> None:
     held = Held(completed())
-    generation = await rig.generate(Script(looks=[held]))
+    generation = await own_rig.generate(Script(looks=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -147,19 +147,19 @@ async def test_while_looking(rig: Rig) -> None:
     assert generation.script.count("deliver_video") == 0
 
 
-async def test_while_a_look_waits_to_be_tried_again(rig: Rig) -> None:
+async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
     trouble = refusal("GatewayTrouble", "502", retried=True, after=timedelta(minutes=1))
-    generation = await rig.generate(Script(looks=[running(10), trouble]))
-    await rig.pass_time(timedelta(seconds=70))
+    generation = await own_rig.generate(Script(looks=[running(10), trouble]))
+    await own_rig.pass_time(timedelta(seconds=70))
     await generation.handle.execute_update("resume")
     await generation.reaches(lambda _: generation.script.count("query_generation") == 2)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
 
 
-async def test_while_a_key_is_needed(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[refusal("KeyRefused", "401")]))
-    await rig.pass_time(timedelta(seconds=70))
+async def test_while_a_key_is_needed(own_rig: Rig) -> None:
+    generation = await own_rig.generate(Script(looks=[refusal("KeyRefused", "401")]))
+    await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -168,45 +168,45 @@ async def test_while_a_key_is_needed(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("kind", "verdict", "clip"), [("full", completed(), FULL_VIDEO), ("first", extend_failed(), FIRST_CLIP)]
 )
-async def test_while_delivering(rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
+async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
     held = Held(delivered(clip))
-    generation = await rig.generate(Script(looks=[verdict], deliver=[held]))
+    generation = await own_rig.generate(Script(looks=[verdict], deliver=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
     held.let_go()
 
 
-async def test_while_a_decision_about_the_extension_is_awaited(rig: Rig) -> None:
+async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> None:
     script = Script(looks=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
-    generation = await rig.generate(script, on_extend_failed="ask")
-    await rig.pass_time(timedelta(seconds=70))
+    generation = await own_rig.generate(script, on_extend_failed="ask")
+    await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
     assert (await generation.status()).first_video == FIRST_CLIP
 
 
-async def test_while_a_decision_about_the_submission_is_awaited(rig: Rig) -> None:
+async def test_while_a_decision_about_the_submission_is_awaited(own_rig: Rig) -> None:
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
     policy = GenerationPolicy(decision_window=timedelta(days=7))
-    generation = await rig.generate(Script(prepare=[policy], submit=[unknown], reconcile=again(Reconciliation())))
+    generation = await own_rig.generate(Script(prepare=[policy], submit=[unknown], reconcile=again(Reconciliation())))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.cancel()
     await cancelled(generation, task_id=None)
 
 
-async def test_while_the_witnesses_are_heard(rig: Rig) -> None:
+async def test_while_the_witnesses_are_heard(own_rig: Rig) -> None:
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
     held = Held(Reconciliation())
-    generation = await rig.generate(Script(submit=[unknown], reconcile=[held]))
+    generation = await own_rig.generate(Script(submit=[unknown], reconcile=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
     await cancelled(generation, task_id=None)
     held.let_go()
 
 
-async def test_while_a_retried_extension_is_submitted(rig: Rig) -> None:
+async def test_while_a_retried_extension_is_submitted(own_rig: Rig) -> None:
     held = Held(accepted(task_id="task_extend_1"))
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
@@ -214,7 +214,7 @@ async def test_while_a_retried_extension_is_submitted(rig: Rig) -> None:
         deliver=[delivered(FIRST_CLIP)],
         extend=[held],
     )
-    generation = await rig.generate(script, on_extend_failed="retry")
+    generation = await own_rig.generate(script, on_extend_failed="retry")
     await generation.skip_to(held)
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
