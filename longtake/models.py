@@ -265,6 +265,8 @@ class GenerationPolicy(_Payload):
     """How long a task that the gateway gave up is still watched."""
     decision_window: timedelta = timedelta(0)
     """How long a decision is waited for before the generation is abandoned; zero ends an unknown submission at once."""
+    wait_on_undecided: bool = False
+    """Whether a submission of unknown outcome goes on waiting for a decision after that."""
     extension_retries: int = 0
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
 

@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         description="How long a submission whose outcome is unknown, or an extension that asks, waits for `decide`; "
         "0 ends an unknown submission at once.",
     )
+    undecided: str = Field(
+        "abandon",
+        pattern="^(abandon|wait)$",
+        description="What happens when nobody has decided by then: `abandon`, or `wait` on. Nothing is ever sent unasked.",
+    )
     console_token: SecretStr | None = Field(
         None,
         description="The gateway console's access token: an unknown submission is looked for in the account's tasks.",
@@ -189,6 +194,7 @@ class Settings(BaseSettings):
             delivery_window=timedelta(hours=self.delivery_window_hours),
             lost_watch=timedelta(minutes=self.lost_watch_minutes),
             decision_window=timedelta(days=self.decision_days),
+            wait_on_undecided=self.undecided == "wait",
             extension_retries=self.extend_retries if self.extend_url else 0,
         )
 

@@ -152,7 +152,9 @@ async def _settle(generation: Generation, order: SubmitOrder, cause: Cause) -> S
             raise Ending("SubmissionOutcomeUnknown", cause.message, details)
         remaining = deadline - workflow.now()
         if remaining <= timedelta(0):
-            break
+            if not generation.policy.wait_on_undecided:
+                break
+            deadline, remaining = workflow.now() + window, window
         decision = await generation.ask(actions, within=min(next(waits, remaining), remaining))
         if decision is None:
             continue

@@ -16,8 +16,10 @@ from temporalio.client import Client, WorkflowExecution
 
 from longtake.temporal import key_of
 
-_HARMLESS_CAUSES = frozenset({"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE"})
-"""The server asks for the decision once more because something arrived meanwhile, or an operator reset it."""
+_HARMLESS_CAUSES = frozenset(
+    {"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE", "FORCE_CLOSE_COMMAND"}
+)
+"""The server's own: something arrived meanwhile and it asks once more, or the run was terminated during the task."""
 _AT_ONCE = 8
 
 Json = dict[str, Any]

@@ -138,6 +138,7 @@ class Examination:
                 f"{len(doubts)}: {_counts(Counter(doubt.settled or 'open' for doubt in doubts))}",
             ),
             ("found in the ledger by a later attempt", str(sum(run.found_by_owner for run in self._runs))),
+            ("ends of earlier runs", _counts(Counter(run.end for run in self._runs if run is not self._last(run.key)))),
             ("looks", str(sum(run.activities["query_generation"] for run in self._runs))),
             ("history events harmless to others", _counts(self._harmless())),
             ("still waiting, visibly", _counts(Counter(filter(None, map(self._visible_wait, self._runs))))),
@@ -207,6 +208,9 @@ class Examination:
             case "SubmissionRefused":
                 # Started again by its caller, once the key is well.
                 return not last and run.paid == "no" and self._keys_were_out(run)
+            case "GenerationStalled":
+                # The limit is a day in real life and two minutes here: started again by its caller.
+                return not last and run.paid == "yes"
             case "fallback" if one.case.on_extend_failed is OnExtendFailed.RETRY:
                 refused = any("SubmissionRefused" in warning for warning in run.result["warnings"])
                 return (refused and self._keys_were_out(run)) or one.key in self._journal.abandoned

@@ -19,9 +19,11 @@ from longtake.temporal import TemporalProblem, connect, workflow_id
 from tests.chaos.plan import LONG_RUN_SECONDS, Event, Plan, Planned
 from tests.chaos.site import API_KEYS, Site, Worker
 
-_CENSUS_SECONDS = 1.5
+_CENSUS_SECONDS = 2.0
+_QUIET_LOOKS = 2
 _PATIENCE_SECONDS = 60.0
-_MOST_RESTARTS = 3
+_FOR_PEOPLE = ", ".join(f'"{one}"' for one in (Attention.STALLED, Attention.NEEDS_KEY, Attention.NEEDS_DECISION))
+_START_AGAIN = '"SubmissionRefused", "GenerationStalled"'
 _T = TypeVar("_T")
 
 Say = Callable[[str], None]
@@ -48,7 +50,6 @@ class Journal:
     interfered: set[str] = field(default_factory=set)
     abandoned: set[str] = field(default_factory=set)
     retried: set[str] = field(default_factory=set)
-    restarts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     all_ended: bool = False
 
@@ -65,7 +66,7 @@ class Run:
         self._store_lock = asyncio.Lock()
         self._keys_valid = asyncio.Event()
         self._keys_valid.set()
-        self._finished_callers = 0
+        self._started_again_after: set[str] = set()
         self.journal = Journal()
         self.temporal: Client
         self.client: VideoClient
@@ -243,25 +244,22 @@ class Run:
 
     async def _operate(self, tasks: list[asyncio.Task[None]]) -> None:
         """Look at the list now and then, as an operator does, and decide what waits for a person."""
+        quiet = 0
         while self._now < self._plan.seconds:
             with suppress(RPCError):
-                latest = await self.latest()
-                waiting = [one for one in latest.values() if one.state == "RUNNING" and one.attention]
-                await asyncio.gather(*(self._attend(one) for one in waiting))
-                await asyncio.gather(*(self._start_again(one) for one in latest.values()))
-                everybody = all(task.done() for task in tasks) and len(latest) == len(self._by_key)
-                if everybody and all(one.state != "RUNNING" for one in (await self.latest()).values()):
+                waiting = await self._listed(f'ExecutionStatus = "Running" AND VideoAttention IN ({_FOR_PEOPLE})')
+                ended = await self._listed(f'ExecutionStatus = "Failed" AND VideoOutcome IN ({_START_AGAIN})')
+                await asyncio.gather(*map(self._attend, waiting), *map(self._start_again, ended))
+                running = await self.temporal.count_workflows('ExecutionStatus = "Running"')
+                # The list is some moments behind.
+                quiet = quiet + 1 if all(task.done() for task in tasks) and not running.count else 0
+                if quiet == _QUIET_LOOKS:
                     self.journal.all_ended = True
                     return
             await asyncio.sleep(_CENSUS_SECONDS)
 
-    async def latest(self) -> dict[str, Execution]:
-        """The newest run of every key."""
-        found: dict[str, Execution] = {}
-        async for one in self.client.generations(limit=100_000):
-            if one.key not in found or one.started_at > found[one.key].started_at:
-                found[one.key] = one
-        return found
+    async def _listed(self, query: str) -> list[Execution]:
+        return [one async for one in self.client.generations(query, limit=1000)]
 
     async def _attend(self, execution: Execution) -> None:
         with suppress(RPCError, DecisionRejected, GenerationNotFound):
@@ -296,13 +294,15 @@ class Run:
             self.journal.retried.add(one.key)
 
     async def _start_again(self, execution: Execution) -> None:
-        """What was refused because of the key is started again with the same key, as the advice says."""
+        """What was refused because of the key, or given up for its age, is started again with the same key.
+
+        That is what the failure's advice says; nothing is paid twice by it.
+        """
         one = self._by_key[execution.key]
-        if execution.outcome != "SubmissionRefused" or "SubmissionRefused" in one.case.ends:
+        if execution.outcome in one.case.ends or execution.run_id in self._started_again_after:
             return
-        if execution.state == "RUNNING" or not self._keys_valid.is_set():
+        if not self._keys_valid.is_set() or one.interference == "cancel":
             return
-        if self.journal.restarts[one.key] < _MOST_RESTARTS:
-            self.journal.restarts[one.key] += 1
-            await self.client.start(one.key, one.request)
-            self.journal.callers["started again once the key was mended"] += 1
+        _, new = await self.client.start(one.key, one.request)
+        self._started_again_after.add(execution.run_id)
+        self.journal.callers[f"started again after {execution.outcome}"] += new

@@ -43,6 +43,7 @@ from tests.workflows.rig import (
     refusal,
     running,
 )
+from workflows.watching import LOOKS_PER_RUN
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -347,8 +348,8 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
     result = await generation.result()
     assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
     assert result.warnings == (
-        "retry 1 of the extension brought nothing: busy",
-        "retry 2 of the extension brought nothing: still busy",
+        "retry 1 of the extension (task task_extend_1) failed: busy",
+        "retry 2 of the extension (task task_extend_2) failed: still busy",
     )
     assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
     assert [order.ledger_key for order in generation.script.orders("submit_extension")] == [
@@ -375,6 +376,14 @@ async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
     assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
 
 
+async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) -> None:
+    looks = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
+    script = Script(prepare=[RETRYING], looks=looks, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    generation = await rig.generate(script, on_extend_failed="retry")
+    assert (await generation.result()).outcome == "full"
+    assert generation.script.orders("submit_extension")[0].extension.remix_id == "video_first"
+
+
 async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
     script = Script(
@@ -395,15 +404,15 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
     gone = refusal("DeliveryFailed", "every source says it is gone")
     script = Script(
         prepare=[RETRYING],
-        looks=[extend_failed(), completed(), completed()],
+        looks=[extend_failed(), completed(task_id="task_extend_1")],
         extend=[again_extended(1), again_extended(2)],
-        deliver=[*FIRST, gone, EXTENDED],
+        deliver=[*FIRST, gone],
     )
     generation = await rig.generate(script, on_extend_failed="retry")
-    result = await generation.result()
+    error, details = await generation.failure()
+    assert (error.type, error.message) == ("DeliveryFailed", "every source says it is gone")
     assert generation.script.count("submit_extension") == 1, "the 15 s video was made and paid"
-    assert (result.outcome, result.video) == ("fallback", FIRST_CLIP)
-    assert "every source says it is gone" in result.warnings[0]
+    assert (details.paid, details.first_video) == (Paid.YES, FIRST_CLIP)
 
 
 async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) -> None:
@@ -1044,30 +1053,30 @@ async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
 
 
 async def test_long_generation_continues_as_new_with_everything_it_knows(rig: Rig) -> None:
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=10)), stalled_after=23 * HOUR)
+    submitted = await rig.environment.get_current_time()
+    quick = {"pacing": {"expected": 10, "floor": 5}, "stalled_after": "PT23H"}
+    memory = carried(submitted, policy=quick, polls=200, warnings=("a smaller picture",), last_problem="502")
     told = running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)
     forgetful = completed(remix_id=None, remix_id_extend=None, quota=None)
-    looks = [told, *[running(70)] * 304, forgetful]
-    script = Script(prepare=[policy], looks=looks, deliver=FULL)
-    generation = await rig.generate(script, size="1920x1080")
+    script = Script(looks=[told, *[running(70)] * 104, forgetful], deliver=FULL)
+    generation = await rig.start(script, {**REQUEST, "size": "1920x1080"}, memory)
 
     result = await generation.result()
 
     assert result.polls == 306
-    assert (result.remix_id, result.remix_id_extend, result.quota) == ("video_first", "video_second", 7)
-    assert ["not an -hd model" in warning for warning in result.warnings] == [True], "carried, not doubled"
-    assert (script.count("prepare_generation"), script.count("submit_generation")) == (1, 1)
-    first = await rig.client.get_workflow_handle(
-        generation.handle.id, run_id=generation.handle.first_execution_run_id
-    ).describe()
+    assert (result.task_id, result.remix_id, result.remix_id_extend, result.quota) == (
+        TASK_ID,
+        "video_first",
+        "video_second",
+        7,
+    )
+    assert result.warnings == ("a smaller picture",)
+    assert {name for name, _ in script.calls} == {"query_generation", "deliver_video"}
+    run_id = generation.handle.first_execution_run_id
+    first = await rig.client.get_workflow_handle(generation.handle.id, run_id=run_id).describe()
     assert first.status is WorkflowExecutionStatus.CONTINUED_AS_NEW
-    assert first.history_length < 4_100
-    assert await generation.attributes() == {
-        "VideoModel": REQUEST["model"],
-        "VideoStage": "done",
-        "VideoOutcome": "full",
-        "GatewayTaskId": TASK_ID,
-    }
+    assert first.history_length / 100 * LOOKS_PER_RUN < 4_100, "the server's own limit"
+    assert (await generation.attributes())["VideoOutcome"] == "full"
 
 
 def carried(submitted_at: Any, **fields: Any) -> CarriedGeneration:

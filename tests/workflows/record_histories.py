@@ -1,0 +1,235 @@
+"""Records one history for each way that a generation can end: `python -m tests.workflows.record_histories`.
+
+Run it after a change of the workflow that old histories cannot follow, and only then: the stored ones show that what
+runs somewhere today still can. Recorded against the fakes, they hold nothing of the machine they were recorded on.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from longtake.models import CarriedGeneration, GenerationPolicy, Paid, Reconciliation, Settlement, Stage
+from tests.workflows.rig import (
+    FIRST_CLIP,
+    FULL_VIDEO,
+    REQUEST,
+    TASK_ID,
+    Generation,
+    Held,
+    Rig,
+    Script,
+    accepted,
+    again,
+    completed,
+    delivered,
+    extend_failed,
+    generate_failed,
+    lost,
+    refusal,
+    running,
+    running_rig,
+)
+
+FOLDER: Final = Path(__file__).parent / "histories"
+
+UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
+FIRST = [delivered(FIRST_CLIP)]
+FULL = [delivered(FULL_VIDEO)]
+
+
+async def full(rig: Rig) -> Generation:
+    looks = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    return await rig.generate(Script(looks=looks, deliver=FULL), key="full", size="1920x1080")
+
+
+async def with_trouble(rig: Rig) -> Generation:
+    looks = [refusal("KeyRefused", "401"), refusal("AnswerUnreadable", "HTML"), lost(error_message="gone"), completed()]
+    script = Script(submit=[accepted(recorded=False)], record=[None], looks=looks, deliver=[*FULL, *FIRST])
+    generation = await rig.generate(script, key="with_trouble", keep_first=True)
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.handle.execute_update("resume")
+    return generation
+
+
+async def fallback(rig: Rig) -> Generation:
+    return await rig.generate(Script(looks=[running(30), extend_failed()], deliver=FIRST), key="fallback")
+
+
+async def decided(rig: Rig) -> Generation:
+    script = Script(looks=[extend_failed()], deliver=FIRST)
+    generation = await rig.generate(script, key="decided", on_extend_failed="ask")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    await generation.handle.execute_update("decide", {"action": "accept"})
+    return generation
+
+
+async def extension_retried(rig: Rig) -> Generation:
+    script = Script(
+        prepare=[GenerationPolicy(extension_retries=1)],
+        looks=[extend_failed(), running(40), completed()],
+        extend=[accepted(task_id="task_extend_1")],
+        deliver=[*FIRST, *FULL],
+    )
+    return await rig.generate(script, key="extension_retried", on_extend_failed="retry")
+
+
+async def extension_failed(rig: Rig) -> Generation:
+    script = Script(looks=[extend_failed()], deliver=FIRST)
+    return await rig.generate(script, key="extension_failed", on_extend_failed="fail")
+
+
+async def generation_failed(rig: Rig) -> Generation:
+    return await rig.generate(Script(looks=[running(20), generate_failed()]), key="generate_failed")
+
+
+async def invalid_request(rig: Rig) -> Generation:
+    return await rig.start(Script(), {"model": "veo_4", "prompt": ""}, key="invalid_request")
+
+
+async def refused(rig: Rig) -> Generation:
+    no = refusal("SubmissionRefused", "bad size", paid=Paid.NO, http_status=422)
+    return await rig.generate(Script(submit=[no]), key="refused")
+
+
+async def not_submitted(rig: Rig) -> Generation:
+    return await rig.generate(Script(prepare=[refusal("NotAGateway", "HTML", paid=Paid.NO)]), key="not_submitted")
+
+
+async def unknown(rig: Rig) -> Generation:
+    return await rig.generate(Script(submit=[UNKNOWN], reconcile=[Reconciliation()]), key="unknown")
+
+
+async def adopted(rig: Rig) -> Generation:
+    async def settled(order: Any) -> Settlement:
+        return Settlement(receipt=await accepted(task_id=order.task_id)(order))
+
+    script = Script(
+        prepare=[GenerationPolicy(decision_window=timedelta(days=7))],
+        submit=[UNKNOWN],
+        reconcile=again(Reconciliation(candidates=("task_a",))),
+        settle=[settled],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script, key="adopted")
+    await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    return generation
+
+
+async def abandoned(rig: Rig) -> Generation:
+    policy = GenerationPolicy(decision_window=timedelta(days=7))
+    script = Script(prepare=[policy], submit=[UNKNOWN], reconcile=again(Reconciliation()))
+    return await rig.generate(script, key="abandoned")
+
+
+async def gateway_lost(rig: Rig) -> Generation:
+    return await rig.generate(Script(looks=again(lost(error_message="upstream returned error"))), key="gateway_lost")
+
+
+async def stalled(rig: Rig) -> Generation:
+    policy = GenerationPolicy(stalled_after=timedelta(minutes=10), give_up_after=timedelta(minutes=40))
+    return await rig.generate(Script(prepare=[policy], looks=again(running(60))), key="stalled")
+
+
+async def delivery_failed(rig: Rig) -> Generation:
+    no = refusal("DeliveryFailed", "every source says it is gone")
+    return await rig.generate(Script(looks=[completed()], deliver=[no]), key="delivery_failed")
+
+
+async def cancelled(rig: Rig) -> Generation:
+    generation = await rig.generate(Script(looks=[running(10), running(20)]), key="cancelled")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.handle.cancel()
+    return generation
+
+
+async def cancelled_while_submitting(rig: Rig) -> Generation:
+    held = Held(accepted())
+    generation = await rig.generate(Script(submit=[held]), key="cancelled_while_submitting")
+    await held.begun.wait()
+    await generation.handle.cancel()
+    held.let_go()
+    return generation
+
+
+async def continued_as_new(rig: Rig) -> Generation:
+    """The run that ends by continuing; it begins three looks before that, so that its history stays short."""
+    memory = CarriedGeneration.model_validate(
+        {
+            "policy": {},
+            "receipt": {"task_id": TASK_ID, "submitted_at": await rig.environment.get_current_time(), "slot": 1},
+            "polls": 297,
+        }
+    )
+    looks = [*[running(60, remix_id="video_first")] * 3, completed()]
+    return await rig.start(Script(looks=looks, deliver=FULL), REQUEST, memory, key="continued_as_new")
+
+
+RECORDINGS: Final[tuple[Callable[[Rig], Awaitable[Generation]], ...]] = (
+    full,
+    with_trouble,
+    fallback,
+    decided,
+    extension_retried,
+    extension_failed,
+    generation_failed,
+    invalid_request,
+    refused,
+    not_submitted,
+    unknown,
+    adopted,
+    abandoned,
+    gateway_lost,
+    stalled,
+    delivery_failed,
+    cancelled,
+    cancelled_while_submitting,
+    continued_as_new,
+)
+
+
+def scrubbed(value: Any) -> Any:
+    """Without the stack traces, which name files of this machine; replay does not read them."""
+    if isinstance(value, dict):
+        return {key: scrubbed(inner) for key, inner in value.items() if key != "stackTrace"}
+    return [scrubbed(inner) for inner in value] if isinstance(value, list) else value
+
+
+async def record(rig: Rig, play: Callable[[Rig], Awaitable[Generation]]) -> str:
+    """Play one generation to its end.
+
+    Returns:
+        The history of its first run, as JSON.
+    """
+    generation = await play(rig)
+    await asyncio.gather(generation.handle.result(), return_exceptions=True)
+    run_id = generation.handle.first_execution_run_id
+    history = await rig.client.get_workflow_handle(generation.handle.id, run_id=run_id).fetch_history()
+    await rig.clean_up()
+    return json.dumps(scrubbed(json.loads(history.to_json())), indent=1, ensure_ascii=False) + "\n"
+
+
+async def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.json"):
+        old.unlink()
+    for play in RECORDINGS:
+        async with running_rig() as rig:
+            text = await record(rig, play)
+        path = FOLDER / f"{play.__name__}.json"
+        path.write_text(text)
+        sys.stdout.write(f"{path.name}: {len(json.loads(text)['events'])} events\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    # The SDK's native threads abort a short-lived interpreter at exit now and then (sdk-python issue 300).
+    sys.stdout.flush()
+    os._exit(0)
