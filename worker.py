@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TypedDict
 
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.common import WorkerDeploymentVersion
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
@@ -39,6 +40,7 @@ from longtake.temporal import (
     missing_search_attributes,
 )
 from workflows.generate_video import GenerateVideoWorkflow
+from workflows.one_input import OneInput
 
 logger = logging.getLogger("longtake.worker")
 
@@ -47,8 +49,21 @@ DRAIN_MARGIN = timedelta(seconds=45)
 what it sends, so that no restart leaves a submission in doubt."""
 
 
+class WorkflowSetup(TypedDict):
+    """What worker, tests and replayer must give the SDK alike."""
+
+    workflows: list[type]
+    workflow_runner: SandboxedWorkflowRunner
+    interceptors: list[Interceptor]
+
+
+def workflow_setup() -> WorkflowSetup:
+    """The workflow, its sandbox, and what stands before it: for worker, tests and replayer alike."""
+    return WorkflowSetup(workflows=[GenerateVideoWorkflow], workflow_runner=sandbox(), interceptors=[OneInput()])
+
+
 def sandbox() -> SandboxedWorkflowRunner:
-    """The workflow sandbox, for worker, tests and replayer alike.
+    """The workflow sandbox.
 
     The workflow passes its imports through, because two copies of a model are two types; what they load in turn has
     been loaded by this module already, so a module that slips into the sandbox by mistake is an error.
@@ -80,7 +95,6 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
         general = Worker(
             client,
             task_queue=TASK_QUEUE,
-            workflows=[GenerateVideoWorkflow],
             activities=[
                 submission.prepare_generation,
                 submission.record_submission,
@@ -89,10 +103,10 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
                 polling.query_generation,
                 delivery.deliver_video,
             ],
-            workflow_runner=sandbox(),
             deployment_config=version,
             max_concurrent_activities=64,
             graceful_shutdown_timeout=drain,
+            **workflow_setup(),
         )
         submitting = Worker(
             client,

@@ -62,7 +62,7 @@ class DeliveryActivities:
         """The links in turn; a fresh one is asked for only once the kept one has failed."""
         try:
             kept = await load_record(self._store, order.key, order.task_id)
-        except StoreProblem as error:
+        except (StoreProblem, ValueError) as error:  # the store is away, or the record is not one
             activity.logger.warning("kept links of task=%s not read: %s", order.task_id, error)
             kept = None
         link = kept and _link(kept, order.kind)

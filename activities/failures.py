@@ -105,9 +105,10 @@ RULES: tuple[Rule, ...] = (
         advice="The gateway made nothing and asks for patience; it is tried again.",
     ),
     Rule(
-        LedgerUnavailable, (Step.SUBMIT,), "LedgerUnavailable", retried=True, paid=Paid.NO,
+        # What an earlier attempt did cannot be read either, so nobody may say that nothing was paid.
+        LedgerUnavailable, _BEFORE, "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
         who_acts="operator",
-        advice="Nothing was sent. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
+        advice="Nothing is sent while the ledger is away. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
     ),
     Rule(
         SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
@@ -138,6 +139,11 @@ RULES: tuple[Rule, ...] = (
         KeyReused, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="caller", benign=True,
         advice="Start this request with a new key.",
+    ),
+    Rule(
+        SlotTaken, (Step.SETTLE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="The ledger says something else about this submission: compare its records with the gateway's console.",
     ),
     Rule(
         LedgerError, (Step.SETTLE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
@@ -220,7 +226,7 @@ def application_error(error: Exception, step: Step, *, gone_for_good: bool = Fal
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
     """A store that needs an operator: before paying the caller is told at once, afterwards it is tried on and on."""
-    return step in _BEFORE and isinstance(error, StoreProblem) and not error.retryable
+    return step in _BEFORE and isinstance(error, StoreProblem) and (error.needs_operator or not error.retryable)
 
 
 def _delay(error: BaseException) -> timedelta | None:

@@ -56,9 +56,11 @@ class SubmissionActivities:
         """Check, before anything is paid, what only a worker can: the images, the store and the gateway."""
         try:
             request = check_request(order.request)
-            await prepare_parts(self._store, request.images)
             await self._store.probe()
-            await self._preflight.check()
+            # What was paid for is collected whatever has become of its images and of the API key since.
+            if await self._ledger.is_untouched(order.key):
+                await prepare_parts(self._store, request.images)
+                await self._preflight.check()
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.PREPARE) from None
         return self._policy
@@ -120,11 +122,16 @@ class SubmissionActivities:
         """Write down what a person decided about a submission whose outcome is unknown."""
         try:
             slot = await self._ledger.open_slot(order.key)
-            if slot is None:
-                return Settlement()
-            accepted = await self._ledger.settle(
-                order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
-            )
+            if slot is not None:
+                accepted = await self._ledger.settle(
+                    order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
+                )
+            elif order.task_id and order.digest:
+                accepted = await self._ledger.adopt(
+                    order.key, digest=order.digest, task_id=order.task_id, owner=owner(), model=order.model
+                )
+            else:
+                accepted = None
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         return Settlement(receipt=_receipt(accepted) if accepted else None)

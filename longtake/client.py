@@ -305,7 +305,9 @@ class VideoClient:
                 return None
             decoded = await self._temporal.data_converter.decode(payloads[:1])
             try:
-                return check_request(decoded[0])
+                first = decoded[0]
+                # A run that continued as new carries the request inside.
+                return check_request(first.get("request", first) if isinstance(first, dict) else first)
             except InvalidRequest:
                 return None
         return None

@@ -283,6 +283,20 @@ class SubmissionLedger:
                 "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
             )
 
+    async def is_untouched(self, key: str) -> bool:
+        """Whether nothing was ever sent, or is in doubt, for this key.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        for slot in range(1, _MOST_SLOTS):
+            if await self._read(Intent, _path(key, slot, "intent")) is None:
+                return True
+            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+            if outcome is None or outcome.outcome == "accepted":
+                return False
+        return True
+
     async def open_slot(self, key: str) -> int | None:
         """The slot of this key that is in doubt; None where none is.
 
@@ -430,7 +444,21 @@ class SubmissionLedger:
                 raise KeyReused(f"the key {key!r} was already used for another request: use a new key for this one")
             if outcome is None and evidence and evidence.nonce == intent.nonce:
                 outcome = Outcome(at=datetime.now(UTC), **evidence.model_dump())
-                await self._create(_path(key, slot, "outcome"), outcome)
+                try:
+                    await self._create(_path(key, slot, "outcome"), outcome)
+                except LedgerUnavailable:
+                    if not evidence.task_id:
+                        raise
+                    # It is paid for and its id is known: hand the id on, whatever the store says.
+                    return Accepted(
+                        evidence.task_id,
+                        slot,
+                        intent.sent_at,
+                        evidence.request_id,
+                        attached=True,
+                        recorded=False,
+                        nonce=intent.nonce,
+                    )
             if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
                 raise self._doubt(slot, intent)
             if outcome.outcome == "accepted" and outcome.task_id:

@@ -306,6 +306,7 @@ class DeliveryReceipt(_Payload):
 class PrepareOrder(_Payload):
     """What `prepare_generation` is asked."""
 
+    key: str = ""
     request: GenerateVideoInput
 
 
@@ -367,6 +368,9 @@ class SettleOrder(_Payload):
     """The ledger's."""
     task_id: str | None = None
     """What it brought; None: it made nothing."""
+    digest: str | None = None
+    """Of the request, so that a task can be adopted even where the ledger has nothing in doubt any more."""
+    model: str = ""
 
 
 class Settlement(_Payload):
@@ -425,6 +429,7 @@ class Decision(_Payload):
 class CarriedGeneration(_Payload):
     """What one run of the workflow hands to the next when it continues as new."""
 
+    request: GenerateVideoInput
     policy: GenerationPolicy
     receipt: SubmissionReceipt
     record: TaskRecord | None = None

@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     undecided: str = Field(
         "abandon",
         pattern="^(abandon|wait)$",
-        description="What happens when nobody has decided by then: `abandon`, or `wait` on. Nothing is ever sent unasked.",
+        description="When nobody has decided by then: `abandon`, or `wait` on. Nothing is ever sent unasked.",
     )
     console_token: SecretStr | None = Field(
         None,

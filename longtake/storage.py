@@ -78,9 +78,10 @@ class StoreProblem(Exception):
             permission or created the bucket; False where the settings or the request must change.
     """
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    def __init__(self, message: str, *, retryable: bool, needs_operator: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.needs_operator = needs_operator
 
 
 class Store:
@@ -397,22 +398,28 @@ class Store:
                 f"no space left on the disk that holds {self._root or self.url}: free some;"
                 " nothing is lost, it will be tried again",
                 retryable=True,
+                needs_operator=True,
             )
         absent = isinstance(error, FileNotFoundError)
         if "NoSuchBucket" in text or "ContainerNotFound" in text or (absent and verb == "write"):
             return StoreProblem(
-                f"the bucket of {self.url} does not exist: create it, or correct the URL", retryable=True
+                f"the bucket of {self.url} does not exist: create it, or correct the URL",
+                retryable=True,
+                needs_operator=True,
             )
         if _lacks_credentials(text):
             return StoreProblem(
                 f"no credentials for {self.url}: set them in the environment (for S3 AWS_ACCESS_KEY_ID and"
                 " AWS_SECRET_ACCESS_KEY)",
                 retryable=True,
+                needs_operator=True,
             )
         detail = _first_line(error)
         if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or "os error 13" in text:
             return StoreProblem(
-                f"no permission to {verb} {where} ({detail}): give the worker that permission", retryable=True
+                f"no permission to {verb} {where} ({detail}): give the worker that permission",
+                retryable=True,
+                needs_operator=True,
             )
         if absent:
             return StoreProblem(f"{where} is not in the store", retryable=False)

@@ -7,6 +7,8 @@ machine is drawn in `docs/design.md`; each step has a module of its own beside t
 from typing import Any
 
 from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -34,27 +36,32 @@ with workflow.unsafe.imports_passed_through():
     from workflows.watching import Watch
 
 
+_NOTHING = RawValue(Payload())
+
+
 @workflow.defn(name="GenerateVideo")
 class GenerateVideoWorkflow:
     """A paid generation that is never paid twice, never lost, and can always be asked how it stands."""
 
-    @workflow.init
-    def __init__(self, _request: Any = None, carried: CarriedGeneration | None = None) -> None:
-        self._generation = Generation(key_of(workflow.info().workflow_id), carried)
+    def __init__(self) -> None:
+        self._generation = Generation(key_of(workflow.info().workflow_id))
 
     @workflow.run
-    async def run(self, request: Any = None, carried: CarriedGeneration | None = None) -> GenerateVideoResult:
+    async def run(self, given: RawValue = _NOTHING) -> GenerateVideoResult:
         """Submit, look until there is a verdict, branch, deliver.
 
         Args:
-            request: A `GenerateVideoInput` as plain JSON. Untyped, because a request that cannot be decoded would
-                hang the workflow; so it is judged here, and refused with every problem named.
-            carried: Set only by the workflow itself when it continues as new.
+            given: A `GenerateVideoInput` as plain JSON; or a `CarriedGeneration`, when the workflow continues as new.
+                Raw, because what cannot be decoded would hang the workflow; so it is decoded and judged here, and
+                refused with every problem named.
         """
         generation = self._generation
         try:
+            request, carried = _decode(given)
             generation.asked = _accept(request)
-            if carried is None:
+            if carried:
+                generation.restore(carried)
+            else:
                 generation.warnings += warnings_for(generation.request)
                 await submitting.prepare(generation)
                 generation.own(await submitting.submit(generation))
@@ -175,6 +182,18 @@ class GenerateVideoWorkflow:
             generation.warnings.append(f"retry {number} of the extension (task {task_id}) failed: {problem}")
             generation.extension = None
         return None
+
+
+def _decode(given: RawValue) -> tuple[Any, CarriedGeneration | None]:
+    """The request, whatever it is, and what the run before carried over, if there was one."""
+    try:
+        decoded = workflow.payload_converter().from_payload(given.payload)
+    except Exception:  # noqa: BLE001 - converters raise what they like, and any escape would hang the workflow
+        return None, None
+    if workflow.info().continued_run_id is None:
+        return decoded, None
+    carried = CarriedGeneration.model_validate(decoded)
+    return carried.request, carried
 
 
 def _accept(request: Any) -> GenerateVideoInput:

@@ -48,23 +48,23 @@ class Ending(Exception):
 class Generation:
     """The state of one run of the workflow."""
 
-    def __init__(self, key: str, carried: CarriedGeneration | None) -> None:
+    def __init__(self, key: str) -> None:
         self.key = key
         self.asked: GenerateVideoInput | None = None
-        self.policy = carried.policy if carried else GenerationPolicy()
-        self.receipt = carried.receipt if carried else None
-        self.record = carried.record if carried else None
-        self.first_video: StoredVideo | None = carried.first_video if carried else None
-        self.extension: SubmissionReceipt | None = carried.extension if carried else None
-        self.extension_number = carried.extension_number if carried else 0
+        self.policy = GenerationPolicy()
+        self.receipt: SubmissionReceipt | None = None
+        self.record: TaskRecord | None = None
+        self.first_video: StoredVideo | None = None
+        self.extension: SubmissionReceipt | None = None
+        self.extension_number = 0
         self.extension_record: TaskRecord | None = None
-        self.polls = carried.polls if carried else 0
-        self.warnings = list(carried.warnings) if carried else []
+        self.polls = 0
+        self.warnings: list[str] = []
         self.stage = Stage.PREPARING
-        self.attention: Attention | None = carried.attention if carried else None
-        self.last_problem = carried.last_problem if carried else None
-        self.lost_since = carried.lost_since if carried else None
-        self.missing_since = carried.missing_since if carried else None
+        self.attention: Attention | None = None
+        self.last_problem: str | None = None
+        self.lost_since: datetime | None = None
+        self.missing_since: datetime | None = None
         self.next_look_at: datetime | None = None
         self.look_now = False
         self.offered: tuple[DecisionAction, ...] = ()
@@ -73,6 +73,21 @@ class Generation:
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
         self._decision: Decision | None = None
+
+    def restore(self, carried: CarriedGeneration) -> None:
+        """Go on where the run before continued as new."""
+        self.policy = carried.policy
+        self.receipt = carried.receipt
+        self.record = carried.record
+        self.first_video = carried.first_video
+        self.extension = carried.extension
+        self.extension_number = carried.extension_number
+        self.polls = carried.polls
+        self.warnings = list(carried.warnings)
+        self.attention = carried.attention
+        self.last_problem = carried.last_problem
+        self.lost_since = carried.lost_since
+        self.missing_since = carried.missing_since
 
     @property
     def request(self) -> GenerateVideoInput:
@@ -219,6 +234,7 @@ class Generation:
     def carried(self) -> CarriedGeneration:
         """What the next run needs."""
         return CarriedGeneration(
+            request=self.request,
             policy=self.policy,
             receipt=self.task,
             record=self.record,

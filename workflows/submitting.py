@@ -7,6 +7,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
+from longtake.catalog import request_digest
 from longtake.models import (
     DecisionAction,
     ExtensionOrder,
@@ -25,7 +26,7 @@ from workflows import options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
 
-_IN_DOUBT = frozenset({"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken"})
+_IN_DOUBT = frozenset({"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable"})
 _UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 HEAR_WITNESSES_AGAIN = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))
@@ -38,12 +39,18 @@ async def prepare(generation: Generation) -> None:
     try:
         generation.policy = await workflow.execute_activity_method(
             SubmissionActivities.prepare_generation,
-            PrepareOrder(request=generation.request),
+            PrepareOrder(key=generation.key, request=generation.request),
             summary="check images, store and gateway; nothing is paid yet",
             **options.PREPARE,
         )
     except ActivityError as error:
-        raise _ending(error) from None
+        if is_cancelled_exception(error):
+            raise
+        cause = cause_of(error)
+        kind = cause.type if cause.type in _UNPAID else "NotSubmitted"
+        # An earlier run of the same key may have been paid, where the ledger could not be asked.
+        paid = Paid.UNKNOWN if cause.type == "LedgerUnavailable" else Paid.NO
+        raise Ending(kind, cause.message, cause.details.model_copy(update={"paid": paid})) from None
 
 
 async def submit(generation: Generation) -> SubmissionReceipt:
@@ -189,7 +196,12 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder) -> Reconci
 async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
     settlement = await workflow.execute_activity_method(
         SubmissionActivities.settle_submission,
-        SettleOrder(key=order.ledger_key, task_id=task_id),
+        SettleOrder(
+            key=order.ledger_key,
+            task_id=task_id,
+            digest=None if order.extension else request_digest(order.request),
+            model=order.request.model,
+        ),
         summary=f"write down the decision: {f'adopt {task_id}' if task_id else 'nothing was made'}",
         **options.RECORD,
     )

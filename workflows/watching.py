@@ -169,7 +169,7 @@ class Watch:
         if self._looks % LOOKS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
             return
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(args=[self._generation.request, self._generation.carried()])
+        workflow.continue_as_new(self._generation.carried())
 
     @property
     def _elapsed(self) -> timedelta:

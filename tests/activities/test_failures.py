@@ -88,8 +88,10 @@ TABLE = [
     Row(GatewayBusy("wait"), PREPARE, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait"), SUBMIT, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait", status=429, retry_after=PATIENCE), SUBMIT, "GatewayBusy", True, NO, PATIENCE),
-    Row(LedgerUnavailable("away"), SUBMIT, "LedgerUnavailable", True, NO),
     Row(SendSuspended("asleep"), SUBMIT, "SendSuspended", True, NO),
+    # Nothing is sent, but what an earlier attempt did cannot be read either.
+    Row(LedgerUnavailable("away"), PREPARE, "LedgerUnavailable", True, UNKNOWN),
+    Row(LedgerUnavailable("away"), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
     # Somebody else may be sending: his outcome is awaited.
     Row(SlotTaken("theirs"), SUBMIT, "SlotTaken", True, UNKNOWN),
     Row(IN_DOUBT, SUBMIT, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
@@ -104,7 +106,7 @@ TABLE = [
     # Writing down what became of it; nothing is sent here.
     Row(TaskOwned("theirs"), SETTLE, "TaskOwned", False, YES, None, True),
     Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
-    Row(SlotTaken("theirs"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
+    Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
     Row(IN_DOUBT, SETTLE, "LedgerUnavailable", True, UNKNOWN, timedelta(seconds=5)),
     Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
@@ -244,7 +246,7 @@ def test_an_invalid_request_carries_its_problems(error: Exception, fields: list[
 
 def test_what_is_paid_before_submitting_is_nothing() -> None:
     for rule in RULES:
-        if PREPARE in rule.steps and rule.error is not Exception:
+        if PREPARE in rule.steps and rule.error not in (Exception, LedgerUnavailable):
             assert rule.paid is NO
 
 
@@ -253,5 +255,5 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
         InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
-        GatewayUnreachable, GatewayBusy, LedgerUnavailable, SendSuspended, StoreProblem,
+        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
 from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, VideoClient
@@ -21,6 +21,7 @@ from tests.chaos.site import API_KEYS, Site, Worker
 
 _CENSUS_SECONDS = 2.0
 _QUIET_LOOKS = 2
+_UPDATE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
 _FOR_PEOPLE = ", ".join(f'"{one}"' for one in (Attention.STALLED, Attention.NEEDS_KEY, Attention.NEEDS_DECISION))
 _START_AGAIN = '"SubmissionRefused", "GenerationStalled"'
@@ -262,13 +263,19 @@ class Run:
         return [one async for one in self.client.generations(query, limit=1000)]
 
     async def _attend(self, execution: Execution) -> None:
-        with suppress(RPCError, DecisionRejected, GenerationNotFound):
-            if execution.attention in {Attention.STALLED, Attention.NEEDS_KEY}:
-                if self._keys_valid.is_set():
-                    await self.client.resume(execution.key)
-                    self.journal.operator[f"resume: {execution.attention}"] += 1
-            elif execution.attention == Attention.NEEDS_DECISION:
-                await self._decide(self._by_key[execution.key])
+        # An update waits for a worker; nobody waits for it here, because others wait too.
+        no_worker = (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError, TimeoutError)
+        with suppress(*no_worker, DecisionRejected, GenerationNotFound):
+            async with asyncio.timeout(_UPDATE_SECONDS):
+                await self._attend_now(execution)
+
+    async def _attend_now(self, execution: Execution) -> None:
+        if execution.attention in {Attention.STALLED, Attention.NEEDS_KEY}:
+            if self._keys_valid.is_set():
+                await self.client.resume(execution.key)
+                self.journal.operator[f"resume: {execution.attention}"] += 1
+        elif execution.attention == Attention.NEEDS_DECISION:
+            await self._decide(self._by_key[execution.key])
 
     async def _decide(self, one: Planned) -> None:
         """What a careful person does: look in the gateway's console whether the task was made, then say so."""
@@ -286,12 +293,13 @@ class Run:
             decision = Decision(action=DecisionAction.SUBMIT_AGAIN)
             if orphans:
                 decision = Decision(action=DecisionAction.ADOPT, task_id=orphans[0])
-        await self.client.decide(one.key, decision)
-        self.journal.operator[f"decide: {decision.action}"] += 1
+        # Noted before it is sent: an update that is not answered in time may have been taken all the same.
         if decision.action is DecisionAction.ABANDON:
             self.journal.abandoned.add(one.key)
         if decision.action is DecisionAction.RETRY:
             self.journal.retried.add(one.key)
+        await self.client.decide(one.key, decision)
+        self.journal.operator[f"decide: {decision.action}"] += 1
 
     async def _start_again(self, execution: Execution) -> None:
         """What was refused because of the key, or given up for its age, is started again with the same key.

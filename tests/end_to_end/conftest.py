@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from longtake.client import VideoClient
-from longtake.temporal import connect
 from tests.end_to_end.processes import (
     API_KEY,
     DevServer,
@@ -15,7 +13,6 @@ from tests.end_to_end.processes import (
     WorkerProcess,
     environment,
 )
-from tests.end_to_end.temporal_cli import TemporalCli
 
 
 @pytest.fixture(scope="session")
@@ -93,17 +90,6 @@ def alone(simulator: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory)
     )
     yield starter
     starter.close()
-
-
-@pytest.fixture
-def cli(temporal: DevServer) -> TemporalCli:
-    return TemporalCli(temporal.address)
-
-
-@pytest.fixture
-async def generations(temporal: DevServer) -> VideoClient:
-    """To wait for a state without starting a command each time."""
-    return VideoClient(await connect(temporal.address))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def environment(**settings: str) -> dict[str, str]:
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
         "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
-        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "8",
+        "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "20",
         "LONGTAKE_SUBMIT_WINDOW_MINUTES": "1",
         "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
         **settings,
@@ -50,14 +50,14 @@ def environment(**settings: str) -> dict[str, str]:
 def secrets_in(text: str) -> list[str]:
     """Every line that shows a prompt, the key or a signed link."""
     return [
-        line[:300]
-        for line in text.splitlines()
-        if MARK in line.lower() or API_KEY in line or _SIGNED_LINK.search(line)
+        line[:300] for line in text.splitlines() if MARK in line.lower() or API_KEY in line or _SIGNED_LINK.search(line)
     ]
 
 
-async def eventually(find: Callable[[], _T | None], what: str, *, seconds: float = 30) -> _T:
-    """Wait until `find` gives something true.
+async def eventually(
+    find: Callable[[], _T | None], what: str, *, seconds: float = 40, unless: Sequence["Command"] = ()
+) -> _T:
+    """Wait until `find` gives something true; a command that ends before is a failure.
 
     Raises:
         AssertionError: It does not in time.
@@ -66,6 +66,8 @@ async def eventually(find: Callable[[], _T | None], what: str, *, seconds: float
     while time.monotonic() < deadline:
         if found := find():
             return found
+        ended = [command.end() for command in unless if command.process.poll() is not None]
+        assert not ended, f"ended before {what}: {ended}"
         await asyncio.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {what}")
 
@@ -155,17 +157,14 @@ class DevServer:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def wait_until_ready(self) -> None:
+        """Listening is not enough: it refuses for some moments more."""
         deadline = time.monotonic() + 30
-        while True:
+        health = [temporal_binary(), "operator", "cluster", "health", "--address", self.address]
+        while subprocess.run(health, capture_output=True, check=False).returncode:
             assert self._process is not None
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-            except OSError:
-                assert time.monotonic() < deadline, "the dev server does not start"
-                time.sleep(0.05)
-            else:
-                return
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline, "the dev server does not start"
+            time.sleep(0.1)
 
     def log(self) -> str:
         return (self._folder / "server.log").read_text(errors="replace")

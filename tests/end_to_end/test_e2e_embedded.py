@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from cli.embedded import temporal_binary
 from tests.end_to_end.processes import (
     MARK,
     Finished,
@@ -43,7 +45,7 @@ class Embedded:
             starter.start("generate", *flags(prompt), "--key", f"shared-{number}", "--json")
             for number, prompt in enumerate(prompts)
         ]
-        await eventually(lambda: all(map(self._simulator.posts, prompts)), "both POSTs arrive")
+        await eventually(lambda: all(map(self._simulator.posts, prompts)), "both POSTs arrive", unless=commands)
         servers = [command for command in processes_of(data).values() if "start-dev" in command]
         assert len(servers) == 1, servers
         runs = await asyncio.gather(*(command.finished() for command in commands))
@@ -77,7 +79,7 @@ class Embedded:
         arguments = ("generate", *flags(prompt), "--key", name, "--json")
         command = starter.start(*arguments)
         if submitted:
-            await eventually(lambda: [*(data / "store").rglob("outcome")], "the submission is written down")
+            await eventually(lambda: [*(data / "store").rglob("outcome")], "it is written down", unless=[command])
         await asyncio.sleep(after_seconds)
         command.process.kill()
         for pid in processes_of(data) if everything else ():
@@ -90,7 +92,7 @@ class Embedded:
     async def interrupted(self) -> None:
         starter, data, prompt = self._place("interrupted")
         command = starter.start("generate", *flags(prompt), "--key", "stopped")
-        await eventually(lambda: self._simulator.posts(prompt), "the POST arrives")
+        await eventually(lambda: self._simulator.posts(prompt), "the POST arrives", unless=[command])
         command.process.send_signal(signal.SIGINT)
         run = await command.finished()
         assert (run.code, run.out, "Traceback" in run.err) == (130, "", False), run
@@ -113,7 +115,7 @@ class Embedded:
     async def its_worker_killed(self) -> None:
         starter, data, prompt = self._place("worker-killed")
         command = starter.start("generate", *flags(prompt), "--key", "replaced", "--json")
-        await eventually(lambda: [*(data / "store").rglob("outcome")], "the submission is written down")
+        await eventually(lambda: [*(data / "store").rglob("outcome")], "it is written down", unless=[command])
         workers = [pid for pid, line in processes_of(data).items() if "worker.py" in line]
         assert len(workers) == 1
         os.kill(workers[0], signal.SIGKILL)
@@ -122,6 +124,33 @@ class Embedded:
         assert "starting another" in run.err
         assert self._simulator.paid(prompt) == 1
         await nothing_is_left(data)
+
+    async def its_server_slow_to_answer(self) -> None:
+        """Temporal listens on its port for some moments before it takes a call; that is waited for."""
+        starter, data, _ = self._place("slow")
+        self._folder.joinpath("slow-temporal").write_text(SLOW_TEMPORAL.format(python=sys.executable))
+        self._folder.joinpath("slow-temporal").chmod(0o755)
+        slow = starter.but(
+            LONGTAKE_TEMPORAL_BINARY=str(self._folder / "slow-temporal"), REAL_TEMPORAL=temporal_binary()
+        )
+        run = await slow("list", "--json")
+        assert (run.code, run.out) == (0, "[]\n"), run
+        await nothing_is_left(data)
+
+
+SLOW_TEMPORAL = """#!{python}
+import os, socket, sys, time
+port = int(sys.argv[sys.argv.index("--port") + 1])
+with socket.create_server(("127.0.0.1", port)) as early:
+    early.settimeout(0.1)
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        try:
+            early.accept()[0].close()
+        except TimeoutError:
+            pass
+os.execv(os.environ["REAL_TEMPORAL"], [os.environ["REAL_TEMPORAL"], *sys.argv[1:]])
+"""
 
 
 def is_full(run: Finished) -> bool:
@@ -142,6 +171,7 @@ STORIES = (
     "interrupted",
     "not_waited_for",
     "its_worker_killed",
+    "its_server_slow_to_answer",
 )
 
 

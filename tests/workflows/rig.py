@@ -54,8 +54,7 @@ from longtake.temporal import (
     WORKFLOW_TYPE,
     workflow_id,
 )
-from worker import sandbox
-from workflows.generate_video import GenerateVideoWorkflow
+from worker import workflow_setup
 
 IDENTITY: Final = "tests"
 """Instead of `<pid>@<host>`: it is written into every event, and histories are committed."""
@@ -423,7 +422,6 @@ async def running_rig() -> AsyncIterator[Rig]:
         general = Worker(
             environment.client,
             task_queue=TASK_QUEUE,
-            workflows=[GenerateVideoWorkflow],
             activities=[
                 fakes.prepare,
                 fakes.record,
@@ -432,8 +430,8 @@ async def running_rig() -> AsyncIterator[Rig]:
                 fakes.query,
                 fakes.deliver,
             ],
-            workflow_runner=sandbox(),
             deployment_config=version,
+            **workflow_setup(),
         )
         submitting = Worker(
             environment.client,

@@ -1,0 +1,44 @@
+"""Refuses a start with more than one input, which would otherwise hang: the workflow's `run` takes one."""
+
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.worker import (
+    ExecuteWorkflowInput,
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
+
+with workflow.unsafe.imports_passed_through():
+    from longtake.models import FailureDetails, Paid, Problem
+
+
+class OneInput(Interceptor):
+    """Give it to every worker and replayer of `GenerateVideoWorkflow`."""
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002 - the SDK's name
+    ) -> type[WorkflowInboundInterceptor]:
+        """See base class."""
+        return _OneInputInbound
+
+
+class _OneInputInbound(WorkflowInboundInterceptor):
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002 - the SDK's name
+        if len(input.args) > 1:
+            rule = f"must be one JSON object; {len(input.args)} inputs were given"
+            raise ApplicationError(
+                f"input: {rule}",
+                FailureDetails(
+                    paid=Paid.NO,
+                    problems=(Problem(field="input", rule=rule),),
+                    advice="Start it again with the same key and one input.",
+                ),
+                type="InvalidRequest",
+                non_retryable=True,
+                category=ApplicationErrorCategory.BENIGN,
+            )
+        return await super().execute_workflow(input)
