@@ -64,7 +64,7 @@ class GenerateVideoWorkflow:
             else:
                 generation.warnings += warnings_for(generation.request)
                 await submitting.prepare(generation)
-                generation.own(await submitting.submit(generation))
+                await submitting.submit(generation)
             verdict = await self._verdict()
             match verdict.state:
                 case TaskState.COMPLETED:

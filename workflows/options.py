@@ -47,8 +47,9 @@ LOOK = Options(
 
 RECORD = Options(
     start_to_close_timeout=timedelta(seconds=30),
-    # The id is safe in the workflow's own history; the ledger is the second place, so this ends some time.
-    schedule_to_close_timeout=timedelta(hours=24),
+    # The id is safe in the workflow's own history; the ledger is the second place, so this ends some time. Whoever
+    # cancels meanwhile waits for it too: an outcome that is missing there puts the same key in doubt.
+    schedule_to_close_timeout=timedelta(hours=1),
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
 )
 

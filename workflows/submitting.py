@@ -86,9 +86,9 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
                 raise Ending("NotSubmitted", f"no worker took the submission: {cause.message}", details) from None
             nobody_came = cause.timed_out
         else:
-            if not receipt.recorded:
-                await _record(generation, order, receipt)
+            await _keep(generation, order, receipt)
             return receipt
+    await _keep(generation, order, settled)
     return settled
 
 
@@ -111,16 +111,21 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
     except asyncio.CancelledError:
         submission.cancel()
         try:
-            receipt = await submission
-            if order.extension is None:
-                generation.receipt = receipt
+            await _keep(generation, order, await submission)
         except ActivityError as error:
             if not is_cancelled_exception(error):
                 raise _ending(error) from None
         raise
 
 
-async def _record(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
+async def _keep(
+    generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt, within: options.Options
+) -> None:
+    """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
+    if order.extension is None:
+        generation.own(receipt)
+    if receipt.recorded:
+        return
     try:
         await workflow.execute_activity_method(
             SubmissionActivities.record_submission,

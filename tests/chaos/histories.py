@@ -60,6 +60,8 @@ class RunOfKey:
     """Everything in the history that a person could read: payloads decoded."""
     held_by: str = ""
     """The worker that has its only pending activity, while it runs."""
+    next_try: str = ""
+    """Its only pending activity, while that waits for its next attempt; the reason is told with it."""
     attention: str = ""
 
     @property
@@ -98,9 +100,10 @@ async def _read(client: Client, execution: WorkflowExecution) -> RunOfKey:
     if not run.end:
         description = await handle.describe()
         pending = description.raw_description.pending_activities
-        started = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-        if len(pending) == 1 and pending[0].state == started:
+        if len(pending) == 1 and pending[0].state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED:
             run.held_by = pending[0].last_worker_identity
+        elif len(pending) == 1 and pending[0].HasField("last_failure"):
+            run.next_try = pending[0].activity_type.name
         run.attention = next(
             (str(pair.value) for pair in execution.typed_search_attributes if pair.key.name == "VideoAttention"), ""
         )

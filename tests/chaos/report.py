@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import textwrap
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from tests.chaos.site import API_KEYS, CONSOLE_TOKEN, Site
 
 _SIGNED_LINK = re.compile(r"Signature=|Expires=|Key-Pair-Id=")
 _WORKER_DEFECT = re.compile(r"[Nn]on-?determinis|Failed activation|Failed handling activation|Traceback \(most recent")
+_COLUMNS = 160
 _AFTER_KEYS = timedelta(seconds=30)
 """A refusal may take this long to become an end: its worker may be stopped or killed meanwhile."""
 
@@ -53,7 +55,12 @@ class Report:
         """The table, and what is wrong."""
         rows = [*self.facts, *((f"{zero.name} (0)", str(len(zero.found))) for zero in self.zeros)]
         width = max(len(name) for name, _ in rows)
-        lines = [f"  {name:{width}}  {value}" for name, value in rows]
+        lines = [
+            textwrap.fill(
+                f"  {name:{width}}  {value}", _COLUMNS, subsequent_indent=" " * (width + 4), break_on_hyphens=False
+            )
+            for name, value in rows
+        ]
         for zero in self.zeros:
             if zero.found:
                 lines += ["", f"{zero.name}:", *(f"  - {one}" for one in zero.found)]
@@ -127,7 +134,7 @@ class Examination:
             ("gateway out of order", f"503 {happened['outage']}, refusing {happened['refuse']}"),
             ("connections to the gateway", _counts(proxies[0])),
             ("connections to the CDN", _counts(proxies[1])),
-            ("faults played by the gateway", f"{scenarios.total()} of {len(scenarios)} kinds"),
+            ("faults played by the gateway", f"{scenarios.total()}: {_counts(scenarios)}"),
             ("callers", _counts(journal.callers)),
             ("operator", _counts(journal.operator)),
             ("POSTs seen", str(sum("paid" in entry for entry in self._ledger))),
@@ -178,6 +185,8 @@ class Examination:
             return ""
         if run.attention:
             return run.attention
+        if run.next_try:
+            return f"the next attempt of {run.next_try}"
         pid = run.held_by.partition("@")[0]
         dead = pid.isdigit() and any(int(pid) in worker.dead for worker in self._site.workers)
         return "an activity of a killed worker, until its time-out" if dead else ""

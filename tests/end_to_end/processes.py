@@ -55,7 +55,7 @@ def secrets_in(text: str) -> list[str]:
 
 
 async def eventually(
-    find: Callable[[], _T | None], what: str, *, seconds: float = 40, unless: Sequence["Command"] = ()
+    find: Callable[[], _T | None], what: str, *, seconds: float = 60, unless: Sequence["Command"] = ()
 ) -> _T:
     """Wait until `find` gives something true; a command that ends before is a failure.
 
@@ -253,7 +253,7 @@ class Command:
     """A command under way; its output goes to files, so that nobody has to read it meanwhile."""
 
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], stdin: str) -> None:
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - `close` does it
         with tempfile.TemporaryFile() as given:
             given.write(stdin.encode())
             given.seek(0)
@@ -267,13 +267,11 @@ class Command:
 
     async def finished(self, *, seconds: float = 60) -> Finished:
         """Its end; one that takes longer is killed, and that is a failure."""
-        deadline = time.monotonic() + seconds
-        while self.process.poll() is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        in_time = self.process.poll() is not None
-        run = self.end()
-        assert in_time, f"not ended within {seconds} s: {run}"
-        return run
+        try:
+            await eventually(lambda: self.process.poll() is not None, "the command ends", seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.end()}") from None
+        return self.end()
 
     def end(self) -> Finished:
         """Kill it, if it still runs, and give what it said."""
@@ -326,11 +324,17 @@ Story = Callable[[], Coroutine[Any, Any, None]]
 """A test that mostly waits: those of a module run side by side, and each is reported for itself."""
 
 
-def told(stories: Mapping[str, Story]) -> dict[str, BaseException | None]:
+def told(stories: Mapping[str, Story], *, at_once: int = 4) -> dict[str, BaseException | None]:
     """Run stories side by side, and give what each raised."""
 
     async def tell() -> list[BaseException | None]:
-        return await asyncio.gather(*(story() for story in stories.values()), return_exceptions=True)
+        places = asyncio.Semaphore(at_once)
+
+        async def one(story: Story) -> None:
+            async with places:
+                await story()
+
+        return await asyncio.gather(*map(one, stories.values()), return_exceptions=True)
 
     return dict(zip(stories, asyncio.run(tell()), strict=True))
 

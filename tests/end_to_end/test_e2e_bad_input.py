@@ -190,7 +190,7 @@ def site(distributed: dict[str, str], tmp_path: Path) -> Iterator[Site]:
 
 
 async def test_a_disk_that_is_full(site: Site, simulator: SimulatorProcess) -> None:
-    """No file may grow beyond a limit, which is how a full disk looks to the worker; nothing is lost, nor paid twice."""
+    """No file may grow beyond a limit, which looks like a full disk: nothing is lost, and nothing is paid twice."""
     client = await site.start()
     prompt = f"full disk {MARK} [sim:ok,seconds=30,label=disk]"
 

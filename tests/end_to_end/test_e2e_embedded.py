@@ -125,6 +125,18 @@ class Embedded:
         assert self._simulator.paid(prompt) == 1
         await nothing_is_left(data)
 
+    async def its_temporal_killed(self) -> None:
+        """The supervisor starts it again on its file, and the command waits for it."""
+        starter, data, prompt = self._place("temporal-killed")
+        command = starter.start("generate", *flags(prompt), "--key", "lasting", "--json")
+        await eventually(lambda: [*(data / "store").rglob("outcome")], "it is written down", unless=[command])
+        servers = [pid for pid, line in processes_of(data).items() if "start-dev" in line]
+        assert len(servers) == 1
+        os.kill(servers[0], signal.SIGKILL)
+        assert is_full(await command.finished(seconds=100))
+        assert self._simulator.paid(prompt) == 1
+        await nothing_is_left(data)
+
     async def its_server_slow_to_answer(self) -> None:
         """Temporal listens on its port for some moments before it takes a call; that is waited for."""
         starter, data, _ = self._place("slow")
@@ -171,6 +183,7 @@ STORIES = (
     "interrupted",
     "not_waited_for",
     "its_worker_killed",
+    "its_temporal_killed",
     "its_server_slow_to_answer",
 )
 

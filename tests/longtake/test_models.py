@@ -96,6 +96,7 @@ OLD: dict[str, dict[str, Any]] = {
     "DeliverOrder": {"key": "order-1", "task_id": "task_1", "kind": "full"},
     "Decision": {"action": "accept"},
     "CarriedGeneration": {
+        "request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
         "policy": {},
         "receipt": {"task_id": "task_1", "submitted_at": "2026-07-22T10:00:00Z", "slot": 1},
     },
@@ -133,7 +134,7 @@ def test_misspelt_field_of_what_people_write_is_refused(name: str) -> None:
 
 
 def test_misspelt_field_of_an_image_inside_a_request_is_refused() -> None:
-    with pytest.raises(ValidationError, match="images.0.role"):
+    with pytest.raises(ValidationError, match=r"images\.0\.role"):
         GenerateVideoInput.model_validate(
             {**OLD["GenerateVideoInput"], "images": [{"uri": "https://example.com/a.png", "role": "first"}]}
         )

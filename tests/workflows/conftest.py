@@ -20,7 +20,7 @@ async def rig(whole_rig: Rig) -> AsyncIterator[Rig]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def own_rig() -> AsyncIterator[Rig]:
-    """A server for one test: one whose workflow ends while an activity is under way stops this server's time for good."""
+    """A server for one test: where a workflow ends while an activity is under way, its time stops for good."""
     async with running_rig() as rig:
         yield rig
         await rig.clean_up()

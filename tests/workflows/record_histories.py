@@ -6,19 +6,22 @@ runs somewhere today still can. Recorded against the fakes, they hold nothing of
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
-from longtake.models import CarriedGeneration, GenerationPolicy, Paid, Reconciliation, Settlement, Stage
+from temporalio.api.enums.v1 import EventType
+
+from longtake.models import GenerationPolicy, Paid, Reconciliation, Settlement, Stage
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
-    REQUEST,
-    TASK_ID,
+    PATIENCE_SECONDS,
     Generation,
     Held,
     Rig,
@@ -34,7 +37,10 @@ from tests.workflows.rig import (
     running,
     running_rig,
 )
+from workflows import watching
 
+SHORT_RUN: Final = 3
+"""Looks before the one that continues as new does so; 300 would be a megabyte."""
 FOLDER: Final = Path(__file__).parent / "histories"
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
@@ -130,11 +136,13 @@ async def abandoned(rig: Rig) -> Generation:
 
 
 async def gateway_lost(rig: Rig) -> Generation:
-    return await rig.generate(Script(looks=again(lost(error_message="upstream returned error"))), key="gateway_lost")
+    policy = GenerationPolicy(lost_watch=timedelta(minutes=2))
+    looks = again(lost(error_message="upstream returned error"))
+    return await rig.generate(Script(prepare=[policy], looks=looks), key="gateway_lost")
 
 
 async def stalled(rig: Rig) -> Generation:
-    policy = GenerationPolicy(stalled_after=timedelta(minutes=10), give_up_after=timedelta(minutes=40))
+    policy = GenerationPolicy(stalled_after=timedelta(minutes=4), give_up_after=timedelta(minutes=20))
     return await rig.generate(Script(prepare=[policy], looks=again(running(60))), key="stalled")
 
 
@@ -155,21 +163,14 @@ async def cancelled_while_submitting(rig: Rig) -> Generation:
     generation = await rig.generate(Script(submit=[held]), key="cancelled_while_submitting")
     await held.begun.wait()
     await generation.handle.cancel()
+    await generation.has_event(EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED)
     held.let_go()
     return generation
 
 
 async def continued_as_new(rig: Rig) -> Generation:
-    """The run that ends by continuing; it begins three looks before that, so that its history stays short."""
-    memory = CarriedGeneration.model_validate(
-        {
-            "policy": {},
-            "receipt": {"task_id": TASK_ID, "submitted_at": await rig.environment.get_current_time(), "slot": 1},
-            "polls": 297,
-        }
-    )
-    looks = [*[running(60, remix_id="video_first")] * 3, completed()]
-    return await rig.start(Script(looks=looks, deliver=FULL), REQUEST, memory, key="continued_as_new")
+    looks = [*[running(60, remix_id="video_first")] * 4, completed()]
+    return await rig.generate(Script(looks=looks, deliver=FULL), key="continued_as_new")
 
 
 RECORDINGS: Final[tuple[Callable[[Rig], Awaitable[Generation]], ...]] = (
@@ -208,8 +209,15 @@ async def record(rig: Rig, play: Callable[[Rig], Awaitable[Generation]]) -> str:
     Returns:
         The history of its first run, as JSON.
     """
-    generation = await play(rig)
-    await asyncio.gather(generation.handle.result(), return_exceptions=True)
+    with mock.patch.object(
+        watching, "LOOKS_PER_RUN", SHORT_RUN if play is continued_as_new else watching.LOOKS_PER_RUN
+    ):
+        generation = await play(rig)
+        ending = asyncio.create_task(generation.handle.result())
+        await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
+    if not ending.done():
+        raise SystemExit(f"{play.__name__} does not end")
+    ending.exception()  # most of them end with one
     run_id = generation.handle.first_execution_run_id
     history = await rig.client.get_workflow_handle(generation.handle.id, run_id=run_id).fetch_history()
     await rig.clean_up()
@@ -217,15 +225,17 @@ async def record(rig: Rig, play: Callable[[Rig], Awaitable[Generation]]) -> str:
 
 
 async def main() -> None:
+    logging.disable(logging.CRITICAL)  # activities that fail are what is recorded here
+    texts = {}
+    for play in RECORDINGS:
+        async with running_rig() as rig:
+            texts[play.__name__] = await record(rig, play)
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.json"):
         old.unlink()
-    for play in RECORDINGS:
-        async with running_rig() as rig:
-            text = await record(rig, play)
-        path = FOLDER / f"{play.__name__}.json"
-        path.write_text(text)
-        sys.stdout.write(f"{path.name}: {len(json.loads(text)['events'])} events\n")
+    for name, text in texts.items():
+        (FOLDER / f"{name}.json").write_text(text)
+        sys.stdout.write(f"{name}: {len(json.loads(text)['events'])} events\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
@@ -402,6 +404,13 @@ class Rig:
         assert not [name for generation in started for name in generation.script.overruns]
 
 
+@cache
+def _runtime() -> Runtime:
+    """Without the SDK core's warnings: that this server is no real one, and of the failures that are tested here."""
+    quiet = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
+    return Runtime(telemetry=TelemetryConfig(logging=quiet))
+
+
 @asynccontextmanager
 async def running_rig() -> AsyncIterator[Rig]:
     """Everything that a workflow test needs; `worker.py` is followed wherever it says how."""
@@ -410,7 +419,7 @@ async def running_rig() -> AsyncIterator[Rig]:
         version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
     )
     environment = await WorkflowEnvironment.start_time_skipping(
-        data_converter=DATA_CONVERTER, identity=IDENTITY, test_server_existing_path=str(server)
+        data_converter=DATA_CONVERTER, identity=IDENTITY, runtime=_runtime(), test_server_existing_path=str(server)
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
