@@ -118,9 +118,7 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
         raise
 
 
-async def _keep(
-    generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt, within: options.Options
-) -> None:
+async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
     if order.extension is None:
         generation.own(receipt)
