@@ -211,8 +211,15 @@ def _image_problems(field: str, uri: str) -> Iterator[Problem]:
                 "(starter.py does it) or pass its https:// address",
             )
     elif re.match(r"https?:", uri):
-        parts = urlsplit(uri)
-        if not parts.hostname or parts.username or parts.password or re.search(r"\s", uri):
+        if not _is_complete_url(uri):
             yield Problem(field=field, rule="must be a complete URL with a host, without a user name or spaces")
     elif not uri.strip():
         yield Problem(field=field, rule="must not be empty")
+
+
+def _is_complete_url(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and not (parts.username or parts.password or re.search(r"\s", uri))
+    except ValueError:  # such as "https://[": no URL at all
+        return False
