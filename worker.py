@@ -27,7 +27,7 @@ from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.ledger import SubmissionLedger
+from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
@@ -47,6 +47,9 @@ logger = logging.getLogger("longtake.worker")
 DRAIN_MARGIN = timedelta(seconds=45)
 """Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
 what it sends, so that no restart leaves a submission in doubt."""
+
+HEARTBEAT_THROTTLE = timedelta(seconds=4)
+"""The SDK would hold heartbeats back for four fifths of their time-out, and the evidence that rides in them too."""
 
 
 class WorkflowSetup(TypedDict):
@@ -106,6 +109,7 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             deployment_config=version,
             max_concurrent_activities=64,
             graceful_shutdown_timeout=drain,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             **workflow_setup(),
         )
         submitting = Worker(
@@ -115,6 +119,7 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             deployment_config=version,
             max_concurrent_activities=settings.submit_concurrency,
             graceful_shutdown_timeout=drain,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         )
         async with general, submitting:
             yield general, submitting
@@ -147,10 +152,12 @@ async def _activities(
         )
         extension_fetcher = await _fetcher(settings, stack, settings.extend_url, extension)
     fetcher = await _fetcher(settings, stack, base_url, gateway)
+    ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
+    await ledger.establish()
     submission = SubmissionActivities(
         gateway=gateway,
         store=store,
-        ledger=SubmissionLedger(store, longest_exchange=settings.submit_timeout),
+        ledger=ledger,
         witnesses=witnesses,
         policy=settings.policy(),
         extension=extension,
@@ -212,7 +219,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
                 watchers.append(asyncio.create_task(_idle(client)))
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
             logger.info("draining: no new work is taken, submissions under way are finished")
-    except (SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
+    except (LedgerError, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
         return 2
     logger.info("worker stopped")

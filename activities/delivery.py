@@ -83,6 +83,7 @@ class DeliveryActivities:
         return (self._extension if order.extension else None) or self._gateway
 
     async def _fresh_record(self, order: DeliverOrder) -> GatewayRecord | None:
+        """Ask for fresh links; None where the gateway does not answer."""
         try:
             record = await self._source_gateway(order).query(order.task_id)
         except GatewayError as error:

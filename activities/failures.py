@@ -131,7 +131,7 @@ RULES: tuple[Rule, ...] = (
         advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
     ),
     Rule(
-        TaskOwned, (Step.SETTLE,), "TaskOwned", retried=False, paid=Paid.YES,
+        TaskOwned, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="operator", benign=True,
         advice="Choose a task that belongs to no other generation.",
     ),
@@ -139,6 +139,11 @@ RULES: tuple[Rule, ...] = (
         KeyReused, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="caller", benign=True,
         advice="Start this request with a new key.",
+    ),
+    Rule(
+        SubmissionInDoubt, (Step.SETTLE,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
+        who_acts="nobody",
+        advice="The submission may still be under way; it is asked again when that must be over.",
     ),
     Rule(
         SlotTaken, (Step.SETTLE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
@@ -226,6 +231,8 @@ def application_error(error: Exception, step: Step, *, gone_for_good: bool = Fal
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
     """A store that needs an operator: before paying the caller is told at once, afterwards it is tried on and on."""
+    if isinstance(error, LedgerUnavailable):
+        return step is Step.PREPARE and error.needs_operator
     return step in _BEFORE and isinstance(error, StoreProblem) and (error.needs_operator or not error.retryable)
 
 

@@ -1,13 +1,11 @@
 """Before and around the paid POSTs."""
 
-import hashlib
-
 from temporalio import activity
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
-from longtake.catalog import check_request, request_digest
+from longtake.catalog import check_request, extension_digest, request_digest
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
@@ -56,14 +54,15 @@ class SubmissionActivities:
         """Check, before anything is paid, what only a worker can: the images, the store and the gateway."""
         try:
             request = check_request(order.request)
-            await self._store.probe()
-            # What was paid for is collected whatever has become of its images and of the API key since.
+            ledger_id = await self._ledger.identity()
+            # What was paid for is collected whatever has become of its images, the store and the API key since.
             if await self._ledger.is_untouched(order.key):
+                await self._store.probe()
                 await prepare_parts(self._store, request.images)
                 await self._preflight.check()
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.PREPARE) from None
-        return self._policy
+        return self._policy.model_copy(update={"ledger_id": ledger_id})
 
     @activity.defn
     async def submit_generation(self, order: SubmitOrder) -> SubmissionReceipt:
@@ -85,7 +84,7 @@ class SubmissionActivities:
             error = RuntimeError("no gateway that retries extensions is configured on this worker")
             raise application_error(error, Step.PREPARE) from None
         prompt = order.request.prompt_extend
-        digest = hashlib.sha256(f"{extension.remix_id}\n{prompt}".encode()).hexdigest()
+        digest = extension_digest(extension.remix_id, prompt)
         return await self._pay(
             order, digest, lambda before_send: client.submit(extension.remix_id, prompt, before_send=before_send)
         )
@@ -106,7 +105,15 @@ class SubmissionActivities:
     async def reconcile_submission(self, order: ReconcileOrder) -> Reconciliation:
         """Hear the witnesses about a submission whose outcome is unknown; adopt its task where there is no doubt."""
         try:
-            finding = await reconcile(self._ledger, self._witnesses, key=order.key, model=order.model, owner=owner())
+            await self._ledger.check_identity(order.ledger_id)
+            finding = await reconcile(
+                self._ledger,
+                None if order.extension else self._witnesses,
+                key=order.key,
+                slot=order.slot,
+                model=order.model,
+                owner=owner(),
+            )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         accepted = finding.accepted
@@ -121,12 +128,13 @@ class SubmissionActivities:
     async def settle_submission(self, order: SettleOrder) -> Settlement:
         """Write down what a person decided about a submission whose outcome is unknown."""
         try:
+            await self._ledger.check_identity(order.ledger_id)
             slot = await self._ledger.open_slot(order.key)
             if slot is not None:
                 accepted = await self._ledger.settle(
                     order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
                 )
-            elif order.task_id and order.digest:
+            elif order.task_id is not None:
                 accepted = await self._ledger.adopt(
                     order.key, digest=order.digest, task_id=order.task_id, owner=owner(), model=order.model
                 )
@@ -147,6 +155,7 @@ class SubmissionActivities:
                 heartbeat=heartbeat,
             )
             try:
+                await self._ledger.check_identity(order.ledger_id)
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 raise application_error(error, Step.SUBMIT) from None

@@ -1,6 +1,7 @@
 """The commands that work with generations."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -27,12 +28,13 @@ from longtake.client import (
     GenerationFailure,
     GenerationNotFound,
     KeyInUse,
+    NoWorker,
     Snapshot,
 )
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
-from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, StoredVideo
+from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, Stage, StoredVideo
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -43,6 +45,8 @@ from longtake.temporal import (
     register_search_attributes,
     workflow_id,
 )
+
+_CANCEL_SECONDS = 20.0
 
 console = Console(stderr=True)
 """Everything for people goes to standard error; standard output is for results."""
@@ -214,7 +218,8 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
         known["run_id"] = before.execution.run_id
         if before.running:
             await session.client.cancel(key)
-            await follow(session.client, key, console=console, quiet=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(follow(session.client, key, console=console, quiet=True), _CANCEL_SECONDS)
         after = await session.client.snapshot(key)
     if as_json:
         print_json({**known, **_snapshot_document(after)})
@@ -222,10 +227,16 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     task = after.execution.task_id
     if not before.running:
         sys.stdout.write(f"{key} had already ended: {after.execution.state.lower()}\n")
+    elif after.running:
+        sys.stdout.write(f"{key}: its end is requested; it ends as soon as a worker takes it up\n")
     elif task:
         sys.stdout.write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.\n")
     else:
-        sys.stdout.write(f"{key} is cancelled; nothing had been submitted.\n")
+        untouched = before.execution.stage in (None, Stage.PREPARING)
+        said = (
+            "nothing had been submitted" if untouched else "no task id is known; it may have been submitted, and cost"
+        )
+        sys.stdout.write(f"{key} is cancelled; {said}.\n")
     return Exit.DELIVERED
 
 
@@ -395,6 +406,8 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         unreachable = error.kind == "NotSubmitted"
         code = Exit.UNREACHABLE if unreachable else Exit.FAILED
         raise CommandProblem(code, error.kind, error.message, error.details, known) from None
+    except NoWorker as error:
+        raise CommandProblem(Exit.UNREACHABLE, "NoWorker", str(error), known=known) from None
     except (TemporalProblem, RPCError) as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error), known=known) from None
     except asyncio.CancelledError:

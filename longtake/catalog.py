@@ -147,6 +147,16 @@ def request_digest(request: GenerateVideoInput) -> str:
     return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def extension_digest(remix_id: str, prompt: str) -> str:
+    """The same for the retry of an extension."""
+    return hashlib.sha256(f"{remix_id}\n{prompt}".encode()).hexdigest()
+
+
+def is_task_id(text: str) -> bool:
+    """Whether the gateway could have given this id: it goes into URLs, records and a search attribute."""
+    return re.fullmatch(r"\S{1,200}", text) is not None
+
+
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
     """The names of the fields in which two requests differ."""
     return tuple(name for name in type(ours).model_fields if getattr(ours, name) != getattr(theirs, name))
@@ -172,7 +182,7 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
             yield from _prompt_problems(name, fields[name])
     if fields.get("size") is not None and fields["size"] not in SIZES:
         yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
-    if fields.get("task_id") is not None and not re.fullmatch(r"\S{1,200}", fields["task_id"]):
+    if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
         yield Problem(field="task_id", rule="must be a task id of the gateway: up to 200 characters without spaces")
     images = fields.get("images", ())
     for index, image in enumerate(images):

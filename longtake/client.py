@@ -20,6 +20,7 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import (
     SearchAttributePair,
@@ -58,12 +59,23 @@ from longtake.temporal import (
 )
 
 _STARTS_ANEW = frozenset(
-    {"NotSubmitted", "DeliveryFailed", "GatewayLost", "GenerationStalled", "Cancelled", "Terminated", "TimedOut"}
+    {
+        "NotSubmitted",
+        "SubmissionOutcomeUnknown",
+        "Abandoned",
+        "DeliveryFailed",
+        "GatewayLost",
+        "GenerationStalled",
+        "Cancelled",
+        "Terminated",
+        "TimedOut",
+    }
 )
 """Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
 The submission ledger keeps a new run from paying for what an earlier one paid."""
 
 _QUERY_TIMEOUT = timedelta(seconds=3)
+_UPDATE_TIMEOUT = timedelta(seconds=15)
 
 
 class GenerationNotFound(Exception):
@@ -72,6 +84,10 @@ class GenerationNotFound(Exception):
 
 class KeyInUse(Exception):
     """The key names another request; the message says what differs."""
+
+
+class NoWorker(Exception):
+    """Temporal is there, but nobody works on generations."""
 
 
 class DecisionRejected(Exception):
@@ -342,9 +358,11 @@ class VideoClient:
     async def _update(self, key: str, name: str, *arguments: object) -> GenerationStatus:
         try:
             status: GenerationStatus = await self._handle(key).execute_update(
-                name, args=arguments, result_type=GenerationStatus
+                name, args=arguments, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
             )
             return status
+        except WorkflowUpdateRPCTimeoutOrCancelledError:
+            raise NoWorker(f"no worker answers: {name} was not taken; start a worker and send it again") from None
         except WorkflowUpdateFailedError as error:
             raise DecisionRejected(str(error.cause)) from None
         except RPCError as error:

@@ -42,6 +42,10 @@ MARGIN = timedelta(seconds=30)
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _CLOCK_SKEW = timedelta(hours=1)
 """Between the store's clock and ours, when records are chosen by their age."""
+_IDENTITY = f"{PREFIX}/identity"
+_LONGEST_APPROACH_SECONDS = 55.0
+"""From the walk through the slots to the first byte: images are read and a connection is made. An attempt that took
+longer was stopped on the way, and what the ledger said then may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
 _LOOK_AGAIN = timedelta(seconds=5)
@@ -57,7 +61,15 @@ class LedgerError(Exception):
 
 
 class LedgerUnavailable(LedgerError):
-    """The store did not answer or refused; nothing was sent."""
+    """The store did not answer, refused, or is another one than before; nothing was sent.
+
+    Attributes:
+        needs_operator: True where waiting does not mend it: a permission, a wrong URL, a store that was emptied.
+    """
+
+    def __init__(self, message: str, *, needs_operator: bool = False) -> None:
+        super().__init__(message)
+        self.needs_operator = needs_operator
 
 
 class KeyReused(LedgerError):
@@ -109,6 +121,12 @@ class _Record(BaseModel):
 
     nonce: str
     """Of the attempt that the slot belongs to."""
+
+
+class _Identity(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    identity: str
 
 
 _R = TypeVar("_R", bound=_Record)
@@ -210,6 +228,58 @@ class SubmissionLedger:
         self._store = store
         self._window = longest_exchange + MARGIN
 
+    async def establish(self) -> str:
+        """Give this ledger its identity, if it has none yet; for the start of a worker.
+
+        Returns:
+            The identity: every later step of a generation names it, so that no store that was swapped, emptied or
+            unmounted in between is taken for one in which nothing was sent.
+
+        Raises:
+            LedgerUnavailable: The store did not take it.
+        """
+        try:
+            await self._store.create(_IDENTITY, _Identity(identity=uuid.uuid4().hex).model_dump_json().encode())
+        except StoreProblem as error:
+            raise LedgerUnavailable(
+                f"the submission ledger cannot be written: {error}", needs_operator=error.needs_operator
+            ) from None
+        return await self.identity()
+
+    async def identity(self) -> str:
+        """Which ledger this is.
+
+        Raises:
+            LedgerUnavailable: It cannot be read, or has none: then it is not the ledger that the worker began with.
+        """
+        try:
+            content = await self._store.get(_IDENTITY)
+            if content is not None:
+                return _Identity.model_validate_json(content).identity
+        except StoreProblem as error:
+            raise LedgerUnavailable(
+                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
+            ) from None
+        except ValidationError:
+            pass
+        raise LedgerUnavailable(
+            "the store has no submission ledger any more: restore it or mount it; nothing is sent without it",
+            needs_operator=True,
+        )
+
+    async def check_identity(self, expected: str) -> None:
+        """See that this is the ledger a generation began with; an empty `expected` is one from before there were any.
+
+        Raises:
+            LedgerUnavailable: It is another, or cannot be read.
+        """
+        if expected and await self.identity() != expected:
+            raise LedgerUnavailable(
+                "this worker's store is not the one that the generation began with: give all workers the same "
+                "LONGTAKE_STORE_URL; nothing is sent meanwhile",
+                needs_operator=True,
+            )
+
     async def submit(  # noqa: PLR0913 - each is a fact of its own, named at the one call
         self,
         key: str,
@@ -258,7 +328,7 @@ class SubmissionLedger:
         )
         try:
             await self.record_accepted(key, accepted)
-        except LedgerError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, a defect of ours included
             # It is paid for and its id is known: hand the id on, whatever the store says. A later step writes it.
             logger.warning("ledger outcome not written: %s", error)
             return replace(accepted, recorded=False)
@@ -279,6 +349,8 @@ class SubmissionLedger:
         )
         stored = await self._conclude(key, accepted.slot, outcome)
         if stored.task_id != accepted.task_id:
+            # A person settled it meanwhile. The task is ours all the same: nobody else may take it for an orphan.
+            await self._create(_path(key, accepted.slot, "late"), outcome)
             logger.error(
                 "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
             )
@@ -296,6 +368,22 @@ class SubmissionLedger:
             if outcome is None or outcome.outcome == "accepted":
                 return False
         return True
+
+    async def outcome_of(self, key: str, slot: int) -> tuple[Accepted | None, bool]:
+        """What is known of a submission: the task, if it was accepted, and whether there is any outcome.
+
+        Raises:
+            LedgerUnavailable: The store did not answer, or has no such slot.
+        """
+        intent, outcome = await self._slot(key, slot)
+        if outcome is None:
+            return None, False
+        if outcome.outcome == "not_sent" or not outcome.task_id:
+            return None, True
+        accepted = Accepted(
+            outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce
+        )
+        return accepted, True
 
     async def open_slot(self, key: str) -> int | None:
         """The slot of this key that is in doubt; None where none is.
@@ -336,11 +424,11 @@ class SubmissionLedger:
             doubt = self._doubt(slot, intent)
             if isinstance(doubt, SubmissionInDoubt):
                 raise doubt
-            if task_id and task_id in (await self.neighbours(key, model=intent.model, since=_EPOCH)).owned:
+            if task_id is not None and task_id in (await self.neighbours(key, model=intent.model, since=_EPOCH)).owned:
                 raise TaskOwned(f"the task {task_id} belongs to another generation")
             wanted = Outcome(
                 nonce=intent.nonce,
-                outcome="accepted" if task_id else "not_sent",
+                outcome="not_sent" if task_id is None else "accepted",
                 task_id=task_id,
                 reason=f"{reason} ({owner})" if owner else reason,
                 at=datetime.now(UTC),
@@ -393,11 +481,11 @@ class SubmissionLedger:
         try:
             async for path, modified in self._store.entries(PREFIX):
                 slot, _, name = path.rpartition("/")
-                if slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
+                if path == _IDENTITY or slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
                     continue
                 if name == "intent" and (intent := await self._read(Intent, path)):
                     intents[slot] = intent
-                if name == "outcome" and (outcome := await self._read(Outcome, path)):
+                if name in {"outcome", "late"} and (outcome := await self._read(Outcome, path)):
                     settled.add(slot)
                     if outcome.task_id:
                         owned.add(outcome.task_id)
@@ -485,7 +573,9 @@ class SubmissionLedger:
         try:
             content = await self._store.get(path)
         except StoreProblem as error:
-            raise LedgerUnavailable(f"the submission ledger cannot be read: {error}") from None
+            raise LedgerUnavailable(
+                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
+            ) from None
         try:
             return None if content is None else kind.model_validate_json(content)
         except ValidationError:
@@ -535,7 +625,7 @@ class _Attempt:
         self._on_evidence = on_evidence
         self._tried = False
         self._armed = False
-        self._started = time.clock_gettime(_CLOCK)
+        self._created = self._started = time.clock_gettime(_CLOCK)
 
     async def run(self, send: Callable[[Arm], Awaitable[Answer]]) -> Answer:
         """Send, and close the slot where nothing can have been made."""
@@ -565,9 +655,14 @@ class _Attempt:
         self._tried = True
         self.intent = self.intent.model_copy(update={"sent_at": datetime.now(UTC)})
         self._started = time.clock_gettime(_CLOCK)
+        if self._started - self._created > _LONGEST_APPROACH_SECONDS:
+            raise SendSuspended("the worker was stopped on its way to the gateway: nothing was sent")
         await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)  # noqa: SLF001 - same module
         if time.clock_gettime(_CLOCK) - self._started > _STALE_AFTER_SECONDS:
-            raise SendSuspended("the worker was stopped just before sending: nothing was sent")
+            raise SendSuspended(
+                f"the worker was stopped just before sending, or the store took more than {_STALE_AFTER_SECONDS:.0f} s "
+                "to write a record: nothing was sent"
+            )
         self._armed = True
 
     async def _close(self, reason: str) -> None:

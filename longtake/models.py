@@ -267,6 +267,8 @@ class GenerationPolicy(_Payload):
     """How long a decision is waited for before the generation is abandoned; zero ends an unknown submission at once."""
     wait_on_undecided: bool = False
     """Whether a submission of unknown outcome goes on waiting for a decision after that."""
+    ledger_id: str = ""
+    """Which submission ledger the generation began with; see `longtake.ledger`."""
     extension_retries: int = 0
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
 
@@ -325,6 +327,7 @@ class SubmitOrder(_Payload):
     key: str
     request: GenerateVideoInput
     extension: ExtensionOrder | None = None
+    ledger_id: str = ""
 
     @property
     def ledger_key(self) -> str:
@@ -346,8 +349,11 @@ class ReconcileOrder(_Payload):
     key: str
     """The ledger's."""
     model: str
+    slot: int | None = None
+    """Which submission is in doubt, where that is known."""
     extension: bool = False
     """Whether it is a retried extension, for which there is no witness."""
+    ledger_id: str = ""
 
 
 class Reconciliation(_Payload):
@@ -368,9 +374,10 @@ class SettleOrder(_Payload):
     """The ledger's."""
     task_id: str | None = None
     """What it brought; None: it made nothing."""
-    digest: str | None = None
-    """Of the request, so that a task can be adopted even where the ledger has nothing in doubt any more."""
+    digest: str = ""
+    """Of what was to be paid for, so that a task can be adopted even where the ledger has nothing in doubt any more."""
     model: str = ""
+    ledger_id: str = ""
 
 
 class Settlement(_Payload):

@@ -21,7 +21,7 @@ class Finding:
     """What the witnesses say.
 
     Attributes:
-        clear: Nothing is in doubt (any more).
+        clear: Nothing is in doubt (any more), and nothing was made.
         accepted: The task, where it is known beyond doubt; the ledger has it by then.
         candidates: Task ids that it may be.
         evidence: What was learnt, one sentence each, for a person.
@@ -33,8 +33,8 @@ class Finding:
     evidence: tuple[str, ...] = ()
 
 
-async def reconcile(
-    ledger: SubmissionLedger, witnesses: Witnesses | None, *, key: str, model: str, owner: str
+async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one call
+    ledger: SubmissionLedger, witnesses: Witnesses | None, *, key: str, slot: int | None, model: str, owner: str
 ) -> Finding:
     """Look for the task of a submission in doubt, and adopt it where there is no doubt left.
 
@@ -42,9 +42,12 @@ async def reconcile(
         SubmissionInDoubt: Its owner may still be alive: ask again later.
         LedgerUnavailable: The store did not answer.
     """
-    slot = await ledger.open_slot(key)
+    slot = slot or await ledger.open_slot(key)
     if slot is None:
         return Finding(clear=True)
+    accepted, settled = await ledger.outcome_of(key, slot)
+    if settled:
+        return Finding(clear=accepted is None, accepted=accepted)
     since, until = await ledger.window_of(key, slot)
     if datetime.now(UTC) < until:
         wait = until - datetime.now(UTC)
@@ -55,8 +58,7 @@ async def reconcile(
     neighbours = await ledger.neighbours(key, model=model, since=since)
     orphans = [task for task in testimony.tasks or () if task.task_id not in neighbours.owned]
     rivals = sum(any(_may_be(rival, orphan) for orphan in orphans) for rival in neighbours.rivals)
-    accepted = None
-    if len(orphans) == 1 and not rivals:
+    if len(orphans) == 1 and not rivals and testimony.charges != 0:
         reason = "reconciled: the only task of this model and time that nobody owns"
         accepted = await ledger.settle(key, slot, task_id=orphans[0].task_id, reason=reason, owner=owner)
     evidence = list(testimony.notes)

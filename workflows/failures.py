@@ -15,7 +15,7 @@ class Cause(NamedTuple):
     message: str
     details: FailureDetails
     timed_out: bool
-    """The activity itself never answered: no failure of ours, but Temporal's time-out."""
+    """The last attempt never answered: what it did is not known, whatever the attempts before it said."""
 
 
 def cause_of(error: ActivityError) -> Cause:
@@ -24,10 +24,12 @@ def cause_of(error: ActivityError) -> Cause:
     A time-out of all attempts carries the last attempt's own failure as its cause: that one is what people need.
     """
     inner: BaseException = error
+    timed_out = False
     while isinstance(inner, FailureError) and inner.cause is not None:
         inner = inner.cause
+        timed_out = timed_out or isinstance(inner, TimeoutError)
     if isinstance(inner, ApplicationError):
-        return Cause(inner.type or "Defect", inner.message, _details(inner), timed_out=False)
+        return Cause(inner.type or "Defect", inner.message, _details(inner), timed_out=timed_out)
     kind = inner.type.name.lower() if isinstance(inner, TimeoutError) and inner.type else type(inner).__name__
     return Cause("TimedOut", f"{error.activity_type}: {kind}", FailureDetails(), timed_out=True)
 

@@ -6,13 +6,14 @@ machine is drawn in `docs/design.md`; each step has a module of its own beside t
 
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from longtake.catalog import InvalidRequest, check_request, warnings_for
+    from longtake.catalog import InvalidRequest, check_request, is_task_id, warnings_for
     from longtake.models import (
         CarriedGeneration,
         Decision,
@@ -102,11 +103,16 @@ class GenerateVideoWorkflow:
         offered = self._generation.offered
         if not offered:
             raise ApplicationError("no decision is awaited now", type="NotAwaited")
+        if self._generation.is_decided:
+            raise ApplicationError("somebody has just decided", type="NotAwaited")
         if decision.action not in offered:
             choices = ", ".join(offered)
             raise ApplicationError(f"{decision.action} is not offered now; choose one of: {choices}", type="NotOffered")
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
+        if decision.task_id is not None and not is_task_id(decision.task_id):
+            rule = "a task id has 1 to 200 characters and no spaces"
+            raise ApplicationError(f"this cannot be a task of the gateway: {rule}", type="NotOffered")
 
     async def _verdict(self) -> TaskRecord:
         generation = self._generation
@@ -142,9 +148,8 @@ class GenerateVideoWorkflow:
         if generation.request.on_extend_failed is not OnExtendFailed.ASK:
             return generation.request.on_extend_failed
         retry = (DecisionAction.RETRY,) if generation.policy.extension_retries else ()
-        decision = await generation.ask(
-            (DecisionAction.ACCEPT, *retry), within=generation.policy.decision_window or None
-        )
+        generation.offer((DecisionAction.ACCEPT, *retry))
+        decision = await generation.decision(within=generation.policy.decision_window or None)
         if decision is None:
             generation.warnings.append("nobody decided in time: the 8 s clip is the result")
             return OnExtendFailed.FALLBACK
@@ -192,7 +197,11 @@ def _decode(given: RawValue) -> tuple[Any, CarriedGeneration | None]:
         return None, None
     if workflow.info().continued_run_id is None:
         return decoded, None
-    carried = CarriedGeneration.model_validate(decoded)
+    try:
+        carried = CarriedGeneration.model_validate(decoded)
+    except ValidationError:
+        # Not ours: somebody's retry policy or cron schedule has started the same request once more.
+        return decoded, None
     return carried.request, carried
 
 

@@ -1,5 +1,6 @@
 """What is known of one generation, and how the world is told of it: list, page, query and failure alike."""
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -125,19 +126,26 @@ class Generation:
         self.receipt = receipt
         workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id)])
 
-    async def ask(self, actions: Iterable[DecisionAction], *, within: timedelta | None) -> Decision | None:
-        """Wait, durably and visibly, for the update `decide`; None where nobody decided in time."""
+    def offer(self, actions: Iterable[DecisionAction]) -> None:
+        """Let the update `decide` choose one of these; it can from now on, until it is taken."""
         self.offered = tuple(actions)
         self.enter(Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
-        try:
+
+    async def decision(self, *, within: timedelta | None) -> Decision | None:
+        """Wait, durably and visibly, for what was offered; None where nobody decided in time."""
+        with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self._decision is not None, timeout=within, timeout_summary="until somebody decides"
             )
-        except TimeoutError:
-            return None
-        finally:
-            decision, self._decision, self.offered = self._decision, None, ()
+        decision, self._decision = self._decision, None
+        if decision:
+            self.offered = ()
         return decision
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a decision has been made that nobody has taken up yet."""
+        return self._decision is not None
 
     def decide(self, decision: Decision) -> None:
         """Take a decision that was asked for."""

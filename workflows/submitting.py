@@ -1,36 +1,28 @@
 """From a good request to a paid task id, at most once; and what happens where nobody knows whether it was paid."""
 
 import asyncio
-from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
-from longtake.catalog import request_digest
 from longtake.models import (
-    DecisionAction,
     ExtensionOrder,
     Paid,
     PrepareOrder,
-    ReconcileOrder,
-    Reconciliation,
     RecordOrder,
-    SettleOrder,
     Stage,
     SubmissionReceipt,
     SubmitOrder,
 )
 from longtake.temporal import SUBMISSION_TASK_QUEUE
 from workflows import options
-from workflows.failures import Cause, cause_of
+from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
+from workflows.settling import LOOK_YOURSELF, settle
 
 _IN_DOUBT = frozenset({"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable"})
 _UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
-
-HEAR_WITNESSES_AGAIN = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))
-"""How long a decision is waited for before the witnesses are heard once more: a task may appear late."""
 
 
 async def prepare(generation: Generation) -> None:
@@ -55,13 +47,20 @@ async def prepare(generation: Generation) -> None:
 
 async def submit(generation: Generation) -> SubmissionReceipt:
     """The paid step; or the taking over of a task that something else submitted."""
-    return await _pay(generation, SubmitOrder(key=generation.key, request=generation.request))
+    ledger_id = generation.policy.ledger_id
+    return await _pay(generation, SubmitOrder(key=generation.key, request=generation.request, ledger_id=ledger_id))
 
 
 async def submit_extension(generation: Generation, remix_id: str, number: int) -> SubmissionReceipt:
     """Pay for the extension again, with all the rules of the first payment."""
     extension = ExtensionOrder(remix_id=remix_id, number=number)
-    return await _pay(generation, SubmitOrder(key=generation.key, request=generation.request, extension=extension))
+    order = SubmitOrder(
+        key=generation.key,
+        request=generation.request,
+        extension=extension,
+        ledger_id=generation.policy.ledger_id,
+    )
+    return await _pay(generation, order)
 
 
 async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
@@ -71,7 +70,6 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
         Ending: Refused, surely not sent in time, unknown for good, or abandoned.
     """
     settled: SubmissionReceipt | None = None
-    nobody_came = False
     while settled is None:
         generation.enter(Stage.SUBMITTING)
         try:
@@ -79,12 +77,7 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
         except ActivityError as error:
             if not _is_in_doubt(error):
                 raise _ending(error) from None
-            cause = cause_of(error)
-            settled = await _settle(generation, order, cause)
-            if settled is None and cause.timed_out and nobody_came:
-                details = cause.details.model_copy(update={"paid": Paid.NO, "advice": "Is a worker running?"})
-                raise Ending("NotSubmitted", f"no worker took the submission: {cause.message}", details) from None
-            nobody_came = cause.timed_out
+            settled = await settle(generation, order, cause_of(error))
         else:
             await _keep(generation, order, receipt)
             return receipt
@@ -137,80 +130,6 @@ async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionR
         generation.warnings.append(f"the ledger has no outcome for this submission: {cause_of(error).message}")
 
 
-async def _settle(generation: Generation, order: SubmitOrder, cause: Cause) -> SubmissionReceipt | None:
-    """Find out whether it was paid: hear the witnesses, then ask a person, and never send again unasked.
-
-    Returns:
-        The task, or None where nothing was made and it may be submitted again.
-
-    Raises:
-        Ending: `SubmissionOutcomeUnknown` where nobody is to be asked, `Abandoned` where nobody wants it.
-    """
-    generation.last_problem = cause.message
-    window = generation.policy.decision_window
-    deadline = workflow.now() + window
-    waits = iter(HEAR_WITNESSES_AGAIN)
-    actions = (DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON)
-    while True:
-        finding = await _hear_witnesses(generation, order)
-        if finding.receipt or finding.clear:
-            generation.candidates = generation.evidence = ()
-            return finding.receipt
-        generation.candidates, generation.evidence = finding.candidates, finding.evidence
-        if not window:
-            details = cause.details.model_copy(update={"paid": Paid.UNKNOWN})
-            raise Ending("SubmissionOutcomeUnknown", cause.message, details)
-        remaining = deadline - workflow.now()
-        if remaining <= timedelta(0):
-            if not generation.policy.wait_on_undecided:
-                break
-            deadline, remaining = workflow.now() + window, window
-        decision = await generation.ask(actions, within=min(next(waits, remaining), remaining))
-        if decision is None:
-            continue
-        if decision.action is DecisionAction.ABANDON:
-            break
-        adopted = decision.task_id if decision.action is DecisionAction.ADOPT else None
-        try:
-            return await _write_down(order, adopted)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            generation.last_problem = cause_of(error).message
-    advice = "Nobody knows whether it was paid: look in the gateway's console before this is made under another key."
-    details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": advice})
-    raise Ending("Abandoned", f"abandoned while its outcome was unknown: {cause.message}", details)
-
-
-async def _hear_witnesses(generation: Generation, order: SubmitOrder) -> Reconciliation:
-    try:
-        return await workflow.execute_activity_method(
-            SubmissionActivities.reconcile_submission,
-            ReconcileOrder(key=order.ledger_key, model=order.request.model, extension=order.extension is not None),
-            summary="look for the submission's task among the account's",
-            **options.reconciliation(generation.policy),
-        )
-    except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
-        return Reconciliation(evidence=(f"the witnesses could not be heard: {cause_of(error).message}",))
-
-
-async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
-    settlement = await workflow.execute_activity_method(
-        SubmissionActivities.settle_submission,
-        SettleOrder(
-            key=order.ledger_key,
-            task_id=task_id,
-            digest=None if order.extension else request_digest(order.request),
-            model=order.request.model,
-        ),
-        summary=f"write down the decision: {f'adopt {task_id}' if task_id else 'nothing was made'}",
-        **options.RECORD,
-    )
-    return settlement.receipt
-
-
 def _is_in_doubt(error: ActivityError) -> bool:
     """Whether a submission may have been paid: said so, or its activity never answered."""
     if is_cancelled_exception(error):
@@ -220,11 +139,13 @@ def _is_in_doubt(error: ActivityError) -> bool:
 
 
 def _ending(error: ActivityError) -> Ending | ActivityError:
-    """What ends where nothing was paid: refused, or surely not sent within the time allowed."""
+    """What ends without a person being asked: refused, surely not sent in time, or cancelled while in doubt."""
     if is_cancelled_exception(error):
         return error
     cause = cause_of(error)
+    if _is_in_doubt(error):
+        advice = cause.details.advice or LOOK_YOURSELF
+        details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": advice})
+        return Ending("SubmissionOutcomeUnknown", cause.message, details)
     kind = cause.type if cause.type in _UNPAID else "NotSubmitted"
-    if cause.type in _IN_DOUBT:
-        return Ending("SubmissionOutcomeUnknown", cause.message, cause.details)
     return Ending(kind, cause.message, cause.details.model_copy(update={"paid": Paid.NO}))

@@ -45,7 +45,7 @@ class Watch:
             record = await self._look()
             if record and record.state in VERDICTS:
                 return record
-            self._check_limits()
+            self._check_limits(record)
             await self._continue_as_new_if_long()
 
     async def _wait_for_next_look(self) -> None:
@@ -134,7 +134,7 @@ class Watch:
             attention = Attention.STALLED
         generation.enter(Stage.EXTENDING if extending else Stage.FIRST_SEGMENT, attention)
 
-    def _check_limits(self) -> None:
+    def _check_limits(self, record: TaskRecord | None) -> None:
         """End what cannot come any more.
 
         Raises:
@@ -142,7 +142,7 @@ class Watch:
         """
         generation, policy, now = self._generation, self._generation.policy, workflow.now()
         again = "Starting again with the same key looks again and pays nothing."
-        if generation.lost_since and now - generation.lost_since >= policy.lost_watch:
+        if record and generation.lost_since and now - generation.lost_since >= policy.lost_watch:
             raise Ending(
                 "GatewayLost",
                 f"the gateway gave the task up without a verdict on the video: {generation.last_problem}",

@@ -249,6 +249,7 @@ class GatewayClient:
         if not self._keys:
             raise ValueError("no API key for the gateway: set LONGTAKE_GATEWAY_API_KEY")
         self._good_key = 0
+        self._hook_is_dead = False
         self._submit_seconds = submit_timeout.total_seconds()
         self._query_seconds = query_timeout.total_seconds()
         self._query_slots = asyncio.Semaphore(_MOST_QUERIES_AT_ONCE)
@@ -339,6 +340,10 @@ class GatewayClient:
             GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused, AnswerLost, AnswerUnreadable,
             SendHookDidNotFire: See `submit`.
         """
+        if self._hook_is_dead:
+            raise GatewayUnreachable(
+                "nothing is sent by this worker any more: its HTTP client gave no sign before sending"
+            )
         gate = _SendGate(before_send, self._submit_seconds)
         secrets = (*self._keys, *secrets)
         request = self._submitting.build_request(
@@ -368,6 +373,7 @@ class GatewayClient:
         if gate.refusal is not None:
             raise gate.refusal
         if not gate.passed:
+            self._hook_is_dead = True
             raise SendHookDidNotFire(
                 f"HTTP {answer.status} came without the hook before the first byte having fired: stop submitting, "
                 "and install the versions of httpx and httpcore that longtake was released with"
