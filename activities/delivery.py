@@ -17,7 +17,8 @@ from longtake.records import load_record, save_record, video_directory
 from longtake.storage import Store, StoreProblem
 
 GONE_AFTER = timedelta(hours=1)
-"""When every source has said "gone" for this long, it is believed."""
+"""When every source says "gone" this long after the first attempt, the gateway's fresh answer too, it is believed."""
+_GONE_ATTEMPTS = 6
 
 
 class DeliveryActivities:
@@ -41,12 +42,13 @@ class DeliveryActivities:
     @activity.defn
     async def deliver_video(self, order: DeliverOrder) -> DeliveryReceipt:
         """Download, verify and store one clip; a clip that is already stored is only looked up."""
+        answered: list[GatewayRecord] = []
         async with heartbeating() as heartbeat:
             try:
                 receipt = await deliver(
                     store=self._store,
                     fetcher=(self._extension_fetcher if order.extension else None) or self._fetcher,
-                    sources=lambda: self._sources(order),
+                    sources=lambda: self._sources(order, answered),
                     directory=video_directory(order.key),
                     kind=order.kind,
                     task_id=order.task_id,
@@ -54,12 +56,18 @@ class DeliveryActivities:
                     on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
                 )
             except Exception as error:  # noqa: BLE001 - the table knows every kind
-                raise application_error(error, Step.DELIVER, gone_for_good=_gone_for_good(error)) from None
+                gone = bool(answered) and _gone_for_good(error)
+                raise application_error(error, Step.DELIVER, gone_for_good=gone) from None
         activity.logger.info("delivered %s task=%s bytes=%d", order.kind, order.task_id, receipt.video.bytes)
         return receipt
 
-    async def _sources(self, order: DeliverOrder) -> AsyncIterator[Source]:
-        """The links in turn; a fresh one is asked for only once the kept one has failed."""
+    async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord]) -> AsyncIterator[Source]:
+        """The links in turn; a fresh one is asked for only once the kept one has failed.
+
+        Args:
+            order: What to bring home.
+            answered: Gets the gateway's fresh record, where it gives one.
+        """
         try:
             kept = await load_record(self._store, order.key, order.task_id)
         except (StoreProblem, ValueError) as error:  # the store is away, or the record is not one
@@ -69,6 +77,7 @@ class DeliveryActivities:
         if link:
             yield Source("the link", link)
         fresh = await self._fresh_record(order)
+        answered += [fresh] if fresh else []
         fresh_link = fresh and _link(fresh, order.kind)
         if fresh_link and fresh_link != link:
             yield Source("a fresh link", fresh_link)
@@ -108,4 +117,5 @@ def _gone_for_good(error: Exception) -> bool:
     """Whether every source has said "gone" for an hour of attempts."""
     if not (isinstance(error, DownloadFailed) and error.gone):
         return False
-    return datetime.now(UTC) - activity.info().scheduled_time > GONE_AFTER
+    info = activity.info()
+    return info.attempt >= _GONE_ATTEMPTS and datetime.now(UTC) - info.scheduled_time > GONE_AFTER

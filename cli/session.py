@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from temporalio.client import Client
 
@@ -95,8 +98,10 @@ class EmbeddedWorker:
         self._folder = settings.data_dir.expanduser().absolute() / "embedded"
         self._process: subprocess.Popen[bytes] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._share: IO[str] | None = None
 
     async def __aenter__(self) -> Self:
+        self._share = self._claim()
         await self._start()
         self._watching = asyncio.create_task(self._start_again_when_killed())
         return self
@@ -109,6 +114,37 @@ class EmbeddedWorker:
         if self._process and self._process.poll() is None and not self._stay_behind:
             # It drains by itself and keeps the server until then; nobody has to wait for that.
             self._process.terminate()
+        if self._share:
+            self._share.close()
+
+    def _claim(self) -> IO[str]:
+        """A share in the workers of this data folder: they take each other's work, so they must be set up alike.
+
+        Raises:
+            CommandProblem: Another command works here with another gateway, key or store.
+        """
+        base_url, keys = self._settings.require_gateway()
+        secret = [base_url, self._settings.store_location, *(key.get_secret_value() for key in keys)]
+        ours = hashlib.sha256(json.dumps(secret).encode()).hexdigest()
+        share = (self._folder / "workers").open("a+")
+        try:
+            fcntl.flock(share, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(share, fcntl.LOCK_SH)
+            share.seek(0)
+            if share.read() != ours:
+                share.close()
+                message = (
+                    f"another command works in the data folder {self._settings.data_dir} with another gateway, key or "
+                    "store: wait until it has ended, or use another --data-dir"
+                )
+                raise CommandProblem(Exit.USAGE, "InvalidSettings", message) from None
+        else:
+            share.truncate(0)
+            share.write(ours)
+            share.flush()
+            fcntl.flock(share, fcntl.LOCK_SH)
+        return share
 
     @property
     def pid(self) -> int | None:
@@ -136,7 +172,7 @@ class EmbeddedWorker:
                     stderr=log,
                     env=self._environment(),
                     start_new_session=True,
-                    pass_fds=[lock.fileno()],
+                    pass_fds=[lock.fileno(), *([self._share.fileno()] if self._share else [])],
                 )
             while not ready.stat().st_size:
                 if self._process.poll() is not None:
@@ -150,6 +186,7 @@ class EmbeddedWorker:
             await asyncio.sleep(0.5)
             if self._process and (code := self._process.poll()) is not None:
                 if code == _MISCONFIGURED:
+                    sys.stderr.write(f"{_last_line(self._folder / 'worker.log')}\n")
                     return
                 sys.stderr.write(f"the worker ended unexpectedly ({code}); starting another\n")
                 await self._start()

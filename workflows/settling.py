@@ -114,18 +114,13 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
 
 async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
     request, extension = order.request, order.extension
-    if extension:
-        digest = extension_digest(extension.remix_id, request.prompt_extend)
-    else:
-        digest = request_digest(request)
+    digest = extension_digest(extension.remix_id, request.prompt_extend) if extension else request_digest(request)
     settlement = await workflow.execute_activity_method(
         SubmissionActivities.settle_submission,
         SettleOrder(
             key=order.ledger_key,
             task_id=task_id,
-            digest=extension_digest(extension.remix_id, request.prompt_extend)
-            if extension
-            else request_digest(request),
+            digest=digest,
             model=request.model,
             ledger_id=order.ledger_id,
         ),

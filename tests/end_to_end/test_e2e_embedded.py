@@ -1,9 +1,11 @@
 """The command line with nothing else running: it brings its own Temporal and worker."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,8 +84,8 @@ class Embedded:
             await eventually(lambda: [*(data / "store").rglob("outcome")], "it is written down", unless=[command])
         await asyncio.sleep(after_seconds)
         command.process.kill()
-        for pid in processes_of(data) if everything else ():
-            os.kill(pid, signal.SIGKILL)
+        if everything:
+            kill_all(data)
         assert is_full(await starter(*arguments, seconds=100))
         assert self._simulator.paid(prompt) == 1
         assert len([*(data / "store").rglob("*.mp4")]) == 1
@@ -170,6 +172,12 @@ def is_full(run: Finished) -> bool:
     return bool(run.json()["outcome"] == "full")
 
 
+def kill_all(data: Path) -> None:
+    for pid in processes_of(data):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 async def nothing_is_left(data: Path) -> None:
     """No server, supervisor or worker of this folder lives on."""
     await eventually(lambda: not processes_of(data), f"everything of {data.name} ends", seconds=END_SECONDS)
@@ -191,9 +199,11 @@ STORIES = (
 @pytest.fixture(scope="module")
 def ends(
     alone: Starter, simulator: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, BaseException | None]:
-    embedded = Embedded(tmp_path_factory.mktemp("embedded"), alone, simulator)
-    return told({name: getattr(embedded, name) for name in STORIES})
+) -> Iterator[dict[str, BaseException | None]]:
+    folder = tmp_path_factory.mktemp("embedded")
+    embedded = Embedded(folder, alone, simulator)
+    yield told({name: getattr(embedded, name) for name in STORIES})
+    kill_all(folder)  # what a story that failed left behind
 
 
 # The stories run in the first one's time; an activity whose worker was killed is given up after 90 s at the latest.

@@ -6,7 +6,6 @@ runs somewhere today still can. Recorded against the fakes, they hold nothing of
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -225,7 +224,6 @@ async def record(rig: Rig, play: Callable[[Rig], Awaitable[Generation]]) -> str:
 
 
 async def main() -> None:
-    logging.disable(logging.CRITICAL)  # activities that fail are what is recorded here
     texts = {}
     for play in RECORDINGS:
         async with running_rig() as rig:

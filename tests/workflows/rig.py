@@ -6,9 +6,10 @@ which skips them, so nothing here may look at this machine's clock.
 
 import asyncio
 import itertools
+import logging
 import sysconfig
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -404,6 +405,18 @@ class Rig:
         assert not [name for generation in started for name in generation.script.overruns]
 
 
+@contextmanager
+def _expected_failures_unlogged() -> Iterator[None]:
+    """Activities fail here by the hundred, on purpose: their tracebacks cost more time than the tests."""
+    logger = logging.getLogger("temporalio.activity")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 @cache
 def _runtime() -> Runtime:
     """Without the SDK core's warnings: that this server is no real one, and of the failures that are tested here."""
@@ -448,5 +461,6 @@ async def running_rig() -> AsyncIterator[Rig]:
             activities=[fakes.submit, fakes.extend],
             deployment_config=version,
         )
-        async with general, submitting:
-            yield Rig(environment, fakes)
+        with _expected_failures_unlogged():
+            async with general, submitting:
+                yield Rig(environment, fakes)

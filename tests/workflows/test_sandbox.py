@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, UnintentionalPassthroughError
+from temporalio.worker.workflow_sandbox import (
+    SandboxedWorkflowRunner,
+    SandboxRestrictions,
+    UnintentionalPassthroughError,
+)
 
 import workflows
 from longtake.temporal import DATA_CONVERTER
@@ -17,8 +21,8 @@ FILES = sorted(Path(workflows.__path__[0]).glob("*.py"))
 ENTERED = [path for path in FILES if "imports_passed_through" in path.read_text()]
 """What the sandbox runs anew; the others are passed through by these."""
 
-HARMLESS = {"typing", "temporalio"}
-"""The SDK passes its own modules and the standard library's through; of these, only what does nothing at import."""
+HARMLESS = {"typing"} | SandboxRestrictions.default.passthrough_modules
+"""The SDK's own list, and what does nothing at import."""
 
 
 def test_worker_runs_the_workflow_in_the_sandbox() -> None:
