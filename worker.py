@@ -48,6 +48,8 @@ DRAIN_MARGIN = timedelta(seconds=45)
 """Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
 what it sends, so that no restart leaves a submission in doubt."""
 
+CONNECT_PATIENCE = timedelta(seconds=30)
+"""For a Temporal that is not there when a worker starts; after it, whoever started the worker tries again."""
 HEARTBEAT_THROTTLE = timedelta(seconds=4)
 """The SDK would hold heartbeats back for four fifths of their time-out, and the evidence that rides in them too."""
 
@@ -199,7 +201,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         configure_logging(settings.log_format)
         # The ids are fields of our log events already; the SDK would add them to each message once more.
         activity.logger.activity_info_on_message = False
-        client = await connect()
+        client = await _connect_patiently()
         if missing := await missing_search_attributes(client):
             raise TemporalProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
@@ -221,9 +223,28 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
             logger.info("draining: no new work is taken, submissions under way are finished")
     except (LedgerError, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
-        return 2
+        return 1 if isinstance(error, TemporalProblem) else 2
     logger.info("worker stopped")
     return 0
+
+
+async def _connect_patiently() -> Client:
+    """Connect; a Temporal that is just being restarted is waited for.
+
+    Raises:
+        TemporalProblem: It is not there within `CONNECT_PATIENCE`.
+    """
+    deadline = asyncio.get_running_loop().time() + CONNECT_PATIENCE.total_seconds()
+    while True:
+        try:
+            client = await connect()
+            await missing_search_attributes(client)
+        except TemporalProblem:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(1)
+        else:
+            return client
 
 
 async def _parent_gone() -> None:

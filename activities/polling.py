@@ -3,6 +3,7 @@
 from temporalio import activity
 
 from activities.failures import Step, application_error
+from activities.heartbeats import heartbeating
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
@@ -23,6 +24,13 @@ class PollingActivities:
     @activity.defn
     async def query_generation(self, order: LookOrder) -> TaskRecord:
         """Ask once; a task that the gateway gave up without a verdict is looked for on the second path too."""
+        async with heartbeating():
+            record = await self._look(order)
+        if record.video_url or record.first_video_url:
+            await self._keep(order, record)
+        return record.without_links()
+
+    async def _look(self, order: LookOrder) -> GatewayRecord:
         try:
             if order.extension and self._extension:
                 record = await self._extension.query(order.task_id)
@@ -32,9 +40,7 @@ class PollingActivities:
                 record = await self._second_witness(order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.LOOK) from None
-        if record.video_url or record.first_video_url:
-            await self._keep(order, record)
-        return record.without_links()
+        return record
 
     async def _second_witness(self, task_id: str, lost: GatewayRecord) -> GatewayRecord:
         try:

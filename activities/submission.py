@@ -52,6 +52,10 @@ class SubmissionActivities:
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
         """Check, before anything is paid, what only a worker can: the images, the store and the gateway."""
+        async with heartbeating():
+            return await self._prepare(order)
+
+    async def _prepare(self, order: PrepareOrder) -> GenerationPolicy:
         try:
             request = check_request(order.request)
             ledger_id = await self._ledger.identity()
@@ -104,6 +108,10 @@ class SubmissionActivities:
     @activity.defn
     async def reconcile_submission(self, order: ReconcileOrder) -> Reconciliation:
         """Hear the witnesses about a submission whose outcome is unknown; adopt its task where there is no doubt."""
+        async with heartbeating():
+            return await self._reconcile(order)
+
+    async def _reconcile(self, order: ReconcileOrder) -> Reconciliation:
         try:
             await self._ledger.check_identity(order.ledger_id)
             finding = await reconcile(

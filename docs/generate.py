@@ -58,6 +58,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.wire", "LONGEST_RETRY_AFTER", ""),
     ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
     ("longtake.ledger", "MARGIN", ""),
+    ("longtake.ledger", "_LONGEST_APPROACH_SECONDS", ""),
     ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
     ("longtake.ledger", "_LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
     ("longtake.reconciliation", "CLOCKS", ""),
@@ -66,7 +67,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
     ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
     ("longtake.gateway.witnesses", "_AFTER_429", "One that asked for patience and did not say how long."),
-    ("workflows.submitting", "HEAR_WITNESSES_AGAIN", ""),
+    ("workflows.settling", "HEAR_WITNESSES_AGAIN", ""),
     ("longtake.delivery", "_TIMEOUT", "Of a download: to connect, and for each silence."),
     ("longtake.delivery", "DOWNLOAD_TIME", ""),
     ("activities.delivery", "GONE_AFTER", ""),
@@ -77,11 +78,14 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("workflows.options", "HEARTBEAT", ""),
     ("workflows.options", "SUBMISSION_MARGIN", ""),
     ("worker", "DRAIN_MARGIN", ""),
+    ("worker", "CONNECT_PATIENCE", ""),
+    ("worker", "HEARTBEAT_THROTTLE", ""),
     (
         "longtake.client",
         "_QUERY_TIMEOUT",
         "The query `status` needs a worker; without one the server's record is shown.",
     ),
+    ("longtake.client", "_UPDATE_TIMEOUT", "Without a worker an update is not taken, and whoever sends it is told."),
 )
 
 _REASONS_NOT_BESIDE_THE_CODE = {

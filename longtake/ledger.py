@@ -5,6 +5,8 @@ is a row of slots in the store, every record created once, atomically, and never
 
     submit/<hash of the key>/<n>/intent     "I am about to send": made after connect and TLS, before the first byte
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
+    submit/owners/<hash of a task id>       whose a task is
+    submit/identity                         which ledger this is: made once, when the first worker starts
 
 Whoever wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": that is the answer, nothing
 is sent. Outcome "not_sent": the next slot. An intent without an outcome belongs to somebody who may still be alive:
@@ -19,6 +21,7 @@ delete permission on `submit/`.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
@@ -39,7 +42,6 @@ PREFIX = "submit"
 MARGIN = timedelta(seconds=30)
 """Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 _CLOCK_SKEW = timedelta(hours=1)
 """Between the store's clock and ours, when records are chosen by their age."""
 _IDENTITY = f"{PREFIX}/identity"
@@ -121,6 +123,13 @@ class _Record(BaseModel):
 
     nonce: str
     """Of the attempt that the slot belongs to."""
+
+
+class _Owner(_Record):
+    """Whose a task is."""
+
+    folder: str
+    """Of the key, in the ledger."""
 
 
 class _Identity(BaseModel):
@@ -351,6 +360,7 @@ class SubmissionLedger:
         if stored.task_id != accepted.task_id:
             # A person settled it meanwhile. The task is ours all the same: nobody else may take it for an orphan.
             await self._create(_path(key, accepted.slot, "late"), outcome)
+            await self._claim(key, accepted.task_id, accepted.nonce)
             logger.error(
                 "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
             )
@@ -424,8 +434,8 @@ class SubmissionLedger:
             doubt = self._doubt(slot, intent)
             if isinstance(doubt, SubmissionInDoubt):
                 raise doubt
-            if task_id is not None and task_id in (await self.neighbours(key, model=intent.model, since=_EPOCH)).owned:
-                raise TaskOwned(f"the task {task_id} belongs to another generation")
+            if task_id is not None:
+                await self._check_owner(key, task_id)
             wanted = Outcome(
                 nonce=intent.nonce,
                 outcome="not_sent" if task_id is None else "accepted",
@@ -453,8 +463,7 @@ class SubmissionLedger:
             slot = await self.settle(key, doubt.slot, task_id=task_id, reason=reason, owner=owner) or doubt.slot
         if isinstance(slot, Accepted):
             return slot
-        if task_id in (await self.neighbours(key, model=model, since=_EPOCH)).owned:
-            raise TaskOwned(f"the task {task_id} belongs to another generation")
+        await self._check_owner(key, task_id)
         intent = Intent(
             nonce=uuid.uuid4().hex,
             digest=digest,
@@ -513,7 +522,26 @@ class SubmissionLedger:
         """Write an outcome, and return the one that stands: the first one does."""
         path = _path(key, slot, "outcome")
         await self._create(path, outcome)
-        return await self._read(Outcome, path) or outcome
+        stands = await self._read(Outcome, path) or outcome
+        if stands.task_id:
+            await self._claim(key, stands.task_id, stands.nonce)
+        return stands
+
+    async def _claim(self, key: str, task_id: str, nonce: str) -> None:
+        """Write down whose a task is; the first claim stands."""
+        with contextlib.suppress(SlotTaken):
+            await self._create(_owner_path(task_id), _Owner(nonce=nonce, folder=_folder(key)))
+
+    async def _check_owner(self, key: str, task_id: str) -> None:
+        """See that a task is nobody else's.
+
+        Raises:
+            TaskOwned: It is.
+            LedgerUnavailable: The store did not answer.
+        """
+        owner = await self._read(_Owner, _owner_path(task_id))
+        if owner is not None and owner.folder != _folder(key):
+            raise TaskOwned(f"the task {task_id} belongs to another generation")
 
     async def _find_slot(self, key: str, digest: str, evidence: Evidence | None) -> int | Accepted:
         """The first free slot, or the accepted submission.
@@ -684,6 +712,10 @@ class _Attempt:
 
 def _folder(key: str) -> str:
     return f"{PREFIX}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def _owner_path(task_id: str) -> str:
+    return f"{PREFIX}/owners/{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
 
 
 def _path(key: str, slot: int, name: str) -> str:

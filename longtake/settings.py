@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from longtake.models import GenerationPolicy, PacingPolicy
@@ -31,7 +31,9 @@ def _default_data_dir() -> Path:
 class Settings(BaseSettings):
     """All settings; `Settings.load()` reads them and explains what is wrong."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, hide_input_in_errors=True, extra="ignore", allow_inf_nan=False
+    )
 
     gateway_url: str | None = Field(
         None, description="The gateway's base URL, such as `https://gateway.example`. The worker needs it."
@@ -123,12 +125,13 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator(
-        "gateway_url", "store_url", "console_token", "console_user", "extend_url", "extend_api_key", mode="before"
-    )
+    @model_validator(mode="before")
     @classmethod
-    def _blank_is_absent(cls, value: object) -> object:
-        return None if isinstance(value, str) and not value.strip() else value
+    def _blank_is_absent(cls, values: object) -> object:
+        """A variable that is set to nothing, as compose files do, is not set."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if not (isinstance(value, str) and not value.strip())}
 
     @classmethod
     def load(cls) -> Self:

@@ -94,6 +94,7 @@ class Store:
         """For `open`, and for tests that bring their own backend."""
         self._backend = backend
         self._root = root
+        self._root_is = _which_folder(root) if root else None
         self.url = url
         """Where the store lies, without options and without a slash at the end."""
 
@@ -375,8 +376,14 @@ class Store:
 
     async def _check_root(self) -> None:
         """Never write into, or believe in the emptiness of, a folder that went away: a disk that was unmounted."""
-        if self._root is not None and not await asyncio.to_thread(self._root.is_dir):
-            raise StoreProblem(f"the store's folder {self._root} is gone: mount or restore it", retryable=True)
+        if self._root is None:
+            return
+        if self._root_is is None or await asyncio.to_thread(_which_folder, self._root) != self._root_is:
+            raise StoreProblem(
+                f"the store's folder {self._root} is gone, or is not the one that was opened: mount or restore it "
+                "(and restart the worker, if it was restored from a copy)",
+                retryable=True,
+            )
 
     async def _check_absence(self, error: Exception) -> None:
         if "NoSuchBucket" in str(error):
@@ -385,6 +392,8 @@ class Store:
 
     async def _make_durable(self, path: str) -> None:
         if self._root is not None:
+            # The backend makes a folder that is gone anew: what was written into such a one does not count.
+            await self._check_root()
             try:
                 await asyncio.to_thread(_fsync, self._root, path)
             except OSError as error:
@@ -478,3 +487,12 @@ def _fsync_folder(target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _which_folder(root: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one at the same place: a disk that was unmounted, or a folder made anew."""
+    try:
+        status = root.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

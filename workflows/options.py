@@ -32,6 +32,7 @@ PREPARE = Options(
     start_to_close_timeout=timedelta(seconds=90),
     # The default of `submit_window`, which is not known yet: this activity brings it.
     schedule_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=HEARTBEAT,
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
 )
 
@@ -40,6 +41,7 @@ LOOK = Options(
     start_to_close_timeout=timedelta(seconds=90),
     # Longer trouble is the workflow's business: it shows it and looks again later.
     schedule_to_close_timeout=timedelta(minutes=5),
+    heartbeat_timeout=HEARTBEAT,
     retry_policy=RetryPolicy(
         initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30), maximum_attempts=4
     ),
@@ -76,6 +78,7 @@ def reconciliation(policy: GenerationPolicy) -> Options:
         start_to_close_timeout=timedelta(minutes=3),
         # The longest exchange and its margins pass first; then a store that is away gets some time.
         schedule_to_close_timeout=policy.submit_timeout + timedelta(minutes=15),
+        heartbeat_timeout=HEARTBEAT,
         retry_policy=RetryPolicy(initial_interval=timedelta(seconds=5), maximum_interval=timedelta(minutes=1)),
     )
 

@@ -75,6 +75,8 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
         try:
             receipt = await _send(generation, order)
         except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
             if not _is_in_doubt(error):
                 raise _ending(error) from None
             settled = await settle(generation, order, cause_of(error))
@@ -138,10 +140,8 @@ def _is_in_doubt(error: ActivityError) -> bool:
     return cause.type in _IN_DOUBT or cause.timed_out
 
 
-def _ending(error: ActivityError) -> Ending | ActivityError:
+def _ending(error: ActivityError) -> Ending:
     """What ends without a person being asked: refused, surely not sent in time, or cancelled while in doubt."""
-    if is_cancelled_exception(error):
-        return error
     cause = cause_of(error)
     if _is_in_doubt(error):
         advice = cause.details.advice or LOOK_YOURSELF

@@ -158,7 +158,8 @@ class Watch:
                     advice=f"Ask the gateway's support for this task id: it was paid, its row is missing. {again}"
                 ),
             )
-        if self._elapsed >= policy.give_up_after:
+        # A day without any readable answer, because of a dead key for example, is no end yet: that gets another day.
+        if self._elapsed >= policy.give_up_after * (1 if record else 2):
             raise Ending(
                 "GenerationStalled",
                 f"no verdict within {policy.give_up_after}",

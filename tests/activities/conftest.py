@@ -1,5 +1,6 @@
 """Activities as the worker builds them, against the simulator and a store on disk."""
 
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.ledger import SubmissionLedger
+from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy
 from longtake.storage import Store
 from simulator import Simulator, SimulatorSettings, serve
@@ -66,6 +67,7 @@ class Worker:
     extension: ExtensionClient
     environment: ActivityEnvironment = field(default_factory=ActivityEnvironment)
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
+    established: bool = False
 
     def __post_init__(self) -> None:
         self.environment.on_heartbeat = lambda *details: self.heartbeats.append(details)
@@ -91,6 +93,10 @@ class Worker:
         )
 
     async def run(self, activity: Callable[..., Any], order: object) -> Any:
+        if not self.established:
+            self.established = True
+            with contextlib.suppress(LedgerError):  # a store that cannot hold it: the activity is to say so
+                await self.ledger.establish()
         return await self.environment.run(activity, order)
 
 

@@ -156,13 +156,13 @@ async def test_a_fault_that_passes_is_delivered_by_the_next_attempt(worker: Work
     assert (await deliver(worker, order)).video.duration_seconds == pytest.approx(15, abs=0.1)
 
 
-@pytest.mark.parametrize(("hours", "retried"), [(0, True), (2, False)])
+@pytest.mark.parametrize(("hours", "attempt", "retried"), [(0, 9, True), (2, 1, True), (2, 9, False)])
 async def test_what_every_source_has_called_gone_for_long_is_believed(
-    worker: Worker, order_for: OrderFor, hours: float, retried: bool
+    worker: Worker, order_for: OrderFor, hours: float, attempt: int, retried: bool
 ) -> None:
     order = await order_for("extend_failed,links_expired", FIRST)
     scheduled = datetime.now(UTC) - timedelta(hours=hours)
-    worker.environment.info = replace(worker.environment.info, scheduled_time=scheduled)
+    worker.environment.info = replace(worker.environment.info, scheduled_time=scheduled, attempt=attempt)
     failure = await failure_of(deliver(worker, order))
     assert (failure.type, failure.retried, failure.details.paid) == ("DeliveryFailed", retried, Paid.YES)
 

@@ -104,10 +104,10 @@ TABLE = [
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
-    Row(TaskOwned("theirs"), SETTLE, "TaskOwned", False, YES, None, True),
+    Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),
     Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
-    Row(IN_DOUBT, SETTLE, "LedgerUnavailable", True, UNKNOWN, timedelta(seconds=5)),
+    Row(IN_DOUBT, SETTLE, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
     Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
     # Asking costs nothing; what passes is tried again, and the rest is the next look's business.

@@ -38,7 +38,9 @@ async def test_what_is_good_brings_the_policy_and_pays_nothing(
 ) -> None:
     await worker.store.put("mine/first.png", picture())
     request = request_for(images=[{"uri": "mine/first.png"}])
-    assert await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request)) == POLICY
+    assert await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request)) == POLICY.model_copy(
+        update={"ledger_id": await worker.ledger.identity()}
+    )
     assert [entry["path"] for entry in sim.ledger.entries] == ["/v1/models"]
     assert sim.ledger.submissions() == []
 
@@ -89,7 +91,9 @@ async def test_a_gateway_that_cannot_be_reached_is_tried_again(hire: Hire, reque
 async def test_an_outage_of_the_free_route_proves_nothing(worker: Worker, sim: Simulator, request_for: Request) -> None:
     await sim.outage(60)
     order = PrepareOrder(request=request_for())
-    assert await worker.run(worker.submission.prepare_generation, order) == POLICY
+    assert await worker.run(worker.submission.prepare_generation, order) == POLICY.model_copy(
+        update={"ledger_id": await worker.ledger.identity()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,8 @@ async def test_a_store_that_is_gone_is_tried_again_and_nothing_is_asked(
     (tmp_path / "store").rename(tmp_path / "unmounted")
     order = PrepareOrder(request=request_for())
     failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
-    assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.NO)
+    # Nothing is sent; but whether this key was paid before cannot be read either.
+    assert (failure.type, failure.retried, failure.details.paid) == ("LedgerUnavailable", True, Paid.UNKNOWN)
     assert "LONGTAKE_STORE_URL" in failure.details.advice
     assert sim.ledger.entries == []
 
@@ -147,11 +152,12 @@ async def test_a_store_that_cannot_hold_the_ledger_is_refused(
         environ.pop("HTTP_IF_NONE_MATCH", None)
         return None
 
-    monkeypatch.setattr(s3, "fault", spoil)
     worker = hire(store=Store.open(s3.url(fault.replace(" ", "-"))))
+    await worker.ledger.establish()
+    monkeypatch.setattr(s3, "fault", spoil)
     order = PrepareOrder(request=request_for())
     failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
     assert (failure.type, failure.details.paid) == ("StoreRefused", Paid.NO)
-    # A permission can be given while we try; another kind of store cannot be wished for.
-    assert failure.retried is (fault == "read-only")
+    # Nothing is paid yet: whoever asked is told at once, rather than after an hour of patience.
+    assert not failure.retried
     assert ("permission" if fault == "read-only" else "If-None-Match") in failure.message

@@ -153,7 +153,7 @@ async def test_a_task_that_belongs_to_another_is_refused(
     owned = await submit(worker, request_for("ok,label=another"), "another")
     await in_doubt()
     failure = await failure_of(settle(worker, owned.task_id))
-    assert (failure.type, failure.retried) == ("TaskOwned", False)
+    assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
 
 
 async def test_a_task_of_something_else_is_taken_over_and_nothing_is_paid(
