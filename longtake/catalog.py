@@ -154,7 +154,7 @@ def extension_digest(remix_id: str, prompt: str) -> str:
 
 def is_task_id(text: str) -> bool:
     """Whether the gateway could have given this id: it goes into URLs, records and a search attribute."""
-    return re.fullmatch(r"\S{1,200}", text) is not None
+    return re.fullmatch(r"\S{1,200}", text) is not None and _is_unicode(text)
 
 
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
@@ -202,15 +202,16 @@ def _prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         rule = f"must be at most {MAX_PROMPT_CHARACTERS:,} characters long; it has {len(prompt):,}"
         yield Problem(field=name, rule=rule)
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
+    if not _is_unicode(prompt):
         yield Problem(field=name, rule="must be valid Unicode; it holds half a surrogate pair")
     if "\x00" in prompt:
         yield Problem(field=name, rule="must not hold a NUL character")
 
 
 def _image_problems(field: str, uri: str) -> Iterator[Problem]:
+    if not _is_unicode(uri):
+        yield Problem(field=field, rule="must be valid Unicode; it holds half a surrogate pair")
+        return
     if uri.startswith("data:"):
         if not re.match(r"data:image/(jpeg|png|webp);base64,", uri):
             yield Problem(field=field, rule="a data URI must begin with data:image/(jpeg|png|webp);base64,")
@@ -225,6 +226,14 @@ def _image_problems(field: str, uri: str) -> Iterator[Problem]:
             yield Problem(field=field, rule="must be a complete URL with a host, without a user name or spaces")
     elif not uri.strip():
         yield Problem(field=field, rule="must not be empty")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_complete_url(uri: str) -> bool:

@@ -17,8 +17,8 @@ _CADENCE = 0.1
 """Of the expected time: 15 s of 150 s, the gateway's own."""
 _EXTENSION = 0.4
 """Of the expected time: what the extension still takes where it has not begun."""
-_OVERDUE_GROWTH = 0.15
-"""Of the time since the expected end: ten minutes late is noticed within another minute and a half."""
+_OVERDUE_GROWTH = 0.1
+"""Of the time since the expected end: ten minutes late is noticed within another minute."""
 _LONGEST_OVERDUE = 0.5
 """Of the expected time, before the deadline."""
 _STALLED_LOOK = timedelta(minutes=10)
@@ -52,7 +52,7 @@ def next_look(policy: PacingPolicy, progress: Progress, *, pace: float = 1.0, ji
         The wait: never under the floor, never under what the gateway asked for.
     """
     expected = policy.expected * pace
-    cadence = expected * _CADENCE
+    cadence = policy.expected * _CADENCE  # whatever the model: the gateway looks upstream no more often
     if progress.looks == 0:
         wait = expected * _FIRST_LOOK - progress.elapsed
     elif progress.stalled:

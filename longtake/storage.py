@@ -380,8 +380,7 @@ class Store:
             return
         if self._root_is is None or await asyncio.to_thread(_which_folder, self._root) != self._root_is:
             raise StoreProblem(
-                f"the store's folder {self._root} is gone, or is not the one that was opened: mount or restore it "
-                "(and restart the worker, if it was restored from a copy)",
+                f"the store's folder {self._root} is gone: mount or restore it (from a copy: restart the worker too)",
                 retryable=True,
             )
 

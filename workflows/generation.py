@@ -187,7 +187,7 @@ class Generation:
                 "advice": advice,
                 "task_id": self.task.task_id,
                 "remix_id": record and record.remix_id,
-                "remix_id_extend": record and record.remix_id_extend,
+                "remix_id_extend": self.extension.task_id if self.extension else record and record.remix_id_extend,
                 "quota": record and record.quota,
                 "gateway_code": record and record.error_code,
                 "gateway_message": record and record.error_message,

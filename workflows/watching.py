@@ -39,7 +39,10 @@ class Watch:
         Raises:
             Ending: `GatewayLost` or `GenerationStalled`; nothing is ever submitted again for it.
         """
-        self._show()
+        carried = self._generation.attention if self._looks else None
+        if carried is Attention.NEEDS_KEY:
+            self._retry_after = self._generation.policy.pacing.expected
+        self._show(carried)
         while True:
             await self._wait_for_next_look()
             record = await self._look()

@@ -689,7 +689,7 @@ async def test_a_folder_that_went_away_is_not_an_empty_ledger(disk: Store, tmp_p
 async def test_records_hold_neither_key_nor_anything_that_was_sent(disk: Store, tmp_path: Path) -> None:
     await Caller(disk, Gateway()).submit(key="somebody@example.com")
     records = [path for path in (tmp_path / "disk" / PREFIX).rglob("*") if path.is_file()]
-    assert len(records) == 2
+    assert len(records) == 3  # intent, outcome, owner
     assert not [path for path in records if "somebody" in str(path) or b"somebody" in path.read_bytes()]
 
 
@@ -867,8 +867,8 @@ async def test_a_task_of_somebody_else_is_taken_over_without_sending(store: Stor
 
 @pytest.mark.usefixtures("hurried")
 async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(store: Store) -> None:
-    # Calls: read the intent, create it; then the store is away.
-    away = FailingStore(store, at=3, performed=False, lasting=True)
+    # Calls: read the intent, read the owner, create the intent; then the store is away.
+    away = FailingStore(store, at=4, performed=False, lasting=True)
     away.entries = store.entries  # type: ignore[method-assign]
     with pytest.raises(LedgerUnavailable):
         await ledger_of(away).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
