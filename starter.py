@@ -1,6 +1,11 @@
 """The command line: `python starter.py --help`."""
 
-from cli.app import app
+import os
 
 if __name__ == "__main__":
-    app()
+    try:
+        from cli.app import main
+
+        main()
+    except KeyboardInterrupt:  # while Python itself was still loading
+        os._exit(130)

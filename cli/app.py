@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -265,6 +266,32 @@ def demo(
     from cli import demo as show  # noqa: PLC0415
 
     _run(show.run(videos, keep=keep))
+
+
+def main() -> NoReturn:
+    """Run the command line; what goes wrong before a command is at work keeps the rules of `--json` and exit codes."""
+    try:
+        code = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        code = Exit.INTERRUPTED
+        _complain(CommandProblem(code, "Interrupted", "stopped before it began"))
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # a defect of ours: its traceback is what we need
+            raise
+        code = Exit.USAGE
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if len(sys.argv) == 1:
+            typer.echo(message, err=True)  # no command at all: this is the help
+        else:
+            _complain(CommandProblem(code, "Usage", f"{message} Try --help."))
+    leave(code or 0)
+
+
+def _complain(problem: CommandProblem) -> None:
+    if "--json" in sys.argv:
+        print_json(error_document(problem, {}))
+    else:
+        typer.echo(f"{problem.kind}: {problem.message}", err=True)
 
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:

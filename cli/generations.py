@@ -147,7 +147,7 @@ async def watch(  # noqa: PLR0913 - one flag each
 async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """One look at a generation."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
@@ -212,7 +212,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
 async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Ask it to stop waiting."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         before = await session.client.snapshot(key)
         known["run_id"] = before.execution.run_id
@@ -243,8 +243,9 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
 async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Look now."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
         status = await session.client.resume(key)
     _print_status(status.model_dump(mode="json"), "it looks now", known, as_json=as_json)
     return Exit.DELIVERED
@@ -253,13 +254,14 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
 async def decide(key: str, action: str, task_id: str | None, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Send a decision."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key)}
+    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
     try:
         decision = Decision(action=DecisionAction(action), task_id=task_id)
     except (ValueError, ValidationError):
         message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
         status = await session.client.decide(key, decision)
     _print_status(status.model_dump(mode="json"), f"decided: {decision.action}", known, as_json=as_json)
     return Exit.DELIVERED

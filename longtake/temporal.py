@@ -1,5 +1,7 @@
 """Names and connections of Temporal: what the worker, the client and other people's SDKs must agree on."""
 
+import functools
+import logging
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +12,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfigProfile
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
 TASK_QUEUE: Final = "video-generation"
@@ -92,6 +95,19 @@ def target() -> Target:
     return Target(profile.address or DEFAULT_ADDRESS, profile.namespace or "default")
 
 
+@functools.cache
+def _runtime() -> Runtime:
+    """One for each process. The SDK's core would log to standard output, where results go: it logs as we do."""
+    return Runtime(
+        telemetry=TelemetryConfig(
+            logging=LoggingConfig(
+                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+                forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+            )
+        )
+    )
+
+
 async def connect(address: str | None = None, **options: object) -> Client:
     """Connect with the product's data converter.
 
@@ -106,7 +122,7 @@ async def connect(address: str | None = None, **options: object) -> Client:
     config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
     config.setdefault("target_host", DEFAULT_ADDRESS)
     try:
-        return await Client.connect(**{**config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
+        return await Client.connect(**{"runtime": _runtime(), **config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
     except (RuntimeError, RPCError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise TemporalProblem(
