@@ -194,7 +194,8 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
     """Run until SIGTERM or SIGINT, or what the flags say, then drain.
 
     Returns:
-        The exit code: 0, or 2 where it cannot work as configured and another try is pointless.
+        The exit code: 0, 1 where Temporal is not there (start the worker again later), or 2 where it cannot work as
+        configured and another try is pointless.
     """
     try:
         settings = Settings.load()
@@ -203,7 +204,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         activity.logger.activity_info_on_message = False
         client = await _connect_patiently()
         if missing := await missing_search_attributes(client):
-            raise TemporalProblem(
+            raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
                 "run `python starter.py setup` once"
             )

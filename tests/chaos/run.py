@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.client import Client
 from temporalio.service import RPCError
 
-from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, VideoClient
+from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, NoWorker, VideoClient
 from longtake.models import Attention, Decision, DecisionAction
 from longtake.temporal import TemporalProblem, connect, workflow_id
 from tests.chaos.plan import LONG_RUN_SECONDS, Event, Plan, Planned
@@ -264,7 +264,7 @@ class Run:
 
     async def _attend(self, execution: Execution) -> None:
         # An update waits for a worker; nobody waits for it here, because others wait too.
-        no_worker = (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError, TimeoutError)
+        no_worker = (RPCError, NoWorker, TimeoutError)
         with suppress(*no_worker, DecisionRejected, GenerationNotFound):
             async with asyncio.timeout(_UPDATE_SECONDS):
                 await self._attend_now(execution)

@@ -174,7 +174,8 @@ async def test_a_worker_that_cannot_work_says_so(distributed: dict[str, str], tm
     ]
     for worker in workers:
         worker.start()
-    assert [await worker.ended() for worker in workers] == [2] * len(workers)
+    # 1: somebody may start it again, Temporal may be back by then. 2: nobody need try.
+    assert [await worker.ended() for worker in workers] == [2, 1, 2, 2]
     for worker, (_, mention) in zip(workers, changes, strict=True):
         lines = worker.log().strip().splitlines()
         assert mention in lines[-1]
