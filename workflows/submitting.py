@@ -89,16 +89,17 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
 
 async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
     """One submission. A cancellation waits for an exchange that has begun, so that its id is known."""
-    what = f"extension, retry {order.extension.number}" if order.extension else order.request.model
     if order.request.task_id:
-        what = f"nothing, adopt {order.request.task_id}"
+        summary = f"take over task {order.request.task_id}: nothing is paid"
+    elif order.extension:
+        summary = f"retry {order.extension.number} of the extension: paid, at most once"
+    else:
+        summary = f"submit {order.request.model}: paid, at most once"
     submission = workflow.start_activity_method(
         SubmissionActivities.submit_extension if order.extension else SubmissionActivities.submit_generation,
         order,
         task_queue=SUBMISSION_TASK_QUEUE,
-        summary=f"adopt task {order.request.task_id}"
-        if order.request.task_id
-        else f"submit {what}: paid, at most once",
+        summary=summary,
         **options.submission(generation.policy),
     )
     try:
