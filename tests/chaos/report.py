@@ -222,8 +222,8 @@ class Examination:
                 # A submission that is cancelled half-way says what is known of it.
                 return interfered and one.interference.startswith("cancel")
             case "SubmissionRefused":
-                # Started again by its caller, once the key is well.
-                return not last and run.paid == "no" and self._keys_were_out(run)
+                # Started again by its caller, once the key is well; but by nobody who meant to cancel it.
+                return (not last or one.interference == "cancel") and run.paid == "no" and self._keys_were_out(run)
             case "GenerationStalled":
                 # The limit is a day in real life and two minutes here: started again by its caller.
                 return not last and run.paid == "yes"
