@@ -74,7 +74,7 @@ _STARTS_ANEW = frozenset(
 """Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
 The submission ledger keeps a new run from paying for what an earlier one paid."""
 
-_QUERY_TIMEOUT = timedelta(seconds=3)
+_QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
 
 

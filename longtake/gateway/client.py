@@ -402,7 +402,7 @@ class GatewayClient:
         body = _parse(answer, self._keys)
         record = wire.read_task(body, asked_for=task_id, request_id=answer.request_id, status=answer.status)
         if record.answered_task_id not in {None, task_id}:
-            logger.warning("asked for task %s, the answer calls it %s", task_id, record.answered_task_id)
+            logger.warning("asked for task %a, the answer calls it %a", task_id, record.answered_task_id)
         return record
 
     async def list_models(self) -> list[str]:

@@ -778,7 +778,7 @@ async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
     generation = await rig.generate(script, task_id="task_old")
     assert (await generation.result()).task_id == "task_old"
     assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
-    assert '"adopt task task_old"' in summaries(await generation.events())
+    assert '"take over task task_old: nothing is paid"' in summaries(await generation.events())
 
 
 # --- The ledger ------------------------------------------------------------------------------------------------------
