@@ -48,7 +48,7 @@ DRAIN_MARGIN = timedelta(seconds=45)
 """Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
 what it sends, so that no restart leaves a submission in doubt."""
 
-CONNECT_PATIENCE = timedelta(seconds=30)
+CONNECT_PATIENCE = timedelta(seconds=10)
 """For a Temporal that is not there when a worker starts; after it, whoever started the worker tries again."""
 HEARTBEAT_THROTTLE = timedelta(seconds=4)
 """The SDK would hold heartbeats back for four fifths of their time-out, and the evidence that rides in them too."""

@@ -409,6 +409,8 @@ class Store:
                 needs_operator=True,
             )
         absent = isinstance(error, FileNotFoundError)
+        if self._root is not None and absent and verb == "write":
+            return StoreProblem(f"the store's folder {self._root} is gone: mount or restore it", retryable=True)
         if "NoSuchBucket" in text or "ContainerNotFound" in text or (absent and verb == "write"):
             return StoreProblem(
                 f"the bucket of {self.url} does not exist: create it, or correct the URL",

@@ -19,8 +19,8 @@ from simulator import Simulator, SimulatorSettings, serve
 from tests.activities.submitting_process import API_KEY, Order, main
 
 SEED = 20_261
-KEYS = 10
-KILLS_PER_KEY = 3
+KEYS = 8
+KILLS_PER_KEY = 2
 
 # Forked from a process that has all modules loaded: a life then takes as long as the submission, not as its imports.
 _PROCESSES = multiprocessing.get_context("forkserver")
