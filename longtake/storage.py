@@ -409,14 +409,11 @@ class Store:
                 needs_operator=True,
             )
         absent = isinstance(error, FileNotFoundError)
-        if self._root is not None and absent and verb == "write":
-            return StoreProblem(f"the store's folder {self._root} is gone: mount or restore it", retryable=True)
         if "NoSuchBucket" in text or "ContainerNotFound" in text or (absent and verb == "write"):
-            return StoreProblem(
-                f"the bucket of {self.url} does not exist: create it, or correct the URL",
-                retryable=True,
-                needs_operator=True,
-            )
+            gone = f"the bucket of {self.url} does not exist: create it, or correct the URL"
+            if self._root is not None:
+                gone = f"the store's folder {self._root} is gone: mount or restore it"
+            return StoreProblem(gone, retryable=True, needs_operator=self._root is None)
         if _lacks_credentials(text):
             return StoreProblem(
                 f"no credentials for {self.url}: set them in the environment (for S3 AWS_ACCESS_KEY_ID and"
