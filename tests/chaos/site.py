@@ -7,6 +7,7 @@ worker ──► proxy 127.0.0.1:p ──► gateway 127.0.0.2:g
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -317,6 +318,7 @@ def _server_command(address: str, folder: Path) -> list[str]:
 
 def _simulator_command(folder: Path, ready_file: Path) -> list[str]:
     command = [sys.executable, "-m", "simulator", "--host", SIMULATOR_HOST, "--data-dir", str(folder / "simulator")]
+    command += ["--cdn-port", str(_free_port(SIMULATOR_HOST, "127.0.0.1"))]
     command += ["--cache-dir", str(folder.parent / "clips"), "--api-key", API_KEYS[0], "--speed", str(SPEED)]
     return [*command, "--remix", "--ready-file", str(ready_file)]
 
@@ -335,11 +337,17 @@ async def _listens(address: str, process: Process) -> None:
             return
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
+def _free_port(*hosts: str) -> int:
+    """A port that is free at all of these, below those that outgoing connections are given."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - a port is no secret
+        try:
+            for host in hosts:
+                with socket.socket() as probe:
+                    probe.bind((host, port))
+        except OSError:
+            continue
+        return port
 
 
 def _port(url: str) -> int:

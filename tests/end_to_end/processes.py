@@ -1,8 +1,10 @@
 """The real processes that these tests are about: the simulator, Temporal's dev server, workers, the command line."""
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -86,10 +88,12 @@ def flags(prompt: str) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A free port below those that outgoing connections are given, which would take it before its server does."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - a port is no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class SimulatorProcess:

@@ -22,7 +22,7 @@ from longtake.models import (
 )
 from tests.end_to_end.processes import MARK, SimulatorProcess, Site, Starter, eventually, request, told
 
-SITES, ROUNDS, AT_ONCE = 2, 4, 3
+SITES, ROUNDS, AT_ONCE = 2, 4, 2
 LIFE_SECONDS = 5.5
 """From the start to the stored video."""
 SHORT_EXCHANGE = {"LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "4"}
