@@ -261,19 +261,21 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: It cannot be read, or has none: then it is not the ledger that the worker began with.
         """
-        try:
-            content = await self._store.get(_IDENTITY)
-            if content is not None:
-                return _Identity.model_validate_json(content).identity
-        except StoreProblem as error:
-            raise LedgerUnavailable(
-                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
-            ) from None
-        except ValidationError:
-            pass
+        for attempt in range(_WRITE_TRIES):
+            if attempt:  # a folder that was away for a moment looks the same
+                await asyncio.sleep(0.1 * 2**attempt)
+            try:
+                content = await self._store.get(_IDENTITY)
+                if content is not None:
+                    return _Identity.model_validate_json(content).identity
+            except StoreProblem as error:
+                raise LedgerUnavailable(
+                    f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
+                ) from None
+            except ValidationError:
+                break
         raise LedgerUnavailable(
-            "the store has no submission ledger any more: restore it or mount it; nothing is sent without it",
-            needs_operator=True,
+            "the store has no submission ledger any more: restore it or mount it; nothing is sent without it"
         )
 
     async def check_identity(self, expected: str) -> None:
