@@ -269,7 +269,7 @@ async def decide(key: str, action: str, task_id: str | None, data_dir: Path | No
 
 async def setup(data_dir: Path | None) -> Exit:
     """Register the search attributes."""
-    settings = load_settings(data_dir)
+    load_settings(data_dir)  # a misspelt variable is told here too
     try:
         if not is_configured():
             sys.stdout.write("the embedded server registers its search attributes by itself: nothing to do\n")
@@ -278,7 +278,6 @@ async def setup(data_dir: Path | None) -> Exit:
     except TemporalProblem as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
     sys.stdout.write(f"registered: {', '.join(added)}\n" if added else "everything is registered already\n")
-    del settings
     return Exit.DELIVERED
 
 
