@@ -211,6 +211,7 @@ class Distributed:
         prompts = [f"watched {MARK} [sim:ok,label=watched]", f"watched {MARK} [sim:never_finishes,label=open]"]
         file = self._folder / "request.json"
         file.write_text(json.dumps(request_json("overridden")))
+        generations = VideoClient(await connect(self._address))
         begun, is_open = await asyncio.gather(
             self._starter(
                 "generate", "--from-file", str(file), "--prompt", prompts[0], "--key", "seen", "--no-wait", "--json"
@@ -220,6 +221,8 @@ class Distributed:
         assert (begun.code, is_open.code, is_open.out) == (0, 0, "open\n"), (begun.err, is_open.err)
         assert begun.json()["started"] is True
         assert {"key", "workflow_id", "run_id"} <= {*begun.json()}
+        while (await generations.snapshot("open")).status is None:  # noqa: ASYNC110 - the worker has much to do just now
+            await asyncio.sleep(0.3)
 
         watched, result, status, table, rows = await asyncio.gather(
             self._starter("watch", "seen"),
@@ -242,7 +245,6 @@ class Distributed:
         plain, document = await asyncio.gather(
             self._starter("status", "seen"), self._starter("status", "seen", "--json")
         )
-        generations = VideoClient(await connect(self._address))
         await generations.cancel("open")
         assert (plain.code, plain.out.splitlines()[0]) == (0, "seen: done")
         assert (
@@ -395,8 +397,9 @@ async def test_an_unreachable_temporal_is_told_at_once(client: Starter, simulato
 
 async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: DevServer) -> None:
     """The SDK's native threads abort a short-lived interpreter now and then (134, 139): `starter.py` leaves before."""
+    client = client.executed()
     codes = []
-    for _ in range(3):
+    for _ in range(2):
         runs = await asyncio.gather(
             client("list", "--json", "--limit", "1"),
             client("status", "no-such-key"),
@@ -404,7 +407,7 @@ async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: D
             client("status", "no-such-key", "--json"),
         )
         codes.append([run.code for run in runs])
-    assert codes == [[0, 2, 0, 2]] * 3
+    assert codes == [[0, 2, 0, 2]] * 2
 
 
 async def test_every_command_explains_itself(client: Starter) -> None:

@@ -201,7 +201,7 @@ def ends(
     alone: Starter, simulator: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, BaseException | None]]:
     folder = tmp_path_factory.mktemp("embedded")
-    embedded = Embedded(folder, alone, simulator)
+    embedded = Embedded(folder, alone.executed(), simulator)
     yield told({name: getattr(embedded, name) for name in STORIES})
     kill_all(folder)  # what a story that failed left behind
 
