@@ -105,7 +105,12 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
     try:
         return await asyncio.shield(submission)
     except asyncio.CancelledError:
-        submission.cancel()
+        # What came in the same activation goes first: cancelled with its result already there, the SDK drops the result
+        # (`RAISE_ON_CANCELLING_COMPLETED_ACTIVITY`), and with it an id that was paid for. A condition is looked at when
+        # everything else has had its turn.
+        await workflow.wait_condition(lambda: True)
+        if not submission.done():
+            submission.cancel()
         try:
             await _keep(generation, order, await submission)
         except ActivityError as error:

@@ -24,3 +24,11 @@ async def own_rig() -> AsyncIterator[Rig]:
     async with running_rig() as rig:
         yield rig
         await rig.clean_up()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def forgetful_rig() -> AsyncIterator[Rig]:
+    """Its worker keeps no workflow in memory, so that another one can take over."""
+    async with running_rig(cached=0) as rig:
+        yield rig
+        await rig.clean_up()

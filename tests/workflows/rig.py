@@ -9,12 +9,12 @@ import itertools
 import logging
 import sysconfig
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import BaseModel
 from temporalio import activity
@@ -361,21 +361,37 @@ class Generation:
     async def events(self) -> list[HistoryEvent]:
         return [event async for event in self.handle.fetch_history_events()]
 
-    async def has_event(self, kind: "EventType.ValueType") -> None:
-        """Wait until the history has such an event."""
+    async def has_event(self, kind: "EventType.ValueType", *, times: int = 1) -> None:
+        """Wait until the history has such an event, or several."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not any(event.event_type == kind for event in await self.events()):  # noqa: ASYNC110 - likewise
+            while sum(event.event_type == kind for event in await self.events()) < times:  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)
 
 
 class Rig:
     """Server, workers and fakes."""
 
-    def __init__(self, environment: WorkflowEnvironment, fakes: Fakes) -> None:
+    def __init__(self, environment: WorkflowEnvironment, fakes: Fakes, general: Callable[[], Worker]) -> None:
         self.environment = environment
         self._fakes = fakes
+        self._general = general
+        self._workers = AsyncExitStack()
         self._started: list[Generation] = []
         self._numbers = itertools.count(1)
+
+    async def __aenter__(self) -> Self:
+        await self._workers.enter_async_context(self._general())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._workers.aclose()
+
+    @asynccontextmanager
+    async def no_workflow_worker(self) -> AsyncIterator[None]:
+        """What happens meanwhile reaches the workflow all at once, in the next worker's first activation."""
+        await self._workers.aclose()
+        yield
+        await self._workers.enter_async_context(self._general())
 
     @property
     def client(self) -> Client:
@@ -425,8 +441,12 @@ def _runtime() -> Runtime:
 
 
 @asynccontextmanager
-async def running_rig() -> AsyncIterator[Rig]:
-    """Everything that a workflow test needs; `worker.py` is followed wherever it says how."""
+async def running_rig(*, cached: int = 1000) -> AsyncIterator[Rig]:
+    """Everything that a workflow test needs; `worker.py` is followed wherever it says how.
+
+    Args:
+        cached: How many workflows a worker keeps; on this server those never come back from one that is sent away.
+    """
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
     version = WorkerDeploymentConfig(
         version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
@@ -441,20 +461,24 @@ async def running_rig() -> AsyncIterator[Rig]:
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )
         fakes = Fakes()
-        general = Worker(
-            environment.client,
-            task_queue=TASK_QUEUE,
-            activities=[
-                fakes.prepare,
-                fakes.record,
-                fakes.reconcile,
-                fakes.settle,
-                fakes.query,
-                fakes.deliver,
-            ],
-            deployment_config=version,
-            **workflow_setup(),
-        )
+
+        def general() -> Worker:
+            return Worker(
+                environment.client,
+                task_queue=TASK_QUEUE,
+                activities=[
+                    fakes.prepare,
+                    fakes.record,
+                    fakes.reconcile,
+                    fakes.settle,
+                    fakes.query,
+                    fakes.deliver,
+                ],
+                deployment_config=version,
+                max_cached_workflows=cached,
+                **workflow_setup(),
+            )
+
         submitting = Worker(
             environment.client,
             task_queue=SUBMISSION_TASK_QUEUE,
@@ -462,5 +486,5 @@ async def running_rig() -> AsyncIterator[Rig]:
             deployment_config=version,
         )
         with _expected_failures_unlogged():
-            async with general, submitting:
-                yield Rig(environment, fakes)
+            async with submitting, Rig(environment, fakes, general) as rig:
+                yield rig

@@ -27,6 +27,7 @@ from tests.workflows.rig import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+COMPLETED = EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
 CANCEL_HEARD = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
 
 
@@ -73,6 +74,22 @@ async def test_while_the_post_is_under_way_waits_for_its_id(own_rig: Rig) -> Non
     await cancelled(generation, task_id=TASK_ID)
     assert generation.script.count("submit_generation") == 1
     assert generation.script.count("query_generation") == 0
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+async def test_in_the_very_moment_the_id_arrives(forgetful_rig: Rig, cancelled_first: bool) -> None:
+    """In one activation with its cancellation the SDK drops an activity's result, and this one was paid for."""
+    held = Held(accepted())
+    generation = await forgetful_rig.generate(Script(submit=[held]))
+    await held.begun.wait()
+    async with forgetful_rig.no_workflow_worker():
+        if cancelled_first:
+            await generation.handle.cancel()
+        held.let_go()
+        await generation.has_event(COMPLETED, times=2)
+        if not cancelled_first:
+            await generation.handle.cancel()
+    await cancelled(generation, task_id=TASK_ID)
 
 
 async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(own_rig: Rig) -> None:
