@@ -128,7 +128,7 @@ class SimulatorProcess:
 
     def posts_by_prompt(self) -> Counter[str]:
         """How many submissions each prompt had."""
-        return Counter(entry["prompt"] for entry in self._entries() if entry.get("kind") == "submit")
+        return Counter(entry.get("prompt", "") for entry in self._entries() if entry.get("kind") == "submit")
 
     def submissions(self) -> int:
         """How many POSTs were seen at all."""

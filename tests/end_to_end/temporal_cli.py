@@ -38,7 +38,7 @@ class TemporalCli:
         await self._workflow("reset", *self._id(key), "--type", "FirstWorkflowTask", "--reason", "a test")
 
     async def activity(self, act: str, key: str, activity_id: str, *flags: str) -> None:
-        """`reset`, `pause` or `unpause` one activity of a generation."""
+        """`reset`, `pause`, `unpause` or `update-options` of one activity of a generation."""
         await self._run("activity", act, *self._id(key), "--activity-id", activity_id, *flags)
 
     def _id(self, key: str) -> list[str]:

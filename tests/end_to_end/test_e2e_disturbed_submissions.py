@@ -206,6 +206,14 @@ class Disturbed:
         """Nobody is told that nothing was paid; and without a worker commands say so instead of hanging."""
         site = self._site("killed", **SHORT_EXCHANGE)
         client = await site.start()
+        timed_out = f"timed out {MARK} [sim:submit_delay,delay=90,label=timed-out]"
+        await client.start("timed-out", request(timed_out))
+        await eventually(lambda: self._simulator.posts(timed_out), "the POST arrives")
+        # As at the end of the hour in which it is tried: Temporal gives up while the worker still sends.
+        cli, activity_id = TemporalCli(site.server.address), await self._submission_of("timed-out", site.server.address)
+        await cli.activity("update-options", "timed-out", activity_id, "--schedule-to-close-timeout", "1s")
+        await eventually(lambda: [*site.store.rglob("outcome")], "the answer comes")
+
         prompts = {
             "cancelled-first": f"first {MARK} [sim:submit_delay,delay=90,label=first]",
             "killed-first": f"second {MARK} [sim:submit_delay,delay=90,label=second]",
@@ -245,6 +253,8 @@ class Disturbed:
             await client.start(key, request(prompt))
             result = await decided_result(client, self._simulator, key, prompt)
             assert (key, result.outcome, len(self._simulator.posts(prompt))) == (key, "full", 1)
+        result = await asyncio.wait_for(client.result("timed-out"), 60)
+        assert (result.outcome, len(self._simulator.posts(timed_out))) == ("full", 1)
 
     async def _awaits_a_decision(self, client: VideoClient, key: str) -> None:
         while True:
