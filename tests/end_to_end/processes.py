@@ -109,6 +109,8 @@ class SimulatorProcess:
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         self._ready = ready
+        self._known: list[dict[str, Any]] = []
+        self._read_to = 0
         self.url = ""
 
     def wait_until_ready(self) -> None:
@@ -138,9 +140,14 @@ class SimulatorProcess:
         return [entry for entry in self._entries() if entry.get("violation")]
 
     def _entries(self) -> list[dict[str, Any]]:
-        # A line that is being written at this moment is not whole yet.
-        lines = (self._folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All that was asked; asked for many times a second, so only what is new is read."""
+        with (self._folder / "ledger.jsonl").open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new = ledger.read()
+        whole = new[: new.rfind(b"\n") + 1]  # a line that is being written at this moment is not whole yet
+        self._read_to += len(whole)
+        self._known += [json.loads(line) for line in whole.splitlines()]
+        return self._known
 
     def stop(self) -> None:
         self._process.terminate()
