@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from longtake.client import GenerationFailure, VideoClient
-from longtake.models import Paid, Stage
+from longtake.client import GenerationFailure, NoWorker, VideoClient
+from longtake.models import Decision, DecisionAction, Paid, Stage
 from longtake.temporal import connect, workflow_id
 from tests.end_to_end.processes import (
     MARK,
     ROOT,
     DevServer,
+    Finished,
     SimulatorProcess,
     Site,
     Starter,
@@ -229,11 +232,17 @@ class Disturbed:
         await site.worker.kill()
 
         starter = self._client.but(**site.env)
-        decide, resume, cancel = await asyncio.gather(
+        decide, resume, cancel, another = await asyncio.gather(
             starter("decide", "asking", "accept", "--json"),
             starter("resume", "asking"),
             starter("cancel", "killed-first"),
+            client.decide("asking", Decision(action=DecisionAction.ACCEPT)),
+            return_exceptions=True,
         )
+        assert isinstance(decide, Finished)
+        assert isinstance(resume, Finished)
+        assert isinstance(cancel, Finished)
+        assert isinstance(another, NoWorker)
         error = decide.json()["error"]
         assert (decide.code, error["type"]) == (4, "NoWorker")
         assert "may still be taken" in error["message"]
@@ -242,8 +251,10 @@ class Disturbed:
         assert (cancel.code, "as soon as a worker takes it up" in cancel.out) == (0, True)
 
         await site.worker.restart()
-        # It is kept by the server, not lost: whoever believed "not taken" would decide a second time.
+        # They are kept by the server, and come together: one is taken. "Not taken" would have been wrong.
         assert (await asyncio.wait_for(client.result("asking"), 30)).outcome == "fallback"
+        decided = Counter(re.findall('"name": "(decide|resume)"', await cli.history("asking")))
+        assert decided["decide"] == 1, decided
         for key, prompt in prompts.items():
             with pytest.raises(GenerationFailure) as failure:
                 await asyncio.wait_for(client.result(key), 60)
