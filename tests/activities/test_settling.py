@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from longtake import ledger as ledger_module
 from longtake.catalog import request_digest
 from longtake.models import (
     ExtensionOrder,
@@ -296,8 +297,11 @@ async def test_a_log_that_cannot_be_read_vetoes_nothing(hire: Hire, sim: Simulat
 
 
 @pytest.fixture(params=["another store", "emptied", "without its identity"])
-async def lost_ledger(request: pytest.FixtureRequest, hire: Hire, tmp_path: Path) -> tuple[Worker, str]:
+async def lost_ledger(
+    request: pytest.FixtureRequest, hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Worker, str]:
     """A worker whose store is not the one that a generation began with, and the ledger that this one began with."""
+    monkeypatch.setattr(ledger_module, "_WRITE_TRIES", 1)  # no waiting for a folder that is away for a moment
     worker = hire()
     began_with = await worker.ledger.establish()
     worker.established = True
