@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ class Disturbed:
     # --- Answers that reach nobody ----------------------------------------------------------------------------------
 
     async def temporal_is_dead_while_the_gateway_answers(self) -> None:
-        """The worker has the id, and nobody to tell it to; later another version takes over what is under way."""
+        """The worker has the id, and dies before it can tell it; later another version takes over what is under way."""
         site = self._site("undelivered")
         client = await site.start()
         prompt = f"undelivered {MARK} [sim:submit_delay,delay=60,label=undelivered]"
@@ -177,8 +178,9 @@ class Disturbed:
         await eventually(lambda: self._simulator.posts(prompt), "the POST arrives")
         site.server.stop(signal.SIGKILL)
         await eventually(lambda: [*site.store.rglob("outcome")], "the answer is written down")
-        await asyncio.sleep(1)
+        await site.worker.kill()
         await site.start_server()
+        await site.worker.restart()
         client = await site.client()
         result = await asyncio.wait_for(client.result("undelivered"), 90)
         assert (result.outcome, len(self._simulator.posts(prompt))) == ("full", 1)
@@ -192,7 +194,7 @@ class Disturbed:
         }
         for key, prompt in prompts.items():
             await client.start(key, request(prompt))
-            await eventually(lambda prompt=prompt: self._simulator.posts(prompt), f"the POST of {key} arrives")
+            await eventually(partial(self._simulator.posts, prompt), f"the POST of {key} arrives")
         # From here on the old one only finishes what it sends.
         site.worker.signal(signal.SIGTERM)
         newer.start()
