@@ -101,6 +101,7 @@ class SubmissionActivities:
             receipt.task_id, receipt.slot, receipt.submitted_at, request_id=receipt.request_id, nonce=receipt.nonce
         )
         try:
+            await self._ledger.check_identity(order.ledger_id)
             await self._ledger.record_accepted(order.key, accepted)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -121,6 +122,7 @@ class SubmissionActivities:
                 slot=order.slot,
                 model=order.model,
                 owner=owner(),
+                digest=order.digest,
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -175,6 +177,7 @@ class SubmissionActivities:
     async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
         request = order.request
         try:
+            await self._ledger.check_identity(order.ledger_id)
             accepted = await self._ledger.adopt(
                 order.ledger_key,
                 digest=request_digest(request),

@@ -362,7 +362,11 @@ class VideoClient:
             )
             return status
         except WorkflowUpdateRPCTimeoutOrCancelledError:
-            raise NoWorker(f"no worker answers: {name} was not taken; start a worker and send it again") from None
+            # The server may hand it to the next worker all the same: "not taken" would make people decide twice.
+            raise NoWorker(
+                f"no worker answers: {name} may still be taken once one starts; look at its status then, before you "
+                "send it again"
+            ) from None
         except WorkflowUpdateFailedError as error:
             raise DecisionRejected(str(error.cause)) from None
         except RPCError as error:

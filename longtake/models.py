@@ -341,6 +341,7 @@ class RecordOrder(_Payload):
     key: str
     """The ledger's."""
     receipt: SubmissionReceipt
+    ledger_id: str = ""
 
 
 class ReconcileOrder(_Payload):
@@ -354,6 +355,8 @@ class ReconcileOrder(_Payload):
     extension: bool = False
     """Whether it is a retried extension, for which there is no witness."""
     ledger_id: str = ""
+    digest: str = ""
+    """Of what was to be paid for."""
 
 
 class Reconciliation(_Payload):

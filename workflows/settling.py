@@ -102,6 +102,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
                 slot=cause.details.slot,
                 extension=order.extension is not None,
                 ledger_id=order.ledger_id,
+                digest=_digest(order),
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),
@@ -113,18 +114,21 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
 
 
 async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
-    request, extension = order.request, order.extension
-    digest = extension_digest(extension.remix_id, request.prompt_extend) if extension else request_digest(request)
     settlement = await workflow.execute_activity_method(
         SubmissionActivities.settle_submission,
         SettleOrder(
             key=order.ledger_key,
             task_id=task_id,
-            digest=digest,
-            model=request.model,
+            digest=_digest(order),
+            model=order.request.model,
             ledger_id=order.ledger_id,
         ),
         summary=f"write down the decision: {f'adopt {task_id}' if task_id else 'nothing was made'}",
         **options.RECORD,
     )
     return settlement.receipt
+
+
+def _digest(order: SubmitOrder) -> str:
+    request, extension = order.request, order.extension
+    return extension_digest(extension.remix_id, request.prompt_extend) if extension else request_digest(request)

@@ -128,7 +128,7 @@ async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionR
     try:
         await workflow.execute_activity_method(
             SubmissionActivities.record_submission,
-            RecordOrder(key=order.ledger_key, receipt=receipt),
+            RecordOrder(key=order.ledger_key, receipt=receipt, ledger_id=order.ledger_id),
             summary="write the submission's outcome to the ledger",
             **options.RECORD,
         )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from longtake.client import VideoClient
-from longtake.models import GenerateVideoInput
+from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
 from longtake.temporal import connect
 from tests.end_to_end.forked import Forked
 
@@ -109,6 +110,8 @@ class SimulatorProcess:
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         self._ready = ready
+        self._known: list[dict[str, Any]] = []
+        self._read_to = 0
         self.url = ""
 
     def wait_until_ready(self) -> None:
@@ -126,6 +129,10 @@ class SimulatorProcess:
     def paid(self, prompt: str) -> int:
         return sum(bool(entry["paid"]) for entry in self.posts(prompt))
 
+    def posts_by_prompt(self) -> Counter[str]:
+        """How many submissions each prompt had."""
+        return Counter(entry.get("prompt", "") for entry in self._entries() if entry.get("kind") == "submit")
+
     def submissions(self) -> int:
         """How many POSTs were seen at all."""
         return sum("paid" in entry for entry in self._entries())
@@ -134,9 +141,14 @@ class SimulatorProcess:
         return [entry for entry in self._entries() if entry.get("violation")]
 
     def _entries(self) -> list[dict[str, Any]]:
-        # A line that is being written at this moment is not whole yet.
-        lines = (self._folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All that was asked; asked for many times a second, so only what is new is read."""
+        with (self._folder / "ledger.jsonl").open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new = ledger.read()
+        whole = new[: new.rfind(b"\n") + 1]  # a line that is being written at this moment is not whole yet
+        self._read_to += len(whole)
+        self._known += [json.loads(line) for line in whole.splitlines()]
+        return self._known
 
     def stop(self) -> None:
         self._process.terminate()
@@ -183,8 +195,10 @@ class DevServer:
 class WorkerProcess:
     """`python worker.py`, killed and started again as often as a test likes; all of them write one log."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], *, root: Path = ROOT) -> None:
+        """Not started yet; `root` is the tree whose `worker.py` is run."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._root = root
         self._log = folder / "worker.log"
         self._ready = folder / "ready"
         self._env = dict(env)
@@ -193,7 +207,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start it; `ready` tells when it polls."""
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, str(ROOT / "worker.py"), "--ready-file", str(self._ready)]
+        command = [sys.executable, str(self._root / "worker.py"), "--ready-file", str(self._ready)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 
@@ -381,6 +395,21 @@ class Site:
     def stop(self) -> None:
         self.worker.stop()
         self.server.stop()
+
+
+async def decided_result(
+    client: VideoClient, simulator: SimulatorProcess, key: str, prompt: str
+) -> GenerateVideoResult:
+    """Wait for the end; where a person is asked, answer with what the gateway really has."""
+    while (snapshot := await client.snapshot(key)).running:
+        if snapshot.status and DecisionAction.ADOPT in snapshot.status.decisions:
+            posts = simulator.posts(prompt)
+            answer = Decision(action=DecisionAction.SUBMIT_AGAIN)
+            if posts:
+                answer = Decision(action=DecisionAction.ADOPT, task_id=posts[0]["task_id"])
+            await client.decide(key, answer)
+        await asyncio.sleep(1)
+    return await client.result(key)
 
 
 def processes_of(data_dir: Path) -> dict[int, str]:

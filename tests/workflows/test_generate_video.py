@@ -1,5 +1,6 @@
 """Every way a generation can go, on the time-skipping server."""
 
+import asyncio
 from datetime import timedelta
 from itertools import chain, pairwise
 from typing import Any
@@ -572,10 +573,28 @@ async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
     assert second - first >= timedelta(minutes=7)
 
 
+async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(rig: Rig) -> None:
+    unreachable = refusal("GatewayUnreachable", "nothing was sent", retried=True, paid=Paid.NO)
+    trouble = refusal("GatewayTrouble", "connection refused", retried=True, paid=Paid.YES)
+    script = Script(
+        submit=changing(50 * MINUTE, unreachable, accepted()),
+        looks=chain([running(30)], changing(HOUR, trouble, completed())),
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    result = await generation.result()
+    assert (result.outcome, result.task_id) == ("full", TASK_ID)
+    sent, looks = script.times("submit_generation"), script.times("query_generation")
+    assert sent[-1] - sent[0] >= 50 * MINUTE
+    assert looks[-1] - looks[0] >= HOUR
+    assert script.count("reconcile_submission") == 0, "nothing was ever in doubt"
+
+
 # --- Nobody knows whether something was made -------------------------------------------------------------------------
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
+TASK_ID_RULE = "a task id has 1 to 200 characters and no spaces"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
@@ -750,6 +769,47 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
     assert (status.candidates, status.evidence, status.decisions) == ((), (), ())
 
 
+async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig: Rig) -> None:
+    """The list may take minutes to come, and two people may look at the same page."""
+    held = Held(NO_WITNESS)
+    script = Script(
+        prepare=[PATIENT],
+        submit=[UNKNOWN],
+        reconcile=[NO_WITNESS, held],
+        settle=[adopted],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    await generation.skip_to(held)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    for second in ({"action": "submit_again"}, {"action": "adopt", "task_id": "task_b"}):
+        with pytest.raises(WorkflowUpdateFailedError) as rejection:
+            await generation.handle.execute_update("decide", second)
+        assert isinstance(rejection.value.cause, ApplicationError)
+        assert (rejection.value.cause.type, rejection.value.cause.message) == (
+            "NotAwaited",
+            "somebody has just decided",
+        )
+    held.let_go()
+    assert (await generation.result()).task_id == "task_a"
+    assert [order.task_id for order in script.orders("settle_submission")] == ["task_a"]
+    assert script.count("submit_generation") == 1
+
+
+async def test_of_two_decisions_at_once_one_is_taken(rig: Rig) -> None:
+    generation = await in_doubt(rig, settle=[adopted] * 2, looks=[completed()], deliver=FULL)
+    choices = ("task_a", "task_b")
+    ends = await asyncio.gather(
+        *(generation.handle.execute_update("decide", {"action": "adopt", "task_id": choice}) for choice in choices),
+        return_exceptions=True,
+    )
+    taken = [choice for choice, end in zip(choices, ends, strict=True) if not isinstance(end, BaseException)]
+    assert [type(end) for end in ends if isinstance(end, BaseException)] == [WorkflowUpdateFailedError]
+    assert [(await generation.result()).task_id] == taken
+    assert generation.script.count("settle_submission") == 1
+
+
 async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
     away = refusal("LedgerUnavailable", "the store is away")
     generation = await in_doubt(rig, reconcile=again(away))
@@ -762,7 +822,12 @@ async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
         ({"action": "accept"}, "accept is not offered now; choose one of: adopt, submit_again, abandon"),
         ({"action": "adopt"}, "adopt needs a task_id, and nothing else takes one"),
         ({"action": "abandon", "task_id": "task_a"}, "adopt needs a task_id, and nothing else takes one"),
+        *(
+            ({"action": "adopt", "task_id": text}, f"this cannot be a task of the gateway: {TASK_ID_RULE}")
+            for text in ("", " ", "task a", "x" * 3000)
+        ),
     ],
+    ids=lambda value: str(value)[:50],
 )
 async def test_decision_that_does_not_fit_the_doubt_is_rejected(rig: Rig, decision: Any, said: str) -> None:
     generation = await in_doubt(rig)

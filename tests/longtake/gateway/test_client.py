@@ -349,6 +349,21 @@ class TestBeforeTheFirstByte:
                 await client.submit(FORM, before_send=Arm())
         assert not isinstance(caught.value, GatewayError)
 
+    async def test_after_an_answer_without_the_hook_it_never_sends_again(self) -> None:
+        sent: list[httpx.Request] = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            sent.append(request)
+            return httpx.Response(200, json=ACCEPTED)
+
+        async with connect("http://gateway.example", transport=httpx.MockTransport(handle)) as client:
+            with pytest.raises(SendHookDidNotFire):
+                await client.submit(FORM, before_send=Arm())
+            for _ in range(2):
+                with pytest.raises(GatewayUnreachable, match="nothing is sent by this worker any more"):
+                    await client.submit(FORM, before_send=Arm())
+        assert len(sent) == 1
+
 
 class TestNothingWasSent:
     async def test_connection_refused(self, gateway: RawGateway) -> None:
