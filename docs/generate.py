@@ -60,7 +60,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.ledger", "MARGIN", ""),
     ("longtake.ledger", "_LONGEST_APPROACH_SECONDS", ""),
     ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
-    ("longtake.ledger", "_LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
+    ("longtake.ledger", "LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
     ("longtake.reconciliation", "CLOCKS", ""),
     ("longtake.reconciliation", "LATE", ""),
     ("longtake.gateway.witnesses", "CALLS_WINDOW", "Field notes: at most 20 calls of such routes in 20 minutes."),

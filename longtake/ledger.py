@@ -52,7 +52,7 @@ _LONGEST_APPROACH_SECONDS = 55.0
 longer was stopped on the way, and what the ledger said then may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
-_LOOK_AGAIN = timedelta(seconds=5)
+LOOK_AGAIN = timedelta(seconds=5)
 _MOST_SLOTS = 1000
 _WRITE_TRIES = 4
 _NOTHING_MADE = (GatewayUnreachable, GatewayBusy, RequestRefused)
@@ -618,7 +618,7 @@ class SubmissionLedger:
             return SubmissionInDoubt(
                 f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
                 f"waiting {wait.total_seconds():.0f} s for its outcome",
-                min(wait, _LOOK_AGAIN),
+                min(wait, LOOK_AGAIN),
             )
         return OutcomeUnknown(
             f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and left no outcome",

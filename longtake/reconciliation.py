@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from longtake.gateway.witnesses import OrphanCandidate, Witnesses
-from longtake.ledger import Accepted, Intent, SubmissionInDoubt, SubmissionLedger
+from longtake.ledger import LOOK_AGAIN, Accepted, Intent, SubmissionInDoubt, SubmissionLedger
 
 CLOCKS = timedelta(minutes=2)
 """Between the gateway's clock and ours."""
@@ -68,7 +68,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
         return Finding(clear=accepted is None, accepted=accepted)
     since, until = await ledger.window_of(key, slot)
     if datetime.now(UTC) < until:
-        wait = until - datetime.now(UTC)
+        wait = min(until - datetime.now(UTC), LOOK_AGAIN)  # its owner may still write an answer down
         raise SubmissionInDoubt("the submission may still be under way; the witnesses are heard after it", wait)
     if witnesses is None:
         return Finding(evidence=("there is no witness for this kind of submission",))
