@@ -354,6 +354,8 @@ class ReconcileOrder(_Payload):
     extension: bool = False
     """Whether it is a retried extension, for which there is no witness."""
     ledger_id: str = ""
+    stage: Stage | None = None
+    """For the log."""
 
 
 class Reconciliation(_Payload):
@@ -394,6 +396,8 @@ class LookOrder(_Payload):
     task_id: str
     extension: bool = False
     """Whether it is the task of a retried extension, which may live at another gateway."""
+    stage: Stage | None = None
+    """For the log."""
 
 
 class DeliverOrder(_Payload):

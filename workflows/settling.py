@@ -102,6 +102,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
                 slot=cause.details.slot,
                 extension=order.extension is not None,
                 ledger_id=order.ledger_id,
+                stage=generation.stage,
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),
