@@ -131,7 +131,9 @@ class SimulatorProcess:
 
     def requests(self, label: str) -> list[dict[str, Any]]:
         """Every request about tasks whose scenario has this label, the submission first."""
-        made = {entry.get("task_id"): entry for entry in self._entries() if f"label={label}" in entry.get("scenario", "")}
+        made = {
+            entry.get("task_id"): entry for entry in self._entries() if f"label={label}" in entry.get("scenario", "")
+        }
         return [entry for entry in self._entries() if entry.get("task_id") in made]
 
     def violations(self) -> list[dict[str, Any]]:

@@ -712,7 +712,9 @@ class TestLog:
         await client.query(TASK)
         with pytest.raises(AnswerLost):
             await client.query(TASK)
-        lines = [vars(entry) | {"event": entry.getMessage()} for entry in caplog.records if entry.name == "longtake.gateway"]
+        lines = [
+            vars(entry) | {"event": entry.getMessage()} for entry in caplog.records if entry.name == "longtake.gateway"
+        ]
         assert [(line["event"], line.get("http_status"), line.get("outcome")) for line in lines] == [
             ("POST /v1/videos", 200, None),
             ("GET /v1/videos/task_abc", 200, None),
