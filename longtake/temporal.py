@@ -15,7 +15,6 @@ from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.settings import SettingsProblem
 from longtake.tracing import MISSING_EXTRA, exporter_names
 
 TASK_QUEUE: Final = "video-generation"
@@ -152,6 +151,8 @@ def plugins() -> list[Plugin]:
     try:
         from longtake.temporal_tracing import plugin  # noqa: PLC0415 - an optional extra, only where it is wanted
     except ModuleNotFoundError as error:
+        from longtake.settings import SettingsProblem  # noqa: PLC0415 - costs 20 ms, and is hardly ever needed
+
         raise SettingsProblem(f"traces are switched on, and {error.name} is missing: {MISSING_EXTRA}") from None
     return [plugin()]
 

@@ -13,14 +13,10 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeAlias
 
-import httpx
-
-from longtake.settings import SettingsProblem
-
-if TYPE_CHECKING:  # an optional extra, which costs 0.1 s to import
+if TYPE_CHECKING:  # OpenTelemetry is an optional extra; and a client of Temporal that makes no request needs no httpx
+    import httpx
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
@@ -77,10 +73,14 @@ def _load_exporter(name: str, environment: Mapping[str, str]) -> "SpanExporter":
     if name == "otlp":
         protocol = next((environment[variable] for variable in _PROTOCOLS if environment.get(variable)), "")
         installed = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    from importlib.metadata import entry_points  # noqa: PLC0415 - only where traces are on
+
     try:
         (offer,) = entry_points(group="opentelemetry_traces_exporter", name=installed)
         exporter: SpanExporter = offer.load()()
     except (ImportError, ValueError):
+        from longtake.settings import SettingsProblem  # noqa: PLC0415 - costs 20 ms, and is hardly ever needed
+
         advice = _MISSING_EXPORTERS.get(installed, "set OTEL_TRACES_EXPORTER to otlp, console or none")
         raise SettingsProblem(f"traces cannot be exported to {name!r}: {advice}") from None
     return exporter
@@ -108,6 +108,8 @@ def know_gateway(url: str, *, trace_it: bool) -> None:
         url: The gateway's base URL.
         trace_it: Whether its own origin is sent a `traceparent`. No other origin ever is.
     """
+    import httpx  # noqa: PLC0415 - see above
+
     global _own, _told  # noqa: PLW0603 - as above
     _own = _origin(httpx.URL(url))
     _told = _own if trace_it else None
@@ -130,7 +132,7 @@ class ExchangeSpan:
         self._span = span
         self._failed = False
 
-    def answered(self, response: httpx.Response) -> None:
+    def answered(self, response: "httpx.Response") -> None:
         """Write down the head of the answer."""
         if self._span is None:
             return
@@ -153,7 +155,7 @@ class ExchangeSpan:
 
 
 @contextmanager
-def exchange_span(request: httpx.Request) -> Iterator[ExchangeSpan]:
+def exchange_span(request: "httpx.Request") -> Iterator[ExchangeSpan]:
     """A client span around one HTTP exchange, its body included, as HTTP's semantic conventions want it.
 
     It is nobody's current span: the block may be a generator that is finished in another context.
@@ -173,7 +175,7 @@ def exchange_span(request: httpx.Request) -> Iterator[ExchangeSpan]:
         span.end()
 
 
-def _start(tracer: "Tracer", request: httpx.Request) -> "Span":
+def _start(tracer: "Tracer", request: "httpx.Request") -> "Span":
     from opentelemetry.trace import SpanKind  # noqa: PLC0415 - only where traces are on
 
     url, origin = request.url, _origin(request.url)
@@ -206,5 +208,5 @@ def flush() -> None:
         sending.join(FLUSH_SECONDS)
 
 
-def _origin(url: httpx.URL) -> Origin:
+def _origin(url: "httpx.URL") -> Origin:
     return url.scheme, url.host, url.port  # httpx leaves a scheme's own port out
