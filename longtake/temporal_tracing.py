@@ -6,6 +6,7 @@ started without a trace still has one. `docs/adr/0012-traces.md` says what else 
 """
 
 import functools
+import logging
 from typing import Any
 
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -32,6 +33,8 @@ def plugin() -> OpenTelemetryPlugin:
         for exporter in tracing.load_exporters(tracing.exporter_names()):
             provider.add_span_processor(BatchSpanProcessor(exporter))
         set_tracer_provider(provider)
+    # Each of its tries would be a warning; that it has failed is an error, in one line.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     tracing.use(get_tracer("longtake", __version__))
     return _GenerationTracing()
 

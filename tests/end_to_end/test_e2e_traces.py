@@ -59,7 +59,7 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
 ) -> None:
     await site.start()
     # Two links are refused and `/content` leads to the CDN: the gateway is asked, and left, in every way.
-    prompt = f"traced {MARK} [sim:link_403,links=2,content_redirect,seconds=90,label=traced]"
+    prompt = f"traced {MARK} [sim:link_403,links=2,content_redirect,seconds=240,label=traced]"
     generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
     await eventually(lambda: [span for span in collector.spans if is_look(span)], "a look", unless=[generate])
     await site.worker.kill()
