@@ -107,7 +107,14 @@ def test_plain_values_stand_without_quotes() -> None:
 
 
 def test_the_ids_stand_first_and_in_one_order(read: Read) -> None:
-    shuffled = {"attempt": 2, "zebra": 1, "stage": "extending", "request_id": "r", "workflow_id": "w", "task_id": "t"}
+    shuffled: dict[str, Any] = {
+        "attempt": 2,
+        "zebra": 1,
+        "stage": "extending",
+        "request_id": "r",
+        "workflow_id": "w",
+        "task_id": "t",
+    }
     event = read(record(**shuffled, run_id="x", activity="query_generation"))
     assert list(event)[4:] == [
         *("workflow_id", "run_id", "task_id", "stage", "request_id", "activity", "attempt"),
@@ -170,12 +177,12 @@ def test_an_error_is_its_innermost_cause_with_its_type_and_place(read: Read) -> 
 def test_an_unrelated_context_is_no_cause(read: Read) -> None:
     try:
         try:
-            {}["x"]
-        except KeyError:
-            raise ValueError("clear words")  # noqa: B904 - that is the point
-    except ValueError as error:
+            int("x")
+        except ValueError:
+            raise TypeError("clear words")  # noqa: B904 - that is the point
+    except TypeError as error:
         event = read(record(exc_info=raised(error)))
-    assert (event["error_type"], event["error"]) == ("ValueError", "clear words")
+    assert (event["error_type"], event["error"]) == ("TypeError", "clear words")
 
 
 def test_a_group_shows_its_first_error_and_a_circle_ends(read: Read) -> None:
