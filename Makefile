@@ -105,9 +105,9 @@ PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
 lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes the newest versions.
 	@echo 'uv==$(UV_VERSION)' | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml --extra test $(if $(UPGRADE),--upgrade) -o requirements/test.txt
-	@$(PART) --extra cli -o requirements/run.txt
+	@$(PART) --extra cli --extra otel -o requirements/run.txt
 	@$(PART) --extra simulator -o requirements/simulator.txt
-	@$(PART) --extra cli --extra embedded --extra simulator -o requirements/demo.txt
+	@$(PART) --extra cli --extra embedded --extra simulator --extra otel -o requirements/demo.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -12,6 +12,7 @@ from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
 from longtake.images import prepare_parts
 from longtake.ledger import Accepted, SubmissionLedger
+from longtake.logs import note
 from longtake.models import (
     GenerateVideoInput,
     GenerationPolicy,
@@ -169,9 +170,8 @@ class SubmissionActivities:
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 raise application_error(error, Step.SUBMIT) from None
-        activity.logger.info(
-            "submitted task=%s attached=%s request_id=%s", accepted.task_id, accepted.attached, accepted.request_id
-        )
+        note(task_id=accepted.task_id, request_id=accepted.request_id)
+        activity.logger.info("submitted", extra={"attached": accepted.attached})
         return _receipt(accepted)
 
     async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
@@ -187,7 +187,7 @@ class SubmissionActivities:
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
-        activity.logger.info("adopted task=%s", task_id)
+        activity.logger.info("adopted", extra={"task_id": task_id})
         return _receipt(accepted)
 
     def _first_post(self, request: GenerateVideoInput) -> Post:

@@ -204,4 +204,7 @@ class EmbeddedWorker:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return f"the worker did not start: {lines[-1][-600:] if lines else 'it said nothing'} (its log is {log})"
+    last = lines[-1] if lines else "it said nothing"
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # what is no event of ours is shown as it is
+        last = json.loads(last)["event"]
+    return f"the worker did not start: {last[-600:]} (its log is {log})"

@@ -341,9 +341,9 @@ class SubmissionLedger:
         )
         try:
             await self.record_accepted(key, accepted)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a defect of ours included
+        except Exception as error:  # whatever it is, a defect of ours included
             # It is paid for and its id is known: hand the id on, whatever the store says. A later step writes it.
-            logger.warning("ledger outcome not written: %s", error)
+            logger.warning("ledger outcome not written", exc_info=error, extra={"task_id": answer.task_id})
             return replace(accepted, recorded=False)
         return accepted
 
@@ -366,7 +366,8 @@ class SubmissionLedger:
             await self._create(_path(key, accepted.slot, "late"), outcome)
             await self._claim(key, accepted.task_id, accepted.nonce)
             logger.error(
-                "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
+                "a task was accepted, but its slot says something else",
+                extra={"task_id": accepted.task_id, "outcome": stored.outcome, "reason": stored.reason},
             )
 
     async def is_untouched(self, key: str) -> bool:
@@ -736,7 +737,7 @@ class _Attempt:
             await ledger._create(_path(self._key, self.slot, "outcome"), outcome)  # noqa: SLF001 - same module
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
-            logger.warning("ledger slot not closed: %s", error)
+            logger.warning("ledger slot not closed", exc_info=error)
 
 
 def _accepted(slot: int, intent: Intent, outcome: Outcome) -> Accepted:

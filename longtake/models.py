@@ -357,6 +357,8 @@ class ReconcileOrder(_Payload):
     ledger_id: str = ""
     digest: str = ""
     """Of what was to be paid for."""
+    stage: Stage | None = None
+    """For the log."""
 
 
 class Reconciliation(_Payload):
@@ -397,6 +399,8 @@ class LookOrder(_Payload):
     task_id: str
     extension: bool = False
     """Whether it is the task of a retried extension, which may live at another gateway."""
+    stage: Stage | None = None
+    """For the log."""
 
 
 class DeliverOrder(_Payload):

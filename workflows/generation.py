@@ -26,7 +26,7 @@ from longtake.models import (
     TaskState,
 )
 from longtake.temporal import GATEWAY_TASK_ID, VIDEO_ATTENTION, VIDEO_MODEL, VIDEO_OUTCOME, VIDEO_STAGE
-from workflows import narration
+from workflows import logbook, narration
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
@@ -115,6 +115,7 @@ class Generation:
             if stage is Stage.CANCELLED and self.receipt:
                 updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
             workflow.upsert_search_attributes(updates)
+            logbook.log_stage(self)
         self.tell()
 
     def tell(self) -> None:
@@ -202,6 +203,8 @@ class Generation:
         self.outcome = ending.kind
         self.last_problem = ending.message
         self.enter(Stage.FAILED)
+        benign = ending.kind in _BENIGN_KINDS
+        logbook.log_failure(self, ending.kind, ending.details, benign=benign)
         raise ApplicationError(
             ending.message,
             ending.details.model_copy(
@@ -209,9 +212,7 @@ class Generation:
             ),
             type=ending.kind,
             non_retryable=True,
-            category=ApplicationErrorCategory.BENIGN
-            if ending.kind in _BENIGN_KINDS
-            else ApplicationErrorCategory.UNSPECIFIED,
+            category=ApplicationErrorCategory.BENIGN if benign else ApplicationErrorCategory.UNSPECIFIED,
         )
 
     def result(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:

@@ -103,6 +103,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
                 extension=order.extension is not None,
                 ledger_id=order.ledger_id,
                 digest=_digest(order),
+                stage=generation.stage,
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),

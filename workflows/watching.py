@@ -87,7 +87,12 @@ class Watch:
         try:
             record = await workflow.execute_activity_method(
                 PollingActivities.query_generation,
-                LookOrder(key=generation.key, task_id=self._task.task_id, extension=self._extension),
+                LookOrder(
+                    key=generation.key,
+                    task_id=self._task.task_id,
+                    extension=self._extension,
+                    stage=generation.stage,
+                ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
             )

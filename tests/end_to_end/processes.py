@@ -36,8 +36,8 @@ _T = TypeVar("_T")
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """What every process starts from: nothing of the caller's `TEMPORAL_*` and `LONGTAKE_*`, short times."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "LONGTAKE_"))}
+    """What every process starts from: nothing of the caller's own settings, short times."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "LONGTAKE_", "OTEL_"))}
     return {
         **inherited,
         "TEMPORAL_CONFIG_FILE": os.devnull,
@@ -136,6 +136,13 @@ class SimulatorProcess:
     def submissions(self) -> int:
         """How many POSTs were seen at all."""
         return sum("paid" in entry for entry in self._entries())
+
+    def requests(self, label: str) -> list[dict[str, Any]]:
+        """Every request about tasks whose scenario has this label, the submission first."""
+        made = {
+            entry.get("task_id"): entry for entry in self._entries() if f"label={label}" in entry.get("scenario", "")
+        }
+        return [entry for entry in self._entries() if entry.get("task_id") in made]
 
     def violations(self) -> list[dict[str, Any]]:
         return [entry for entry in self._entries() if entry.get("violation")]

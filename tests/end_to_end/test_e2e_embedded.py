@@ -62,7 +62,7 @@ class Embedded:
         assert (status.code, status.json()["state"]) == (0, "completed")
         await nothing_is_left(data)
         logs = "".join(path.read_text(errors="replace") for path in (data / "embedded").glob("*.log"))
-        assert "submitted task=" in logs
+        assert '"event": "submitted"' in logs
         assert secrets_in(logs + "".join(run.err for run in runs)) == []
 
     async def killed_at_the_start(self) -> None:

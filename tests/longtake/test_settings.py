@@ -59,6 +59,7 @@ GOOD_VALUES = {
     "ALLOW_PRIVATE_ADDRESSES": "true",
     "MAX_VIDEO_MEBIBYTES": "100",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "TRACE_GATEWAY": "true",
     "LOG_FORMAT": "json",
 }
 
@@ -77,6 +78,7 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "TRACE_GATEWAY": ["perhaps", SECRET],
     "LOG_FORMAT": ["JSON", SECRET],
 }
 

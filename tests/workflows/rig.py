@@ -22,7 +22,7 @@ from temporalio.api.enums.v1 import EventType, IndexedValueType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, Plugin, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
@@ -397,11 +397,17 @@ class Rig:
     def client(self) -> Client:
         return self.environment.client
 
-    async def start(self, script: Script, *arguments: Any, key: str | None = None) -> Generation:
-        """Start the workflow as any SDK would: by its name, with plain JSON."""
+    async def start(
+        self, script: Script, *arguments: Any, key: str | None = None, client: Client | None = None
+    ) -> Generation:
+        """Start the workflow as any SDK would: by its name, with plain JSON.
+
+        A client of the caller's own skips no time while it waits: `pass_time`.
+        """
         name = workflow_id(key or f"test-{next(self._numbers)}")
         self._fakes.scripts[name] = script
-        handle = await self.client.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
+        caller = client or self.client
+        handle = await caller.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
         generation = Generation(self, handle, script)
         self._started.append(generation)
         return generation
@@ -441,10 +447,11 @@ def _runtime() -> Runtime:
 
 
 @asynccontextmanager
-async def running_rig(*, cached: int = 1000) -> AsyncIterator[Rig]:
+async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig]:
     """Everything that a workflow test needs; `worker.py` is followed wherever it says how.
 
     Args:
+        plugins: Of the client, as `connect()` has them.
         cached: How many workflows a worker keeps; on this server those never come back from one that is sent away.
     """
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
@@ -452,7 +459,11 @@ async def running_rig(*, cached: int = 1000) -> AsyncIterator[Rig]:
         version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
     )
     environment = await WorkflowEnvironment.start_time_skipping(
-        data_converter=DATA_CONVERTER, identity=IDENTITY, runtime=_runtime(), test_server_existing_path=str(server)
+        data_converter=DATA_CONVERTER,
+        identity=IDENTITY,
+        runtime=_runtime(),
+        plugins=plugins,
+        test_server_existing_path=str(server),
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
