@@ -270,7 +270,9 @@ def codec_server(
     *,
     unprotected: Annotated[
         bool,
-        typer.Option("--unprotected", help="Listen beyond loopback without a token: something in front keeps others out."),
+        typer.Option(
+            "--unprotected", help="Listen beyond loopback without a token: something in front keeps others out."
+        ),
     ] = False,
     data_dir: DataDir = None,
 ) -> None:

@@ -42,7 +42,9 @@ class EncryptionCodec(PayloadCodec):
             PayloadUnreadable: A key is missing, or does not open a payload. A workflow task that fails with it is tried
                 again until the key is there.
         """
-        return [self._open(payload) if payload.metadata.get("encoding") == ENCODING else payload for payload in payloads]
+        return [
+            self._open(payload) if payload.metadata.get("encoding") == ENCODING else payload for payload in payloads
+        ]
 
     def _seal(self, payload: Payload) -> Payload:
         key_id, sealed = self._ring.encrypt(payload.SerializeToString())

@@ -71,7 +71,9 @@ async def test_only_the_configured_ui_may_ask_from_a_browser(codec: httpx.AsyncC
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, UI)
 
     evil = "http://evil.example"
-    assert "access-control-allow-origin" not in (await codec.options("/decode", headers={"origin": evil, **asks})).headers
+    assert (
+        "access-control-allow-origin" not in (await codec.options("/decode", headers={"origin": evil, **asks})).headers
+    )
     refused = await codec.post("/decode", json=as_json(PLAIN), headers={"origin": evil})
     assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (403, False)
     assert "LONGTAKE_CODEC_ORIGINS" in refused.text

@@ -180,7 +180,9 @@ def test_keys_are_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGTAKE_ENCRYPTION_KEYS", f"a:{SECRET}")
     settings = Settings.load()
     assert [key.id for key in settings.encryption_keys] == ["a"]
-    assert not [said for said in (repr(settings), str(settings.encryption_keys)) if "pangolin" in said or SECRET in said]
+    assert not [
+        said for said in (repr(settings), str(settings.encryption_keys)) if "pangolin" in said or SECRET in said
+    ]
 
 
 async def test_the_setting_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +213,4 @@ def test_without_the_package_one_message_says_what_to_install() -> None:
     hide = "import importlib.util as u; found = u.find_spec; u.find_spec = lambda n: n != 'cryptography' and found(n) or None"
     load = "from longtake.settings import Settings, SettingsProblem\ntry: Settings.load()\nexcept SettingsProblem as e: print(e)"
     told = python(f"{hide}\n{load}", LONGTAKE_ENCRYPTION_KEYS=NEW)
-    assert told == (
-        "LONGTAKE_ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'\n"
-    )
+    assert told == ("LONGTAKE_ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'\n")
