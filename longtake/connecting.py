@@ -38,7 +38,7 @@ _TLS: Final = (
         "set TEMPORAL_API_KEY (in a profile: api_key) to a key that is valid for this namespace",
     ),
 )
-_CLOSED: Final = re.compile(r"after connection: .*transport error|received fatal alert|AlertReceived", re.DOTALL)
+_CLOSED: Final = re.compile(r"after connection: .*Error\(Transport|received fatal alert|AlertReceived", re.DOTALL)
 _DEFAULT_TO_DO: Final = "check TEMPORAL_ADDRESS, or leave it out to use the embedded server"
 _LONGEST_REASON: Final = 200
 

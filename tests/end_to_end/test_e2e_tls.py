@@ -1,4 +1,4 @@
-"""TLS, mTLS and API keys, by profiles and by variables: a TLS front stands before the dev server, as before a cluster."""
+"""TLS, mTLS and API keys, by profiles and by variables: a TLS front stands before the dev server, as in a cluster."""
 
 import asyncio
 from collections.abc import Iterator
@@ -62,20 +62,16 @@ def starter(base: dict[str, str]) -> Iterator[Starter]:
     starter.close()
 
 
+@pytest.mark.timeout(240)  # three processes start one after the other
 async def test_a_generation_over_mutual_tls_and_with_an_api_key(
-    fronts: Fronts,
-    base: dict[str, str],
-    starter: Starter,
-    temporal: DevServer,
-    simulator: SimulatorProcess,
-    tmp_path: Path,
+    fronts: Fronts, starter: Starter, temporal: DevServer, simulator: SimulatorProcess, tmp_path: Path
 ) -> None:
     prompt = f"a {MARK} [sim:ok,seconds=30,label=tls]"
     async with AsyncExitStack() as stack:
         secured = tls_proxy(temporal.address, fronts.server, client_authority=fronts.ours.cert, api_key=KEY)
         address, seen = await stack.enter_async_context(secured)
         # The worker by variables; the command line by a profile of a TOML file.
-        worker = WorkerProcess(tmp_path, base | fronts.variables(address, fronts.client, TEMPORAL_API_KEY=KEY))
+        worker = WorkerProcess(tmp_path, starter.env | fronts.variables(address, fronts.client, TEMPORAL_API_KEY=KEY))
         stack.callback(worker.stop)
         worker.start()
         await asyncio.to_thread(profile(tmp_path).write_text, PROFILE.format(address=address, fronts=fronts, key=KEY))
@@ -153,6 +149,21 @@ async def test_what_keeps_a_connection_from_being_made_is_said(
         assert await worker.ended() == 1
         assert "it asks for a client certificate, set TEMPORAL_TLS_CLIENT_CERT_PATH" in worker.log()
         assert "Traceback" not in worker.log()
+
+
+CLOSED = (
+    # What the SDK's core said when a server closed the connection in the middle of the handshake or just after it.
+    'hyper::Error(Io, Custom { kind: UnexpectedEof, error: "peer closed connection without sending TLS close_notify"',
+    "hyper::Error(Canceled, hyper::Error(Io, Custom { kind: BrokenPipe",
+    "hyper::Error(Canceled)",
+)
+
+
+@pytest.mark.parametrize("how", CLOSED)
+def test_a_connection_that_is_closed_early_is_understood_however_it_shows(how: str) -> None:
+    said = f"`get_system_info` call error after connection: Status {{ source: Some(tonic::transport::Error(Transport, {how}"
+    assert "asks for a client certificate" in explain(said, tls=True, client_certificate=False)
+    assert "wants TLS" in explain(said, tls=False, client_certificate=False)
 
 
 @pytest.mark.parametrize("alert", ["CertificateRequired", "CertificateExpired", "UnknownCA"])

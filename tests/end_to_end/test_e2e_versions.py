@@ -91,7 +91,7 @@ class Deployments:
     async def _compatible(self, name: str, old_build: str | None, new_build: str | None) -> None:
         site, client = await self._site(name)
         prompts = self._prompts(name, {"looks": "ok,seconds=240", "waits": ASKS, "new": ASKS, "newer": ASKS})
-        first = site.another_worker(**build_id(old_build))
+        first = site.another_worker(build_id(old_build))
         await first.restart()
         if old_build:
             await deployment(site, "set-current-version", "--build-id", old_build, "--yes")
@@ -99,7 +99,7 @@ class Deployments:
         await client.start("waits", request(prompts["waits"], on_extend_failed="ask"))
         await reaches(client, "waits", Stage.AWAITING_DECISION)
 
-        second = site.another_worker(patched_build(self._folder / f"{name}-patched"), **build_id(new_build))
+        second = site.another_worker(build_id(new_build), patched_build(self._folder / f"{name}-patched"))
         await second.restart()
         if new_build:
             await deployment(site, "set-ramping-version", "--build-id", new_build, "--percentage", "50", "--yes")
@@ -126,23 +126,33 @@ class Deployments:
     async def an_incompatible_version(self) -> None:
         """A change that cannot be patched: what runs is pinned to the old version, which stays until it is drained."""
         site, client = await self._site("incompatible")
-        prompts = self._prompts("incompatible", {"waits": ASKS, "new": ASKS})
-        first = site.another_worker(**build_id("v1"))
+        prompts = self._prompts("incompatible", {"waits": ASKS, "late": "never_finishes", "new": ASKS})
+        first = site.another_worker(build_id("v1"))
         await first.restart()
         await deployment(site, "set-current-version", "--build-id", "v1", "--yes")
         await client.start("waits", request(prompts["waits"], on_extend_failed="ask"))
         await reaches(client, "waits", Stage.AWAITING_DECISION)
 
-        second = site.another_worker(incompatible_build(self._folder / "incompatible-build"), **build_id("v2"))
+        second = site.another_worker(build_id("v2"), incompatible_build(self._folder / "incompatible-build"))
         await second.restart()
         await pin(site, "v1", "--query", RUNNING, "--reason", "v2 cannot replay them", "--yes")
         await is_pinned(site, "waits")
+        await client.start("late", request(prompts["late"]))
+        await reaches(client, "late", Stage.FIRST_SEGMENT)
+        await deployment(site, "set-current-version", "--build-id", "v2", "--yes")
+
+        # Begun after the pinning: its tasks fail on the new version, until the old one is current again, and it pinned.
+        await eventually(lambda: "Nondeterminism" in second.log(), "the new version fails on an old generation")
+        await pin(site, "v1", "--workflow-id", workflow_id("late"))
+        await deployment(site, "set-current-version", "--build-id", "v1", "--yes")
+        await client.cancel("late")
+        await reaches(client, "late", Stage.CANCELLED)
         await deployment(site, "set-current-version", "--build-id", "v2", "--yes")
         await client.start("new", request(prompts["new"]))
 
         assert await drainage(site, "v1") == "draining", "one generation still needs it"
         await client.decide("waits", Decision(action=DecisionAction.ACCEPT))
-        results = {key: await client.result(key) for key in prompts}
+        results = {key: await client.result(key) for key in ("waits", "new")}
         assert {result.outcome for result in results.values()} == {"fallback"}
         told = {key: "made by the incompatible build" in result.warnings for key, result in results.items()}
         assert told == {"waits": False, "new": True}
@@ -197,7 +207,7 @@ async def drainage(site: Site, version: str) -> str:
 
 
 async def drained(site: Site, version: str | None) -> None:
-    while await drainage(site, version or "") != "drained":
+    while await drainage(site, version or "") != "drained":  # noqa: ASYNC110 - a server is asked
         await asyncio.sleep(0.5)
 
 
@@ -209,7 +219,7 @@ async def pin(site: Site, version: str, *which: str) -> None:
 
 async def is_pinned(site: Site, key: str) -> None:
     """A batch works some moments later, and on what the list knows."""
-    while "Pinned" not in await temporal(site, "workflow", "describe", "--workflow-id", workflow_id(key)):
+    while "Pinned" not in await temporal(site, "workflow", "describe", "--workflow-id", workflow_id(key)):  # noqa: ASYNC110 - a server is asked
         await asyncio.sleep(0.3)
 
 
@@ -234,6 +244,8 @@ def stories(
         deployments.close()
 
 
+# The stories run in the first one's time.
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("story", STORIES)
 def test_versions(stories: dict[str, BaseException | None], story: str) -> None:
     if error := stories[story]:

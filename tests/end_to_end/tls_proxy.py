@@ -174,7 +174,7 @@ class _Proxy:
         back = asyncio.ensure_future(_pump(upstream, writer))
         try:
             while data := await reader.read(_CHUNK_BYTES):
-                if not all([self._may(eavesdropper, event) for event in eavesdropper.receive_data(data)]):
+                if not all(self._may(eavesdropper, event) for event in eavesdropper.receive_data(data)):
                     back.cancel()
                     writer.write(eavesdropper.data_to_send())
                     await writer.drain()
