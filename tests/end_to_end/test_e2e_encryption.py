@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from temporalio.client import Client
+from temporalio.worker import Replayer
 
 from cli.embedded import temporal_binary
 from longtake.client import GenerationFailure, VideoClient
@@ -30,6 +31,7 @@ from tests.end_to_end.processes import (
 )
 from tests.end_to_end.temporal_cli import TemporalCli
 from tests.end_to_end.test_e2e_secrets import texts
+from worker import workflow_setup
 
 K1, K2, OTHER = (new_key(name) for name in ("k1", "k2", "other"))
 PLAIN_MARK = "okapi"
@@ -137,7 +139,11 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     # 4. What an operator sees, without the codec server and through it.
     await the_codec_server_shows(site, starter, "failed")
 
-    # 5. What is stored: read without any codec, and as the bytes of the server's own file.
+    # 5. A replayer with the same converter reads them as the workers do.
+    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings))
+    await replayer.replay_workflow(await raw.get_workflow_handle(workflow_id("rotated")).fetch_history())
+
+    # 6. What is stored: read without any codec, and as the bytes of the server's own file.
     histories = {name: await history(raw, name) for name in prompts}
     for name in ("locked", "failed", "asks", "rotated"):
         assert b"binary/encrypted" in histories[name]

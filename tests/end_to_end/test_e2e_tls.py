@@ -161,7 +161,7 @@ CLOSED = (
 
 @pytest.mark.parametrize("how", CLOSED)
 def test_a_connection_that_is_closed_early_is_understood_however_it_shows(how: str) -> None:
-    said = f"`get_system_info` call error after connection: Status {{ source: Some(tonic::transport::Error(Transport, {how}"
+    said = f"call error after connection: Status {{ source: Some(tonic::transport::Error(Transport, {how}"
     assert "asks for a client certificate" in explain(said, tls=True, client_certificate=False)
     assert "wants TLS" in explain(said, tls=False, client_certificate=False)
 

@@ -123,6 +123,27 @@ class Deployments:
             assert "made by the patched build" in results[key].warnings, key
         self._paid_once(prompts)
 
+    async def from_plain_workers_to_versions_and_back(self) -> None:
+        site, client = await self._site("switched")
+        prompts = self._prompts("switched", {"plain": ASKS, "versioned": ASKS})
+        plain, versioned = site.another_worker({}), site.another_worker(build_id("v1"))
+        await plain.restart()
+        await client.start("plain", request(prompts["plain"], on_extend_failed="ask"))
+        await reaches(client, "plain", Stage.AWAITING_DECISION)
+        await versioned.restart()
+        await deployment(site, "set-current-version", "--build-id", "v1", "--yes")
+        plain.stop()
+        await client.start("versioned", request(prompts["versioned"], on_extend_failed="ask"))
+        await client.decide("plain", Decision(action=DecisionAction.ACCEPT))
+        assert (await client.result("plain")).outcome == "fallback"
+        await reaches(client, "versioned", Stage.AWAITING_DECISION)
+        await plain.restart()
+        await deployment(site, "set-current-version", "--unversioned", "--yes")
+        versioned.stop()
+        await client.decide("versioned", Decision(action=DecisionAction.ACCEPT))
+        assert (await client.result("versioned")).outcome == "fallback"
+        self._paid_once(prompts)
+
     async def an_incompatible_version(self) -> None:
         """A change that cannot be patched: what runs is pinned to the old version, which stays until it is drained."""
         site, client = await self._site("incompatible")
@@ -229,7 +250,12 @@ async def reaches(client: VideoClient, key: str, stage: Stage) -> None:
         await asyncio.sleep(0.1)
 
 
-STORIES = ("a_compatible_version", "a_compatible_build_without_versions", "an_incompatible_version")
+STORIES = (
+    "a_compatible_version",
+    "a_compatible_build_without_versions",
+    "an_incompatible_version",
+    "from_plain_workers_to_versions_and_back",
+)
 
 
 @pytest.fixture(scope="module")
