@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
-from longtake.client import VideoClient
-from longtake.models import GenerateVideoInput
+from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
+from longtake.models import Decision, DecisionAction, GenerateVideoInput
 from longtake.temporal import connect
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +101,18 @@ def listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0
+
+
+async def accept(client: VideoClient, key: str) -> None:
+    """Decide `accept`; a worker that has just taken over from another may need longer than one update waits."""
+    while True:
+        try:
+            await client.decide(key, Decision(action=DecisionAction.ACCEPT))
+        except NoWorker:
+            continue
+        except (DecisionRejected, GenerationNotFound):  # one that nobody had answered was taken after all
+            pass
+        return
 
 
 class SimulatorProcess:
