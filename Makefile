@@ -93,7 +93,7 @@ imports: $(VENV)/.test
 	@$(BIN)/lint-imports --no-logo
 
 compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and the Compose specification's schema.
-	@$(BIN)/docker-compose --env-file .env.example --profile simulator config --quiet
+	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 # There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
@@ -105,9 +105,9 @@ PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
 lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes the newest versions.
 	@echo 'uv==$(UV_VERSION)' | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml --extra test $(if $(UPGRADE),--upgrade) -o requirements/test.txt
-	@$(PART) --extra cli --extra otel -o requirements/run.txt
+	@$(PART) --extra cli --extra encryption --extra otel -o requirements/run.txt
 	@$(PART) --extra simulator -o requirements/simulator.txt
-	@$(PART) --extra cli --extra embedded --extra simulator --extra otel -o requirements/demo.txt
+	@$(PART) --extra cli --extra embedded --extra encryption --extra otel --extra simulator -o requirements/demo.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -12,6 +12,7 @@ from cli.session import connect_when_healthy
 from longtake.catalog import MODELS
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayError, KeyRefused
+from longtake.keyring import KeyRing
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import TemporalProblem, connect, is_configured, missing_search_attributes, target
@@ -57,7 +58,10 @@ async def _settings(settings: Settings) -> Finding:
         settings.require_gateway()
     except SettingsProblem as error:
         return Finding("settings", good=False, what=str(error), to_do="See the table of settings in the README.")
-    return Finding("settings", good=True, what=f"read; data folder {settings.data_dir}")
+    key = KeyRing(settings.encryption_keys).current
+    encryption = f"encrypted with the key {key!r}" if key else "not encrypted"
+    what = f"read; data folder {settings.data_dir}; what Temporal stores is {encryption}"
+    return Finding("settings", good=True, what=what)
 
 
 async def _temporal(settings: Settings) -> Finding:

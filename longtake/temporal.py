@@ -11,10 +11,15 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
+from longtake.connecting import explain
+from longtake.encryption import encrypting
+from longtake.keyring import KeyRing
+from longtake.settings import Settings, SettingsProblem
 from longtake.tracing import MISSING_EXTRA, exporter_names
 
 TASK_QUEUE: Final = "video-generation"
@@ -23,7 +28,8 @@ SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
 WORKFLOW_TYPE: Final = "GenerateVideo"
 DEFAULT_ADDRESS: Final = "localhost:7233"
 
-DATA_CONVERTER = pydantic_data_converter
+DATA_CONVERTER = encrypting(pydantic_data_converter, KeyRing())
+"""The converter of workers, clients, tests and replayers alike, without encryption; see `data_converter`."""
 
 VIDEO_MODEL = SearchAttributeKey.for_keyword("VideoModel")
 VIDEO_STAGE = SearchAttributeKey.for_keyword("VideoStage")
@@ -34,6 +40,11 @@ SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTEN
 
 _ID_PREFIX: Final = "video-"
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
+
+
+def data_converter(settings: Settings) -> DataConverter:
+    """The product's converter; it encrypts where `LONGTAKE_ENCRYPTION_KEYS` has keys."""
+    return encrypting(pydantic_data_converter, KeyRing(settings.encryption_keys))
 
 
 class InvalidKey(ValueError):
@@ -116,7 +127,7 @@ def _runtime() -> Runtime:
 
 
 async def connect(address: str | None = None, **options: object) -> Client:
-    """Connect with the product's data converter.
+    """Connect with the product's data converter, which encrypts where `LONGTAKE_ENCRYPTION_KEYS` is set.
 
     Args:
         address: Overrides the configured one, and with it every other setting of the profile (embedded server).
@@ -124,20 +135,23 @@ async def connect(address: str | None = None, **options: object) -> Client:
 
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
-        SettingsProblem: Traces are switched on (`OTEL_…`), and what they need is not installed.
+        SettingsProblem: A `LONGTAKE_*` variable is unusable, or traces are switched on (`OTEL_…`), and what they need
+            is not installed.
     """
+    options.setdefault("data_converter", data_converter(Settings.load()))
     where = Target(address, "default") if address else target()
-    config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
-    config.setdefault("target_host", DEFAULT_ADDRESS)
-    config |= {"data_converter": DATA_CONVERTER, "plugins": plugins()}
+    options.setdefault("plugins", plugins())
+    profile = ClientConfigProfile() if address else configured_profile()
+    config: dict[str, object] = {}
     try:
+        config = {**profile.to_client_connect_config(), "target_host": where.address}
         return await Client.connect(**{"runtime": _runtime(), **config, **options})  # type: ignore[arg-type]
+    except OSError as error:  # the profile names files
+        raise TemporalProblem(f"Temporal's profile names {error.filename}: {error.strerror}") from None
     except (RuntimeError, RPCError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise TemporalProblem(
-            f"Temporal at {where.address} cannot be reached ({reason}): check TEMPORAL_ADDRESS, or leave it out to use "
-            "the embedded server"
-        ) from None
+        has_certificate = bool(profile.tls and profile.tls.client_cert)
+        reason = explain(str(error), tls=bool(config.get("tls") or profile.api_key), client_certificate=has_certificate)
+        raise TemporalProblem(f"Temporal at {where.address}: {reason}") from None
 
 
 def plugins() -> list[Plugin]:
@@ -151,8 +165,6 @@ def plugins() -> list[Plugin]:
     try:
         from longtake.temporal_tracing import plugin  # noqa: PLC0415 - an optional extra, only where it is wanted
     except ModuleNotFoundError as error:
-        from longtake.settings import SettingsProblem  # noqa: PLC0415 - costs 20 ms, and is hardly ever needed
-
         raise SettingsProblem(f"traces are switched on, and {error.name} is missing: {MISSING_EXTRA}") from None
     return [plugin()]
 

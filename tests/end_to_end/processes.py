@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
-from longtake.client import VideoClient
+from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
 from longtake.temporal import connect
 from tests.end_to_end.forked import Forked
@@ -98,6 +98,25 @@ def free_port() -> int:
             return port
 
 
+def listens(address: str) -> bool:
+    """Whether something listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+async def accept(client: VideoClient, key: str) -> None:
+    """Decide `accept`; a worker that has just taken over from another may need longer than one update waits."""
+    while True:
+        try:
+            await client.decide(key, Decision(action=DecisionAction.ACCEPT))
+        except NoWorker:
+            continue
+        except (DecisionRejected, GenerationNotFound):  # one that nobody had answered was taken after all
+            pass
+        return
+
+
 class SimulatorProcess:
     """`python -m simulator`."""
 
@@ -170,6 +189,8 @@ class DevServer:
         self._folder = folder
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self.flags: list[str] = []
+        """More of them for `start-dev`."""
         self.address = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -177,6 +198,7 @@ class DevServer:
         command += ["--port", str(self._port), "--db-filename", str(self._folder / "temporal.sqlite")]
         for name in SEARCH_ATTRIBUTES:
             command += ["--search-attribute", f"{name}=Keyword"]
+        command += self.flags
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -386,6 +408,14 @@ class Site:
         here = {"TEMPORAL_ADDRESS": self.server.address, "LONGTAKE_STORE_URL": self.store.as_uri()}
         self.env = {**env, **here}
         self.worker = WorkerProcess(folder, self.env)
+        self._folder = folder
+        self._others: list[WorkerProcess] = []
+
+    def another_worker(self, settings: Mapping[str, str], code: Path = ROOT) -> WorkerProcess:
+        """A worker with other settings or other code; it ends with the site."""
+        folder = self._folder / f"worker-{len(self._others)}"
+        self._others.append(WorkerProcess(folder, {**self.env, **settings}, root=code))
+        return self._others[-1]
 
     async def start(self) -> VideoClient:
         await self.start_server()
@@ -400,7 +430,8 @@ class Site:
         return VideoClient(await connect(self.server.address))
 
     def stop(self) -> None:
-        self.worker.stop()
+        for worker in (self.worker, *self._others):
+            worker.stop()
         self.server.stop()
 
 

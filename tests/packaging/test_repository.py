@@ -122,10 +122,10 @@ def test_what_runs_is_what_is_tested(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("run", ["cli", "otel"]),
+        ("run", ["cli", "encryption", "otel"]),
         ("simulator", ["simulator"]),
-        ("demo", ["cli", "embedded", "simulator", "otel"]),
-        ("test", ["cli", "embedded", "simulator", "otel", "test"]),
+        ("demo", ["cli", "embedded", "encryption", "simulator", "otel"]),
+        ("test", ["cli", "embedded", "encryption", "simulator", "otel", "test"]),
     ],
 )
 def test_the_requirements_are_those_of_the_package(name: str, extras: list[str]) -> None:

@@ -617,6 +617,8 @@ async def adopted(order: Any) -> Settlement:
         # An activity may not know what the workflow knows: only the ledger can say "no".
         refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
         refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        # Nor a worker that has not the key to what an attempt before it has told.
+        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, slot=1, http_status=502),
     ],
     ids=lambda error: error.type,
 )
