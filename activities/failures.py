@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities import measuring
 from longtake.catalog import InvalidRequest
 from longtake.delivery import DownloadFailed
 from longtake.gateway.errors import (
@@ -218,6 +219,7 @@ def application_error(error: Exception, step: Step, *, gone_for_good: bool = Fal
         gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
     """
     rule = rule_for(error, step)
+    measuring.failed(error, rule.type)
     text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],

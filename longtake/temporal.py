@@ -12,8 +12,17 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfigProfile
-from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
 from temporalio.service import RPCError, RPCStatusCode
+
+from longtake.metrics import BUCKETS
 
 TASK_QUEUE: Final = "video-generation"
 SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
@@ -36,6 +45,10 @@ _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
 
 class InvalidKey(ValueError):
     """A business key that cannot name a generation."""
+
+
+class MetricsAddressUnusable(ValueError):
+    """Metrics cannot be served where they should be; the message says what to do."""
 
 
 class TemporalProblem(Exception):
@@ -96,33 +109,59 @@ def target() -> Target:
 
 
 @functools.cache
-def _runtime() -> Runtime:
-    """One for each process. The SDK's core would log to standard output, where results go: it logs as we do."""
-    return Runtime(
-        telemetry=TelemetryConfig(
-            logging=LoggingConfig(
-                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-                forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+def sdk_runtime(metrics_address: str | None = None) -> Runtime:
+    """One for each process. The SDK's core would log to standard output, where results go: it logs as we do.
+
+    Args:
+        metrics_address: Where to serve the SDK's metrics and ours to Prometheus: an IP address and a port.
+
+    Raises:
+        MetricsAddressUnusable: It is taken, or none of this machine's.
+    """
+    metrics = metrics_address and PrometheusConfig(
+        bind_address=metrics_address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+        histogram_bucket_overrides=BUCKETS,
+    )
+    try:
+        return Runtime(
+            telemetry=TelemetryConfig(
+                logging=LoggingConfig(
+                    filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+                    forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+                ),
+                metrics=metrics or None,
+                # It would say "temporal-core-sdk" on every series.
+                attach_service_name=False,
             )
         )
-    )
+    except ValueError as error:
+        raise MetricsAddressUnusable(
+            f"LONGTAKE_METRICS_ADDRESS: metrics cannot be served at {metrics_address} ({error}): give each worker of a "
+            "machine an address of its own, or leave it unset"
+        ) from None
 
 
-async def connect(address: str | None = None, **options: object) -> Client:
+async def connect(address: str | None = None, *, metrics_address: str | None = None, **options: object) -> Client:
     """Connect with the product's data converter.
 
     Args:
         address: Overrides the configured one, and with it every other setting of the profile (embedded server).
+        metrics_address: See `sdk_runtime`; for workers.
         options: Passed on to `Client.connect`.
 
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
+        MetricsAddressUnusable: See `sdk_runtime`.
     """
+    runtime = sdk_runtime(metrics_address)
     where = Target(address, "default") if address else target()
     config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
     config.setdefault("target_host", DEFAULT_ADDRESS)
     try:
-        return await Client.connect(**{"runtime": _runtime(), **config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
+        return await Client.connect(**{"runtime": runtime, **config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
     except (RuntimeError, RPCError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise TemporalProblem(

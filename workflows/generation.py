@@ -26,7 +26,7 @@ from longtake.models import (
     TaskState,
 )
 from longtake.temporal import GATEWAY_TASK_ID, VIDEO_ATTENTION, VIDEO_MODEL, VIDEO_OUTCOME, VIDEO_STAGE
-from workflows import narration
+from workflows import measuring, narration
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
@@ -74,6 +74,7 @@ class Generation:
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
         self._decision: Decision | None = None
+        self._clock = measuring.StageClock()
 
     def restore(self, carried: CarriedGeneration) -> None:
         """Go on where the run before continued as new."""
@@ -89,6 +90,7 @@ class Generation:
         self.last_problem = carried.last_problem
         self.lost_since = carried.lost_since
         self.missing_since = carried.missing_since
+        self._clock = measuring.StageClock(carried.stage, carried.stage_since)
 
     @property
     def request(self) -> GenerateVideoInput:
@@ -115,6 +117,7 @@ class Generation:
             if stage is Stage.CANCELLED and self.receipt:
                 updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
             workflow.upsert_search_attributes(updates)
+        self._clock.enter(stage, self.asked.model if self.asked else None)
         self.tell()
 
     def tell(self) -> None:
@@ -202,6 +205,7 @@ class Generation:
         self.outcome = ending.kind
         self.last_problem = ending.message
         self.enter(Stage.FAILED)
+        measuring.ended(ending.kind, self.asked.model if self.asked else None)
         raise ApplicationError(
             ending.message,
             ending.details.model_copy(
@@ -218,6 +222,7 @@ class Generation:
         """End with a video."""
         self.outcome, self.video, self.last_problem = outcome, video, None
         self.enter(Stage.DONE)
+        measuring.ended(outcome, self.request.model)
         record = self.record
         assert record is not None  # noqa: S101 - a verdict is a record
         failed = record.state is TaskState.EXTEND_FAILED
@@ -255,4 +260,6 @@ class Generation:
             last_problem=self.last_problem,
             lost_since=self.lost_since,
             missing_since=self.missing_since,
+            stage=self._clock.stage,
+            stage_since=self._clock.since,
         )

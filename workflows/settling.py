@@ -18,7 +18,7 @@ from longtake.models import (
     SubmissionReceipt,
     SubmitOrder,
 )
-from workflows import options
+from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
 
@@ -38,6 +38,7 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
         Ending: `NotSubmitted` where nothing was sent in time, `SubmissionOutcomeUnknown` where nobody is to be asked,
             `Abandoned` where nobody wants it.
     """
+    measuring.doubted(order.request.model, extension=order.extension is not None)
     generation.last_problem = cause.message
     details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": cause.details.advice or LOOK_YOURSELF})
     for wait in _waits(generation.policy):

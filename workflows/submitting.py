@@ -16,7 +16,7 @@ from longtake.models import (
     SubmitOrder,
 )
 from longtake.temporal import SUBMISSION_TASK_QUEUE
-from workflows import options
+from workflows import measuring, options
 from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
 from workflows.settling import LOOK_YOURSELF, settle
@@ -121,6 +121,7 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
 
 async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
+    measuring.paid(receipt, order.request, extension=order.extension is not None)
     if order.extension is None:
         generation.own(receipt)
     if receipt.recorded:

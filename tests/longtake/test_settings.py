@@ -59,6 +59,7 @@ GOOD_VALUES = {
     "ALLOW_PRIVATE_ADDRESSES": "true",
     "MAX_VIDEO_MEBIBYTES": "100",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
 }
 
@@ -77,6 +78,7 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "LOG_FORMAT": ["JSON", SECRET],
 }
 
