@@ -93,7 +93,7 @@ imports: $(VENV)/.test
 	@$(BIN)/lint-imports --no-logo
 
 compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and the Compose specification's schema.
-	@$(BIN)/docker-compose --env-file .env.example --profile simulator config --quiet
+	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 # There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
@@ -105,7 +105,7 @@ PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
 lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes the newest versions.
 	@echo 'uv==$(UV_VERSION)' | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml --extra test $(if $(UPGRADE),--upgrade) -o requirements/test.txt
-	@$(PART) --extra cli -o requirements/run.txt
+	@$(PART) --extra cli --extra encryption -o requirements/run.txt
 	@$(PART) --extra simulator -o requirements/simulator.txt
 	@$(PART) --extra cli --extra embedded --extra simulator -o requirements/demo.txt
 

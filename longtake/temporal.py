@@ -11,6 +11,7 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import (
     LogForwardingConfig,
@@ -22,7 +23,10 @@ from temporalio.runtime import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from longtake.encryption import encrypting
+from longtake.keyring import KeyRing
 from longtake.metrics import BUCKETS
+from longtake.settings import Settings
 
 TASK_QUEUE: Final = "video-generation"
 SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
@@ -30,7 +34,8 @@ SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
 WORKFLOW_TYPE: Final = "GenerateVideo"
 DEFAULT_ADDRESS: Final = "localhost:7233"
 
-DATA_CONVERTER = pydantic_data_converter
+DATA_CONVERTER = encrypting(pydantic_data_converter, KeyRing())
+"""The converter of workers, clients, tests and replayers alike, without encryption; see `data_converter`."""
 
 VIDEO_MODEL = SearchAttributeKey.for_keyword("VideoModel")
 VIDEO_STAGE = SearchAttributeKey.for_keyword("VideoStage")
@@ -41,6 +46,11 @@ SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTEN
 
 _ID_PREFIX: Final = "video-"
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
+
+
+def data_converter(settings: Settings) -> DataConverter:
+    """The product's converter; it encrypts where `LONGTAKE_ENCRYPTION_KEYS` has keys."""
+    return encrypting(pydantic_data_converter, KeyRing(settings.encryption_keys))
 
 
 class InvalidKey(ValueError):
@@ -145,7 +155,7 @@ def sdk_runtime(metrics_address: str | None = None) -> Runtime:
 
 
 async def connect(address: str | None = None, *, metrics_address: str | None = None, **options: object) -> Client:
-    """Connect with the product's data converter.
+    """Connect with the product's data converter, which encrypts where `LONGTAKE_ENCRYPTION_KEYS` is set.
 
     Args:
         address: Overrides the configured one, and with it every other setting of the profile (embedded server).
@@ -155,13 +165,15 @@ async def connect(address: str | None = None, *, metrics_address: str | None = N
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
         MetricsAddressUnusable: See `sdk_runtime`.
+        SettingsProblem: A `LONGTAKE_*` variable is unusable.
     """
     runtime = sdk_runtime(metrics_address)
+    options.setdefault("data_converter", data_converter(Settings.load()))
     where = Target(address, "default") if address else target()
     config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
     config.setdefault("target_host", DEFAULT_ADDRESS)
     try:
-        return await Client.connect(**{"runtime": runtime, **config, "data_converter": DATA_CONVERTER, **options})  # type: ignore[arg-type]
+        return await Client.connect(**{"runtime": runtime, **config, **options})  # type: ignore[arg-type]
     except (RuntimeError, RPCError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise TemporalProblem(

@@ -21,7 +21,10 @@ from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
 from workflows.settling import LOOK_YOURSELF, settle
 
-_IN_DOUBT = frozenset({"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable"})
+_IN_DOUBT = frozenset(
+    {"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable", "PayloadUnreadable"}
+)
+"""The last: a worker without the encryption key cannot read what an attempt before it has told."""
 _UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 

@@ -150,14 +150,14 @@ def test_every_command_and_flag_that_is_named_exists() -> None:
 
 def test_the_table_of_commands_is_the_list_of_commands() -> None:
     rows = table(section("commands"))
-    names = [re.findall(r"`(\w+)", row[0])[0] for row in rows]
+    names = [re.findall(r"`([\w-]+)", row[0])[0] for row in rows]
     assert names == list(GROUP.commands)
 
 
 def test_every_flag_in_the_table_of_commands_belongs_to_its_command() -> None:
     shown = {}
     for first, *rest in table(section("commands")):
-        command = re.findall(r"`(\w+)", first)[0]
+        command = re.findall(r"`([\w-]+)", first)[0]
         shown[command] = set(re.findall(r"`(--[\w-]+)", " ".join([first, *rest])))
     assert {"--image", "--dry-run"} <= shown["generate"]
     for command, flags in shown.items():

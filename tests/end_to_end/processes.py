@@ -151,6 +151,8 @@ class DevServer:
         self._folder = folder
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self.flags: list[str] = []
+        """More of them for `start-dev`."""
         self.address = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -158,6 +160,7 @@ class DevServer:
         command += ["--port", str(self._port), "--db-filename", str(self._folder / "temporal.sqlite")]
         for name in SEARCH_ATTRIBUTES:
             command += ["--search-attribute", f"{name}=Keyword"]
+        command += self.flags
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -183,8 +186,9 @@ class DevServer:
 class WorkerProcess:
     """`python worker.py`, killed and started again as often as a test likes; all of them write one log."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], code: Path = ROOT) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._code = code
         self._log = folder / "worker.log"
         self._ready = folder / "ready"
         self._env = dict(env)
@@ -193,7 +197,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start it; `ready` tells when it polls."""
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, str(ROOT / "worker.py"), "--ready-file", str(self._ready)]
+        command = [sys.executable, str(self._code / "worker.py"), "--ready-file", str(self._ready)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 
@@ -365,6 +369,14 @@ class Site:
         here = {"TEMPORAL_ADDRESS": self.server.address, "LONGTAKE_STORE_URL": self.store.as_uri()}
         self.env = {**env, **here}
         self.worker = WorkerProcess(folder, self.env)
+        self._folder = folder
+        self._others: list[WorkerProcess] = []
+
+    def another_worker(self, code: Path = ROOT, **settings: str) -> WorkerProcess:
+        """A worker with other settings or other code; it ends with the site."""
+        folder = self._folder / f"worker-{len(self._others)}"
+        self._others.append(WorkerProcess(folder, self.env | settings, code))
+        return self._others[-1]
 
     async def start(self) -> VideoClient:
         await self.start_server()
@@ -379,7 +391,8 @@ class Site:
         return VideoClient(await connect(self.server.address))
 
     def stop(self) -> None:
-        self.worker.stop()
+        for worker in (self.worker, *self._others):
+            worker.stop()
         self.server.stop()
 
 

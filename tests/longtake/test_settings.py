@@ -58,6 +58,11 @@ GOOD_VALUES = {
     "EXTEND_RETRIES": "3",
     "ALLOW_PRIVATE_ADDRESSES": "true",
     "MAX_VIDEO_MEBIBYTES": "100",
+    "BUILD_ID": "2026-11-22.abc",
+    "ENCRYPTION_KEYS": "k1:" + "A" * 43 + "=",
+    "CODEC_SERVER": "127.0.0.1:8081",
+    "CODEC_ORIGINS": "http://127.0.0.1:8080",
+    "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
@@ -79,6 +84,9 @@ BAD_VALUES = {
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
     "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
+    "BUILD_ID": [f"a b {SECRET}", "a" * 129],
+    "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
+    "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
 }
 

@@ -30,14 +30,14 @@ BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy/temporal"
 
 JOBS = {"temporal-schema", "temporal-setup"}
-OURS = {"worker", "simulator"}
+OURS = {"worker", "simulator", "codec-server"}
 METRICS = {"prometheus", "grafana"}
 BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
 
 
 def compose(*arguments: str, env_file: str = ".env.example", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [BIN / "docker-compose", "--env-file", env_file, "--profile", "simulator", "config", *arguments],
+        [BIN / "docker-compose", "--env-file", env_file, "--profile", "*", "config", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -131,8 +131,9 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
     embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY"}
+    codec_server_only = {"LONGTAKE_CODEC_SERVER", "LONGTAKE_CODEC_ORIGINS", "LONGTAKE_CODEC_TOKEN"}
     handed_over = {name for name in plain["services"]["worker"]["environment"] if name.startswith("LONGTAKE_")}
-    assert handed_over == set(variable_names()) - embedded_only
+    assert handed_over == set(variable_names()) - embedded_only - codec_server_only
     assert services["worker"]["environment"]["LONGTAKE_STORE_URL"].startswith("file:///var/lib/longtake/")
     assert [volume["target"] for volume in services["worker"]["volumes"]] == ["/var/lib/longtake"]
 
@@ -140,7 +141,7 @@ def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: 
 def test_all_images_are_pinned(services: dict[str, Any]) -> None:
     for name, service in services.items():
         if name in OURS:
-            assert service["build"]["target"] == name
+            assert f"longtake-{service['build']['target']}" == service["image"]
         else:
             assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", service["image"]), service["image"]
 

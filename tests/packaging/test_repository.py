@@ -122,10 +122,10 @@ def test_what_runs_is_what_is_tested(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("run", ["cli"]),
+        ("run", ["cli", "encryption"]),
         ("simulator", ["simulator"]),
         ("demo", ["cli", "embedded", "simulator"]),
-        ("test", ["cli", "embedded", "simulator", "test"]),
+        ("test", ["cli", "embedded", "encryption", "simulator", "test"]),
     ],
 )
 def test_the_requirements_are_those_of_the_package(name: str, extras: list[str]) -> None:
