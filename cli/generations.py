@@ -72,7 +72,9 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     key = _checked_key(order.key or new_key())
     _check_output(order.output)
     store = _open_store(settings)
-    request, _ = await build_request(_fields(order), order.images, store, dry_run=False)
+    request, _ = await build_request(
+        _fields(order), order.images, store, dry_run=False, hide_prompts=settings.hide_prompts
+    )
     embedded = not is_configured()
     if embedded:
         await _check_gateway(settings)

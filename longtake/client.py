@@ -182,6 +182,9 @@ class VideoClient:
             run_id = await self._attach(key, request)
         if run_id is not None:
             return run_id, False
+        before = await self._request_of(key)
+        if before is not None and not differing_fields(request, before):
+            request = before  # prompts or their paths, as before: to the ledger another form is another request
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.ALLOW_DUPLICATE), True
         except WorkflowAlreadyStartedError:  # somebody else was quicker

@@ -49,9 +49,9 @@ class GenerateVideoInput(_Payload):
     model: str
     """One of the eight names in `longtake.catalog`."""
     prompt: str = Field(repr=False)
-    """What the first segment (8 s) shows."""
+    """What the first segment (8 s) shows; or where the text lies in the store, as `longtake.prompts` puts it there."""
     prompt_extend: str = Field(repr=False)
-    """What the extension (7 s) shows."""
+    """What the extension (7 s) shows, in the same two forms."""
     size: str | None = None
     """`widthxheight`, one of the four sizes of the contract; the gateway's default where absent."""
     images: tuple[ImageInput, ...] = ()
@@ -271,6 +271,8 @@ class GenerationPolicy(_Payload):
     """Which submission ledger the generation began with; see `longtake.ledger`."""
     extension_retries: int = 0
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
+    hide_prompts: bool = False
+    """Whether prompts are to be kept out of Temporal: a request that holds them gets a warning."""
 
 
 class SubmissionReceipt(_Payload):
@@ -394,6 +396,8 @@ class LookOrder(_Payload):
     task_id: str
     extension: bool = False
     """Whether it is the task of a retried extension, which may live at another gateway."""
+    hidden_prompts: tuple[str, ...] = ()
+    """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
 
 
 class DeliverOrder(_Payload):
