@@ -193,6 +193,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
                     "stage": row.stage,
                     "attention": row.attention,
                     "outcome": row.outcome,
+                    "paid": row.paid,
                     "model": row.model,
                     "task_id": row.task_id,
                     "started_at": row.started_at.isoformat(),

@@ -52,6 +52,7 @@ from longtake.temporal import (
     VIDEO_ATTENTION,
     VIDEO_MODEL,
     VIDEO_OUTCOME,
+    VIDEO_PAID,
     VIDEO_STAGE,
     WORKFLOW_TYPE,
     key_of,
@@ -122,6 +123,7 @@ class Execution:
     stage: str | None
     attention: str | None
     outcome: str | None
+    paid: str | None
     model: str | None
     task_id: str | None
 
@@ -386,6 +388,7 @@ def _execution(execution: WorkflowExecution) -> Execution:
         stage=attributes.get(VIDEO_STAGE),
         attention=attributes.get(VIDEO_ATTENTION),
         outcome=attributes.get(VIDEO_OUTCOME),
+        paid=attributes.get(VIDEO_PAID),
         model=attributes.get(VIDEO_MODEL),
         task_id=attributes.get(GATEWAY_TASK_ID),
     )

@@ -182,6 +182,8 @@ class TaskRecord(_Payload):
     finished_at: datetime | None = None
     has_video_link: bool = False
     has_first_video_link: bool = False
+    link_expires_at: datetime | None = None
+    """When the link to the video dies, where it says so itself."""
     request_id: str | None = None
 
 
@@ -208,6 +210,8 @@ class Attention(StrEnum):
     GATEWAY_LOST = "gateway_lost"
     GATEWAY_TROUBLE = "gateway_trouble"
     """The last look failed or could not be read; the generation goes on looking."""
+    DELIVERY_TROUBLE = "delivery_trouble"
+    """The video is made, and could not be brought home yet; its link may be dying."""
 
 
 class GenerationStatus(_Payload):
@@ -221,6 +225,8 @@ class GenerationStatus(_Payload):
     advice: str = ""
     """What a person can do now, with the command; empty where there is nothing to do."""
     outcome: str | None = None
+    paid: Paid | None = None
+    """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -229,8 +235,14 @@ class GenerationStatus(_Payload):
     remix_id_extend: str | None = None
     submitted_at: datetime | None = None
     next_look_at: datetime | None = None
+    has_link: bool = False
+    """Whether the gateway has given a link to what it made; the link itself is a secret."""
+    link_expires_at: datetime | None = None
+    """When that link dies, where it says so itself."""
     decisions: tuple[str, ...] = ()
     """What can be decided now, for the update `decide`."""
+    decide_by: datetime | None = None
+    """When the decision is taken without a person; None where it is waited for without an end."""
     evidence: tuple[str, ...] = ()
     """What is known about a submission whose outcome is unknown, in words."""
     candidates: tuple[str, ...] = ()
