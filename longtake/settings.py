@@ -111,6 +111,11 @@ class Settings(BaseSettings):
         default=False,
         description="Allow downloads from private and loopback addresses (the gateway's own origin always is).",
     )
+    hide_prompts: bool = Field(
+        default=False,
+        description="Keep prompts out of Temporal and its UI: `starter.py` puts them into the store and passes their "
+        "path. A worker with it warns about requests that hold prompts all the same.",
+    )
     max_video_mebibytes: int = Field(2048, ge=1, description="A larger download is refused.")
     build_id: str | None = Field(
         None,
@@ -259,6 +264,7 @@ class Settings(BaseSettings):
             decision_window=timedelta(days=self.decision_days),
             wait_on_undecided=self.undecided == "wait",
             extension_retries=self.extend_retries if self.extend_url else 0,
+            hide_prompts=self.hide_prompts,
         )
 
 

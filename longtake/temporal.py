@@ -41,8 +41,9 @@ VIDEO_MODEL = SearchAttributeKey.for_keyword("VideoModel")
 VIDEO_STAGE = SearchAttributeKey.for_keyword("VideoStage")
 VIDEO_OUTCOME = SearchAttributeKey.for_keyword("VideoOutcome")
 VIDEO_ATTENTION = SearchAttributeKey.for_keyword("VideoAttention")
+VIDEO_PAID = SearchAttributeKey.for_keyword("VideoPaid")
 GATEWAY_TASK_ID = SearchAttributeKey.for_keyword("GatewayTaskId")
-SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, GATEWAY_TASK_ID)
+SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, VIDEO_PAID, GATEWAY_TASK_ID)
 
 _ID_PREFIX: Final = "video-"
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")

@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.polling import PollingActivities
-from longtake.catalog import MODELS
+from longtake.catalog import MODELS, prompt_paths
 from longtake.models import Attention, LookOrder, Stage, SubmissionReceipt, TaskRecord, TaskState
 from longtake.pacing import Progress, next_look
 from workflows import measuring, options
@@ -88,7 +88,12 @@ class Watch:
         try:
             record = await workflow.execute_activity_method(
                 PollingActivities.query_generation,
-                LookOrder(key=generation.key, task_id=self._task.task_id, extension=self._extension),
+                LookOrder(
+                    key=generation.key,
+                    task_id=self._task.task_id,
+                    extension=self._extension,
+                    hidden_prompts=prompt_paths(generation.request),
+                ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
             )

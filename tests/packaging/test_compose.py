@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -126,7 +127,9 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
     assert named
     for name, value in named.items():
         default = defaults[name]
-        assert (value or None if default is None else type(default)(value)) == default, name
+        assert (value or None if default is None else TypeAdapter(type(default)).validate_strings(value)) == default, (
+            name
+        )
 
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
