@@ -178,11 +178,18 @@ async def clock(site: Site) -> Findings:
         began = datetime.now(UTC)
         try:
             said = (await client.get_once("/v1/models", headers={})).headers.get("date", "")
-            theirs = parsedate_to_datetime(said)
-        except (GatewayError, ValueError):
-            yield warning("the gateway's clock cannot be read", "Nothing, if the check of the gateway is well.")
+        except GatewayError:
+            yield warning("not checked: the gateway does not answer", "Mend the gateway's check first.")
             return
-    yield judge_clock("the gateway", theirs - (began + (datetime.now(UTC) - began) / 2))
+        middle = began + (datetime.now(UTC) - began) / 2
+    try:
+        theirs = parsedate_to_datetime(said)
+    except ValueError:
+        yield ok("it tells no time")
+        return
+    if theirs.tzinfo is None:  # RFC 5322's "-0000"
+        theirs = theirs.replace(tzinfo=UTC)
+    yield judge_clock("the gateway", theirs - middle)
 
 
 def judge_clock(whose: str, ahead: timedelta) -> Finding:

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from itertools import groupby
 
 from temporalio.api.enums.v1 import TaskQueueType, WorkerVersioningMode
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -31,16 +30,16 @@ from longtake.temporal import (
 Findings = AsyncIterator[Finding]
 
 RUNBOOK = "docs/operations.md"
+UPGRADING = "docs/upgrading.md"
 OPEN = f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"'
 _RPC = timedelta(seconds=5)
 _POLLS_EVERY = timedelta(seconds=90)
 """A poll waits for work for a minute; Temporal goes on listing who polled in the last five."""
-_WORKFLOW, _ACTIVITY = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-_POLLED = (
-    (TASK_QUEUE, _WORKFLOW, f"{TASK_QUEUE} (workflows)"),
-    (TASK_QUEUE, _ACTIVITY, f"{TASK_QUEUE} (activities)"),
-    (SUBMISSION_TASK_QUEUE, _ACTIVITY, SUBMISSION_TASK_QUEUE),
-)
+_POLLED = {
+    f"{TASK_QUEUE} (workflows)": (TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
+    f"{TASK_QUEUE} (activities)": (TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+    SUBMISSION_TASK_QUEUE: (SUBMISSION_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+}
 _DEPLOYMENT = "longtake"
 """As in `worker.py`, which the command line does not import."""
 
@@ -89,52 +88,58 @@ async def workers(site: TemporalSite) -> Findings:
         yield ok("embedded: each command brings its own when it needs one")
         return
     waiting = (await site.client.count_workflows(OPEN)).count
-    for queue, kind, named in _POLLED:
-        pollers = _pollers(await _describe(site.client, queue, kind))
-        if pollers:
-            yield ok(f"{len(pollers)} poll {named}: {', '.join(_names(pollers))}")
-        elif waiting:
-            yield problem(
-                f"nobody polls {named}, and {waiting} generations wait",
-                f"Start workers: `python worker.py`. {RUNBOOK}#longtakenoworker",
-            )
-        else:
-            yield warning(f"nobody polls {named}; no generation waits", "Start a worker: `python worker.py`.")
+    found = {queue: _judge_pollers(pollers, waiting) for queue, _, pollers in await _polled(site.client)}
+    for finding in _together(found):
+        yield finding
+
+
+def _judge_pollers(pollers: Iterable["_Poller"], waiting: int) -> Finding:
+    who = [poller.identity + (f" (build {poller.build})" if poller.build else "") for poller in pollers]
+    if who:
+        return ok(f"{len(who)} polled in the last {_POLLS_EVERY.total_seconds():.0f} s: {', '.join(who)}")
+    if waiting:
+        to_do = f"Start workers: `python worker.py`. {RUNBOOK}#longtakenoworker"
+        return problem(f"nobody polls, and {waiting} generations wait", to_do)
+    return warning("nobody polls; no generation waits", "Start a worker: `python worker.py`.")
 
 
 async def versions(site: TemporalSite) -> Findings:
     """Whether the workers that poll are the ones that Temporal gives work to."""
     if not site.distributed:
         return
-    for queue, kind, named in _POLLED:
-        said = await _describe(site.client, queue, kind)
-        current = said.versioning_info.current_deployment_version.build_id
-        pollers = _pollers(said)
-        builds = {poller.build for poller in pollers}
-        if not pollers or builds == {current}:
-            if pollers and current:
-                yield ok(f"{named}: the current build {current} polls")
-            elif pollers:
-                yield ok(f"{named}: workers are not versioned (LONGTAKE_BUILD_ID is not set)")
-            continue
-        others = ", ".join(sorted(build or "unversioned" for build in builds - {current}))
-        if current in builds:
-            yield warning(
-                f"{named}: the current build {current or '(unversioned)'} polls, and so do {others}",
-                "Nothing while a release is rolled out; then drain the others. docs/upgrading.md",
-            )
-        elif current:
-            yield problem(
-                f"{named}: the current build {current} does not poll, only {others}: no work is given out",
-                f"Start workers of {current}, or make another build current. docs/upgrading.md",
-            )
-        else:
-            build = next(iter(sorted(build for build in builds if build)))
-            yield problem(
-                f"{named}: no build is current, so {others} get no work",
-                "`temporal worker deployment set-current-version "
-                f"--deployment-name {_DEPLOYMENT} --build-id {build}`. docs/upgrading.md",
-            )
+    polled = await _polled(site.client)
+    found = {
+        queue: _judge_builds(current, {poller.build for poller in pollers})
+        for queue, current, pollers in polled
+        if pollers
+    }
+    for finding in _together(found):
+        yield finding
+
+
+def _judge_builds(current: str, builds: set[str]) -> Finding:
+    """What it means that these builds poll; the empty one is a worker that is not versioned."""
+    others = ", ".join(sorted(build or "unversioned workers" for build in builds - {current}))
+    if builds == {current}:
+        return ok(f"the current build {current} polls" if current else "not versioned: LONGTAKE_BUILD_ID is not set")
+    if current in builds:
+        to_do = f"Nothing while a release is rolled out; then drain the others. {UPGRADING}"
+        return warning(f"the current build {current or '(none)'} polls, and so do {others}", to_do)
+    if current:
+        to_do = f"Start workers of {current}, or make another build current. {UPGRADING}"
+        return problem(f"the current build {current} does not poll, only {others}: no work is given out", to_do)
+    set_current = f"temporal worker deployment set-current-version --deployment-name {_DEPLOYMENT} --build-id"
+    return problem(
+        f"no build is current: {others} get no work", f"`{set_current} {max(builds)}`, if that is it. {UPGRADING}"
+    )
+
+
+def _together(found: dict[str, Finding]) -> Iterable[Finding]:
+    """One finding for all task queues of which the same is true."""
+    for finding in dict.fromkeys(found.values()):
+        queues = [queue for queue, its in found.items() if its == finding]
+        named = "both task queues" if len(queues) == len(_POLLED) else ", ".join(queues)
+        yield replace(finding, what=f"{named}: {finding.what}")
 
 
 async def clock(site: TemporalSite) -> Findings:
@@ -144,8 +149,8 @@ async def clock(site: TemporalSite) -> Findings:
     """
     moments = [
         poller.last_access
-        for queue, kind, _ in _POLLED
-        for poller in _all_pollers(await _describe(site.client, queue, kind))
+        for queue, kind in _POLLED.values()
+        for poller in _pollers(await _describe(site.client, queue, kind))
     ]
     newest = site.client.list_workflows(f'WorkflowType = "{WORKFLOW_TYPE}"', limit=1)
     moments += [execution.start_time async for execution in newest]
@@ -223,29 +228,31 @@ async def _describe(client: Client, queue: str, kind: TaskQueueType.ValueType) -
     )
 
 
-def _all_pollers(said: DescribeTaskQueueResponse) -> list[_Poller]:
-    versioned = WorkerVersioningMode.WORKER_VERSIONING_MODE_VERSIONED
+async def _polled(client: Client) -> list[tuple[str, str, list["_Poller"]]]:
+    """Each task queue in words, the build that is current there (empty: the unversioned), and who still polls."""
+    now = datetime.now(UTC)
+    said = {named: await _describe(client, queue, kind) for named, (queue, kind) in _POLLED.items()}
     return [
-        _Poller(
-            identity=poller.identity,
-            build=poller.deployment_options.build_id
-            if poller.deployment_options.worker_versioning_mode == versioned
-            else "",
-            last_access=poller.last_access_time.ToDatetime(UTC),
+        (
+            named,
+            answer.versioning_info.current_deployment_version.build_id,
+            sorted(poller for poller in _pollers(answer) if now - poller.last_access < _POLLS_EVERY),
         )
-        for poller in said.pollers
+        for named, answer in said.items()
     ]
 
 
 def _pollers(said: DescribeTaskQueueResponse) -> list[_Poller]:
-    """Those that still poll."""
-    now = datetime.now(UTC)
-    return sorted(poller for poller in _all_pollers(said) if now - poller.last_access < _POLLS_EVERY)
-
-
-def _names(pollers: Iterable[_Poller]) -> Iterable[str]:
-    for build, same in groupby(sorted(pollers, key=lambda poller: poller.build), key=lambda poller: poller.build):
-        yield ", ".join(poller.identity for poller in same) + (f" (build {build})" if build else "")
+    versioned = WorkerVersioningMode.WORKER_VERSIONING_MODE_VERSIONED
+    return [
+        _Poller(
+            identity=poller.identity,
+            build=options.build_id if options.worker_versioning_mode == versioned else "",
+            last_access=poller.last_access_time.ToDatetime(UTC),
+        )
+        for poller in said.pollers
+        for options in (poller.deployment_options,)
+    ]
 
 
 async def _ledger_of(client: Client, workflow_id: str, run_id: str) -> str | None:
