@@ -180,7 +180,8 @@ async def open_generations(site: TemporalSite) -> Findings:
 async def ledger_and_keys(site: TemporalSite) -> Findings:
     """Whether this is the ledger that generations began with, and what they have written can be read here."""
     store = Store.open(site.settings.store_location)
-    known = (await site.client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}"')).count
+    # Without a stage no worker has taken it up, and workers make the ledger.
+    known = (await site.client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND VideoStage IS NOT NULL')).count
     if known and await store.head(LEDGER_IDENTITY) is None:
         yield problem(
             f"Temporal knows {known} generations, and the store {site.settings.store_location} has no ledger",

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cli import check_parts, doctor
+from cli import check_parts, check_temporal, doctor
 from cli.check_parts import judge_clock
 from cli.codec_server import application
 from cli.findings import Finding, Level, Site, ok
@@ -274,6 +274,24 @@ async def test_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (level, what) == (OK, f"a collector takes connections at {url.removeprefix('http://')}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://:x")
     assert [level for level, _ in await findings(check)] == [PROBLEM]
+
+
+@pytest.mark.parametrize(
+    ("current", "builds", "level"),
+    [
+        ("", {""}, OK),
+        ("b2", {"b2"}, OK),
+        ("b2", {"b1", "b2"}, WARNING),
+        ("b2", {"", "b2"}, WARNING),
+        ("", {"", "b1"}, WARNING),
+        ("", {"b1", "b2"}, PROBLEM),
+        ("b2", {"b1"}, PROBLEM),
+        ("b2", {""}, PROBLEM),
+    ],
+)
+def test_what_it_means_which_builds_poll(current: str, builds: set[str], level: Level) -> None:
+    finding = check_temporal._judge_builds(current, builds)
+    assert (finding.level, bool(finding.to_do)) == (level, level is not OK)
 
 
 # --- The frame --------------------------------------------------------------------------------------------------------
