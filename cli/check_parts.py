@@ -30,8 +30,8 @@ from longtake.storage import Store, StoreProblem
 
 Findings = AsyncIterator[Finding]
 
-_QUICK = timedelta(seconds=5)
-"""For one answer of a gateway: a person waits."""
+_QUICK = timedelta(seconds=10)
+"""For one answer: a person waits, at a machine that may be busy."""
 _SUCCESS = 200
 LEDGER_IDENTITY = "submit/identity"
 _MEBIBYTE = 2**20

@@ -32,7 +32,7 @@ Findings = AsyncIterator[Finding]
 RUNBOOK = "docs/operations.md"
 UPGRADING = "docs/upgrading.md"
 OPEN = f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"'
-_RPC = timedelta(seconds=5)
+_RPC = timedelta(seconds=10)
 _POLLS_EVERY = timedelta(seconds=90)
 """A poll waits for work for a minute; Temporal goes on listing who polled in the last five."""
 _POLLED = {

@@ -26,7 +26,7 @@ from longtake.settings import Settings
 from longtake.storage import StoreProblem
 from longtake.temporal import TemporalProblem, connect, is_configured
 
-LIMIT_SECONDS = 10
+LIMIT_SECONDS = 20
 
 _S = TypeVar("_S", bound=Site)
 _Check = Callable[[_S], AsyncIterator[Finding]]
