@@ -89,7 +89,9 @@ def test_the_file_fits_the_specification() -> None:
     assert told.returncode == 0, told.stdout
 
 
-@pytest.mark.parametrize("secret", ["POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"])
+@pytest.mark.parametrize(
+    "secret", ["POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"]
+)
 def test_nothing_starts_without(secret: str) -> None:
     others = {name: value for name, value in example(comments=False).items() if name != secret}
     told = compose("--quiet", env_file=os.devnull, **others)
@@ -111,7 +113,9 @@ def test_every_variable_is_in_the_example_file(plain: dict[str, Any]) -> None:
 def test_the_example_values_say_that_they_are_examples() -> None:
     values = example(comments=False)
     assert (ROOT / ".env.example").read_text().startswith("# EXAMPLE VALUES")
-    assert all("example" in values[name] for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY"))
+    assert all(
+        "example" in values[name] for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY")
+    )
     assert not {name for name, value in example(comments=True).items() if "SECRET" in name and value}
 
 
@@ -191,7 +195,9 @@ def test_grafana_is_given_the_dashboard(services: dict[str, Any]) -> None:
     assert mounts[provider["options"]["path"]] == str(ROOT / "deploy/grafana/dashboards")
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home == f"{provider['options']['path']}/longtake.json"
-    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/longtake.json").read_text())
     named = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
     assert named == {source["uid"]}
