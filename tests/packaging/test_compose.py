@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -175,32 +174,6 @@ def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
 def test_nothing_waits_for_what_only_a_profile_starts(services: dict[str, Any]) -> None:
     for service in services.values():
         assert not [other for other in service.get("depends_on", {}) if services[other].get("profiles")]
-
-
-def test_the_metrics_are_collected_from_where_the_workers_serve_them(services: dict[str, Any]) -> None:
-    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    (job,) = config["scrape_configs"]
-    (discovery,) = job["dns_sd_configs"]
-    assert discovery["names"] == ["worker"]
-    assert services["worker"]["environment"]["LONGTAKE_METRICS_ADDRESS"] == f"0.0.0.0:{discovery['port']}"
-    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
-    assert [one["url"] for one in source["datasources"]] == ["http://prometheus:9090"]
-    assert "--config.file=/etc/prometheus/prometheus.yml" in services["prometheus"]["command"]
-
-
-def test_grafana_is_given_the_dashboard(services: dict[str, Any]) -> None:
-    mounts = {volume["target"]: volume["source"] for volume in services["grafana"]["volumes"]}
-    told = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/longtake.yml").read_text())
-    (provider,) = told["providers"]
-    assert mounts[provider["options"]["path"]] == str(ROOT / "deploy/grafana/dashboards")
-    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{provider['options']['path']}/longtake.json"
-    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
-        "datasources"
-    ]
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/longtake.json").read_text())
-    named = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
-    assert named == {source["uid"]}
 
 
 def test_stopping_waits_until_a_submission_has_ended(services: dict[str, Any]) -> None:

@@ -21,6 +21,9 @@ CASES = (ROOT / "deploy/prometheus/tests/longtake.yml").read_text()
 PANELS = json.loads((ROOT / "deploy/grafana/dashboards/longtake.json").read_text())["panels"]
 ASKED = [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel.get("targets", ())]
 
+GRAFANA = ROOT / "deploy/grafana/provisioning"
+SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
 _SELECTOR = re.compile(r"\b(longtake_\w+)(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"')
 _ADDED = {"namespace", "task_queue", "workflow_type", "activity_type", "instance", "job"}
@@ -96,3 +99,41 @@ def test_panels_have_a_place_and_a_name_of_their_own() -> None:
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
+
+
+# --- What compose starts ----------------------------------------------------------------------------------------------
+
+
+def test_the_metrics_are_collected_from_where_the_workers_serve_them() -> None:
+    (job,) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (discovery,) = job["dns_sd_configs"]
+    assert discovery["names"] == ["worker"]
+    assert SERVICES["worker"]["environment"]["LONGTAKE_METRICS_ADDRESS"] == f"0.0.0.0:{discovery['port']}"
+    assert "--config.file=/etc/prometheus/prometheus.yml" in SERVICES["prometheus"]["command"]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+    # Every alert that is about workers as such names this job.
+    assert {name for rule in RULES for name in re.findall(r'job="(\w+)"', rule["expr"])} == {job["job_name"]}
+
+
+def test_grafana_is_given_the_dashboard_and_its_source() -> None:
+    (source,) = yaml.safe_load((GRAFANA / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    named = {
+        one["datasource"]["uid"]
+        for panel in PANELS
+        for one in (panel, *panel.get("targets", ()))
+        if panel["type"] != "row"
+    }
+    assert named == {source["uid"]}
+
+    (provider,) = yaml.safe_load((GRAFANA / "dashboards/longtake.yml").read_text())["providers"]
+    folder = provider["options"]["path"]
+    mounts = SERVICES["grafana"]["volumes"]
+    assert f"./deploy/grafana/dashboards:{folder}:ro" in mounts
+    assert "./deploy/grafana/provisioning:/etc/grafana/provisioning:ro" in mounts
+    assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{folder}/longtake.json"
+
+
+def test_grafana_has_no_password_of_its_own() -> None:
+    password = SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+    assert password.startswith("${GRAFANA_PASSWORD:?")
