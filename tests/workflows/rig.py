@@ -425,17 +425,14 @@ def _runtime() -> Runtime:
 
 
 @asynccontextmanager
-async def running_rig(runtime: Runtime | None = None) -> AsyncIterator[Rig]:
+async def running_rig() -> AsyncIterator[Rig]:
     """Everything that a workflow test needs; `worker.py` is followed wherever it says how."""
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
     version = WorkerDeploymentConfig(
         version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
     )
     environment = await WorkflowEnvironment.start_time_skipping(
-        data_converter=DATA_CONVERTER,
-        identity=IDENTITY,
-        runtime=runtime or _runtime(),
-        test_server_existing_path=str(server),
+        data_converter=DATA_CONVERTER, identity=IDENTITY, runtime=_runtime(), test_server_existing_path=str(server)
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.

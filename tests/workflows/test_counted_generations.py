@@ -12,6 +12,7 @@ from longtake.models import GenerationPolicy, Reconciliation, Settlement
 from longtake.temporal import DATA_CONVERTER, sdk_runtime
 from tests.end_to_end.processes import free_port
 from tests.exposition import Exposition
+from tests.workflows import rig as rig_module
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -41,8 +42,11 @@ FIRST = (delivered(FIRST_CLIP),)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def measured() -> AsyncIterator[Rig]:
-    async with running_rig(sdk_runtime(ADDRESS)) as rig:
-        yield rig
+    """Everything as for other workflow tests, with a runtime that serves metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig_module, "_runtime", lambda: sdk_runtime(ADDRESS))
+        async with running_rig() as rig:
+            yield rig
 
 
 @pytest_asyncio.fixture(loop_scope="session")
