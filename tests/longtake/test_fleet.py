@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -18,18 +19,14 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def generation(
     stage: str | None, *, attention: str | None = None, task_id: str | None = None, minutes: float = 1
 ) -> Execution:
-    return Execution(
-        key="order-17",
-        run_id="r",
-        state="RUNNING",
-        started_at=NOW - timedelta(minutes=minutes),
-        closed_at=None,
-        stage=stage,
-        attention=attention,
-        outcome=None,
-        model=None,
-        task_id=task_id,
-    )
+    known: dict[str, Any] = dict.fromkeys(field.name for field in fields(Execution))
+    known |= {
+        "started_at": NOW - timedelta(minutes=minutes),
+        "stage": stage,
+        "attention": attention,
+        "task_id": task_id,
+    }
+    return Execution(**known)
 
 
 class Recorded:
