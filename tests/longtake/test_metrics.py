@@ -6,11 +6,12 @@ import socket
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
-from itertools import product
+from itertools import chain, product
 
 import pytest
 
 from activities.failures import RULES
+from docs import generate
 from longtake import metrics
 from longtake.metrics import CATALOGUE, OTHER, Kind, Metric, count, observe, show, start_at_zero
 from longtake.temporal import MetricsAddressUnusable, sdk_runtime
@@ -81,6 +82,13 @@ def test_labels_that_are_not_the_metrics_are_refused(labels: Mapping[str, str]) 
 
 def test_the_failure_types_are_those_of_the_table() -> None:
     assert set(metrics.FAILURES) == {rule.type for rule in RULES}
+
+
+def test_the_activities_are_those_of_the_workflow() -> None:
+    assert set(metrics.ACTIVITIES) == set(chain.from_iterable(generate.ACTIVITIES.values()))
+    assert generate.ACTIVITIES["submission"] == metrics.PAYING_ACTIVITIES
+    recorders = {recorder for metric in CATALOGUE for recorder in metric.recorded_by}
+    assert recorders == {metrics.WORKFLOW, metrics.WORKER, *metrics.ACTIVITIES}
 
 
 def test_the_buckets_rise() -> None:
