@@ -229,7 +229,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with running_workers(client, settings), _measuring(client, settings):
+        async with _measuring(client, settings), running_workers(client, settings):
             logger.info(
                 "worker ready version=%s build=%s store=%s",
                 __version__,
@@ -290,6 +290,7 @@ async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
         yield
     finally:
         watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def _parent_gone() -> None:

@@ -21,7 +21,6 @@ from typing import Final, Protocol
 from longtake.catalog import MODELS
 from longtake.models import Attention, DeliveryKind, Stage, TaskState
 
-PREFIX: Final = "longtake_"
 OTHER: Final = "other"
 
 WORKFLOW: Final = "workflow"

@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
         TaskState,
     )
     from longtake.temporal import key_of
-    from workflows import measuring, submitting
+    from workflows import submitting
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
     from workflows.watching import Watch
@@ -78,7 +78,6 @@ class GenerateVideoWorkflow:
         except BaseException as error:
             if is_cancelled_exception(error):
                 generation.cancelled()
-                measuring.ended("Cancelled", generation.asked.model if generation.asked else None)
             raise
 
     @workflow.query(description="Where this generation stands, and what can be done about it.")

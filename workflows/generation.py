@@ -136,7 +136,7 @@ class Generation:
             if stage is Stage.CANCELLED and self.receipt:
                 updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
             workflow.upsert_search_attributes(updates)
-        self._clock.enter(stage, self.asked.model if self.asked else None)
+        self._clock.enter(stage, self.outcome, self.asked.model if self.asked else None)
         self.tell()
 
     def tell(self) -> None:
@@ -233,7 +233,6 @@ class Generation:
         self.outcome, self.paid = ending.kind, ending.details.paid
         self.last_problem, self.advice = ending.message, ending.details.advice
         self.enter(Stage.FAILED)
-        measuring.ended(ending.kind, self.asked.model if self.asked else None)
         raise ApplicationError(
             ending.message,
             ending.details.model_copy(
@@ -250,7 +249,6 @@ class Generation:
         """End with a video."""
         self.outcome, self.video, self.last_problem = outcome, video, None
         self.enter(Stage.DONE)
-        measuring.ended(outcome, self.request.model)
         record = self.record
         assert record is not None  # noqa: S101 - a verdict is a record
         failed = record.state is TaskState.EXTEND_FAILED

@@ -25,14 +25,16 @@ class StageClock:
         self.stage = stage
         self.since = since
 
-    def enter(self, stage: Stage, model: str | None) -> None:
-        """Another stage begins, or the same one goes on."""
+    def enter(self, stage: Stage, outcome: str | None, model: str | None) -> None:
+        """Another stage begins, or the same one goes on; the last one is an end."""
         if stage is self.stage:
             return
         now = workflow.now()
         if self.stage and self.since:
             observe(workflow.metric_meter(), STAGE_DURATION, now - self.since, stage=self.stage, model=model)
         self.stage, self.since = stage, now
+        if stage in {Stage.DONE, Stage.FAILED, Stage.CANCELLED}:
+            ended(outcome or "Cancelled", model)
 
 
 def ended(outcome: str | None, model: str | None) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import TypeAdapter
 from temporalio.client import Client
 from temporalio.service import RPCError
@@ -90,7 +89,9 @@ def test_the_file_fits_the_specification() -> None:
     assert told.returncode == 0, told.stdout
 
 
-@pytest.mark.parametrize("secret", ["POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"])
+@pytest.mark.parametrize(
+    "secret", ["POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"]
+)
 def test_nothing_starts_without(secret: str) -> None:
     others = {name: value for name, value in example(comments=False).items() if name != secret}
     told = compose("--quiet", env_file=os.devnull, **others)
@@ -112,7 +113,9 @@ def test_every_variable_is_in_the_example_file(plain: dict[str, Any]) -> None:
 def test_the_example_values_say_that_they_are_examples() -> None:
     values = example(comments=False)
     assert (ROOT / ".env.example").read_text().startswith("# EXAMPLE VALUES")
-    assert all("example" in values[name] for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY"))
+    assert all(
+        "example" in values[name] for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY")
+    )
     assert not {name for name, value in example(comments=True).items() if "SECRET" in name and value}
 
 
@@ -175,30 +178,6 @@ def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
 def test_nothing_waits_for_what_only_a_profile_starts(services: dict[str, Any]) -> None:
     for service in services.values():
         assert not [other for other in service.get("depends_on", {}) if services[other].get("profiles")]
-
-
-def test_the_metrics_are_collected_from_where_the_workers_serve_them(services: dict[str, Any]) -> None:
-    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    (job,) = config["scrape_configs"]
-    (discovery,) = job["dns_sd_configs"]
-    assert discovery["names"] == ["worker"]
-    assert services["worker"]["environment"]["LONGTAKE_METRICS_ADDRESS"] == f"0.0.0.0:{discovery['port']}"
-    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
-    assert [one["url"] for one in source["datasources"]] == ["http://prometheus:9090"]
-    assert "--config.file=/etc/prometheus/prometheus.yml" in services["prometheus"]["command"]
-
-
-def test_grafana_is_given_the_dashboard(services: dict[str, Any]) -> None:
-    mounts = {volume["target"]: volume["source"] for volume in services["grafana"]["volumes"]}
-    told = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/longtake.yml").read_text())
-    (provider,) = told["providers"]
-    assert mounts[provider["options"]["path"]] == str(ROOT / "deploy/grafana/dashboards")
-    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{provider['options']['path']}/longtake.json"
-    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/longtake.json").read_text())
-    named = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
-    assert named == {source["uid"]}
 
 
 def test_stopping_waits_until_a_submission_has_ended(services: dict[str, Any]) -> None:
