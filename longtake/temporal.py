@@ -23,6 +23,7 @@ from temporalio.runtime import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from longtake.connecting import explain
 from longtake.encryption import encrypting
 from longtake.keyring import KeyRing
 from longtake.metrics import BUCKETS
@@ -171,16 +172,17 @@ async def connect(address: str | None = None, *, metrics_address: str | None = N
     runtime = sdk_runtime(metrics_address)
     options.setdefault("data_converter", data_converter(Settings.load()))
     where = Target(address, "default") if address else target()
-    config = {"target_host": address} if address else dict(configured_profile().to_client_connect_config())
-    config.setdefault("target_host", DEFAULT_ADDRESS)
+    profile = ClientConfigProfile() if address else configured_profile()
+    config: dict[str, object] = {}
     try:
+        config = {**profile.to_client_connect_config(), "target_host": where.address}
         return await Client.connect(**{"runtime": runtime, **config, **options})  # type: ignore[arg-type]
+    except OSError as error:  # the profile names files
+        raise TemporalProblem(f"Temporal's profile names {error.filename}: {error.strerror}") from None
     except (RuntimeError, RPCError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise TemporalProblem(
-            f"Temporal at {where.address} cannot be reached ({reason}): check TEMPORAL_ADDRESS, or leave it out to use "
-            "the embedded server"
-        ) from None
+        has_certificate = bool(profile.tls and profile.tls.client_cert)
+        reason = explain(str(error), tls=bool(config.get("tls") or profile.api_key), client_certificate=has_certificate)
+        raise TemporalProblem(f"Temporal at {where.address}: {reason}") from None
 
 
 async def missing_search_attributes(client: Client) -> tuple[str, ...]:

@@ -81,8 +81,12 @@ async def test_only_the_configured_ui_may_ask_from_a_browser(codec: httpx.AsyncC
 
 @pytest.mark.parametrize(
     ("shown", "status"),
-    [({}, 401), ({"authorization": "Bearer wrong"}, 401), ({"authorization": "Bearer tökén".encode("latin-1")}, 401)]
-    + [({"authorization": "Bearer right"}, 200)],
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer tökén".encode("latin-1")}, 401),
+        ({"authorization": "Bearer right"}, 200),
+    ],
 )
 async def test_a_token_has_to_be_shown(shown: dict[str, Any], status: int) -> None:
     async with client("right") as codec:

@@ -97,6 +97,13 @@ def free_port() -> int:
             return port
 
 
+def listens(address: str) -> bool:
+    """Whether something listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
 class SimulatorProcess:
     """`python -m simulator`."""
 
@@ -372,10 +379,10 @@ class Site:
         self._folder = folder
         self._others: list[WorkerProcess] = []
 
-    def another_worker(self, code: Path = ROOT, **settings: str) -> WorkerProcess:
+    def another_worker(self, settings: Mapping[str, str], code: Path = ROOT) -> WorkerProcess:
         """A worker with other settings or other code; it ends with the site."""
         folder = self._folder / f"worker-{len(self._others)}"
-        self._others.append(WorkerProcess(folder, self.env | settings, code))
+        self._others.append(WorkerProcess(folder, {**self.env, **settings}, code))
         return self._others[-1]
 
     async def start(self) -> VideoClient:

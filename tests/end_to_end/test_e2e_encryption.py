@@ -1,14 +1,13 @@
-"""Encrypted generations: nothing readable is stored, the codec server shows it, and keys may come, change and be lost."""
+"""Encrypted generations: nothing readable is stored, the codec server shows it, keys may come, change and be lost."""
 
 import asyncio
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from temporalio.client import Client
+from temporalio.worker import Replayer
 
 from cli.embedded import temporal_binary
 from longtake.client import GenerationFailure, VideoClient
@@ -26,11 +25,13 @@ from tests.end_to_end.processes import (
     eventually,
     flags,
     free_port,
+    listens,
     request,
     request_json,
 )
 from tests.end_to_end.temporal_cli import TemporalCli
 from tests.end_to_end.test_e2e_secrets import texts
+from worker import workflow_setup
 
 K1, K2, OTHER = (new_key(name) for name in ("k1", "k2", "other"))
 PLAIN_MARK = "okapi"
@@ -62,11 +63,11 @@ async def starter(site: Site) -> AsyncIterator[Starter]:
 
 
 async def ends(client: VideoClient, key: str) -> str:
+    """Its outcome; or the type of its failure with the message, which comes with its details."""
     try:
         return (await client.result(key)).outcome
     except GenerationFailure as failure:
-        assert failure.details.task_id, "details came back"
-        return f"{failure.kind}: {failure.message}"
+        return f"{failure.kind} {failure.details.task_id}: {failure.message}"
 
 
 async def reaches(client: VideoClient, key: str, stage: Stage) -> None:
@@ -79,6 +80,7 @@ def prompt(name: str, scenario: str, mark: str = MARK) -> str:
     return f"a {mark} [sim:{scenario},label={name}]"
 
 
+@pytest.mark.timeout(240)  # three workers, one after the other
 async def test_encrypted_generations(site: Site, starter: Starter, simulator: SimulatorProcess) -> None:
     prompts = {
         "before": prompt("before", "ok,seconds=150", PLAIN_MARK),
@@ -103,7 +105,7 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     site.worker.stop()
 
     # 2. With the key all of them go on: the plain ones too, and one of somebody who knows nothing of keys.
-    first = site.another_worker(**keys(K1))
+    first = site.another_worker(keys(K1))
     await first.restart()
     anybody = request_json(prompts["anybody"]) | {"prompt_extend": f"the {PLAIN_MARK} leaves"}
     await TemporalCli(site.server.address).start("anybody", anybody)
@@ -113,13 +115,13 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     ended = dict(zip(names, await asyncio.gather(*(ends(client, name) for name in names)), strict=True))
     failure = ended.pop("failed")
     assert ended == {"before": "full", "anybody": "full", "locked": "full"}
-    assert failure.startswith("GenerationFailed: ")
+    assert failure.startswith("GenerationFailed task_")
     assert "E-1005" in failure
     await reaches(client, "asks", Stage.AWAITING_DECISION)
     first.stop()
 
     # 3. Rotation, in the middle of a generation; clients without the key are told which one they need.
-    second = site.another_worker(**keys(K2, K1))
+    second = site.another_worker(keys(K2, K1))
     await second.restart()
     await client.decide("asks", Decision(action=DecisionAction.ACCEPT))
     rotated, without, other = await asyncio.gather(
@@ -135,15 +137,13 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert {name: simulator.paid(text) for name, text in prompts.items()} == dict.fromkeys(prompts, 1)
 
     # 4. What an operator sees, without the codec server and through it.
-    address = f"127.0.0.1:{free_port()}"
-    starter.but(LONGTAKE_CODEC_SERVER=address, LONGTAKE_CODEC_TOKEN="a-token").start("codec-server")
-    await eventually(lambda: listens(address), "the codec server listens")
-    codec = ["--codec-endpoint", f"http://{address}", "--codec-auth", "Bearer a-token"]
-    dark, bright = await show(site, "failed"), await show(site, "failed", *codec)
-    assert (MARK in dark, "E-1005" in dark) == (False, False)
-    assert (MARK in bright, "E-1005" in bright, "paid, at most once" in bright) == (True, True, True)
+    await the_codec_server_shows(site, starter, "failed")
 
-    # 5. What is stored: read without any codec, and as the bytes of the server's own file.
+    # 5. A replayer with the same converter reads them as the workers do.
+    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings))
+    await replayer.replay_workflow(await raw.get_workflow_handle(workflow_id("rotated")).fetch_history())
+
+    # 6. What is stored: read without any codec, and as the bytes of the server's own file.
     histories = {name: await history(raw, name) for name in prompts}
     for name in ("locked", "failed", "asks", "rotated"):
         assert b"binary/encrypted" in histories[name]
@@ -160,16 +160,20 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
         assert secret.partition(":")[2] not in second.log()
 
 
+async def the_codec_server_shows(site: Site, starter: Starter, key: str) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    starter.but(LONGTAKE_CODEC_SERVER=address, LONGTAKE_CODEC_TOKEN="a-token").start("codec-server")
+    await eventually(lambda: listens(address), "the codec server listens")
+    codec = ["--codec-endpoint", f"http://{address}", "--codec-auth", "Bearer a-token"]
+    dark, bright = await show(site, key), await show(site, key, *codec)
+    assert (MARK in dark, "E-1005" in dark) == (False, False)
+    assert (MARK in bright, "E-1005" in bright, "paid, at most once" in bright) == (True, True, True)
+
+
 async def history(raw: Client, key: str) -> bytes:
     """Every event of every run as it is stored."""
     handle = raw.get_workflow_handle(workflow_id(key))
     return b"".join([event.SerializeToString() async for event in handle.fetch_history_events()])
-
-
-def listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
 
 
 async def show(site: Site, key: str, *more: str) -> str:
