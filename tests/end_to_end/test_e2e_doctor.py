@@ -5,9 +5,11 @@ import re
 import shlex
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
+from cli.check_temporal import RUNBOOK
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from longtake.client import VideoClient
 from longtake.keyring import new_key
@@ -17,16 +19,20 @@ from longtake.temporal import connect, data_converter
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
+    ROOT,
     Finished,
     SimulatorProcess,
     Site,
     Starter,
+    WorkerProcess,
     environment,
     free_port,
     request,
 )
 
 WRONG_KEY = "sk-e2e-9876543210-wrong"
+RUNBOOK_FILTER = re.compile(r"(?:starter\.py list |--query )'([^']+)'")
+
 Doctor = Callable[..., Awaitable[Finished]]
 """`doctor --json`, with changed settings."""
 DOUBTFUL = f"a {MARK} [sim:submit_reset]"
@@ -69,15 +75,24 @@ def temporal(site: Site, *arguments: str) -> None:
     subprocess.run([temporal_binary(), *arguments, "--address", site.server.address], check=True, capture_output=True)
 
 
+@pytest.mark.timeout(300)  # a dozen commands one after the other, which a busy machine starts slowly
 async def test_doctor(site: Site, starter: Starter, simulator: SimulatorProcess) -> None:
     async def doctor(**changes: str | None) -> Finished:
         return await starter.but(**changes)("doctor", "--json")
 
-    await before_any_worker(site, doctor)
-    await all_is_well(site, starter, doctor)
-    await broken_on_one_machine(site, doctor)
-    await encrypted_elsewhere(site, starter, doctor)
+    with ExitStack() as stack:
+        await before_any_worker(site, doctor)
+        await all_is_well(site, starter, doctor, stack)
+        await broken_on_one_machine(site, doctor)
+        await encrypted_elsewhere(site, starter, doctor)
     assert simulator.paid(DOUBTFUL) == 1
+
+
+def filters() -> dict[str, bool]:
+    """Every filter of the runbook, and whether it finds a generation whose outcome nobody knows."""
+    given = RUNBOOK_FILTER.findall((ROOT / RUNBOOK).read_text())
+    assert given
+    return {" ".join(text.split()): not re.search(r"Failed|VideoOutcome", text) for text in given}
 
 
 async def before_any_worker(site: Site, doctor: Doctor) -> None:
@@ -104,9 +119,10 @@ async def before_any_worker(site: Site, doctor: Doctor) -> None:
     assert "#longtakenoworker" in said(waiting, "workers")[0][2]
 
 
-async def all_is_well(site: Site, starter: Starter, doctor: Doctor) -> None:
+async def all_is_well(site: Site, starter: Starter, doctor: Doctor, stack: ExitStack) -> None:
     # A worker of a build that nobody has made current gets no work; the command that is named changes that.
-    worker = site.another_worker(LONGTAKE_BUILD_ID="build-1")
+    worker = WorkerProcess(site.store.parent / "worker", site.env | {"LONGTAKE_BUILD_ID": "build-1"})
+    stack.callback(worker.stop)
     await worker.restart()
     while problems(idle := await doctor()) != {"versions"}:  # it is ready some moments before all its pollers are
         assert problems(idle) <= {"versions", "workers"}, idle
@@ -127,6 +143,9 @@ async def all_is_well(site: Site, starter: Starter, doctor: Doctor) -> None:
     assert (level, what) == ("warning", "1 of 1 under way: needs_decision")
     listed = await starter(*shlex.split(to_do.split("`")[1])[1:], "--json")
     assert [row["key"] for row in listed.json()] == ["doubtful"]
+    for text, found in filters().items():
+        keys = [generation.key async for generation in client.generations(text)]
+        assert keys == (["doubtful"] if found else []), text
 
 
 async def broken_on_one_machine(site: Site, doctor: Doctor) -> None:
