@@ -24,12 +24,15 @@ from activities.log_context import LogContext
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
 from longtake import __version__, tracing
+from longtake.client import VideoClient
 from longtake.delivery import Fetcher
+from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
+from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -39,6 +42,7 @@ from longtake.temporal import (
     TemporalProblem,
     connect,
     missing_search_attributes,
+    sdk_runtime,
 )
 from workflows.generate_video import GenerateVideoWorkflow
 from workflows.one_input import OneInput
@@ -223,7 +227,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
-        client = await _connect_patiently()
+        client = await _connect_patiently(settings.metrics_address)
         if missing := await missing_search_attributes(client):
             raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
@@ -232,7 +236,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with running_workers(client, settings):
+        async with _measuring(client, settings), running_workers(client, settings):
             logger.info(
                 "worker ready",
                 extra={"version": __version__, "build": settings.build_id, "store": settings.store_location},
@@ -255,16 +259,17 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
     return 0
 
 
-async def _connect_patiently() -> Client:
+async def _connect_patiently(metrics_address: str | None) -> Client:
     """Connect; a Temporal that is just being restarted is waited for.
 
     Raises:
         TemporalProblem: It is not there within `CONNECT_PATIENCE`.
+        MetricsAddressUnusable: Metrics cannot be served there.
     """
     deadline = asyncio.get_running_loop().time() + CONNECT_PATIENCE.total_seconds()
     while True:
         try:
-            client = await connect()
+            client = await connect(metrics_address=metrics_address)
             await missing_search_attributes(client)
         except TemporalProblem:
             if asyncio.get_running_loop().time() > deadline:
@@ -272,6 +277,27 @@ async def _connect_patiently() -> Client:
             await asyncio.sleep(1)
         else:
             return client
+
+
+@asynccontextmanager
+async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
+    """Show every counter from the beginning, and what the whole fleet is doing, where metrics are served at all."""
+    if settings.metrics_address is None:
+        yield
+        return
+    meter = sdk_runtime(settings.metrics_address).metric_meter
+    here = {"namespace": client.namespace, "task_queue": TASK_QUEUE}
+    start_at_zero(meter.with_additional_attributes(here | {"workflow_type": WORKFLOW_TYPE}), WORKFLOW)
+    for name in ACTIVITIES:
+        queue = SUBMISSION_TASK_QUEUE if name in PAYING_ACTIVITIES else TASK_QUEUE
+        start_at_zero(meter.with_additional_attributes(here | {"task_queue": queue, "activity_type": name}), name)
+    fleet = meter.with_additional_attributes({"namespace": client.namespace})
+    watching = asyncio.create_task(watch_fleet(VideoClient(client), fleet))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def _parent_gone() -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
+from activities import measuring
 from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
 from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
@@ -58,6 +59,7 @@ class DeliveryActivities:
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 gone = bool(answered) and _gone_for_good(error)
                 raise application_error(error, Step.DELIVER, gone_for_good=gone) from None
+        measuring.delivered(receipt, order.kind)
         activity.logger.info("delivered", extra={"kind": order.kind, "bytes": receipt.video.bytes})
         return receipt
 

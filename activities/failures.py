@@ -4,12 +4,14 @@ The table in `docs/failures.md` is generated from `RULES`, and a test goes throu
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities import measuring
 from longtake.catalog import InvalidRequest
 from longtake.delivery import DownloadFailed
 from longtake.gateway.errors import (
@@ -209,19 +211,26 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
-def application_error(error: Exception, step: Step, *, gone_for_good: bool = False) -> ApplicationError:
+def application_error(
+    error: Exception, step: Step, *, gone_for_good: bool = False, hide: Callable[[str], str] = str
+) -> ApplicationError:
     """Translate a domain error; raise the result `from None`.
 
     Args:
         error: What the domain raised.
         step: What was being done.
         gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
+        hide: Takes out of the words what must not be shown.
     """
     rule = rule_for(error, step)
-    text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
+    measuring.failed(error, rule.type)
+    text = hide(str(error)) if rule.error is not Exception else f"{type(error).__name__}: {hide(str(error))}"
+    details = _details(error, rule)
+    if details.gateway_message:
+        details = details.model_copy(update={"gateway_message": hide(details.gateway_message)})
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],
-        _details(error, rule),
+        details,
         type=rule.type,
         non_retryable=not rule.retried or gone_for_good or _hopeless_before_paying(error, step),
         next_retry_delay=_delay(error),

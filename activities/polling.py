@@ -9,6 +9,7 @@ from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import LookOrder, TaskRecord, TaskState
+from longtake.prompts import hider
 from longtake.records import save_record
 from longtake.storage import Store, StoreProblem
 
@@ -28,7 +29,7 @@ class PollingActivities:
             record = await self._look(order)
         if record.video_url or record.first_video_url:
             await self._keep(order, record)
-        return record.without_links()
+        return await self._without_prompts(order, record.without_links())
 
     async def _look(self, order: LookOrder) -> GatewayRecord:
         try:
@@ -39,7 +40,8 @@ class PollingActivities:
             if record.state is TaskState.LOST and not order.extension:
                 record = await self._second_witness(order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.LOOK) from None
+            hide = await hider(self._store, order.hidden_prompts)
+            raise application_error(error, Step.LOOK, hide=hide) from None
         return record
 
     async def _second_witness(self, task_id: str, lost: GatewayRecord) -> GatewayRecord:
@@ -49,6 +51,12 @@ class PollingActivities:
             activity.logger.info("the second path told nothing", exc_info=error)
             return lost
         return lost if other.state is TaskState.LOST else other
+
+    async def _without_prompts(self, order: LookOrder, record: TaskRecord) -> TaskRecord:
+        if record.error_message is None or not order.hidden_prompts:
+            return record
+        hide = await hider(self._store, order.hidden_prompts)
+        return record.model_copy(update={"error_message": hide(record.error_message)})
 
     async def _keep(self, order: LookOrder, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""

@@ -25,6 +25,7 @@ from longtake.models import (
     SubmissionReceipt,
     SubmitOrder,
 )
+from longtake.prompts import read_prompt, read_prompts
 from longtake.reconciliation import reconcile
 from longtake.storage import Store
 
@@ -63,6 +64,7 @@ class SubmissionActivities:
             # What was paid for is collected whatever has become of its images, the store and the API key since.
             if await self._ledger.is_untouched(order.key):
                 await self._store.probe()
+                await read_prompts(self._store, request)
                 await prepare_parts(self._store, request.images)
                 await self._preflight.check()
         except Exception as error:  # noqa: BLE001 - the table knows every kind
@@ -89,10 +91,12 @@ class SubmissionActivities:
             error = RuntimeError("no gateway that retries extensions is configured on this worker")
             raise application_error(error, Step.PREPARE) from None
         prompt = order.request.prompt_extend
-        digest = extension_digest(extension.remix_id, prompt)
-        return await self._pay(
-            order, digest, lambda before_send: client.submit(extension.remix_id, prompt, before_send=before_send)
-        )
+
+        async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            text = await read_prompt(self._store, "prompt_extend", prompt)
+            return await client.submit(extension.remix_id, text, before_send=before_send)
+
+        return await self._pay(order, extension_digest(extension.remix_id, prompt), post)
 
     @activity.defn
     async def record_submission(self, order: RecordOrder) -> None:
@@ -192,10 +196,11 @@ class SubmissionActivities:
 
     def _first_post(self, request: GenerateVideoInput) -> Post:
         async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            texts = await read_prompts(self._store, request)
             form = SubmissionForm(
                 model=request.model,
-                prompt=request.prompt,
-                prompt_extend=request.prompt_extend,
+                prompt=texts.prompt,
+                prompt_extend=texts.prompt_extend,
                 size=request.size,
                 images=await prepare_parts(self._store, request.images),
             )

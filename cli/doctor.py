@@ -1,116 +1,140 @@
-"""The command `doctor`: checks everything against the live parts and says what to do for each finding."""
+"""The command `doctor`: checks everything against the live parts and says what to do for each finding.
 
+One small function for each check, in the two tables below. They run side by side, each within `LIMIT_SECONDS`; one that
+fails keeps no other from running. Nothing is paid, and nothing is written but the probe of the store.
+"""
+
+import asyncio
+import dataclasses
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeVar
 
-from cli.embedded import EmbeddedProblem, embedded_server
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from cli import check_parts, check_temporal
+from cli.embedded import START_SECONDS, EmbeddedProblem, embedded_server
 from cli.exits import CommandProblem, Exit, print_json
+from cli.findings import Finding, Level, Site, TemporalSite, problem, warning
 from cli.generations import load_settings
 from cli.session import connect_when_healthy
-from longtake.catalog import MODELS
-from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerUnreadable, GatewayError, KeyRefused
-from longtake.keyring import KeyRing
-from longtake.settings import Settings, SettingsProblem
-from longtake.storage import Store, StoreProblem
-from longtake.temporal import TemporalProblem, connect, is_configured, missing_search_attributes, target
+from longtake.settings import Settings
+from longtake.storage import StoreProblem
+from longtake.temporal import TemporalProblem, connect, is_configured
 
-_SUCCESS = 200
+LIMIT_SECONDS = 20
 
+_S = TypeVar("_S", bound=Site)
+_Check = Callable[[_S], AsyncIterator[Finding]]
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found."""
-
-    part: str
-    good: bool
-    what: str
-    to_do: str = ""
-    unreachable: bool = False
-    """Whether Temporal or the gateway cannot be reached: exit code 4."""
+PARTS: Mapping[str, _Check[Site]] = {
+    "settings": check_parts.settings,
+    "store": check_parts.store,
+    "ledger": check_parts.ledger,
+    "disk": check_parts.disk,
+    "gateway": check_parts.gateway,
+    "gateway's clock": check_parts.clock,
+    "witnesses": check_parts.witnesses,
+    "extensions": check_parts.extension,
+    "encryption": check_parts.encryption,
+    "metrics": check_parts.metrics,
+    "traces": check_parts.traces,
+}
+TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
+    "Temporal": check_temporal.connection,
+    "search attributes": check_temporal.search_attributes,
+    "workers": check_temporal.workers,
+    "versions": check_temporal.versions,
+    "Temporal's clock": check_temporal.clock,
+    "generations": check_temporal.open_generations,
+    "ledger and generations": check_temporal.ledger_and_keys,
+}
 
 
 async def run(data_dir: Path | None, *, as_json: bool) -> Exit:
-    """Run all checks; a check that fails does not keep the others from running."""
+    """Run all checks.
+
+    Returns:
+        0 where nothing is a problem, 4 where Temporal or the gateway cannot be reached, else 1.
+    """
     try:
         settings = load_settings(data_dir)
-    except CommandProblem as problem:
-        findings = [Finding("settings", good=False, what=problem.message, to_do="Mend these variables first.")]
+        site = Site(settings, distributed=is_configured())
+    except (CommandProblem, TemporalProblem) as error:
+        findings = [dataclasses.replace(problem(str(error), "Mend this first."), part="settings")]
     else:
-        checks: list[Callable[[Settings], Awaitable[Finding]]] = [_settings, _temporal, _gateway, _store]
-        findings = [await check(settings) for check in checks]
+        async with AsyncExitStack() as stack:
+            parts = [_findings(part, check, site) for part, check in PARTS.items()]
+            found = await asyncio.gather(*parts, _temporal(site, stack))
+        findings = [finding for group in found for finding in group]
     if as_json:
-        print_json([finding.__dict__ for finding in findings])
+        print_json([finding.document() for finding in findings])
     else:
-        for finding in findings:
-            sys.stdout.write(f"{'ok  ' if finding.good else 'FAIL'}  {finding.part}: {finding.what}\n")
-            if finding.to_do:
-                sys.stdout.write(f"      to do: {finding.to_do}\n")
-    if all(finding.good for finding in findings):
+        _write(findings)
+    problems = [finding for finding in findings if finding.level is Level.PROBLEM]
+    if not problems:
         return Exit.DELIVERED
-    return Exit.UNREACHABLE if any(finding.unreachable for finding in findings) else Exit.FAILED
+    return Exit.UNREACHABLE if any(finding.unreachable for finding in problems) else Exit.FAILED
 
 
-async def _settings(settings: Settings) -> Finding:
+async def _temporal(site: Site, stack: AsyncExitStack) -> list[Finding]:
+    """Connect once, then all checks that need it."""
+    first, *others = TEMPORAL
     try:
-        settings.require_gateway()
-    except SettingsProblem as error:
-        return Finding("settings", good=False, what=str(error), to_do="See the table of settings in the README.")
-    key = KeyRing(settings.encryption_keys).current
-    encryption = f"encrypted with the key {key!r}" if key else "not encrypted"
-    what = f"read; data folder {settings.data_dir}; what Temporal stores is {encryption}"
-    return Finding("settings", good=True, what=what)
-
-
-async def _temporal(settings: Settings) -> Finding:
-    try:
-        if not is_configured():
-            with embedded_server(settings.data_dir, binary=settings.temporal_binary) as server:
-                await connect_when_healthy(server.address)
-            return Finding("Temporal", good=True, what="the embedded server starts (no TEMPORAL_ADDRESS is set)")
-        where = target()
-        missing = await missing_search_attributes(await connect())
+        client = await _connect(site, stack)
     except (TemporalProblem, EmbeddedProblem) as error:
-        return Finding("Temporal", good=False, what=str(error), unreachable=True)
-    if missing:
-        what = f"{where.address} lacks the search attributes {', '.join(missing)}"
-        return Finding("Temporal", good=False, what=what, to_do="Run `python starter.py setup` once.")
-    return Finding(
-        "Temporal", good=True, what=f"{where.address}, namespace {where.namespace}, search attributes are there"
-    )
+        lost = problem(str(error), "Mend the connection: generations stand still without Temporal.", unreachable=True)
+    except TimeoutError:
+        lost = problem(f"no answer within {LIMIT_SECONDS} s", "Mend TEMPORAL_ADDRESS or the network.", unreachable=True)
+    else:
+        here = TemporalSite(site.settings, site.distributed, client)
+        found = await asyncio.gather(*(_findings(part, check, here) for part, check in TEMPORAL.items()))
+        return [finding for group in found for finding in group]
+    unchecked = warning("not checked: Temporal cannot be reached", "Mend the connection first.")
+    return [
+        dataclasses.replace(lost, part=first),
+        *(dataclasses.replace(unchecked, part=part) for part in others),
+    ]
 
 
-async def _gateway(settings: Settings) -> Finding:
-    """A free request or two with each key."""
-    part = "gateway"
+async def _connect(site: Site, stack: AsyncExitStack) -> Client:
+    """The configured Temporal, or the embedded one, which then runs as long as the stack lives."""
+    if site.distributed:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            return await connect()
+    settings: Settings = site.settings
+    embedded = embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+    async with asyncio.timeout(2 * START_SECONDS):  # it has a limit of its own, and is slower than an answer
+        server = await asyncio.to_thread(stack.enter_context, embedded)
+        return await connect_when_healthy(server.address)
+
+
+async def _findings(part: str, check: _Check[_S], site: _S) -> list[Finding]:
+    """What one check says within its time."""
+    found: list[Finding] = []
     try:
-        base_url, keys = settings.require_gateway()
-        async with GatewayClient(base_url=base_url, api_keys=keys) as gateway:
-            await gateway.check_key()
-            offered = await gateway.list_models()
-    except (SettingsProblem, ValueError) as error:
-        return Finding(part, good=False, what=str(error))
-    except GatewayError as error:
-        return _gateway_trouble(part, error)
-    missing = [name for name in MODELS if name not in offered]
-    note = f"the key may not use {', '.join(missing)}" if missing else f"all {len(MODELS)} models are there"
-    return Finding(part, good=True, what=f"{gateway.origin} takes the key; {note}")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            async for finding in check(site):
+                found.append(finding)  # noqa: PERF401 - what was found before a time-out is kept
+    except TimeoutError:
+        found.append(problem(f"no answer within {LIMIT_SECONDS} s", "Try again; is the network well?"))
+    except (StoreProblem, TemporalProblem) as error:
+        found.append(problem(str(error), "Mend this first."))
+    except RPCError as error:
+        found.append(problem(f"Temporal does not say: {error.message}", "May this connection ask for it?"))
+    except Exception as error:  # noqa: BLE001 - one check must not end the others
+        # Its words may hold anything; its name does not.
+        found.append(problem(f"cannot be checked: {type(error).__name__}", "A defect in longtake: report it."))
+    return [dataclasses.replace(finding, part=part) for finding in found]
 
 
-def _gateway_trouble(part: str, error: GatewayError) -> Finding:
-    if isinstance(error, KeyRefused):
-        return Finding(part, good=False, what=str(error), to_do="Mend LONGTAKE_GATEWAY_API_KEY or top up the account.")
-    if isinstance(error, AnswerUnreadable) and error.status != _SUCCESS:
-        return Finding(part, good=True, what=f"it answers; its list of models is closed (HTTP {error.status})")
-    to_do = "Mend LONGTAKE_GATEWAY_URL, or try again later."
-    return Finding(part, good=False, what=str(error), to_do=to_do, unreachable=True)
-
-
-async def _store(settings: Settings) -> Finding:
-    try:
-        await Store.open(settings.store_location).probe()
-    except StoreProblem as error:
-        return Finding("store", good=False, what=str(error))
-    return Finding("store", good=True, what=f"{settings.store_location} can be written and honours create-if-absent")
+def _write(findings: list[Finding]) -> None:
+    for finding in findings:
+        to_do = f" -> {finding.to_do}" if finding.to_do else ""
+        sys.stdout.write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}\n")
+    counts = Counter(finding.level for finding in findings)
+    sys.stdout.write(", ".join(f"{counts[level]} {level}" for level in Level) + "\n")

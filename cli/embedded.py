@@ -32,7 +32,7 @@ from typing import IO
 HOST = "127.0.0.1"
 START_SECONDS = 30
 _START_TRIES = 4
-SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "GatewayTaskId")
+SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "VideoPaid", "GatewayTaskId")
 """As in `longtake.temporal`, which costs 0.7 s to import; a test holds the two together."""
 
 

@@ -72,7 +72,9 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     key = _checked_key(order.key or new_key())
     _check_output(order.output)
     store = _open_store(settings)
-    request, _ = await build_request(_fields(order), order.images, store, dry_run=False)
+    request, _ = await build_request(
+        _fields(order), order.images, store, dry_run=False, hide_prompts=settings.hide_prompts
+    )
     embedded = not is_configured()
     if embedded:
         await _check_gateway(settings)
@@ -191,6 +193,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
                     "stage": row.stage,
                     "attention": row.attention,
                     "outcome": row.outcome,
+                    "paid": row.paid,
                     "model": row.model,
                     "task_id": row.task_id,
                     "started_at": row.started_at.isoformat(),

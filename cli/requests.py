@@ -12,6 +12,7 @@ from cli.exits import CommandProblem, Exit, invalid
 from longtake.catalog import InvalidRequest, check_request
 from longtake.images import CheckedImage, ImageProblem, read_data_uri, read_image_file, store_image
 from longtake.models import GenerateVideoInput, ImageInput, Problem
+from longtake.prompts import store_prompts
 from longtake.storage import Store, StoreProblem
 
 
@@ -39,7 +40,7 @@ def read_request_file(path: str) -> dict[str, Any]:
 
 
 async def build_request(
-    fields: dict[str, Any], images: Sequence[str], store: Store, *, dry_run: bool
+    fields: dict[str, Any], images: Sequence[str], store: Store, *, dry_run: bool, hide_prompts: bool = False
 ) -> tuple[GenerateVideoInput, list[str]]:
     """Check everything, and put local images into the store.
 
@@ -48,6 +49,7 @@ async def build_request(
         images: Paths, URLs and data URIs, in order.
         store: Where workers find the images.
         dry_run: Leave the store alone.
+        hide_prompts: Put the prompts into the store too; the request gets their paths.
 
     Returns:
         The request, and one line for each image.
@@ -80,6 +82,8 @@ async def build_request(
     try:
         for place, local in checked.items():
             stored[place] = ImageInput(uri=f"images/{local.sha256}") if dry_run else await store_image(store, local)
+        if hide_prompts and not request.task_id:
+            request = await store_prompts(store, request)
     except StoreProblem as error:
         raise CommandProblem(Exit.FAILED, "StoreRefused", f"{error}; nothing was paid") from None
     lines = [_describe(place, uri.uri, checked.get(place)) for place, uri in enumerate(stored)]

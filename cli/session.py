@@ -204,6 +204,8 @@ class EmbeddedWorker:
             "TEMPORAL_CONFIG_FILE": os.devnull,
             "LONGTAKE_DATA_DIR": str(self._settings.data_dir),
             "LONGTAKE_STORE_URL": self._settings.store_location,
+            # Every command has a worker of its own, and one address serves one of them.
+            "LONGTAKE_METRICS_ADDRESS": "",
         }
 
 

@@ -25,6 +25,7 @@ from activities.failures import RULES, Rule
 from longtake.catalog import MODELS
 from longtake.gateway.errors import GatewayError
 from longtake.ledger import SubmissionInDoubt
+from longtake.metrics import CATALOGUE
 from longtake.models import GenerationPolicy
 from longtake.settings import PREFIX, Settings
 from workflows import options
@@ -77,6 +78,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),
     ("workflows.options", "HEARTBEAT", ""),
     ("workflows.options", "SUBMISSION_MARGIN", ""),
+    ("longtake.fleet", "EVERY", ""),
     ("worker", "DRAIN_MARGIN", ""),
     ("worker", "CONNECT_PATIENCE", ""),
     ("worker", "HEARTBEAT_THROTTLE", ""),
@@ -177,6 +179,17 @@ def models() -> str:
     )
 
 
+def metrics() -> str:
+    """Every metric of ours, as Prometheus sees it."""
+    return _table(
+        ("metric", "type", "labels", "what it is"),
+        (
+            (f"`{metric.exposed}`", metric.kind, ", ".join(f"`{name}`" for name in metric.labels), metric.help)
+            for metric in CATALOGUE
+        ),
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "failures": failures,
     "timeouts": timeouts,
@@ -184,6 +197,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limits": limits,
     "settings": settings,
     "models": models,
+    "metrics": metrics,
 }
 
 

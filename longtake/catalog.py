@@ -36,6 +36,8 @@ class Size:
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
+_IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
+
 SIZES: Mapping[str, Size] = {
     "1280x720": Size(1280, 720),
     "720x1280": Size(720, 1280),
@@ -140,6 +142,21 @@ def expected_size(request: GenerateVideoInput) -> Size | None:
     return None if warnings_for(request) else SIZES[request.size]
 
 
+def prompt_path(text: str) -> str:
+    """Where a prompt lies in the store that is kept out of Temporal: its name says what it must hold."""
+    return f"prompts/{hashlib.sha256(text.encode()).hexdigest()}.txt"
+
+
+def is_in_store(prompt: str) -> bool:
+    """Whether a request's prompt is such a path, and not the text itself."""
+    return _IN_STORE.fullmatch(prompt) is not None
+
+
+def prompt_paths(request: GenerateVideoInput) -> tuple[str, ...]:
+    """Where the prompts of a request lie in the store; empty where it holds the texts."""
+    return tuple(prompt for prompt in (request.prompt, request.prompt_extend) if is_in_store(prompt))
+
+
 def request_digest(request: GenerateVideoInput) -> str:
     """A fingerprint of what would be paid for: equal for two requests exactly if the gateway would be sent the same."""
     fields = {"model", "prompt", "prompt_extend", "size", "images"} | ({"task_id"} if request.task_id else set())
@@ -158,8 +175,15 @@ def is_task_id(text: str) -> bool:
 
 
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
-    """The names of the fields in which two requests differ."""
-    return tuple(name for name in type(ours).model_fields if getattr(ours, name) != getattr(theirs, name))
+    """The names of the fields in which two requests differ; a prompt and its path in the store are the same."""
+    one, other = _by_path(ours), _by_path(theirs)
+    return tuple(name for name in type(ours).model_fields if getattr(one, name) != getattr(other, name))
+
+
+def _by_path(request: GenerateVideoInput) -> GenerateVideoInput:
+    prompts = {"prompt": request.prompt, "prompt_extend": request.prompt_extend}
+    paths = {name: prompt if is_in_store(prompt) else prompt_path(prompt) for name, prompt in prompts.items()}
+    return request.model_copy(update=paths)
 
 
 def _shape_problem(details: Any) -> Problem:
@@ -179,7 +203,7 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
     """Every rule of the contract that the well-shaped fields of a request break."""
     for name in ("prompt", "prompt_extend"):
         if name in fields:
-            yield from _prompt_problems(name, fields[name])
+            yield from prompt_problems(name, fields[name])
     if fields.get("size") is not None and fields["size"] not in SIZES:
         yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
     if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
@@ -196,7 +220,11 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {len(images)} given")
 
 
-def _prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
+def prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
+    """Every rule that a prompt breaks, wherever it was read."""
+    if re.fullmatch(r"prompts/\S*", prompt) and not is_in_store(prompt):
+        # Sent as it stands, a mistyped path would be paid for as if it said what to show.
+        yield Problem(field=name, rule="looks like a prompt in the store, which is prompts/<sha256 of the text>.txt")
     if not prompt.strip():
         yield Problem(field=name, rule="must say what to show; it is empty")
     if len(prompt) > MAX_PROMPT_CHARACTERS:

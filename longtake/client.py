@@ -52,6 +52,7 @@ from longtake.temporal import (
     VIDEO_ATTENTION,
     VIDEO_MODEL,
     VIDEO_OUTCOME,
+    VIDEO_PAID,
     VIDEO_STAGE,
     WORKFLOW_TYPE,
     key_of,
@@ -122,6 +123,7 @@ class Execution:
     stage: str | None
     attention: str | None
     outcome: str | None
+    paid: str | None
     model: str | None
     task_id: str | None
 
@@ -182,6 +184,9 @@ class VideoClient:
             run_id = await self._attach(key, request)
         if run_id is not None:
             return run_id, False
+        before = await self._request_of(key)
+        if before is not None and not differing_fields(request, before):
+            request = before  # prompts or their paths, as before: to the ledger another form is another request
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.ALLOW_DUPLICATE), True
         except WorkflowAlreadyStartedError:  # somebody else was quicker
@@ -387,6 +392,7 @@ def _execution(execution: WorkflowExecution) -> Execution:
         stage=attributes.get(VIDEO_STAGE),
         attention=attributes.get(VIDEO_ATTENTION),
         outcome=attributes.get(VIDEO_OUTCOME),
+        paid=attributes.get(VIDEO_PAID),
         model=attributes.get(VIDEO_MODEL),
         task_id=attributes.get(GATEWAY_TASK_ID),
     )

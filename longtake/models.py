@@ -49,9 +49,9 @@ class GenerateVideoInput(_Payload):
     model: str
     """One of the eight names in `longtake.catalog`."""
     prompt: str = Field(repr=False)
-    """What the first segment (8 s) shows."""
+    """What the first segment (8 s) shows; or where the text lies in the store, as `longtake.prompts` puts it there."""
     prompt_extend: str = Field(repr=False)
-    """What the extension (7 s) shows."""
+    """What the extension (7 s) shows, in the same two forms."""
     size: str | None = None
     """`widthxheight`, one of the four sizes of the contract; the gateway's default where absent."""
     images: tuple[ImageInput, ...] = ()
@@ -182,6 +182,8 @@ class TaskRecord(_Payload):
     finished_at: datetime | None = None
     has_video_link: bool = False
     has_first_video_link: bool = False
+    link_expires_at: datetime | None = None
+    """When the link to the video dies, where it says so itself."""
     request_id: str | None = None
 
 
@@ -208,6 +210,8 @@ class Attention(StrEnum):
     GATEWAY_LOST = "gateway_lost"
     GATEWAY_TROUBLE = "gateway_trouble"
     """The last look failed or could not be read; the generation goes on looking."""
+    DELIVERY_TROUBLE = "delivery_trouble"
+    """The video is made, and could not be brought home yet; its link may be dying."""
 
 
 class GenerationStatus(_Payload):
@@ -221,6 +225,8 @@ class GenerationStatus(_Payload):
     advice: str = ""
     """What a person can do now, with the command; empty where there is nothing to do."""
     outcome: str | None = None
+    paid: Paid | None = None
+    """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -229,8 +235,14 @@ class GenerationStatus(_Payload):
     remix_id_extend: str | None = None
     submitted_at: datetime | None = None
     next_look_at: datetime | None = None
+    has_link: bool = False
+    """Whether the gateway has given a link to what it made; the link itself is a secret."""
+    link_expires_at: datetime | None = None
+    """When that link dies, where it says so itself."""
     decisions: tuple[str, ...] = ()
     """What can be decided now, for the update `decide`."""
+    decide_by: datetime | None = None
+    """When the decision is taken without a person; None where it is waited for without an end."""
     evidence: tuple[str, ...] = ()
     """What is known about a submission whose outcome is unknown, in words."""
     candidates: tuple[str, ...] = ()
@@ -271,6 +283,8 @@ class GenerationPolicy(_Payload):
     """Which submission ledger the generation began with; see `longtake.ledger`."""
     extension_retries: int = 0
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
+    hide_prompts: bool = False
+    """Whether prompts are to be kept out of Temporal: a request that holds them gets a warning."""
 
 
 class SubmissionReceipt(_Payload):
@@ -401,6 +415,8 @@ class LookOrder(_Payload):
     """Whether it is the task of a retried extension, which may live at another gateway."""
     stage: Stage | None = None
     """For the log."""
+    hidden_prompts: tuple[str, ...] = ()
+    """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
 
 
 class DeliverOrder(_Payload):
@@ -457,3 +473,6 @@ class CarriedGeneration(_Payload):
     last_problem: str | None = None
     lost_since: datetime | None = None
     missing_since: datetime | None = None
+    stage: Stage | None = None
+    """Which stage is being timed, and since when."""
+    stage_since: datetime | None = None

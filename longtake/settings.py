@@ -5,6 +5,7 @@ Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `tempora
 
 import difflib
 import importlib.util
+import ipaddress
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -110,6 +111,11 @@ class Settings(BaseSettings):
         default=False,
         description="Allow downloads from private and loopback addresses (the gateway's own origin always is).",
     )
+    hide_prompts: bool = Field(
+        default=False,
+        description="Keep prompts out of Temporal and its UI: `starter.py` puts them into the store and passes their "
+        "path. A worker with it warns about requests that hold prompts all the same.",
+    )
     max_video_mebibytes: int = Field(2048, ge=1, description="A larger download is refused.")
     build_id: str | None = Field(
         None,
@@ -144,6 +150,11 @@ class Settings(BaseSettings):
         description="Where traces are on (`OTEL_…`): send the gateway's own origin a `traceparent`, so that its spans "
         "join the trace. No other address ever gets one.",
     )
+    metrics_address: str | None = Field(
+        None,
+        description="Where `worker.py` serves Prometheus metrics, such as `0.0.0.0:9464` (an IP address and a port, of "
+        "each worker its own). Unset: nowhere; embedded workers never do.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|text|json)$",
@@ -155,6 +166,19 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _socket_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(f"//{value}")
+        try:
+            ipaddress.ip_address(parts.hostname or "")
+            good = value is None or (bool(parts.port) and parts.netloc == value)
+        except ValueError:
+            good = value is None
+        if not good:
+            raise ValueError("must be an IP address and a port, such as 127.0.0.1:9464")
         return value
 
     @field_validator("encryption_keys", mode="before")
@@ -245,6 +269,7 @@ class Settings(BaseSettings):
             decision_window=timedelta(days=self.decision_days),
             wait_on_undecided=self.undecided == "wait",
             extension_retries=self.extend_retries if self.extend_url else 0,
+            hide_prompts=self.hide_prompts,
         )
 
 

@@ -13,12 +13,20 @@ from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfigProfile
-from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.connecting import explain
 from longtake.encryption import encrypting
 from longtake.keyring import KeyRing
+from longtake.metrics import BUCKETS
 from longtake.settings import Settings, SettingsProblem
 from longtake.tracing import MISSING_EXTRA, exporter_names
 
@@ -35,8 +43,9 @@ VIDEO_MODEL = SearchAttributeKey.for_keyword("VideoModel")
 VIDEO_STAGE = SearchAttributeKey.for_keyword("VideoStage")
 VIDEO_OUTCOME = SearchAttributeKey.for_keyword("VideoOutcome")
 VIDEO_ATTENTION = SearchAttributeKey.for_keyword("VideoAttention")
+VIDEO_PAID = SearchAttributeKey.for_keyword("VideoPaid")
 GATEWAY_TASK_ID = SearchAttributeKey.for_keyword("GatewayTaskId")
-SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, GATEWAY_TASK_ID)
+SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, VIDEO_PAID, GATEWAY_TASK_ID)
 
 _ID_PREFIX: Final = "video-"
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
@@ -49,6 +58,10 @@ def data_converter(settings: Settings) -> DataConverter:
 
 class InvalidKey(ValueError):
     """A business key that cannot name a generation."""
+
+
+class MetricsAddressUnusable(ValueError):
+    """Metrics cannot be served where they should be; the message says what to do."""
 
 
 class TemporalProblem(Exception):
@@ -109,35 +122,61 @@ def target() -> Target:
 
 
 @functools.cache
-def _runtime() -> Runtime:
-    """One for each process. The SDK's core would log to standard output, where results go: it logs as we do."""
-    return Runtime(
-        telemetry=TelemetryConfig(
-            logging=LoggingConfig(
-                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-                forwarding=LogForwardingConfig(
-                    logger=logging.getLogger("temporalio.core"),
-                    # They are fields of our log events already.
-                    prepend_target_on_message=False,
-                    append_log_fields_to_message=False,
+def sdk_runtime(metrics_address: str | None = None) -> Runtime:
+    """One for each process. The SDK's core would log to standard output, where results go: it logs as we do.
+
+    Args:
+        metrics_address: Where to serve the SDK's metrics and ours to Prometheus: an IP address and a port.
+
+    Raises:
+        MetricsAddressUnusable: It is taken, or none of this machine's.
+    """
+    metrics = metrics_address and PrometheusConfig(
+        bind_address=metrics_address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+        histogram_bucket_overrides=BUCKETS,
+    )
+    try:
+        return Runtime(
+            telemetry=TelemetryConfig(
+                logging=LoggingConfig(
+                    filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+                    forwarding=LogForwardingConfig(
+                        logger=logging.getLogger("temporalio.core"),
+                        # They are fields of our log events already.
+                        prepend_target_on_message=False,
+                        append_log_fields_to_message=False,
+                    ),
                 ),
+                metrics=metrics or None,
+                # It would say "temporal-core-sdk" on every series.
+                attach_service_name=False,
             )
         )
-    )
+    except ValueError as error:
+        raise MetricsAddressUnusable(
+            f"LONGTAKE_METRICS_ADDRESS: metrics cannot be served at {metrics_address} ({error}): give each worker of a "
+            "machine an address of its own, or leave it unset"
+        ) from None
 
 
-async def connect(address: str | None = None, **options: object) -> Client:
+async def connect(address: str | None = None, *, metrics_address: str | None = None, **options: object) -> Client:
     """Connect with the product's data converter, which encrypts where `LONGTAKE_ENCRYPTION_KEYS` is set.
 
     Args:
         address: Overrides the configured one, and with it every other setting of the profile (embedded server).
+        metrics_address: See `sdk_runtime`; for workers.
         options: Passed on to `Client.connect`.
 
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
+        MetricsAddressUnusable: See `sdk_runtime`.
         SettingsProblem: A `LONGTAKE_*` variable is unusable, or traces are switched on (`OTEL_…`), and what they need
             is not installed.
     """
+    runtime = sdk_runtime(metrics_address)
     options.setdefault("data_converter", data_converter(Settings.load()))
     where = Target(address, "default") if address else target()
     options.setdefault("plugins", plugins())
@@ -145,7 +184,7 @@ async def connect(address: str | None = None, **options: object) -> Client:
     config: dict[str, object] = {}
     try:
         config = {**profile.to_client_connect_config(), "target_host": where.address}
-        return await Client.connect(**{"runtime": _runtime(), **config, **options})  # type: ignore[arg-type]
+        return await Client.connect(**{"runtime": runtime, **config, **options})  # type: ignore[arg-type]
     except OSError as error:  # the profile names files
         raise TemporalProblem(f"Temporal's profile names {error.filename}: {error.strerror}") from None
     except (RuntimeError, RPCError, ValueError) as error:

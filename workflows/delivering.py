@@ -1,19 +1,21 @@
 """Bringing clips home: what was paid for is not lost."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, RetryState, is_cancelled_exception
 
 from activities.delivery import DeliveryActivities
 from longtake.catalog import expected_size
-from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, Stage, StoredVideo
+from longtake.models import Attention, DeliverOrder, DeliveryKind, DeliveryReceipt, Stage, StoredVideo
 from workflows import options
 from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
 
 EXTRA_CLIP_WINDOW = timedelta(minutes=10)
 """For the first 8 s beside a full video: wanted, but nobody waits a day for it."""
+QUIET_WINDOW = timedelta(minutes=10)
+"""A delivery that takes longer is shown in the list of workflows, and tried on."""
 
 
 async def deliver(
@@ -32,20 +34,17 @@ async def deliver(
     """
     generation.enter(Stage.DELIVERING)
     size = expected_size(generation.request)
+    order = DeliverOrder(
+        key=generation.key,
+        task_id=task_id or generation.task.task_id,
+        kind=kind,
+        width=size.width if size else None,
+        height=size.height if size else None,
+        extension=task_id is not None,
+    )
+    until = workflow.now() + (window or generation.policy.delivery_window)
     try:
-        receipt: DeliveryReceipt = await workflow.execute_activity_method(
-            DeliveryActivities.deliver_video,
-            DeliverOrder(
-                key=generation.key,
-                task_id=task_id or generation.task.task_id,
-                kind=kind,
-                width=size.width if size else None,
-                height=size.height if size else None,
-                extension=task_id is not None,
-            ),
-            summary=f"bring home the {'15 s video' if kind is DeliveryKind.FULL else '8 s clip'}",
-            **options.delivery(window or generation.policy.delivery_window),
-        )
+        receipt = await _bring_home(generation, order, until)
     except ActivityError as error:
         if is_cancelled_exception(error):
             raise
@@ -57,6 +56,31 @@ async def deliver(
         raise Ending("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings
     return receipt.video
+
+
+async def _bring_home(generation: Generation, order: DeliverOrder, until: datetime) -> DeliveryReceipt:
+    """Try until then; from some time on visibly."""
+    try:
+        return await _execute(order, min(QUIET_WINDOW, until - workflow.now()))
+    except ActivityError as error:
+        hopeless = error.retry_state is RetryState.NON_RETRYABLE_FAILURE
+        if hopeless or is_cancelled_exception(error) or workflow.now() >= until:
+            raise
+        generation.last_problem = cause_of(error).message
+    generation.enter(Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    receipt = await _execute(order, until - workflow.now())
+    generation.last_problem = None
+    return receipt
+
+
+async def _execute(order: DeliverOrder, window: timedelta) -> DeliveryReceipt:
+    receipt: DeliveryReceipt = await workflow.execute_activity_method(
+        DeliveryActivities.deliver_video,
+        order,
+        summary=f"bring home the {'15 s video' if order.kind is DeliveryKind.FULL else '8 s clip'}",
+        **options.delivery(window),
+    )
+    return receipt
 
 
 async def deliver_first_as_well(generation: Generation) -> None:

@@ -25,7 +25,6 @@ with workflow.unsafe.imports_passed_through():
         GenerationStatus,
         OnExtendFailed,
         Paid,
-        Stage,
         StoredVideo,
         TaskRecord,
         TaskState,
@@ -78,7 +77,7 @@ class GenerateVideoWorkflow:
             generation.fail(ending)
         except BaseException as error:
             if is_cancelled_exception(error):
-                generation.enter(Stage.CANCELLED)
+                generation.cancelled()
             raise
 
     @workflow.query(description="Where this generation stands, and what can be done about it.")
@@ -148,8 +147,9 @@ class GenerateVideoWorkflow:
         if generation.request.on_extend_failed is not OnExtendFailed.ASK:
             return generation.request.on_extend_failed
         retry = (DecisionAction.RETRY,) if generation.policy.extension_retries else ()
-        generation.offer((DecisionAction.ACCEPT, *retry))
-        decision = await generation.decision(within=generation.policy.decision_window or None)
+        window = generation.policy.decision_window or None
+        generation.offer((DecisionAction.ACCEPT, *retry), by=workflow.now() + window if window else None)
+        decision = await generation.decision(within=window)
         if decision is None:
             generation.warnings.append("nobody decided in time: the 8 s clip is the result")
             return OnExtendFailed.FALLBACK

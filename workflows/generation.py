@@ -25,8 +25,15 @@ from longtake.models import (
     TaskRecord,
     TaskState,
 )
-from longtake.temporal import GATEWAY_TASK_ID, VIDEO_ATTENTION, VIDEO_MODEL, VIDEO_OUTCOME, VIDEO_STAGE
-from workflows import logbook, narration
+from longtake.temporal import (
+    GATEWAY_TASK_ID,
+    VIDEO_ATTENTION,
+    VIDEO_MODEL,
+    VIDEO_OUTCOME,
+    VIDEO_PAID,
+    VIDEO_STAGE,
+)
+from workflows import logbook, measuring, narration
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
@@ -68,17 +75,22 @@ class Generation:
         self.missing_since: datetime | None = None
         self.next_look_at: datetime | None = None
         self.look_now = False
+        self.paid: Paid | None = None
+        self.advice = ""
         self.offered: tuple[DecisionAction, ...] = ()
+        self.decide_by: datetime | None = None
         self.candidates: tuple[str, ...] = ()
         self.evidence: tuple[str, ...] = ()
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
         self._decision: Decision | None = None
+        self._clock = measuring.StageClock()
 
     def restore(self, carried: CarriedGeneration) -> None:
         """Go on where the run before continued as new."""
         self.policy = carried.policy
         self.receipt = carried.receipt
+        self.paid = Paid.YES
         self.record = carried.record
         self.first_video = carried.first_video
         self.extension = carried.extension
@@ -89,6 +101,7 @@ class Generation:
         self.last_problem = carried.last_problem
         self.lost_since = carried.lost_since
         self.missing_since = carried.missing_since
+        self._clock = measuring.StageClock(carried.stage, carried.stage_since)
 
     @property
     def request(self) -> GenerateVideoInput:
@@ -102,12 +115,20 @@ class Generation:
         assert self.receipt is not None  # noqa: S101 - nothing is looked at before it is submitted
         return self.receipt
 
+    def cancelled(self) -> None:
+        """Nobody waits any more; what is known about money stays known."""
+        if self.paid is None:
+            # An attempt that was lost before the cancellation arrived may have sent it.
+            self.paid = Paid.NO if self.stage is Stage.PREPARING else Paid.UNKNOWN
+        self.enter(Stage.CANCELLED)
+
     def enter(self, stage: Stage, attention: Attention | None = None) -> None:
         """Change where the generation stands."""
         if (stage, attention) != (self.stage, self.attention) or stage is Stage.PREPARING:
             self.stage, self.attention = stage, attention
             updates: list[Any] = [VIDEO_STAGE.value_set(stage)]
             updates.append(VIDEO_ATTENTION.value_set(attention) if attention else VIDEO_ATTENTION.value_unset())
+            updates.append(VIDEO_PAID.value_set(self.paid) if self.paid else VIDEO_PAID.value_unset())
             if stage is Stage.PREPARING and self.asked:
                 updates.append(VIDEO_MODEL.value_set(self.asked.model))
             if self.outcome:
@@ -116,6 +137,7 @@ class Generation:
                 updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
             workflow.upsert_search_attributes(updates)
             logbook.log_stage(self)
+        self._clock.enter(stage, self.outcome, self.asked.model if self.asked else None)
         self.tell()
 
     def tell(self) -> None:
@@ -124,12 +146,17 @@ class Generation:
 
     def own(self, receipt: SubmissionReceipt) -> None:
         """A paid submission is ours from here on."""
-        self.receipt = receipt
-        workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id)])
+        self.receipt, self.paid = receipt, Paid.YES
+        workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id), VIDEO_PAID.value_set(Paid.YES)])
 
-    def offer(self, actions: Iterable[DecisionAction]) -> None:
-        """Let the update `decide` choose one of these; it can from now on, until it is taken."""
-        self.offered = tuple(actions)
+    def offer(self, actions: Iterable[DecisionAction], *, by: datetime | None) -> None:
+        """Let the update `decide` choose one of these; it can from now on, until it is taken.
+
+        Args:
+            actions: The choices.
+            by: When nobody is waited for any more; None where that has no end.
+        """
+        self.offered, self.decide_by = tuple(actions), by
         self.enter(Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
 
     async def decision(self, *, within: timedelta | None) -> Decision | None:
@@ -159,9 +186,10 @@ class Generation:
             key=self.key,
             stage=self.stage,
             attention=self.attention,
-            message=narration.message_for(self.stage, self.attention),
-            advice=narration.advice_for(self.attention, self.key, self.offered),
+            message=narration.message_for(self.stage, self.attention, self.offered),
+            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered),
             outcome=self.outcome,
+            paid=self.paid,
             model=self.asked.model if self.asked else None,
             progress=record.progress if record else None,
             polls=self.polls,
@@ -170,7 +198,10 @@ class Generation:
             remix_id_extend=self.record.remix_id_extend if self.record else None,
             submitted_at=self.receipt.submitted_at if self.receipt else None,
             next_look_at=self.next_look_at,
+            has_link=record is not None and record.has_video_link,
+            link_expires_at=record.link_expires_at if record else None,
             decisions=tuple(self.offered),
+            decide_by=self.decide_by if self.offered else None,
             evidence=self.evidence,
             candidates=self.candidates,
             last_problem=self.last_problem,
@@ -200,8 +231,8 @@ class Generation:
 
     def fail(self, ending: Ending) -> NoReturn:
         """End with a typed error that holds everything known."""
-        self.outcome = ending.kind
-        self.last_problem = ending.message
+        self.outcome, self.paid = ending.kind, ending.details.paid
+        self.last_problem, self.advice = ending.message, ending.details.advice
         self.enter(Stage.FAILED)
         benign = ending.kind in _BENIGN_KINDS
         logbook.log_failure(self, ending.kind, ending.details, benign=benign)
@@ -256,4 +287,6 @@ class Generation:
             last_problem=self.last_problem,
             lost_since=self.lost_since,
             missing_since=self.missing_since,
+            stage=self._clock.stage,
+            stage_since=self._clock.since,
         )

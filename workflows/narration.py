@@ -1,8 +1,9 @@
 """How a generation tells its story in Temporal's UI: pure text from a status."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
-from longtake.models import Attention, DecisionAction, GenerationStatus, Stage
+from longtake.models import Attention, DecisionAction, GenerationStatus, Paid, Stage
 
 _STAGES = {
     Stage.PREPARING: "checking the request, the gateway and the store; nothing is paid yet",
@@ -33,9 +34,15 @@ _ATTENTION = {
         "the gateway has given the task up without a verdict on the video",
         "Nothing to do yet: it is still watched. The upstream ids below name the job to the gateway's support.",
     ),
-    Attention.GATEWAY_TROUBLE: ("the last look told nothing", ""),
+    Attention.GATEWAY_TROUBLE: (
+        "the last look told nothing",
+        "Nothing to do yet: the next look follows by itself, or at once by `starter.py resume {key}`.",
+    ),
+    Attention.DELIVERY_TROUBLE: (
+        "the video is made and paid, and cannot be brought home yet",
+        "Mend what the last problem names, before the link dies; it is tried again by itself.",
+    ),
 }
-
 
 _DECISIONS = {
     DecisionAction.ACCEPT: ("accept", '{"action": "accept"}', "be content with the 8 s clip"),
@@ -46,9 +53,19 @@ _DECISIONS = {
 }
 """The words of the command line, the input of the update `decide`, and what it means."""
 
+_QUESTIONS = {
+    DecisionAction.ACCEPT: "the extension failed and the 8 s clip is stored; a person must decide whether it is enough",
+    DecisionAction.ADOPT: "it was sent and no answer came; a person must find out whether it was paid",
+}
+"""What is asked, by the first thing that is offered."""
 
-def message_for(stage: Stage, attention: Attention | None) -> str:
+_PAID = {Paid.NO: "no", Paid.YES: "yes", Paid.UNKNOWN: "**nobody knows**: a submission was sent and not answered"}
+
+
+def message_for(stage: Stage, attention: Attention | None, offered: Sequence[DecisionAction] = ()) -> str:
     """One sentence: what is going on."""
+    if attention is Attention.NEEDS_DECISION and offered:
+        return f"{_STAGES[stage]}: {_QUESTIONS[offered[0]]}"
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
@@ -67,27 +84,58 @@ def updates_for(offered: Sequence[DecisionAction]) -> list[str]:
 
 
 def markdown(status: GenerationStatus) -> str:
-    """The current details of a workflow's page."""
+    """The current details of a workflow's page: what is going on, what a person is to do, then the facts."""
     title = f"**{status.stage.replace('_', ' ')}**" + (f" {status.progress} %" if status.progress is not None else "")
-    rows = {
+    lines = [f"{title}: {status.message}", "", *_what_to_do(status), ""]
+    lines += [f"- {name}: {value}" for name, value in _facts(status).items() if value]
+    lines += [f"- evidence: {said}" for said in status.evidence]
+    lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]
+    lines += [f"- warning: {warning}" for warning in status.warnings]
+    return "\n".join(lines)
+
+
+def _what_to_do(status: GenerationStatus) -> Iterator[str]:
+    offered = [DecisionAction(decision) for decision in status.decisions]
+    if not offered:
+        yield f"**What to do:** {status.advice or 'nothing.'}"
+        return
+    by = f"; without it, that is done for you at {_time(status.decide_by)}" if status.decide_by else ""
+    yield f"**What to do:** decide{by}. In a terminal, one of:"
+    yield ""
+    yield from (f"- `starter.py decide {status.key} {_DECISIONS[one][0]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield ""
+    yield "Or on this page, as the update `decide` with one of these inputs:"
+    yield ""
+    yield from (f"- `{_DECISIONS[one][1]}`: {_DECISIONS[one][2]}" for one in offered)
+
+
+def _facts(status: GenerationStatus) -> dict[str, object]:
+    return {
+        "key": f"`{status.key}`",
         "model": status.model,
         "outcome": status.outcome,
+        "paid": status.paid and _PAID[status.paid],
+        "submitted": status.submitted_at and _time(status.submitted_at),
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",
         "task": status.task_id and f"`{status.task_id}`",
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
+        "link": _link(status),
         "last problem": status.last_problem,
         "video": status.video and f"`{status.video.uri}`",
         "8 s clip": status.first_video and f"`{status.first_video.uri}`",
     }
-    lines = [f"{title}: {status.message}", ""]
-    if status.advice:
-        lines += [f"**What to do:** {status.advice}", ""]
-    if offered := [DecisionAction(decision) for decision in status.decisions]:
-        lines += ["Or send an update from this page:", *(f"- {line}" for line in updates_for(offered)), ""]
-    lines += [f"- {name}: {value}" for name, value in rows.items() if value]
-    lines += [f"- evidence: {said}" for said in status.evidence]
-    lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]
-    lines += [f"- warning: {warning}" for warning in status.warnings]
-    return "\n".join(lines)
+
+
+def _link(status: GenerationStatus) -> str | None:
+    """How long the gateway's link lives, as long as what it leads to is not stored."""
+    if not status.has_link or status.video or (status.first_video and status.stage is not Stage.DELIVERING):
+        return None
+    if status.link_expires_at:
+        return f"to what the gateway made; it dies at {_time(status.link_expires_at)}"
+    return "to what the gateway made; it does not say how long it lives (others': about 24 h)"
+
+
+def _time(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else ""

@@ -13,6 +13,7 @@ from temporalio.worker import (
 
 with workflow.unsafe.imports_passed_through():
     from longtake.models import FailureDetails, Paid, Problem
+    from workflows import measuring
 
 
 class OneInput(Interceptor):
@@ -29,6 +30,7 @@ class OneInput(Interceptor):
 class _OneInputInbound(WorkflowInboundInterceptor):
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002 - the SDK's name
         if len(input.args) > 1:
+            measuring.ended("InvalidRequest", None)
             rule = f"must be one JSON object; {len(input.args)} inputs were given"
             raise ApplicationError(
                 f"input: {rule}",

@@ -18,7 +18,7 @@ from longtake.models import (
     SubmissionReceipt,
     SubmitOrder,
 )
-from workflows import options
+from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
 
@@ -38,23 +38,26 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
         Ending: `NotSubmitted` where nothing was sent in time, `SubmissionOutcomeUnknown` where nobody is to be asked,
             `Abandoned` where nobody wants it.
     """
+    measuring.doubted(order.request.model, extension=order.extension is not None)
     generation.last_problem = cause.message
     details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": cause.details.advice or LOOK_YOURSELF})
+    by = None if generation.policy.wait_on_undecided else workflow.now() + generation.policy.decision_window
     for wait in _waits(generation.policy):
         finding = await _hear_witnesses(generation, order, cause)
         if not generation.is_decided and _is_settled(finding, cause):
-            return _found(generation, finding.receipt)
+            return _found(generation, order, finding.receipt)
+        generation.paid = Paid.UNKNOWN
         generation.candidates, generation.evidence = finding.candidates, finding.evidence
         if not generation.policy.decision_window:
             raise Ending("SubmissionOutcomeUnknown", cause.message, details)
-        generation.offer((DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON))
+        generation.offer((DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON), by=by)
         decision = await generation.decision(within=wait)
         if decision is None:
             continue
         if decision.action is DecisionAction.ABANDON:
             break
         try:
-            return _found(generation, await _write_down(order, decision.task_id))
+            return _found(generation, order, await _write_down(order, decision.task_id))
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -86,7 +89,8 @@ def _is_settled(finding: Reconciliation, cause: Cause) -> bool:
     return finding.receipt is not None or (finding.clear and cause.details.slot is not None)
 
 
-def _found(generation: Generation, receipt: SubmissionReceipt | None) -> SubmissionReceipt | None:
+def _found(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt | None) -> SubmissionReceipt | None:
+    generation.paid = Paid.YES if receipt or order.extension else None
     generation.offered = ()
     generation.candidates = generation.evidence = ()
     return receipt

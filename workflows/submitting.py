@@ -6,6 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
+from longtake.catalog import prompt_paths
 from longtake.models import (
     ExtensionOrder,
     Paid,
@@ -16,7 +17,7 @@ from longtake.models import (
     SubmitOrder,
 )
 from longtake.temporal import SUBMISSION_TASK_QUEUE
-from workflows import options
+from workflows import measuring, options
 from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
 from workflows.settling import LOOK_YOURSELF, settle
@@ -25,6 +26,10 @@ _IN_DOUBT = frozenset(
     {"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable", "PayloadUnreadable"}
 )
 """The last: a worker without the encryption key cannot read what an attempt before it has told."""
+PROMPTS_SHOWN = (
+    "LONGTAKE_HIDE_PROMPTS is on, but the prompts stand in the workflow's input: put them into the store and give "
+    "their paths, as starter.py does"
+)
 _UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 
@@ -46,6 +51,8 @@ async def prepare(generation: Generation) -> None:
         # An earlier run of the same key may have been paid, where the ledger could not be asked.
         paid = Paid.UNKNOWN if cause.type == "LedgerUnavailable" else Paid.NO
         raise Ending(kind, cause.message, cause.details.model_copy(update={"paid": paid})) from None
+    if generation.policy.hide_prompts and not prompt_paths(generation.request) and not generation.request.task_id:
+        generation.warnings.append(PROMPTS_SHOWN)
 
 
 async def submit(generation: Generation) -> SubmissionReceipt:
@@ -124,6 +131,7 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
 
 async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
+    measuring.paid(receipt, order.request, extension=order.extension is not None)
     if order.extension is None:
         generation.own(receipt)
     if receipt.recorded:

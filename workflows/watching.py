@@ -6,10 +6,10 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.polling import PollingActivities
-from longtake.catalog import MODELS
+from longtake.catalog import MODELS, prompt_paths
 from longtake.models import Attention, LookOrder, Stage, SubmissionReceipt, TaskRecord, TaskState
 from longtake.pacing import Progress, next_look
-from workflows import options
+from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
 
@@ -47,6 +47,7 @@ class Watch:
             await self._wait_for_next_look()
             record = await self._look()
             if record and record.state in VERDICTS:
+                measuring.judged(record, self._generation.request.model, extension=self._extension)
                 return record
             self._check_limits(record)
             await self._continue_as_new_if_long()
@@ -92,6 +93,7 @@ class Watch:
                     task_id=self._task.task_id,
                     extension=self._extension,
                     stage=generation.stage,
+                    hidden_prompts=prompt_paths(generation.request),
                 ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
@@ -99,8 +101,11 @@ class Watch:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            self._note_trouble(cause_of(error))
+            cause = cause_of(error)
+            measuring.looked(cause.type)
+            self._note_trouble(cause)
             return None
+        measuring.looked(record.state)
         self._take(record)
         return record
 
@@ -114,6 +119,8 @@ class Watch:
         else:
             generation.lost_since = generation.last_problem = None
         generation.missing_since = self._retry_after = None
+        before = generation.extension_record if self._extension else generation.record
+        measuring.charged(record, before, self._task, generation.request, extension=self._extension)
         if self._extension:
             generation.extension_record = record
         else:

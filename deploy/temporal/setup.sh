@@ -21,6 +21,6 @@ if ! temporal operator namespace describe >/dev/null 2>&1; then
 fi
 # One at a time: given several names and one type, the CLI makes the first and says nothing of the others.
 # An attribute that is there already, with the same type, is left alone.
-for name in VideoModel VideoStage VideoOutcome VideoAttention GatewayTaskId; do
+for name in VideoModel VideoStage VideoOutcome VideoAttention VideoPaid GatewayTaskId; do
     again temporal operator search-attribute create --name "$name" --type Keyword
 done

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
+from longtake.gateway.links import expires_at
 from longtake.models import Stage, TaskRecord, TaskState
 
 LONGEST_RETRY_AFTER = timedelta(minutes=15)
@@ -121,6 +122,7 @@ class GatewayRecord:
             finished_at=self.finished_at,
             has_video_link=bool(self.video_url),
             has_first_video_link=bool(self.first_video_url),
+            link_expires_at=expires_at(self.video_url) if self.video_url else None,
             request_id=self.request_id,
         )
 

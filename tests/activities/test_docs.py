@@ -63,6 +63,7 @@ def test_a_table_that_is_out_of_date_is_seen_and_others_are_left_alone() -> None
         ("docs/timeouts.md", "timeouts"),
         ("docs/timeouts.md", "retries"),
         ("docs/timeouts.md", "limits"),
+        ("docs/metrics.md", "metrics"),
     ],
 )
 def test_every_table_has_its_place(page: str, table: str) -> None:

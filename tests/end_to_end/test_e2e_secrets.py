@@ -5,7 +5,9 @@ import base64
 import json
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from temporalio.client import Client
+from temporalio.common import RawValue
 
 from longtake.client import GenerationFailure, VideoClient
 from longtake.temporal import connect
@@ -85,3 +87,35 @@ async def test_no_log_and_no_history_shows_a_secret(
         assert [line for line in secrets_in(history) if MARK not in line] == []
     # Neither did anybody but the gateway get the key.
     assert simulator.violations() == []
+
+
+async def test_prompts_can_be_kept_out_of_temporal(
+    starter: Starter, worker: WorkerProcess, temporal: DevServer, simulator: SimulatorProcess
+) -> None:
+    await eventually(worker.ready, "the worker polls")
+    hiding = starter.but(LONGTAKE_HIDE_PROMPTS="true")
+    prompt = f"unseen {MARK} [sim:seconds=30,label=unseen]"
+    order = ("generate", *flags(prompt), "--key", "unseen-1", "--json")
+    made = await hiding(*order)
+    assert made.code == 0, made
+    assert simulator.paid(prompt) == 1, "the gateway got the text itself"
+
+    handle = (await connect(temporal.address)).get_workflow_handle("video-unseen-1")
+    history = await handle.fetch_history()
+    shown = "\n".join(
+        [
+            *texts(json.loads(history.to_json())),
+            *texts(MessageToDict((await handle.describe()).raw_description)),
+            str(await handle.query("status")),
+            str(await handle.query("__temporal_workflow_metadata", result_type=RawValue)),
+        ]
+    )
+    assert "prompts/" in shown, "the path is there, so the request was decoded"
+    assert MARK not in shown.lower()
+
+    # The same key is the same request in either form, and another one is told what differs.
+    assert (await starter(*order)).json()["run_id"] == made.json()["run_id"]
+    other = await hiding("generate", *flags(f"another {prompt}"), "--key", "unseen-1")
+    assert other.code == 2
+    assert "differs in prompt" in other.err
+    assert simulator.paid(prompt) == 1

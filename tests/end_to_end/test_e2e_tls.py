@@ -77,7 +77,7 @@ async def test_a_generation_over_mutual_tls_and_with_an_api_key(
         await asyncio.to_thread(profile(tmp_path).write_text, PROFILE.format(address=address, fronts=fronts, key=KEY))
         by_profile = starter.but(TEMPORAL_CONFIG_FILE=str(profile(tmp_path)), TEMPORAL_PROFILE="cloud")
         doctor = await by_profile("doctor")
-        assert f"ok    Temporal: {address}, namespace default" in doctor.out, doctor
+        assert f"ok       Temporal: {address}, namespace default, TLS" in doctor.out, doctor
         await eventually(worker.ready, "the worker polls")
         made = await by_profile("generate", *flags(prompt), "--key", "over-tls", "--json")
         assert (made.code, made.json()["outcome"]) == (0, "full"), made

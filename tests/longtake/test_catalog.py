@@ -17,6 +17,8 @@ from longtake.catalog import (
     check_request,
     differing_fields,
     expected_size,
+    is_in_store,
+    prompt_path,
     request_digest,
     warnings_for,
 )
@@ -165,6 +167,16 @@ class TestPrompts:
     @pytest.mark.parametrize("value", [None, 7, True, ["a"], {"text": "a"}])
     def test_is_a_string(self, name: str, value: object) -> None:
         assert problems(**{name: value}) == {name: "must be a string"}
+
+    def test_can_be_a_path_in_the_store(self, name: str) -> None:
+        assert is_in_store(path := prompt_path("a boat"))
+        assert getattr(check_request({**GOOD, name: path}), name) == path
+        assert getattr(check_request({**GOOD, name: f"{path} is a path"}), name) == f"{path} is a path"
+
+    @pytest.mark.parametrize("path", ["prompts/boat.txt", "prompts/" + "A" * 64 + ".txt", "prompts/"])
+    def test_a_mistyped_path_is_not_sent_as_a_prompt(self, name: str, path: str) -> None:
+        (rule,) = problems(**{name: path}).values()
+        assert "prompts/<sha256 of the text>.txt" in rule
 
     def test_is_never_repeated_in_an_error(self, name: str) -> None:
         with pytest.raises(InvalidRequest) as refusal:
@@ -359,6 +371,13 @@ def test_digest_never_changes_between_releases() -> None:
     assert request_digest(check_request(GOOD)) == "d83762a84e123f7cf7af2c63cebbf82a9572264e5b8a876cf8cc89fc3506eed5"
     rich = {**GOOD, "prompt": "纸船 ⛵", "size": "1280x720", "images": images(2)}
     assert request_digest(check_request(rich)) == "b4d7de387eb3c88008202afff7d4bb91312b58dce8b0582760d438e34963b154"
+
+
+def test_a_prompt_and_its_path_in_the_store_do_not_differ() -> None:
+    ours = check_request(GOOD)
+    theirs = check_request({**GOOD, "prompt": prompt_path(GOOD["prompt"])})
+    assert differing_fields(ours, theirs) == ()
+    assert differing_fields(ours, check_request({**GOOD, "prompt": prompt_path("another")})) == ("prompt",)
 
 
 def test_differing_fields_are_named_in_order() -> None:

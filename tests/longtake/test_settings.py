@@ -65,6 +65,7 @@ GOOD_VALUES = {
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
     "TRACE_GATEWAY": "true",
+    "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
 }
 
@@ -84,6 +85,7 @@ BAD_VALUES = {
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
     "TRACE_GATEWAY": ["perhaps", SECRET],
+    "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "BUILD_ID": [f"a b {SECRET}", "a" * 129],
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -30,6 +31,7 @@ DEPLOY = ROOT / "deploy/temporal"
 
 JOBS = {"temporal-schema", "temporal-setup"}
 OURS = {"worker", "simulator", "codec-server"}
+METRICS = {"prometheus", "grafana"}
 BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
 
 
@@ -87,7 +89,9 @@ def test_the_file_fits_the_specification() -> None:
     assert told.returncode == 0, told.stdout
 
 
-@pytest.mark.parametrize("secret", ["POSTGRES_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"])
+@pytest.mark.parametrize(
+    "secret", ["POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY", "LONGTAKE_GATEWAY_URL"]
+)
 def test_nothing_starts_without(secret: str) -> None:
     others = {name: value for name, value in example(comments=False).items() if name != secret}
     told = compose("--quiet", env_file=os.devnull, **others)
@@ -109,7 +113,9 @@ def test_every_variable_is_in_the_example_file(plain: dict[str, Any]) -> None:
 def test_the_example_values_say_that_they_are_examples() -> None:
     values = example(comments=False)
     assert (ROOT / ".env.example").read_text().startswith("# EXAMPLE VALUES")
-    assert all("example" in values[name] for name in ("POSTGRES_PASSWORD", "LONGTAKE_GATEWAY_API_KEY"))
+    assert all(
+        "example" in values[name] for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "LONGTAKE_GATEWAY_API_KEY")
+    )
     assert not {name for name, value in example(comments=True).items() if "SECRET" in name and value}
 
 
@@ -124,7 +130,9 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
     assert named
     for name, value in named.items():
         default = defaults[name]
-        assert (value or None if default is None else type(default)(value)) == default, name
+        assert (value or None if default is None else TypeAdapter(type(default)).validate_strings(value)) == default, (
+            name
+        )
 
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -141,7 +149,7 @@ def test_all_images_are_pinned(services: dict[str, Any]) -> None:
         if name in OURS:
             assert f"longtake-{service['build']['target']}" == service["image"]
         else:
-            assert re.fullmatch(r"[a-z/-]+:\d+\.\d+[\w.-]*", service["image"]), service["image"]
+            assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", service["image"]), service["image"]
 
 
 def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: dict[str, Any]) -> None:
@@ -155,8 +163,8 @@ def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: 
         assert ("healthcheck" in service) == (name not in JOBS), name
 
 
-def test_our_containers_can_write_to_their_volume_only(services: dict[str, Any]) -> None:
-    for name in OURS:
+def test_our_containers_and_those_of_the_metrics_can_write_to_their_volume_only(services: dict[str, Any]) -> None:
+    for name in OURS | METRICS:
         assert services[name]["read_only"], name
         assert services[name]["cap_drop"] == ["ALL"], name
 
@@ -302,6 +310,7 @@ async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_
         "TEMPORAL_ADDRESS": temporal_address,
         "TEMPORAL_NAMESPACE": namespace,
         "LONGTAKE_STORE_URL": (tmp_path / "store").as_uri(),
+        "LONGTAKE_METRICS_ADDRESS": f"127.0.0.1:{free_port()}",
     }
     assert command[-2] == "--ready-file"
     assert service["healthcheck"]["test"] == ["CMD", "test", "-f", command[-1]]

@@ -74,7 +74,11 @@ async def test_bad_request_is_refused_with_every_problem(rig: Rig, arguments: li
     assert generation.script.calls == []
     assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in [e.event_type for e in await generation.events()]
     assert (await generation.status()).stage is Stage.FAILED
-    assert await generation.attributes() == {"VideoStage": "failed", "VideoOutcome": "InvalidRequest"}
+    assert await generation.attributes() == {
+        "VideoStage": "failed",
+        "VideoOutcome": "InvalidRequest",
+        "VideoPaid": "no",
+    }
 
 
 @pytest.mark.parametrize("second", [{"garbage": 1}, "garbage", {}, [1], 17, None], ids=str)

@@ -31,7 +31,7 @@ COMPLETED = EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
 CANCEL_HEARD = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
 
 
-async def cancelled(generation: Generation, *, task_id: str | None) -> None:
+async def cancelled(generation: Generation, *, task_id: str | None, paid: str = "yes") -> None:
     """It has ended as `Cancelled`, everybody is told so, and its task id is kept."""
     await generation.cancellation()
     status = await generation.status()
@@ -39,7 +39,8 @@ async def cancelled(generation: Generation, *, task_id: str | None) -> None:
     assert "may still be made, and cost" in status.message
     attributes = await generation.attributes()
     assert attributes.pop("VideoModel")
-    assert attributes == {"VideoStage": "cancelled"} | ({"GatewayTaskId": task_id} if task_id else {})
+    known = {"VideoStage": "cancelled", "VideoPaid": paid}
+    assert attributes == known | ({"GatewayTaskId": task_id} if task_id else {})
     page = await generation.page()
     assert page.startswith("**cancelled**")
     assert task_id is None or task_id in page
@@ -58,7 +59,7 @@ async def test_while_preparing(own_rig: Rig) -> None:
     generation = await own_rig.generate(Script(prepare=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await cancelled(generation, task_id=None)
+    await cancelled(generation, task_id=None, paid="no")
     held.let_go()
     assert generation.script.count("submit_generation") == 0
 
@@ -131,7 +132,7 @@ async def test_while_a_submission_waits_to_be_tried_again(own_rig: Rig) -> None:
     generation = await own_rig.generate(Script(submit=[busy]))
     await generation.reaches(lambda status: status.stage is Stage.SUBMITTING and generation.script.calls[1:])
     await generation.handle.cancel()
-    await cancelled(generation, task_id=None)
+    await cancelled(generation, task_id=None, paid="unknown")
     assert generation.script.count("submit_generation") == 1
 
 
@@ -210,7 +211,7 @@ async def test_while_a_decision_about_the_submission_is_awaited(own_rig: Rig) ->
     generation = await own_rig.generate(Script(prepare=[policy], submit=[unknown], reconcile=again(Reconciliation())))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.cancel()
-    await cancelled(generation, task_id=None)
+    await cancelled(generation, task_id=None, paid="unknown")
 
 
 async def test_while_the_witnesses_are_heard(own_rig: Rig) -> None:
@@ -219,7 +220,7 @@ async def test_while_the_witnesses_are_heard(own_rig: Rig) -> None:
     generation = await own_rig.generate(Script(submit=[unknown], reconcile=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await cancelled(generation, task_id=None)
+    await cancelled(generation, task_id=None, paid="unknown")
     held.let_go()
 
 

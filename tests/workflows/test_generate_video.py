@@ -1,7 +1,8 @@
 """Every way a generation can go, on the time-skipping server."""
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import chain, pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from longtake.catalog import prompt_path
 from longtake.models import (
     Attention,
     DeliveryKind,
@@ -42,6 +44,7 @@ from tests.workflows.rig import (
     lost,
     refusal,
     running,
+    server_now,
 )
 from workflows import watching
 
@@ -92,6 +95,7 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
         "VideoModel": REQUEST["model"],
         "VideoStage": "done",
         "VideoOutcome": "full",
+        "VideoPaid": "yes",
         "GatewayTaskId": TASK_ID,
     }
 
@@ -121,6 +125,24 @@ async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: 
     assert f"- task: `{TASK_ID}`" in page
     assert "- first segment: `video_first`" in page
     await generation.result()
+
+
+async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
+    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    await generation.result()
+    assert "**What to do:** nothing." in await generation.page()
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig, hidden: bool) -> None:
+    prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
+    script = Script(prepare=[GenerationPolicy(hide_prompts=True)], looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script, **prompts)
+    assert [("LONGTAKE_HIDE_PROMPTS" in warning) for warning in (await generation.result()).warnings] == [True] * (
+        not hidden
+    )
+    (look,) = script.orders("query_generation")
+    assert look.hidden_prompts == tuple(prompts.values())
 
 
 async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
@@ -169,6 +191,42 @@ async def test_delivery_is_tried_until_it_works(rig: Rig) -> None:
     generation = await rig.generate(Script(looks=[completed()], deliver=[*trouble, *FULL]))
     assert (await generation.result()).outcome == "full"
     assert generation.script.count("deliver_video") == 6
+
+
+async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
+    dies = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES)
+    shown = Held(delivered(FULL_VIDEO))
+    deliver = chain(changing_until(timedelta(minutes=11), no), [shown])
+    generation = await rig.generate(Script(looks=[completed(link_expires_at=dies)], deliver=deliver))
+    await generation.skip_to(shown)
+
+    status = await generation.status()
+    assert (status.stage, status.attention) == (Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
+    page = await generation.page()
+    for told in ("cannot be brought home yet", "last problem: the disk is full", "it dies at 2030-01-02 03:04:05 UTC"):
+        assert told in page
+
+    shown.let_go()
+    assert (await generation.result()).outcome == "full"
+    assert "VideoAttention" not in await generation.attributes()
+    assert "dies at" not in await generation.page(), "what is stored needs no link"
+
+
+def changing_until(after: timedelta, answer: Any) -> Iterator[Any]:
+    """The same answer until so much time has passed since the first call; then none more."""
+    first: list[datetime] = []
+    while not first or first[-1] - first[0] < after:
+        yield _noting(first, answer)
+
+
+def _noting(times: list[datetime], answer: Any) -> Any:
+    async def note(_: Any) -> Any:
+        times.append(server_now())
+        raise answer.with_traceback(None)
+
+    return note
 
 
 # --- The extension failed --------------------------------------------------------------------------------------------
@@ -240,6 +298,7 @@ async def test_ask_saves_the_clip_first_and_waits_for_a_decision(rig: Rig) -> No
         "VideoModel": REQUEST["model"],
         "VideoStage": "done",
         "VideoOutcome": "fallback",
+        "VideoPaid": "yes",
         "GatewayTaskId": TASK_ID,
     }
 
@@ -492,6 +551,7 @@ async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None
         "VideoModel": REQUEST["model"],
         "VideoStage": "failed",
         "VideoOutcome": "GenerationFailed",
+        "VideoPaid": "yes",
         "GatewayTaskId": TASK_ID,
     }
     status = await generation.status()
@@ -530,6 +590,7 @@ async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: R
         "VideoModel": REQUEST["model"],
         "VideoStage": "failed",
         "VideoOutcome": "SubmissionRefused",
+        "VideoPaid": "no",
     }
 
 
@@ -696,9 +757,20 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
     assert (status.attention, status.last_problem) == (Attention.NEEDS_DECISION, "no answer")
     assert status.decisions == ("adopt", "submit_again", "abandon")
     assert (status.candidates, status.evidence) == (NO_WITNESS.candidates, NO_WITNESS.evidence)
-    assert (await generation.attributes())["VideoAttention"] == "needs_decision"
+    attributes = await generation.attributes()
+    assert (attributes["VideoAttention"], attributes["VideoPaid"]) == ("needs_decision", "unknown")
+    assert status.decide_by is not None
     page = await generation.page()
-    for told in ("task_a", "task_b", "charged 1 times", "submit_again", '{"action": "abandon"}'):
+    assert page.startswith("**awaiting decision**: waiting for a decision: it was sent and no answer came")
+    for told in (
+        "task_a",
+        "task_b",
+        "charged 1 times",
+        f"`starter.py decide {status.key} adopt TASK_ID`",
+        '{"action": "abandon"}',
+        "paid: **nobody knows**",
+        f"done for you at {status.decide_by:%Y-%m-%d %H:%M:%S} UTC",
+    ):
         assert told in page
 
 
@@ -711,7 +783,8 @@ async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
     (order,) = generation.script.orders("settle_submission")
     assert order.task_id == "task_a"
     assert generation.script.count("submit_generation") == 1
-    assert (await generation.attributes())["GatewayTaskId"] == "task_a"
+    attributes = await generation.attributes()
+    assert (attributes["GatewayTaskId"], attributes["VideoPaid"]) == ("task_a", "yes")
 
 
 async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
@@ -739,6 +812,7 @@ async def test_decision_to_abandon_ends_it(rig: Rig) -> None:
     await generation.handle.execute_update("decide", {"action": "abandon"})
     error, details = await generation.failure()
     assert error.type == "Abandoned"
+    assert (await generation.attributes())["VideoPaid"] == "unknown", "nobody has found it out"
     assert "no answer" in error.message
     assert error.category is ApplicationErrorCategory.BENIGN
     assert (details.paid, details.slot) == (Paid.UNKNOWN, 1)
@@ -1153,6 +1227,7 @@ async def test_long_generation_continues_as_new_with_everything_it_knows(
         "VideoModel": REQUEST["model"],
         "VideoStage": "done",
         "VideoOutcome": "full",
+        "VideoPaid": "yes",
         "GatewayTaskId": TASK_ID,
     }
 

@@ -1,0 +1,152 @@
+"""Prompts that lie in the store: read before anything is paid, sent as they are, never shown."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from longtake.catalog import prompt_path
+from longtake.models import ExtensionOrder, GenerateVideoInput, LookOrder, Paid, PrepareOrder, SubmitOrder, TaskState
+from longtake.prompts import store_prompts
+from longtake.storage import Store
+from simulator import Simulator
+from simulator.wire import Origin
+from tests.activities.conftest import Hire, Worker
+from tests.activities.failing import failure_of
+
+KEY = "order-1"
+MARK = "a pangolin on the moon"
+Request = Callable[..., GenerateVideoInput]
+
+
+@pytest.fixture
+async def hidden(store: Store, request_for: Request) -> GenerateVideoInput:
+    return await store_prompts(store, request_for(prompt=f"{MARK} [sim:ok]", prompt_extend=f"{MARK} leaves"))
+
+
+async def test_the_gateway_gets_the_texts_and_the_order_has_none(
+    worker: Worker, sim: Simulator, hidden: GenerateVideoInput
+) -> None:
+    order = SubmitOrder(key=KEY, request=hidden)
+    assert MARK not in order.model_dump_json()
+    await worker.run(worker.submission.prepare_generation, PrepareOrder(key=KEY, request=hidden))
+    await worker.run(worker.submission.submit_generation, order)
+    (entry,) = sim.ledger.submissions()
+    assert (entry["prompt"], entry["prompt_extend"]) == (f"{MARK} [sim:ok]", f"{MARK} leaves")
+    again = await worker.run(worker.submission.submit_generation, order)
+    assert again.attached
+
+
+async def test_a_paid_extension_gets_its_text_too(worker: Worker, sim: Simulator, request_for: Request) -> None:
+    hidden = await store_prompts(worker.store, request_for("extend_failed,remix", prompt_extend=f"{MARK} leaves"))
+    receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=KEY, request=hidden))
+    look = await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id=receipt.task_id))
+    retry = SubmitOrder(key=KEY, request=hidden, extension=ExtensionOrder(remix_id=look.remix_id, number=1))
+    await worker.run(worker.submission.submit_extension, retry)
+    assert [entry["prompt"] for entry in sim.ledger.submissions()][-1] == f"{MARK} leaves"
+
+
+async def absent(_: Store, __: GenerateVideoInput) -> str:
+    return prompt_path("never stored")
+
+
+async def changed(store: Store, request: GenerateVideoInput) -> str:
+    await store.put(request.prompt, f"{MARK}, but another one".encode())
+    return request.prompt
+
+
+async def named(store: Store, content: bytes) -> str:
+    path = f"prompts/{hashlib.sha256(content).hexdigest()}.txt"
+    await store.put(path, content)
+    return path
+
+
+async def too_long(store: Store, _: GenerateVideoInput) -> str:
+    return await named(store, MARK.encode() * 1_000)
+
+
+async def much_too_long(store: Store, _: GenerateVideoInput) -> str:
+    return await named(store, MARK.encode() * 10_000)
+
+
+async def blank(store: Store, _: GenerateVideoInput) -> str:
+    return await named(store, b"  ")
+
+
+async def no_text(store: Store, _: GenerateVideoInput) -> str:
+    return await named(store, b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (absent, "is not in the store"),
+        (changed, "is not what its name says"),
+        (too_long, "at most 10,000 characters"),
+        (much_too_long, "at most 10,000 characters"),
+        (blank, "it is empty"),
+        (no_text, "UTF-8"),
+    ],
+)
+async def test_what_is_wrong_with_a_stored_prompt_is_told_and_nothing_is_sent(
+    worker: Worker, sim: Simulator, hidden: GenerateVideoInput, spoil: Callable[..., Any], says: str
+) -> None:
+    request = hidden.model_copy(update={"prompt": await spoil(worker.store, hidden)})
+    for activity, order in (
+        (worker.submission.prepare_generation, PrepareOrder(key=KEY, request=request)),
+        (worker.submission.submit_generation, SubmitOrder(key=KEY, request=request)),
+    ):
+        failure = await failure_of(worker.run(activity, order))
+        assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
+        assert [problem.field for problem in failure.details.problems] == ["prompt"]
+        assert says in failure.message
+        assert MARK not in failure.message
+    assert sim.ledger.submissions() == []
+    assert await worker.ledger.is_untouched(KEY)
+
+
+async def test_what_was_paid_is_collected_without_the_prompts(worker: Worker, hidden: GenerateVideoInput) -> None:
+    order = SubmitOrder(key=KEY, request=hidden)
+    paid = await worker.run(worker.submission.submit_generation, order)
+    await worker.store.delete(hidden.prompt)
+    await worker.run(worker.submission.prepare_generation, PrepareOrder(key=KEY, request=hidden))
+    assert (await worker.run(worker.submission.submit_generation, order)).task_id == paid.task_id
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["prompts-there", "prompts-gone"])
+@pytest.mark.parametrize("status", [200, 403], ids=["verdict", "error"])
+async def test_a_gateway_that_repeats_the_prompt_is_not_repeated(
+    hire: Hire, hidden: GenerateVideoInput, store: Store, status: int, lost: bool
+) -> None:
+    def answer(_: HttpRequest) -> JSONResponse:
+        words = f"violates the rules: {MARK} [sim:ok] (E-1005)"
+        if status != 200:
+            return JSONResponse({"error": {"message": words, "code": "forbidden"}}, status_code=status)
+        record = {"id": "v1", "status": "failed", "error": {"code": "generate_failed", "message": words}}
+        return JSONResponse({"task_id": "task_1", "status": "FAILURE", "fail_reason": words, "data": record})
+
+    site = Origin(Starlette(routes=[Route("/{path:path}", answer)]))
+    await site.open("127.0.0.1")
+    paths = (hidden.prompt, hidden.prompt_extend)
+    if lost:
+        await store.delete(hidden.prompt)
+    try:
+        worker = hire(url=site.url)
+        look = worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1", hidden_prompts=paths))
+        if status == 200:
+            record = await look
+            assert record.state is TaskState.GENERATE_FAILED
+            told = record.model_dump_json()
+        else:
+            failure = await failure_of(look)
+            assert failure.type == "KeyRefused"
+            told = failure.message + failure.details.model_dump_json()
+    finally:
+        await site.close()
+    assert MARK not in told
+    assert ("E-1005" in told) is not lost

@@ -1,0 +1,126 @@
+"""The runbook: everything that may wake somebody has an entry, and what it tells them to type exists."""
+
+import re
+import shlex
+import subprocess
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from activities.failures import RULES
+from cli.check_temporal import RUNBOOK, filter_for
+from cli.embedded import temporal_binary
+from longtake.keyring import PayloadUnreadable
+from longtake.metrics import ENDINGS
+from longtake.models import Attention
+from tests.docs.test_readme import GROUP, ROOT, code_spans, options_of, shell_lines
+
+PAGE = ROOT / RUNBOOK
+ALERTS = [
+    rule["alert"]
+    for group in yaml.safe_load((ROOT / "deploy/prometheus/rules/longtake.yml").read_text())["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+]
+FAILURES = sorted({rule.type for rule in RULES} | set(ENDINGS) - {"full", "fallback"} | {PayloadUnreadable.__name__})
+"""The last comes from what decrypts, before any rule is asked."""
+LONGEST_PAGE_LINES = 360
+
+
+def entries(page: Path = PAGE) -> dict[str, str]:
+    """What stands below each heading of the third level."""
+    parts = re.split(r"^(#{2,3}) (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {
+        name: text.strip()
+        for level, name, text in zip(*(parts[at::3] for at in (1, 2, 3)), strict=True)
+        if level == "###"
+    }
+
+
+def lacking(names: list[str]) -> list[str]:
+    """Those without an entry, or with one that says nothing."""
+    return [name for name in names if not entries().get(name)]
+
+
+def test_every_alert_failure_and_attention_has_an_entry() -> None:
+    assert ALERTS
+    assert lacking(ALERTS) == []
+    assert lacking(FAILURES) == []
+    assert lacking(list(Attention)) == []
+
+
+def test_no_entry_is_of_something_that_does_not_exist() -> None:
+    assert set(entries()) == {*ALERTS, *FAILURES, *Attention}
+
+
+@pytest.mark.parametrize("name", [*Attention, "SubmissionOutcomeUnknown", "GatewayLost", "GenerationStalled"])
+def test_an_entry_about_a_generation_says_what_was_paid(name: str) -> None:
+    assert "**" in entries()[name]
+    assert re.search(r"\*\*(Paid|Was it paid)[:?]", entries()[name])
+
+
+def test_it_stays_short() -> None:
+    assert len(PAGE.read_text().splitlines()) <= LONGEST_PAGE_LINES
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(program: str) -> list[list[str]]:
+    """Every command line of a program in the runbook, without its name."""
+    words = [shlex.split(text, comments=True) for text in [*shell_lines(PAGE), *code_spans(PAGE)]]
+    return [line[1:] for line in words if line and Path(line[0]).name == program and line[1:]]
+
+
+def test_every_command_of_ours_is_taken() -> None:
+    given = commands("starter.py")
+    assert {"doctor", "list", "status", "decide", "adopt", "resume", "generate"} <= {name for name, *_ in given}
+    for name, *words in given:
+        assert name in GROUP.commands, name
+        flags = {word for word in words if word.startswith("--")}
+        assert flags <= options_of(name), (name, words)
+        with GROUP.commands[name].make_context(name, list(words)):
+            pass  # it raises where an argument is missing or too many
+
+
+@cache
+def flags_of(subcommand: tuple[str, ...]) -> set[str]:
+    told = subprocess.run([temporal_binary(), *subcommand, "--help"], capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[\w-]+", told.stdout))
+
+
+def test_every_command_of_temporals_is_taken() -> None:
+    given = commands("temporal")
+    assert given
+    for words in given:
+        name = tuple(word for word in words[:3] if re.fullmatch(r"[a-z-]+", word) and not word.startswith("-"))
+        assert {word for word in words if word.startswith("--")} <= flags_of(name), words
+
+
+def test_every_filter_names_what_can_be_filtered() -> None:
+    filters = [words[1] for words in commands("starter.py") if words[0] == "list" and words[1:]]
+    assert filters
+    known = {"ExecutionStatus", "VideoAttention", "VideoPaid", "VideoOutcome", "VideoStage"}
+    for text in [*filters, *map(filter_for, Attention)]:
+        names = set(re.findall(r"\b(\w+) (?:=|IN|IS)", text))
+        assert names
+        assert names <= known, text
+
+
+def test_the_page_leads_on_from_every_alert() -> None:
+    """What an alert only points at another entry for, must point at one that exists."""
+    for name in ALERTS:
+        text = entries()[name]
+        links = re.findall(r"\]\(#([\w-]+)\)", text)
+        assert links or "`" in text, f"{name} neither says what to type nor where to go on"
+
+
+def test_sections_come_in_the_order_of_need() -> None:
+    headings = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
+    assert headings[0] == "In a minute"
+    wanted = ["Alerts", "Generations that go on and need attention", "How a generation ends", "How a step fails"]
+    places = [headings.index(heading) for heading in wanted]
+    assert all(earlier < later for earlier, later in pairwise(places))
