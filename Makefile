@@ -89,7 +89,7 @@ test-system: $(VENV)/.system ## The tests that need Debian packages: installs wh
 
 screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real browser.
 	@sh tests/system/install.sh
-	@LONGTAKE_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
+	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
 chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, about 4 minutes; SEED=7 GENERATIONS=300.
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)

@@ -114,7 +114,8 @@ def _going_on(status: GenerationStatus) -> str:
 def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     offered = [DecisionAction(decision) for decision in status.decisions]
     if not offered:
-        yield f"**What to do:** {status.advice or 'nothing.'}"
+        over = status.stage in {Stage.DONE, Stage.FAILED, Stage.CANCELLED}
+        yield f"**What to do:** {status.advice or ('nothing.' if over else 'nothing; it goes on by itself.')}"
         return
     by = f" Without a decision by {_time(status.decide_by)} {_OTHERWISE[offered[0]]}." if status.decide_by else ""
     yield f"**What to do:** {_FIRST[offered[0]]}.{by}"

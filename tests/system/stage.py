@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from longtake.client import Snapshot, VideoClient
 from longtake.models import GenerateVideoInput, Stage
+from longtake.prompts import store_prompts
+from longtake.storage import Store
 from longtake.temporal import connect
 from tests.end_to_end.processes import API_KEY, DevServer, SimulatorProcess, WorkerProcess, environment
 
@@ -22,37 +24,44 @@ GENERATIONS = {
     "order-1006-ask": ("veo_3_1-fast-remix", "extend_failed", "ask"),
     "order-1007-needs-key": ("veo_3_1-fast-hd-remix", "query_401,looks=1000", "fallback"),
     "order-1008-running": ("veo_3_1-fast-remix", "never_finishes", "fallback"),
+    "order-1009-hidden": ("veo_3_1-fast-remix", "ok", "fallback"),
 }
+HIDDEN = "order-1009-hidden"
+"""Its prompts lie in the store."""
+PROMPT = "A lighthouse in a storm, seen from the sea"
 _SETTLED: dict[str, Callable[[Snapshot], bool]] = {
     "order-1005-in-doubt": lambda seen: seen.execution.stage == Stage.AWAITING_DECISION,
     "order-1006-ask": lambda seen: seen.execution.stage == Stage.AWAITING_DECISION,
     "order-1007-needs-key": lambda seen: seen.execution.attention is not None,
     "order-1008-running": lambda seen: seen.status is not None and seen.status.polls > 1,
 }
-"""When the others than those that end are where they are to be seen."""
+"""When those that do not end are where they are to be seen."""
 
 
 @dataclass(frozen=True)
 class Play:
     """What is running."""
 
-    address: str
     ui_url: str
-    worker: WorkerProcess
+    client: VideoClient
+    runs: dict[str, str]
+    """The run of each key."""
 
-    def page(self, key: str) -> str:
-        """The generation's page in Temporal's UI."""
-        return f"{self.ui_url}/namespaces/default/workflows/video-{key}"
+    def page(self, key: str, tab: str) -> str:
+        """The address of a tab of the generation's page."""
+        return f"{self.ui_url}/namespaces/default/workflows/video-{key}/{self.runs[key]}/{tab}"
 
-    def snapshot(self, key: str) -> Snapshot:
-        async def look() -> Snapshot:
-            return await VideoClient(await connect(self.address)).snapshot(key)
+    async def reaches(self, key: str, wanted: Callable[[Snapshot], bool]) -> Snapshot:
+        """Wait until a generation is as wanted."""
+        deadline = time.monotonic() + 90
+        while not wanted(seen := await self.client.snapshot(key)):
+            assert time.monotonic() < deadline, f"{key} is not where it should be: {seen}"
+            await asyncio.sleep(0.2)
+        return seen
 
-        return asyncio.run(look())
 
-
-@contextmanager
-def performance(folder: Path) -> Iterator[Play]:
+@asynccontextmanager
+async def performance(folder: Path) -> AsyncIterator[Play]:
     """Start everything, and every generation; go on when each is where it is to be seen."""
     simulator = SimulatorProcess(folder / "simulator", folder / "clips")
     server = DevServer(folder / "temporal", ui=True)
@@ -60,19 +69,23 @@ def performance(folder: Path) -> Iterator[Play]:
     worker = None
     try:
         simulator.wait_until_ready()
-        server.wait_until_ready()
-        worker = WorkerProcess(
-            folder / "worker",
-            environment(
-                TEMPORAL_ADDRESS=server.address,
-                LONGTAKE_GATEWAY_URL=simulator.url,
-                LONGTAKE_GATEWAY_API_KEY=API_KEY,
-                LONGTAKE_STORE_URL=(folder / "store").as_uri(),
-            ),
+        await asyncio.to_thread(server.wait_until_ready)
+        env = environment(
+            TEMPORAL_ADDRESS=server.address,
+            LONGTAKE_GATEWAY_URL=simulator.url,
+            LONGTAKE_GATEWAY_API_KEY=API_KEY,
+            LONGTAKE_STORE_URL=(folder / "store").as_uri(),
+            # The looks of those that only wait would fill their pages.
+            LONGTAKE_LOOK_FLOOR_SECONDS="4",
         )
+        worker = WorkerProcess(folder / "worker", env)
         worker.start()
-        play = Play(server.address, server.ui_url, worker)
-        asyncio.run(_make(play))
+        play = Play(server.ui_url, VideoClient(await connect(server.address)), {})
+        store = Store.open((folder / "store").as_uri())
+        for key in GENERATIONS:
+            play.runs[key], _ = await play.client.start(key, await _request(key, store))
+        for key in GENERATIONS:
+            await play.reaches(key, _SETTLED.get(key, lambda seen: not seen.running))
         yield play
     finally:
         if worker:
@@ -81,20 +94,15 @@ def performance(folder: Path) -> Iterator[Play]:
         simulator.stop()
 
 
-async def _make(play: Play) -> None:
-    client = VideoClient(await connect(play.address))
-    for key, (model, scenario, wish) in GENERATIONS.items():
-        request = {
+async def _request(key: str, store: Store) -> GenerateVideoInput:
+    model, scenario, wish = GENERATIONS[key]
+    request = GenerateVideoInput.model_validate(
+        {
             "model": model,
-            "prompt": f"A lighthouse in a storm, seen from the sea [sim:{scenario}]",
+            "prompt": f"{PROMPT} [sim:{scenario}]",
             "prompt_extend": "The storm clears, and the first light comes over the harbour",
-            "size": "1280x720" if "-hd-" not in model else "1920x1080",
+            "size": "1920x1080" if "-hd-" in model else "1280x720",
             "on_extend_failed": wish,
         }
-        await client.start(key, GenerateVideoInput.model_validate(request))
-    deadline = time.monotonic() + 90
-    for key in GENERATIONS:
-        settled = _SETTLED.get(key, lambda seen: not seen.running)
-        while not settled(seen := await client.snapshot(key)):
-            assert time.monotonic() < deadline, f"{key} is not where it should be: {seen}\n{play.worker.log()[-2000:]}"
-            await asyncio.sleep(0.2)
+    )
+    return await store_prompts(store, request) if key == HIDDEN else request
