@@ -3,13 +3,14 @@
 import io
 import os
 import re
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import BrowserContext, Locator, Page, ViewportSize, async_playwright, expect
 
 from longtake.models import Stage
 from tests.system.stage import HIDDEN, PROMPT, Play, performance
@@ -28,14 +29,18 @@ FLAGS = (
     "--disable-sync",
 )
 PATIENCE_MILLISECONDS = 60_000
-COLOURS = 128
+LIST: ViewportSize = {"width": 1760, "height": 780}
+"""Wide enough for its columns."""
+COLOURS = 192
 """Enough for a screenshot of text, in half of its bytes."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def play(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play]:
-    async with performance(tmp_path_factory.mktemp("stage")) as play:
-        yield play
+async def play() -> AsyncIterator[Play]:
+    # Not pytest's own folder: its name, which has the user's in it, would be in the screenshots.
+    with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
+        async with performance(Path(folder)) as play:
+            yield play
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -44,7 +49,7 @@ async def browser(play: Play) -> AsyncIterator[BrowserContext]:
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(FLAGS))
         context = await chromium.new_context(
-            viewport={"width": 1440, "height": 900}, timezone_id="UTC", reduced_motion="reduce"
+            viewport={"width": 1440, "height": 1280}, timezone_id="UTC", reduced_motion="reduce"
         )
         context.set_default_timeout(PATIENCE_MILLISECONDS)
         expect.set_options(timeout=PATIENCE_MILLISECONDS)
@@ -110,6 +115,7 @@ def visible(page: Page, name: str) -> Locator:
 
 
 async def test_list_tells_the_state_of_every_generation(page: Page, play: Play) -> None:
+    await page.set_viewport_size(LIST)
     await page.goto(f"{play.ui_url}/namespaces/default/workflows")
     await expect(page.locator("table tbody tr")).to_have_count(len(play.runs))
     fast = "veo_3_1-fast-remix"
@@ -128,6 +134,7 @@ async def test_list_tells_the_state_of_every_generation(page: Page, play: Play) 
 
 
 async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
+    await page.set_viewport_size(LIST)
     await page.goto(f"{play.ui_url}/namespaces/default/workflows")
     await expect(page.locator("table tbody tr")).to_have_count(len(play.runs))
     await page.get_by_test_id("toggle-manual-query").click()
@@ -152,11 +159,23 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
         ),
         (
             "order-1002-fallback",
-            ["done: only the 8 s clip is stored", "What to do: nothing.", "last problem: ", "E-2003", "8 s clip: file:"],
+            [
+                "done: only the 8 s clip is stored",
+                "What to do: nothing.",
+                "last problem: ",
+                "E-2003",
+                "8 s clip: file:",
+            ],
         ),
         (
             "order-1003-failed",
-            ["failed: GenerationFailed: ", "E-1005", "a new request needs a new key", "paid: yes", "first segment: video_"],
+            [
+                "failed: GenerationFailed: ",
+                "E-1005",
+                "a new request needs a new key",
+                "paid: yes",
+                "first segment: video_",
+            ],
         ),
         (
             "order-1005-in-doubt",

@@ -428,9 +428,6 @@ def _runtime() -> Runtime:
 async def running_rig() -> AsyncIterator[Rig]:
     """Everything that a workflow test needs; `worker.py` is followed wherever it says how."""
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
-    version = WorkerDeploymentConfig(
-        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
-    )
     environment = await WorkflowEnvironment.start_time_skipping(
         data_converter=DATA_CONVERTER, identity=IDENTITY, runtime=_runtime(), test_server_existing_path=str(server)
     )
@@ -440,27 +437,37 @@ async def running_rig() -> AsyncIterator[Rig]:
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )
-        fakes = Fakes()
-        general = Worker(
-            environment.client,
-            task_queue=TASK_QUEUE,
-            activities=[
-                fakes.prepare,
-                fakes.record,
-                fakes.reconcile,
-                fakes.settle,
-                fakes.query,
-                fakes.deliver,
-            ],
-            deployment_config=version,
-            **workflow_setup(),
-        )
-        submitting = Worker(
-            environment.client,
-            task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[fakes.submit, fakes.extend],
-            deployment_config=version,
-        )
-        with _expected_failures_unlogged():
-            async with general, submitting:
-                yield Rig(environment, fakes)
+        async with rig_on(environment) as rig:
+            yield rig
+
+
+@asynccontextmanager
+async def rig_on(environment: WorkflowEnvironment) -> AsyncIterator[Rig]:
+    """Workers and fakes on a server that is there."""
+    version = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
+    )
+    fakes = Fakes()
+    general = Worker(
+        environment.client,
+        task_queue=TASK_QUEUE,
+        activities=[
+            fakes.prepare,
+            fakes.record,
+            fakes.reconcile,
+            fakes.settle,
+            fakes.query,
+            fakes.deliver,
+        ],
+        deployment_config=version,
+        **workflow_setup(),
+    )
+    submitting = Worker(
+        environment.client,
+        task_queue=SUBMISSION_TASK_QUEUE,
+        activities=[fakes.submit, fakes.extend],
+        deployment_config=version,
+    )
+    with _expected_failures_unlogged():
+        async with general, submitting:
+            yield Rig(environment, fakes)
