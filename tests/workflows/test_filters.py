@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest_asyncio
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
-from longtake.models import GenerationPolicy, PacingPolicy, Paid
+from longtake.models import GenerationPolicy, GenerationStatus, PacingPolicy, Paid
 from longtake.temporal import connect
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
@@ -119,8 +119,12 @@ async def _make(rig: Rig) -> None:
         "undelivered": "delivery_trouble",
     }
     for kind, attention in wanted.items():
-        await generations[kind].reaches(lambda status, attention=attention: status.attention == attention)
+        await generations[kind].reaches(_shows(attention))
     await generations["frames"].reaches(lambda status: status.polls)
+
+
+def _shows(attention: str) -> Callable[[GenerationStatus], bool]:
+    return lambda status: status.attention == attention
 
 
 def _key(kind: str) -> str:
