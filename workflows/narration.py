@@ -107,7 +107,7 @@ def _going_on(status: GenerationStatus) -> str:
     if status.stage is Stage.FAILED:
         return f"{status.outcome}: {status.last_problem}"
     if status.stage is Stage.DONE:
-        return "the 15 s video is stored" if status.outcome == "full" else "only the 8 s clip is stored"
+        return "the 15 s video is stored" if status.outcome == "full" else f"only the 8 s clip: {status.last_problem}"
     return status.message
 
 
@@ -142,9 +142,9 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
         "link": _link(status),
-        "last problem": status.last_problem if status.stage is not Stage.FAILED else None,
+        "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
         "video": status.video and f"`{status.video.uri}`",
-        "8 s clip": status.first_video and f"`{status.first_video.uri}`",
+        "8 s clip": status.first_video and status.first_video != status.video and f"`{status.first_video.uri}`",
     }
 
 

@@ -45,3 +45,20 @@ async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator:
         starter.close()
         worker.stop()
         server.stop()
+
+
+async def test_an_embedded_server_of_an_older_version_gets_what_it_lacks(
+    tmp_path: Path, simulator: SimulatorProcess
+) -> None:
+    data = tmp_path / "data"
+    older = DevServer(data, attributes=False)
+    older.start()
+    older.wait_until_ready()
+    older.stop()
+    gateway = {"LONGTAKE_GATEWAY_URL": simulator.url, "LONGTAKE_GATEWAY_API_KEY": API_KEY}
+    starter = Starter(environment(LONGTAKE_DATA_DIR=str(data), **gateway))
+    try:
+        made = await starter("generate", *flags("older [sim:seconds=30]"), "--key", "older", "--json")
+        assert made.json()["outcome"] == "full"
+    finally:
+        starter.close()

@@ -230,6 +230,43 @@ def test_a_machine_that_cannot_be_set_up_is_told_why(tmp_path: Path, python: str
     assert not (tmp_path / ".venv/.uv").exists()
 
 
+@pytest.mark.parametrize(
+    ("programs", "told"),
+    [
+        ({}, "there is no apt-get here"),
+        ({"apt-get": "exit 0", "id": "echo 1000"}, "there is no sudo"),
+        (
+            {
+                "apt-get": "echo no network; exit 100",
+                "id": "echo 0",
+                "mktemp": "echo log",
+                "tail": "exit 0",
+                "rm": "exit 0",
+            },
+            "apt-get could not install them",
+        ),
+    ],
+    ids=["no apt-get", "not root", "apt-get fails"],
+)
+def test_system_packages_that_cannot_be_installed_are_named(
+    tmp_path: Path, programs: dict[str, str], told: str
+) -> None:
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        ["/bin/sh", str(ROOT / "tests/system/install.sh")],
+        env={"PATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert told in ended.stderr
+    assert "apt-get install --no-install-recommends chromium prometheus" in ended.stderr
+
+
 # --- Import rules that import-linter cannot hold, because it takes packages only --------------------------------------
 
 
