@@ -73,6 +73,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.delivery", "DOWNLOAD_TIME", ""),
     ("activities.delivery", "GONE_AFTER", ""),
     ("workflows.delivering", "EXTRA_CLIP_WINDOW", ""),
+    ("workflows.delivering", "QUIET_WINDOW", ""),
     ("longtake.storage", "_CLIENT_OPTIONS", ""),
     ("longtake.storage", "_RETRY_CONFIG", ""),
     ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),

@@ -248,7 +248,9 @@ class Generation:
 
     def result(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
         """End with a video."""
-        self.outcome, self.video, self.last_problem = outcome, video, None
+        self.outcome, self.video = outcome, video
+        if outcome == "full":
+            self.last_problem = None
         self.enter(Stage.DONE)
         record = self.record
         assert record is not None  # noqa: S101 - a verdict is a record

@@ -47,7 +47,7 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
         if not generation.is_decided and _is_settled(finding, cause):
             return _found(generation, order, finding.receipt)
         generation.paid = Paid.UNKNOWN
-        generation.candidates, generation.evidence = finding.candidates, finding.evidence
+        generation.candidates, generation.evidence = finding.candidates, (*_sent(cause), *finding.evidence)
         if not generation.policy.decision_window:
             raise Ending("SubmissionOutcomeUnknown", cause.message, details)
         generation.offer((DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON), by=by)
@@ -64,6 +64,13 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
             generation.last_problem = cause_of(error).message
     details = details.model_copy(update={"advice": LOOK_YOURSELF})
     raise Ending("Abandoned", f"abandoned while its outcome was unknown: {cause.message}", details)
+
+
+def _sent(cause: Cause) -> tuple[str, ...]:
+    """When it left, for whoever looks for it."""
+    sent_at, request_id = cause.details.sent_at, cause.details.request_id
+    named = f", the gateway's request id is {request_id}" if request_id else ""
+    return (f"it was sent at {sent_at:%Y-%m-%d %H:%M:%S} UTC{named}",) if sent_at else ()
 
 
 def _waits(policy: GenerationPolicy) -> Iterator[timedelta]:
@@ -128,7 +135,7 @@ async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionRece
             model=order.request.model,
             ledger_id=order.ledger_id,
         ),
-        summary=f"write down the decision: {f'adopt {task_id}' if task_id else 'nothing was made'}",
+        summary=f"write down the decision: {f'adopt {task_id[:80]}' if task_id else 'nothing was made'}",
         **options.RECORD,
     )
     return settlement.receipt

@@ -100,7 +100,7 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
 async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
     """One submission. A cancellation waits for an exchange that has begun, so that its id is known."""
     if order.request.task_id:
-        summary = f"take over task {order.request.task_id}: nothing is paid"
+        summary = f"take over task {order.request.task_id[:80]}: nothing is paid"
     elif order.extension:
         summary = f"retry {order.extension.number} of the extension: paid, at most once"
     else:

@@ -184,19 +184,23 @@ class SimulatorProcess:
 class DevServer:
     """`temporal server start-dev` on a SQLite file; can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ui: bool = False, attributes: bool = True) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
+        self._attributes = SEARCH_ATTRIBUTES if attributes else ()
         self._port = free_port()
+        self._ui_port = free_port() if ui else None
+        self.ui_url = f"http://127.0.0.1:{self._ui_port}" if ui else ""
         self._process: subprocess.Popen[bytes] | None = None
         self.flags: list[str] = []
         """More of them for `start-dev`."""
         self.address = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        command = [temporal_binary(), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"]
+        command = [temporal_binary(), "server", "start-dev", "--ip", "127.0.0.1", "--log-level", "error"]
+        command += ["--ui-port", str(self._ui_port), "--ui-disable-news-fetch"] if self._ui_port else ["--headless"]
         command += ["--port", str(self._port), "--db-filename", str(self._folder / "temporal.sqlite")]
-        for name in SEARCH_ATTRIBUTES:
+        for name in self._attributes:
             command += ["--search-attribute", f"{name}=Keyword"]
         command += self.flags
         with (self._folder / "server.log").open("ab") as log:

@@ -455,9 +455,6 @@ async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig
         cached: How many workflows a worker keeps; on this server those never come back from one that is sent away.
     """
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
-    version = WorkerDeploymentConfig(
-        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
-    )
     environment = await WorkflowEnvironment.start_time_skipping(
         data_converter=DATA_CONVERTER,
         identity=IDENTITY,
@@ -471,31 +468,41 @@ async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )
-        fakes = Fakes()
+        async with rig_on(environment, cached=cached) as rig:
+            yield rig
 
-        def general() -> Worker:
-            return Worker(
-                environment.client,
-                task_queue=TASK_QUEUE,
-                activities=[
-                    fakes.prepare,
-                    fakes.record,
-                    fakes.reconcile,
-                    fakes.settle,
-                    fakes.query,
-                    fakes.deliver,
-                ],
-                deployment_config=version,
-                max_cached_workflows=cached,
-                **workflow_setup(),
-            )
 
-        submitting = Worker(
+@asynccontextmanager
+async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> AsyncIterator[Rig]:
+    """Workers and fakes on a server that is there."""
+    version = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
+    )
+    fakes = Fakes()
+
+    def general() -> Worker:
+        return Worker(
             environment.client,
-            task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[fakes.submit, fakes.extend],
+            task_queue=TASK_QUEUE,
+            activities=[
+                fakes.prepare,
+                fakes.record,
+                fakes.reconcile,
+                fakes.settle,
+                fakes.query,
+                fakes.deliver,
+            ],
             deployment_config=version,
+            max_cached_workflows=cached,
+            **workflow_setup(),
         )
-        with _expected_failures_unlogged():
-            async with submitting, Rig(environment, fakes, general) as rig:
-                yield rig
+
+    submitting = Worker(
+        environment.client,
+        task_queue=SUBMISSION_TASK_QUEUE,
+        activities=[fakes.submit, fakes.extend],
+        deployment_config=version,
+    )
+    with _expected_failures_unlogged():
+        async with submitting, Rig(environment, fakes, general) as rig:
+            yield rig

@@ -108,7 +108,7 @@ async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig:
     assert (status.stage, status.outcome, status.video, status.polls) == (Stage.DONE, "full", FULL_VIDEO, 1)
     assert (status.task_id, status.remix_id, status.next_look_at) == (TASK_ID, "video_first", None)
     page = await generation.page()
-    assert page.startswith("**done** 100 %: done")
+    assert page.startswith("**done**: the 15 s video is stored")
     for told in (TASK_ID, "video_first", "video_second", FULL_VIDEO.uri, "outcome: full"):
         assert told in page
 
@@ -761,7 +761,7 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
     assert (attributes["VideoAttention"], attributes["VideoPaid"]) == ("needs_decision", "unknown")
     assert status.decide_by is not None
     page = await generation.page()
-    assert page.startswith("**awaiting decision**: waiting for a decision: it was sent and no answer came")
+    assert page.startswith("**awaiting decision**: it was sent and no answer came")
     for told in (
         "task_a",
         "task_b",
@@ -769,7 +769,7 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
         f"`starter.py decide {status.key} adopt TASK_ID`",
         '{"action": "abandon"}',
         "paid: **nobody knows**",
-        f"done for you at {status.decide_by:%Y-%m-%d %H:%M:%S} UTC",
+        f"Without a decision by {status.decide_by:%Y-%m-%d %H:%M:%S} UTC it ends as `Abandoned`",
     ):
         assert told in page
 
