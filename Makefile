@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test chaos check lint format-check types imports lock compose-check clean
+.PHONY: help setup demo test test-system screenshots chaos check lint format-check types imports lock compose-check clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.uv
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes $<,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
+# On top of the tests' packages: only the tests that drive Debian's programs need these.
+$(VENV)/.system: requirements/system.txt $(VENV)/.test
+	$(call step,installing what the system tests need,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
 comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
@@ -72,8 +78,18 @@ demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the
 # together, and the longest files begin.
 SIDE_BY_SIDE := -n 3 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
 
-test: $(VENV)/.test ## All tests; ARGS="-k name" to choose.
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
+	echo 'Left out: tests/system, which drive Chromium and Prometheus. make test-system installs those and runs them.'; \
+	exit $$ended
+
+test-system: $(VENV)/.system ## The tests that need Debian packages: installs what is missing, runs tests/system.
+	@sh tests/system/install.sh
+	@$(BIN)/python -m pytest -m system tests/system $(ARGS)
+
+screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real browser.
+	@sh tests/system/install.sh
+	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
 chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, about 4 minutes; SEED=7 GENERATIONS=300.
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
@@ -105,9 +121,10 @@ PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
 lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes the newest versions.
 	@echo 'uv==$(UV_VERSION)' | $(COMPILE) --no-annotate - -o requirements/uv.txt
 	@$(COMPILE) pyproject.toml --extra test $(if $(UPGRADE),--upgrade) -o requirements/test.txt
-	@$(PART) --extra cli --extra encryption -o requirements/run.txt
+	@$(PART) --extra cli --extra encryption --extra otel -o requirements/run.txt
 	@$(PART) --extra simulator -o requirements/simulator.txt
-	@$(PART) --extra cli --extra embedded --extra simulator -o requirements/demo.txt
+	@$(PART) --extra cli --extra embedded --extra encryption --extra otel --extra simulator -o requirements/demo.txt
+	@$(PART) --extra system -o requirements/system.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

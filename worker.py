@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict
 
-from temporalio import activity
+from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
@@ -20,9 +20,10 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from temporalio.workflow import SandboxImportNotificationPolicy
 
 from activities.delivery import DeliveryActivities
+from activities.log_context import LogContext
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
-from longtake import __version__
+from longtake import __version__, tracing
 from longtake.client import VideoClient
 from longtake.delivery import Fetcher
 from longtake.fleet import watch_fleet
@@ -71,7 +72,9 @@ class WorkflowSetup(TypedDict):
 
 def workflow_setup() -> WorkflowSetup:
     """The workflow, its sandbox, and what stands before it: for worker, tests and replayer alike."""
-    return WorkflowSetup(workflows=[GenerateVideoWorkflow], workflow_runner=sandbox(), interceptors=[OneInput()])
+    return WorkflowSetup(
+        workflows=[GenerateVideoWorkflow], workflow_runner=sandbox(), interceptors=[OneInput(), LogContext()]
+    )
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -137,6 +140,7 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
             task_queue=SUBMISSION_TASK_QUEUE,
             activities=[submission.submit_generation, submission.submit_extension],
             deployment_config=version,
+            interceptors=[LogContext()],
             max_concurrent_activities=settings.submit_concurrency,
             graceful_shutdown_timeout=drain,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -150,6 +154,7 @@ async def _activities(
 ) -> tuple[SubmissionActivities, PollingActivities, DeliveryActivities]:
     """The activities with their clients, which live as long as the stack."""
     base_url, api_keys = settings.require_gateway()
+    tracing.know_gateway(base_url, trace_it=settings.trace_gateway)
     store = Store.open(settings.store_location)
     await store.probe()
     console = None
@@ -215,11 +220,13 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         The exit code: 0, 1 where Temporal is not there (start the worker again later), or 2 where it cannot work as
         configured and another try is pointless.
     """
+    # The ids are fields of our log events already; the SDK would add them to each message once more.
+    activity.logger.activity_info_on_message = False
+    workflow.logger.workflow_info_on_message = False
+    configure_logging()
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
-        # The ids are fields of our log events already; the SDK would add them to each message once more.
-        activity.logger.activity_info_on_message = False
         client = await _connect_patiently(settings.metrics_address)
         if missing := await missing_search_attributes(client):
             raise SettingsProblem(
@@ -231,10 +238,8 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with _measuring(client, settings), running_workers(client, settings):
             logger.info(
-                "worker ready version=%s build=%s store=%s",
-                __version__,
-                settings.build_id or "unversioned",
-                settings.store_location,
+                "worker ready",
+                extra={"version": __version__, "build": settings.build_id, "store": settings.store_location},
             )
             if ready_file:
                 ready_file.write_text(str(os.getpid()))
@@ -248,6 +253,8 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
     except (LedgerError, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
         return 1 if isinstance(error, TemporalProblem) else 2
+    finally:
+        tracing.flush()
     logger.info("worker stopped")
     return 0
 

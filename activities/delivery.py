@@ -60,7 +60,7 @@ class DeliveryActivities:
                 gone = bool(answered) and _gone_for_good(error)
                 raise application_error(error, Step.DELIVER, gone_for_good=gone) from None
         measuring.delivered(receipt, order.kind)
-        activity.logger.info("delivered %s task=%s bytes=%d", order.kind, order.task_id, receipt.video.bytes)
+        activity.logger.info("delivered", extra={"kind": order.kind, "bytes": receipt.video.bytes})
         return receipt
 
     async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord]) -> AsyncIterator[Source]:
@@ -73,7 +73,7 @@ class DeliveryActivities:
         try:
             kept = await load_record(self._store, order.key, order.task_id)
         except (StoreProblem, ValueError) as error:  # the store is away, or the record is not one
-            activity.logger.warning("kept links of task=%s not read: %s", order.task_id, error)
+            activity.logger.warning("kept links not read", exc_info=error)
             kept = None
         link = kept and _link(kept, order.kind)
         if link:
@@ -98,13 +98,13 @@ class DeliveryActivities:
         try:
             record = await self._source_gateway(order).query(order.task_id)
         except GatewayError as error:
-            activity.logger.info("no fresh link for task=%s: %s", order.task_id, type(error).__name__)
+            activity.logger.info("no fresh link", exc_info=error)
             return None
         if record.video_url or record.first_video_url:
             try:
                 await save_record(self._store, order.key, record)
             except StoreProblem as error:
-                activity.logger.warning("links of task=%s not kept: %s", order.task_id, error)
+                activity.logger.warning("links not kept", exc_info=error)
         return record
 
 

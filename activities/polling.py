@@ -48,7 +48,7 @@ class PollingActivities:
         try:
             other = await self._gateway.query(task_id, second_path=True)
         except GatewayError as error:
-            activity.logger.info("second path for task=%s told nothing: %s", task_id, type(error).__name__)
+            activity.logger.info("the second path told nothing", exc_info=error)
             return lost
         return lost if other.state is TaskState.LOST else other
 
@@ -63,4 +63,4 @@ class PollingActivities:
         try:
             await save_record(self._store, order.key, record)
         except StoreProblem as error:
-            activity.logger.warning("links of task=%s not kept: %s", order.task_id, error)
+            activity.logger.warning("links not kept", exc_info=error)

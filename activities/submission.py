@@ -12,6 +12,7 @@ from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
 from longtake.images import prepare_parts
 from longtake.ledger import Accepted, SubmissionLedger
+from longtake.logs import note
 from longtake.models import (
     GenerateVideoInput,
     GenerationPolicy,
@@ -105,6 +106,7 @@ class SubmissionActivities:
             receipt.task_id, receipt.slot, receipt.submitted_at, request_id=receipt.request_id, nonce=receipt.nonce
         )
         try:
+            await self._ledger.check_identity(order.ledger_id)
             await self._ledger.record_accepted(order.key, accepted)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -125,6 +127,7 @@ class SubmissionActivities:
                 slot=order.slot,
                 model=order.model,
                 owner=owner(),
+                digest=order.digest,
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -171,14 +174,14 @@ class SubmissionActivities:
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 raise application_error(error, Step.SUBMIT) from None
-        activity.logger.info(
-            "submitted task=%s attached=%s request_id=%s", accepted.task_id, accepted.attached, accepted.request_id
-        )
+        note(task_id=accepted.task_id, request_id=accepted.request_id)
+        activity.logger.info("submitted", extra={"attached": accepted.attached})
         return _receipt(accepted)
 
     async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
         request = order.request
         try:
+            await self._ledger.check_identity(order.ledger_id)
             accepted = await self._ledger.adopt(
                 order.ledger_key,
                 digest=request_digest(request),
@@ -188,7 +191,7 @@ class SubmissionActivities:
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
-        activity.logger.info("adopted task=%s", task_id)
+        activity.logger.info("adopted", extra={"task_id": task_id})
         return _receipt(accepted)
 
     def _first_post(self, request: GenerateVideoInput) -> Post:

@@ -333,8 +333,17 @@ def _complain(problem: CommandProblem) -> None:
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
     """Run a command to its exit code."""
+    from longtake.settings import SettingsProblem  # noqa: PLC0415 - the command has loaded both already
+    from longtake.tracing import flush  # noqa: PLC0415
+
     try:
         code = asyncio.run(work)
+    except SettingsProblem as problem:  # traces are wanted, and cannot be written
+        code = Exit.USAGE
+        if as_json:
+            print_json(error_document(CommandProblem(code, "InvalidSettings", str(problem)), {}))
+        else:
+            typer.echo(f"InvalidSettings: {problem}", err=True)
     except CommandProblem as problem:
         code = problem.code
         known = problem.known or ({"key": key} if key else {})
@@ -354,5 +363,6 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
         if as_json:
             interrupted = CommandProblem(code, "Interrupted", "stopped waiting; start it again with the same key")
             print_json(error_document(interrupted, {"key": key} if key else {}))
+    flush()
     with contextlib.suppress(BrokenPipeError):
         leave(code)

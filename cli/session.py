@@ -22,7 +22,14 @@ from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedde
 from cli.exits import CommandProblem, Exit
 from longtake.client import VideoClient
 from longtake.settings import Settings
-from longtake.temporal import TemporalProblem, connect, is_configured, target, workflow_id
+from longtake.temporal import (
+    TemporalProblem,
+    connect,
+    is_configured,
+    register_search_attributes,
+    target,
+    workflow_id,
+)
 
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2
@@ -66,7 +73,10 @@ async def open_session(settings: Settings, *, worker: bool, stay_behind: bool = 
             server = stack.enter_context(
                 embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
             )
-            client = VideoClient(await connect_when_healthy(server.address))
+            temporal = await connect_when_healthy(server.address)
+            # A server on an older file does not add the attributes that it is started with.
+            await register_search_attributes(temporal)
+            client = VideoClient(temporal)
             if worker:
                 await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
             yield Session(client, server.address, server.ui_url)
@@ -211,4 +221,7 @@ class EmbeddedWorker:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return f"the worker did not start: {lines[-1][-600:] if lines else 'it said nothing'} (its log is {log})"
+    last = lines[-1] if lines else "it said nothing"
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # what is no event of ours is shown as it is
+        last = json.loads(last)["event"]
+    return f"the worker did not start: {last[-600:]} (its log is {log})"

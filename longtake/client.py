@@ -37,13 +37,14 @@ from temporalio.exceptions import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.catalog import InvalidRequest, check_request, differing_fields
+from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.models import (
     Decision,
     FailureDetails,
     GenerateVideoInput,
     GenerateVideoResult,
     GenerationStatus,
+    OnExtendFailed,
     Paid,
 )
 from longtake.temporal import (
@@ -75,6 +76,12 @@ _STARTS_ANEW = frozenset(
 """Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
 The submission ledger keeps a new run from paying for what an earlier one paid."""
 
+_WISHES = {
+    OnExtendFailed.FALLBACK: "the 8 s clip is the result",
+    OnExtendFailed.RETRY: "pay for it again, where that is configured",
+    OnExtendFailed.ASK: "a person decides",
+    OnExtendFailed.FAIL: "it counts as failed",
+}
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
 
@@ -286,7 +293,8 @@ class VideoClient:
             id_reuse_policy=reuse,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
-            static_summary=f"{request.model}, {len(request.images)} images",
+            static_summary=_summary(request),
+            static_details=_details(key_of(name), request),
         )
         return handle.result_run_id or ""
 
@@ -367,7 +375,11 @@ class VideoClient:
             )
             return status
         except WorkflowUpdateRPCTimeoutOrCancelledError:
-            raise NoWorker(f"no worker answers: {name} was not taken; start a worker and send it again") from None
+            # The server may hand it to the next worker all the same: "not taken" would make people decide twice.
+            raise NoWorker(
+                f"no worker answers: {name} may still be taken once one starts; look at its status then, before you "
+                "send it again"
+            ) from None
         except WorkflowUpdateFailedError as error:
             raise DecisionRejected(str(error.cause)) from None
         except RPCError as error:
@@ -375,6 +387,38 @@ class VideoClient:
 
     def _handle(self, key: str) -> WorkflowHandle[object, object]:
         return self._temporal.get_workflow_handle(workflow_id(key))
+
+
+def _summary(request: GenerateVideoInput) -> str:
+    """What is made, in one line: the title of the workflow's page."""
+    if request.task_id:
+        return f"take over task {request.task_id[:80]}"
+    number, frames = len(request.images), MODELS[request.model].frames
+    images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
+    return f"15 s of video by {request.model} from {images if number else 'text'}"
+
+
+def _details(key: str, request: GenerateVideoInput) -> str:
+    """What was asked for, in Markdown; it never changes.
+
+    Without the prompts: Temporal's UI has this rendered by a request that carries it in its URL, and URLs are logged.
+    """
+    facts = {
+        "key": f"`{key}`",
+        "model": f"`{request.model}`",
+        "size": request.size or "the gateway's default",
+        "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
+        "images": ", ".join(_image(image.uri) for image in request.images) or "none",
+        "if the extension fails": _WISHES[request.on_extend_failed],
+        "takes over": request.task_id and f"`{request.task_id[:80]}`",
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
+
+
+def _image(uri: str) -> str:
+    if uri.startswith("data:"):
+        return "one inside the request"
+    return f"`{uri.split('?', maxsplit=1)[0][:200]}`"
 
 
 def _execution(execution: WorkflowExecution) -> Execution:

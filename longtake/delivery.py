@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from longtake.media import Mp4Reader, NotAWholeVideo
 from longtake.models import DeliveryKind, DeliveryReceipt, MediaInfo, StoredVideo
 from longtake.storage import Store
+from longtake.tracing import exchange_span
 
 MAX_VIDEO_BYTES = 2 * 2**30
 """A 15 s clip has 5 to 50 MB."""
@@ -165,19 +166,21 @@ class Fetcher:
             request = self._client.build_request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
             if send_key and self._key is not None:
                 request.headers["Authorization"] = f"Bearer {self._key()}"
-            try:
-                response = await self._client.send(request, stream=True)
-            except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
-                raise SourceFailed("redirected to something that is no URL") from None
-            try:
-                if not any_address:
-                    _check_peer(response)
-                if not response.has_redirect_location:
-                    yield response
-                    return
-                url = _parse(response.headers["Location"], base=url)
-            finally:
-                await response.aclose()
+            with exchange_span(request) as span:
+                try:
+                    response = await self._client.send(request, stream=True)
+                except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
+                    raise SourceFailed("redirected to something that is no URL") from None
+                try:
+                    span.answered(response)
+                    if not any_address:
+                        _check_peer(response)
+                    if not response.has_redirect_location:
+                        yield response
+                        return
+                    url = _parse(response.headers["Location"], base=url)
+                finally:
+                    await response.aclose()
         raise SourceFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
     async def _check_host(self, url: httpx.URL) -> None:

@@ -5,13 +5,15 @@ is a row of slots in the store, every record created once, atomically, and never
 
     submit/<hash of the key>/<n>/intent     "I am about to send": made after connect and TLS, before the first byte
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
+    submit/<hash of the key>/<n>/late       an owner's own task id, where a person had settled the slot before it came
     submit/owners/<hash of a task id>       whose a task is
     submit/identity                         which ledger this is: made once, when the first worker starts
 
 Whoever wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": that is the answer, nothing
-is sent. Outcome "not_sent": the next slot. An intent without an outcome belongs to somebody who may still be alive:
-it is waited for until the longest exchange must be over, and is in doubt after that. Because the records hang on the
-key, not on a workflow run or an activity attempt, no retry, reset, termination or repeated start gets around them.
+is sent. Outcome "not_sent": the next slot, unless its owner came back later with a task. An intent without an outcome
+belongs to somebody who may still be alive: it is waited for until the longest exchange must be over, and is in doubt
+after that. Because the records hang on the key, not on a workflow run or an activity attempt, no retry, reset,
+termination or repeated start gets around them.
 
 An intent is made as late as possible, so that a connection that fails leaves no record, and a crash before the first
 byte is simply sent again. What remains in doubt is what the gateway received and did not answer.
@@ -50,7 +52,7 @@ _LONGEST_APPROACH_SECONDS = 55.0
 longer was stopped on the way, and what the ledger said then may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
-_LOOK_AGAIN = timedelta(seconds=5)
+LOOK_AGAIN = timedelta(seconds=5)
 _MOST_SLOTS = 1000
 _WRITE_TRIES = 4
 _NOTHING_MADE = (GatewayUnreachable, GatewayBusy, RequestRefused)
@@ -339,9 +341,9 @@ class SubmissionLedger:
         )
         try:
             await self.record_accepted(key, accepted)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a defect of ours included
+        except Exception as error:  # whatever it is, a defect of ours included
             # It is paid for and its id is known: hand the id on, whatever the store says. A later step writes it.
-            logger.warning("ledger outcome not written: %s", error)
+            logger.warning("ledger outcome not written", exc_info=error, extra={"task_id": answer.task_id})
             return replace(accepted, recorded=False)
         return accepted
 
@@ -364,7 +366,8 @@ class SubmissionLedger:
             await self._create(_path(key, accepted.slot, "late"), outcome)
             await self._claim(key, accepted.task_id, accepted.nonce)
             logger.error(
-                "task %s was accepted, but its slot says %s: %s", accepted.task_id, stored.outcome, stored.reason
+                "a task was accepted, but its slot says something else",
+                extra={"task_id": accepted.task_id, "outcome": stored.outcome, "reason": stored.reason},
             )
 
     async def is_untouched(self, key: str) -> bool:
@@ -374,10 +377,11 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not answer.
         """
         for slot in range(1, _MOST_SLOTS):
-            if await self._read(Intent, _path(key, slot, "intent")) is None:
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
                 return True
             outcome = await self._read(Outcome, _path(key, slot, "outcome"))
-            if outcome is None or outcome.outcome == "accepted":
+            if outcome is None or outcome.outcome == "accepted" or await self._late(key, slot, intent):
                 return False
         return True
 
@@ -391,11 +395,31 @@ class SubmissionLedger:
         if outcome is None:
             return None, False
         if outcome.outcome == "not_sent" or not outcome.task_id:
-            return None, True
-        accepted = Accepted(
-            outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce
-        )
-        return accepted, True
+            return await self._late(key, slot, intent), True
+        return _accepted(slot, intent, outcome), True
+
+    async def accepted(self, key: str, digest: str = "") -> Accepted | None:
+        """The paid submission of this key; None where the ledger knows of none.
+
+        Args:
+            key: The generation's business key.
+            digest: Of the request, where only its own submission counts.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        late: Accepted | None = None
+        for slot in range(1, _MOST_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                break
+            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+            if outcome is None or (digest and intent.digest != digest):
+                continue
+            if outcome.outcome == "accepted" and outcome.task_id:
+                return _accepted(slot, intent, outcome)
+            late = late or await self._late(key, slot, intent)
+        return late
 
     async def open_slot(self, key: str) -> int | None:
         """The slot of this key that is in doubt; None where none is.
@@ -447,8 +471,8 @@ class SubmissionLedger:
             )
             outcome = await self._conclude(key, slot, wanted)
         if outcome.outcome == "not_sent" or not outcome.task_id:
-            return None
-        return Accepted(outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce)
+            return await self._late(key, slot, intent)
+        return _accepted(slot, intent, outcome)
 
     async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
         """Take over a task that something else submitted: an intent and its outcome, without sending anything.
@@ -520,6 +544,11 @@ class SubmissionLedger:
             raise LedgerUnavailable(f"the ledger has no slot {slot} for {key!r}: is LONGTAKE_STORE_URL the right one?")
         return intent, await self._read(Outcome, _path(key, slot, "outcome"))
 
+    async def _late(self, key: str, slot: int, intent: Intent) -> Accepted | None:
+        """What the owner of a slot brought after a person had settled it."""
+        late = await self._read(Outcome, _path(key, slot, "late"))
+        return _accepted(slot, intent, late) if late is not None and late.task_id else None
+
     async def _conclude(self, key: str, slot: int, outcome: Outcome) -> Outcome:
         """Write an outcome, and return the one that stands: the first one does."""
         path = _path(key, slot, "outcome")
@@ -554,7 +583,8 @@ class SubmissionLedger:
         for slot in range(1, _MOST_SLOTS):
             intent = await self._read(Intent, _path(key, slot, "intent"))
             if intent is None:
-                return slot
+                # What came late was paid all the same: it is not sent again.
+                return (slot > 1 and await self.accepted(key, digest)) or slot
             outcome = await self._read(Outcome, _path(key, slot, "outcome"))
             if outcome is not None and outcome.outcome == "not_sent":
                 continue  # whatever it was, nothing was made: the key is still free
@@ -580,9 +610,7 @@ class SubmissionLedger:
             if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
                 raise self._doubt(slot, intent)
             if outcome.outcome == "accepted" and outcome.task_id:
-                return Accepted(
-                    outcome.task_id, slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce
-                )
+                return _accepted(slot, intent, outcome)
         raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
     def _doubt(self, slot: int, intent: Intent) -> LedgerError:
@@ -591,7 +619,7 @@ class SubmissionLedger:
             return SubmissionInDoubt(
                 f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
                 f"waiting {wait.total_seconds():.0f} s for its outcome",
-                min(wait, _LOOK_AGAIN),
+                min(wait, LOOK_AGAIN),
             )
         return OutcomeUnknown(
             f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and left no outcome",
@@ -709,7 +737,12 @@ class _Attempt:
             await ledger._create(_path(self._key, self.slot, "outcome"), outcome)  # noqa: SLF001 - same module
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
-            logger.warning("ledger slot not closed: %s", error)
+            logger.warning("ledger slot not closed", exc_info=error)
+
+
+def _accepted(slot: int, intent: Intent, outcome: Outcome) -> Accepted:
+    """A submission whose task id the ledger knows."""
+    return Accepted(outcome.task_id or "", slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce)
 
 
 def _folder(key: str) -> str:

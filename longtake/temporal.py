@@ -8,7 +8,7 @@ from typing import Final
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client
+from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -27,7 +27,8 @@ from longtake.connecting import explain
 from longtake.encryption import encrypting
 from longtake.keyring import KeyRing
 from longtake.metrics import BUCKETS
-from longtake.settings import Settings
+from longtake.settings import Settings, SettingsProblem
+from longtake.tracing import MISSING_EXTRA, exporter_names
 
 TASK_QUEUE: Final = "video-generation"
 SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
@@ -142,7 +143,12 @@ def sdk_runtime(metrics_address: str | None = None) -> Runtime:
             telemetry=TelemetryConfig(
                 logging=LoggingConfig(
                     filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-                    forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio.core")),
+                    forwarding=LogForwardingConfig(
+                        logger=logging.getLogger("temporalio.core"),
+                        # They are fields of our log events already.
+                        prepend_target_on_message=False,
+                        append_log_fields_to_message=False,
+                    ),
                 ),
                 metrics=metrics or None,
                 # It would say "temporal-core-sdk" on every series.
@@ -167,11 +173,13 @@ async def connect(address: str | None = None, *, metrics_address: str | None = N
     Raises:
         TemporalProblem: It cannot be reached, or the configuration is unusable.
         MetricsAddressUnusable: See `sdk_runtime`.
-        SettingsProblem: A `LONGTAKE_*` variable is unusable.
+        SettingsProblem: A `LONGTAKE_*` variable is unusable, or traces are switched on (`OTEL_…`), and what they need
+            is not installed.
     """
     runtime = sdk_runtime(metrics_address)
     options.setdefault("data_converter", data_converter(Settings.load()))
     where = Target(address, "default") if address else target()
+    options.setdefault("plugins", plugins())
     profile = ClientConfigProfile() if address else configured_profile()
     config: dict[str, object] = {}
     try:
@@ -183,6 +191,21 @@ async def connect(address: str | None = None, *, metrics_address: str | None = N
         has_certificate = bool(profile.tls and profile.tls.client_cert)
         reason = explain(str(error), tls=bool(config.get("tls") or profile.api_key), client_certificate=has_certificate)
         raise TemporalProblem(f"Temporal at {where.address}: {reason}") from None
+
+
+def plugins() -> list[Plugin]:
+    """What a connection brings along, and its workers with it: traces, where the standard variables want them.
+
+    Raises:
+        SettingsProblem: They are wanted, and what they need is not installed.
+    """
+    if not exporter_names():
+        return []
+    try:
+        from longtake.temporal_tracing import plugin  # noqa: PLC0415 - an optional extra, only where it is wanted
+    except ModuleNotFoundError as error:
+        raise SettingsProblem(f"traces are switched on, and {error.name} is missing: {MISSING_EXTRA}") from None
+    return [plugin()]
 
 
 async def missing_search_attributes(client: Client) -> tuple[str, ...]:

@@ -234,6 +234,7 @@ _DELIVERY = (
 _ACCOUNT = (
     ("remix", "`POST /v1/videos/{remix_id}/remix` works for this task (stock: `task_origin_not_exist`)."),
     ("unpaid", "A submit fault that is otherwise paid makes no job: the other world of the same symptom."),
+    ("other_key", "Another key of the account paid for it: this key's log does not show it."),
     ("recovers", "After a gateway_lost: the job goes on, `/v1/video/generations/{id}` and `/content` show it."),
     ("heals", "After a gateway_lost: the job goes on, and the first path shows it once it is done."),
 )

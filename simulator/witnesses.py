@@ -75,6 +75,8 @@ class Witnesses:
         now = time.time()
         rows: list[dict[str, Any]] = []
         for task in self._world.tasks:
+            if "other_key" in task.script:
+                continue
             row = {"created_at": int(task.submitted_at), "model_name": task.model, "quota": task.quota, "type": _CHARGE}
             rows.append({**row, "other": '{"is_task":true}'})
             if task.refunded(now):

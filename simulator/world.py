@@ -130,6 +130,7 @@ class World:
 
     def record(self, request: Request, status: int, **more: Any) -> Entry:
         """Write a request to the ledger; call it before the answer leaves. Status 0: no whole answer was sent."""
+        told = {"traceparent": trace} if (trace := request.headers.get("traceparent")) else {}
         return self.ledger.append(
             {
                 "origin": "gateway",
@@ -138,6 +139,7 @@ class World:
                 "status": status,
                 "request_id": getattr(request.state, "request_id", ""),
                 "key_ok": self.key_ok(request),
+                **told,
                 **more,
             }
         )

@@ -130,9 +130,9 @@ class GenerateVideoWorkflow:
         """Salvage first: the 8 s clip's link is dying. Then what the caller wants."""
         generation = self._generation
         clip = generation.first_video = generation.first_video or await deliver(generation, DeliveryKind.FIRST)
+        reason = generation.last_problem = verdict.error_message or "the extension failed"
         match await self._wish_after_failed_extension():
             case OnExtendFailed.FAIL:
-                reason = verdict.error_message or "the extension failed"
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
                 raise Ending("ExtensionFailed", reason, generation.known(advice=advice))
             case OnExtendFailed.RETRY:

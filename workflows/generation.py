@@ -33,7 +33,7 @@ from longtake.temporal import (
     VIDEO_PAID,
     VIDEO_STAGE,
 )
-from workflows import measuring, narration
+from workflows import logbook, measuring, narration
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
@@ -136,6 +136,7 @@ class Generation:
             if stage is Stage.CANCELLED and self.receipt:
                 updates.append(GATEWAY_TASK_ID.value_set(self.receipt.task_id))
             workflow.upsert_search_attributes(updates)
+            logbook.log_stage(self)
         self._clock.enter(stage, self.outcome, self.asked.model if self.asked else None)
         self.tell()
 
@@ -233,6 +234,8 @@ class Generation:
         self.outcome, self.paid = ending.kind, ending.details.paid
         self.last_problem, self.advice = ending.message, ending.details.advice
         self.enter(Stage.FAILED)
+        benign = ending.kind in _BENIGN_KINDS
+        logbook.log_failure(self, ending.kind, ending.details, benign=benign)
         raise ApplicationError(
             ending.message,
             ending.details.model_copy(
@@ -240,14 +243,14 @@ class Generation:
             ),
             type=ending.kind,
             non_retryable=True,
-            category=ApplicationErrorCategory.BENIGN
-            if ending.kind in _BENIGN_KINDS
-            else ApplicationErrorCategory.UNSPECIFIED,
+            category=ApplicationErrorCategory.BENIGN if benign else ApplicationErrorCategory.UNSPECIFIED,
         )
 
     def result(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
         """End with a video."""
-        self.outcome, self.video, self.last_problem = outcome, video, None
+        self.outcome, self.video = outcome, video
+        if outcome == "full":
+            self.last_problem = None
         self.enter(Stage.DONE)
         record = self.record
         assert record is not None  # noqa: S101 - a verdict is a record

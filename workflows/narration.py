@@ -58,6 +58,15 @@ _QUESTIONS = {
     DecisionAction.ADOPT: "it was sent and no answer came; a person must find out whether it was paid",
 }
 """What is asked, by the first thing that is offered."""
+_FIRST = {
+    DecisionAction.ACCEPT: "look at the 8 s clip, then decide",
+    DecisionAction.ADOPT: "look in the gateway's console for a task of this model and that time, then decide",
+}
+_OTHERWISE = {
+    DecisionAction.ACCEPT: "the 8 s clip is the result",
+    DecisionAction.ADOPT: "it ends as `Abandoned`, and nothing is sent",
+}
+"""What happens where nobody decides in time."""
 
 _PAID = {Paid.NO: "no", Paid.YES: "yes", Paid.UNKNOWN: "**nobody knows**: a submission was sent and not answered"}
 
@@ -65,7 +74,7 @@ _PAID = {Paid.NO: "no", Paid.YES: "yes", Paid.UNKNOWN: "**nobody knows**: a subm
 def message_for(stage: Stage, attention: Attention | None, offered: Sequence[DecisionAction] = ()) -> str:
     """One sentence: what is going on."""
     if attention is Attention.NEEDS_DECISION and offered:
-        return f"{_STAGES[stage]}: {_QUESTIONS[offered[0]]}"
+        return _QUESTIONS[offered[0]]
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
@@ -78,15 +87,9 @@ def advice_for(attention: Attention | None, key: str, offered: Sequence[Decision
     return _ATTENTION[attention][1].format(key=key) if attention else ""
 
 
-def updates_for(offered: Sequence[DecisionAction]) -> list[str]:
-    """The same as inputs of the update `decide`, for Temporal's UI and any SDK."""
-    return [f"`decide` with `{_DECISIONS[action][1]}`: {_DECISIONS[action][2]}" for action in offered]
-
-
 def markdown(status: GenerationStatus) -> str:
     """The current details of a workflow's page: what is going on, what a person is to do, then the facts."""
-    title = f"**{status.stage.replace('_', ' ')}**" + (f" {status.progress} %" if status.progress is not None else "")
-    lines = [f"{title}: {status.message}", "", *_what_to_do(status), ""]
+    lines = [f"{_title(status)}: {_going_on(status)}", "", *_what_to_do(status), "", "**What is known:**", ""]
     lines += [f"- {name}: {value}" for name, value in _facts(status).items() if value]
     lines += [f"- evidence: {said}" for said in status.evidence]
     lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]
@@ -94,17 +97,34 @@ def markdown(status: GenerationStatus) -> str:
     return "\n".join(lines)
 
 
+def _title(status: GenerationStatus) -> str:
+    title = f"**{status.stage.replace('_', ' ')}**"
+    being_made = status.stage in {Stage.FIRST_SEGMENT, Stage.EXTENDING} and status.progress is not None
+    return f"{title} {status.progress} %" if being_made else title
+
+
+def _going_on(status: GenerationStatus) -> str:
+    if status.stage is Stage.FAILED:
+        return f"{status.outcome}: {status.last_problem}"
+    if status.stage is Stage.DONE:
+        return "the 15 s video is stored" if status.outcome == "full" else f"only the 8 s clip: {status.last_problem}"
+    return status.message
+
+
 def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     offered = [DecisionAction(decision) for decision in status.decisions]
     if not offered:
-        yield f"**What to do:** {status.advice or 'nothing.'}"
+        over = status.stage in {Stage.DONE, Stage.FAILED, Stage.CANCELLED}
+        yield f"**What to do:** {status.advice or ('nothing.' if over else 'nothing; it goes on by itself.')}"
         return
-    by = f"; without it, that is done for you at {_time(status.decide_by)}" if status.decide_by else ""
-    yield f"**What to do:** decide{by}. In a terminal, one of:"
+    by = f" Without a decision by {_time(status.decide_by)} {_OTHERWISE[offered[0]]}." if status.decide_by else ""
+    yield f"**What to do:** {_FIRST[offered[0]]}.{by}"
+    yield ""
+    yield "In a terminal, one of:"
     yield ""
     yield from (f"- `starter.py decide {status.key} {_DECISIONS[one][0]}`: {_DECISIONS[one][2]}" for one in offered)
     yield ""
-    yield "Or on this page, as the update `decide` with one of these inputs:"
+    yield "Or here, by More Actions, Send an Update, `decide`, with one of these as its input:"
     yield ""
     yield from (f"- `{_DECISIONS[one][1]}`: {_DECISIONS[one][2]}" for one in offered)
 
@@ -122,9 +142,9 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
         "link": _link(status),
-        "last problem": status.last_problem,
+        "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
         "video": status.video and f"`{status.video.uri}`",
-        "8 s clip": status.first_video and f"`{status.first_video.uri}`",
+        "8 s clip": status.first_video and status.first_video != status.video and f"`{status.first_video.uri}`",
     }
 
 

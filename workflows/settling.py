@@ -47,7 +47,7 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
         if not generation.is_decided and _is_settled(finding, cause):
             return _found(generation, order, finding.receipt)
         generation.paid = Paid.UNKNOWN
-        generation.candidates, generation.evidence = finding.candidates, finding.evidence
+        generation.candidates, generation.evidence = finding.candidates, (*_sent(cause), *finding.evidence)
         if not generation.policy.decision_window:
             raise Ending("SubmissionOutcomeUnknown", cause.message, details)
         generation.offer((DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON), by=by)
@@ -64,6 +64,13 @@ async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> Su
             generation.last_problem = cause_of(error).message
     details = details.model_copy(update={"advice": LOOK_YOURSELF})
     raise Ending("Abandoned", f"abandoned while its outcome was unknown: {cause.message}", details)
+
+
+def _sent(cause: Cause) -> tuple[str, ...]:
+    """When it left, for whoever looks for it."""
+    sent_at, request_id = cause.details.sent_at, cause.details.request_id
+    named = f", the gateway's request id is {request_id}" if request_id else ""
+    return (f"it was sent at {sent_at:%Y-%m-%d %H:%M:%S} UTC{named}",) if sent_at else ()
 
 
 def _waits(policy: GenerationPolicy) -> Iterator[timedelta]:
@@ -106,6 +113,8 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
                 slot=cause.details.slot,
                 extension=order.extension is not None,
                 ledger_id=order.ledger_id,
+                digest=_digest(order),
+                stage=generation.stage,
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),
@@ -117,18 +126,21 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
 
 
 async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
-    request, extension = order.request, order.extension
-    digest = extension_digest(extension.remix_id, request.prompt_extend) if extension else request_digest(request)
     settlement = await workflow.execute_activity_method(
         SubmissionActivities.settle_submission,
         SettleOrder(
             key=order.ledger_key,
             task_id=task_id,
-            digest=digest,
-            model=request.model,
+            digest=_digest(order),
+            model=order.request.model,
             ledger_id=order.ledger_id,
         ),
-        summary=f"write down the decision: {f'adopt {task_id}' if task_id else 'nothing was made'}",
+        summary=f"write down the decision: {f'adopt {task_id[:80]}' if task_id else 'nothing was made'}",
         **options.RECORD,
     )
     return settlement.receipt
+
+
+def _digest(order: SubmitOrder) -> str:
+    request, extension = order.request, order.extension
+    return extension_digest(extension.remix_id, request.prompt_extend) if extension else request_digest(request)

@@ -100,7 +100,7 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
 async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
     """One submission. A cancellation waits for an exchange that has begun, so that its id is known."""
     if order.request.task_id:
-        summary = f"take over task {order.request.task_id}: nothing is paid"
+        summary = f"take over task {order.request.task_id[:80]}: nothing is paid"
     elif order.extension:
         summary = f"retry {order.extension.number} of the extension: paid, at most once"
     else:
@@ -139,7 +139,7 @@ async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionR
     try:
         await workflow.execute_activity_method(
             SubmissionActivities.record_submission,
-            RecordOrder(key=order.ledger_key, receipt=receipt),
+            RecordOrder(key=order.ledger_key, receipt=receipt, ledger_id=order.ledger_id),
             summary="write the submission's outcome to the ledger",
             **options.RECORD,
         )

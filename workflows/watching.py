@@ -92,6 +92,7 @@ class Watch:
                     key=generation.key,
                     task_id=self._task.task_id,
                     extension=self._extension,
+                    stage=generation.stage,
                     hidden_prompts=prompt_paths(generation.request),
                 ),
                 summary=f"look {generation.polls}",

@@ -40,6 +40,7 @@ from longtake.gateway.errors import (
     TaskNotFound,
 )
 from longtake.gateway.wire import ErrorFacts, GatewayRecord
+from longtake.tracing import REQUEST_ID_HEADER, ExchangeSpan, exchange_span
 
 logger = logging.getLogger("longtake.gateway")
 
@@ -49,7 +50,6 @@ _CONNECT_SECONDS = 10.0  # per step: TCP, TLS
 _REACH_SECONDS = 30.0  # all steps before the first byte of a submission, with a proxy between
 _MOST_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
 _MOST_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
-_REQUEST_ID_HEADER = "x-oneapi-request-id"
 _USER_AGENT = "longtake"  # some firewalls refuse the default names of HTTP libraries
 _CHECK_URL = "is LONGTAKE_GATEWAY_URL right?"
 
@@ -402,7 +402,8 @@ class GatewayClient:
         body = _parse(answer, self._keys)
         record = wire.read_task(body, asked_for=task_id, request_id=answer.request_id, status=answer.status)
         if record.answered_task_id not in {None, task_id}:
-            logger.warning("asked for task %a, the answer calls it %a", task_id, record.answered_task_id)
+            told = {"task_id": task_id, "answered_task_id": record.answered_task_id, "request_id": answer.request_id}
+            logger.warning("the answer is about another task", extra=told)
         return record
 
     async def list_models(self) -> list[str]:
@@ -538,14 +539,20 @@ class _SendGate:
 
 
 async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> HttpAnswer:
-    """Send, read the whole answer up to the cap, and log one line."""
+    """Send, read the whole answer up to the cap, write one span and log one line."""
+    with exchange_span(request) as span:
+        return await _send(client, request, path, span)
+
+
+async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, span: ExchangeSpan) -> HttpAnswer:
     started = time.monotonic()
-    outcome, request_id = "no answer", None
+    told: dict[str, object] = {"outcome": "no answer"}
     try:
         response = await client.send(request, stream=True)
         try:
+            span.answered(response)
             request_id = _request_id(response.headers)
-            outcome = f"{response.status_code}, body incomplete"
+            told = {"outcome": "body incomplete", "http_status": response.status_code, "request_id": request_id}
             body = bytearray()
             async for chunk in response.aiter_bytes():
                 body += chunk
@@ -555,7 +562,7 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str
                         status=response.status_code,
                         request_id=request_id,
                     )
-            outcome = str(response.status_code)
+            del told["outcome"]
             return HttpAnswer(response.status_code, response.headers, bytes(body))
         except httpx.HTTPError as error:
             raise AnswerLost(
@@ -566,17 +573,11 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str
         finally:
             await response.aclose()
     except Exception as error:
-        outcome = f"{outcome} ({type(error).__name__})"
+        told["error_type"] = type(error).__name__
         raise
     finally:
-        logger.info(
-            "%s %s -> %s, request id %s, %.2f s",
-            request.method,
-            path,
-            outcome,
-            request_id or "-",
-            time.monotonic() - started,
-        )
+        told["seconds"] = round(time.monotonic() - started, 3)
+        logger.info("%s %s", request.method, path, extra=told)
 
 
 def _parse(answer: HttpAnswer, secrets: Sequence[str]) -> object:
@@ -612,7 +613,7 @@ def _error(  # noqa: PLR0913, PLR0917 - the facts of one answer, from two call s
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:
-    value = next((value for key, value in headers.items() if key.lower() == _REQUEST_ID_HEADER), "")
+    value = next((value for key, value in headers.items() if key.lower() == REQUEST_ID_HEADER), "")
     return "".join(char for char in value if char.isprintable())[:128] or None
 
 

@@ -167,6 +167,17 @@ async def test_what_every_source_has_called_gone_for_long_is_believed(
     assert (failure.type, failure.retried, failure.details.paid) == ("DeliveryFailed", retried, Paid.YES)
 
 
+async def test_a_clip_is_not_given_up_while_the_gateway_cannot_be_asked_for_it(
+    worker: Worker, order_for: OrderFor
+) -> None:
+    """The kept links are dead for long, but a fresh one may work: only the gateway itself can say that it is gone."""
+    order = await order_for("extend_failed,links_expired,query_503,after=1,looks=always", FIRST)
+    scheduled = datetime.now(UTC) - timedelta(hours=20)
+    worker.environment.info = replace(worker.environment.info, scheduled_time=scheduled, attempt=99)
+    failure = await failure_of(deliver(worker, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("DeliveryFailed", True, Paid.YES)
+
+
 async def test_a_store_that_is_gone_is_tried_again_and_loses_nothing(
     worker: Worker, order_for: OrderFor, tmp_path: Path
 ) -> None:

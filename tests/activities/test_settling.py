@@ -1,12 +1,16 @@
 """A submission whose outcome is unknown: witnesses, decisions, adoption; and the retried extension."""
 
+import asyncio
 import json
+import shutil
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from longtake import ledger as ledger_module
+from longtake.catalog import request_digest
 from longtake.models import (
     ExtensionOrder,
     GenerateVideoInput,
@@ -14,15 +18,17 @@ from longtake.models import (
     Paid,
     ReconcileOrder,
     Reconciliation,
+    RecordOrder,
     Settlement,
     SettleOrder,
     SubmissionReceipt,
     SubmitOrder,
     TaskState,
 )
+from longtake.storage import Store
 from simulator import Simulator
 from simulator.scenarios import choose
-from tests.activities.conftest import Worker
+from tests.activities.conftest import Hire, Worker
 from tests.activities.failing import failure_of
 
 KEY, MODEL = "order-1", "veo_3_1-fast-remix"
@@ -122,8 +128,11 @@ async def test_witnesses_are_not_heard_while_it_may_be_under_way(
 
 async def test_where_nothing_is_in_doubt_it_says_so(worker: Worker, request_for: Request) -> None:
     assert (await reconcile(worker)).clear
-    await submit(worker, request_for())
-    assert (await reconcile(worker)).clear
+    submitted = await submit(worker, request_for())
+    found = await reconcile(worker)
+    assert not found.clear, "it was paid: whoever asks must not be told that nothing was made"
+    assert found.receipt
+    assert found.receipt.task_id == submitted.task_id
 
 
 async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
@@ -131,7 +140,7 @@ async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulato
     settled = await settle(worker, "task_by_decision")
     assert settled.receipt
     assert settled.receipt.task_id == "task_by_decision"
-    assert (await reconcile(worker)).clear
+    assert (await reconcile(worker)).receipt == settled.receipt
     assert len(sim.ledger.submissions()) == 1
 
 
@@ -168,6 +177,173 @@ async def test_a_task_of_something_else_is_taken_over_and_nothing_is_paid(
     assert (failure.type, failure.retried) == ("InvalidRequest", False)
 
 
+async def test_an_answer_that_came_after_temporal_had_given_up_is_found(
+    worker: Worker, sim: Simulator, request_for: Request
+) -> None:
+    """The workflow knows of no slot then, only that the activity's time was over."""
+    sending = asyncio.ensure_future(submit(worker, request_for("submit_delay,delay=0.3")))
+    while not sim.ledger.submissions():  # noqa: ASYNC110 - the simulator's ledger tells nobody
+        await asyncio.sleep(0.005)
+    early = await failure_of(reconcile(worker))
+    assert (early.retried, early.details.paid) == (True, Paid.UNKNOWN)
+    receipt = await sending
+    found = await reconcile(worker)
+    assert (found.clear, found.receipt) == (False, receipt.model_copy(update={"attached": True}))
+
+
+async def test_what_another_request_of_this_key_brought_is_not_taken_for_ours(
+    worker: Worker, request_for: Request
+) -> None:
+    await submit(worker, request_for())
+    order = ReconcileOrder(key=KEY, model=MODEL, digest=request_digest(request_for(prompt_extend="another end")))
+    found = await worker.run(worker.submission.reconcile_submission, order)
+    assert (found.clear, found.receipt) == (True, None)
+
+
+# --- An owner who comes back --------------------------------------------------------------------------------------
+
+
+async def test_an_owner_who_comes_back_after_all_is_found_by_the_next_hearing(
+    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    """Stopped after sending, given up, and continued: nobody had decided yet."""
+    owner, other = hire(), hire()
+    sim.world.witnesses_open = False
+    request = request_for("submit_delay,delay=0.5")
+    sending = asyncio.ensure_future(submit(owner, request))
+    await posted(sim)
+    end_of_window(tmp_path)
+    found = await reconcile(other)
+    assert (found.clear, found.receipt) == (False, None)
+    receipt = await sending
+    asked = ReconcileOrder(key=KEY, model=MODEL, slot=1)
+    again = await other.run(other.submission.reconcile_submission, asked)
+    assert again.receipt
+    assert again.receipt.task_id == receipt.task_id
+    assert len(sim.ledger.submissions()) == 1
+
+
+async def test_a_paid_task_that_comes_after_a_wrong_decision_is_not_paid_for_again(
+    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    """A person said "nothing was made"; before it is sent again the owner comes back with a task."""
+    owner, other = hire(), hire()
+    sim.world.witnesses_open = False
+    request = request_for("submit_delay,delay=0.5")
+    sending = asyncio.ensure_future(submit(owner, request))
+    await posted(sim)
+    end_of_window(tmp_path)
+    assert (await settle(other, None)).receipt is None
+    late = await sending
+    assert [*(tmp_path / "store/submit").glob("*/1/late")]
+    again = await submit(other, request)
+    assert (again.task_id, again.attached) == (late.task_id, True)
+    assert (await reconcile(other)).receipt == again
+    assert not await other.ledger.is_untouched(KEY)
+    assert len(sim.ledger.submissions()) == 1
+    # Nobody else may take it for an orphan.
+    failure = await failure_of(submit(other, request_for(task_id=late.task_id), "another"))
+    assert (failure.type, failure.details.paid) == ("InvalidRequest", Paid.NO)
+
+
+async def test_a_paid_task_that_comes_after_the_second_one_does_not_replace_it(
+    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    owner, other = hire(), hire()
+    request = request_for("submit_delay,delay=0.5,times=1")
+    sending = asyncio.ensure_future(submit(owner, request))
+    await posted(sim)
+    end_of_window(tmp_path)
+    await settle(other, None)
+    second = await submit(other, request)
+    assert (await sending).task_id != second.task_id
+    assert (await submit(other, request)).task_id == second.task_id
+    found = await reconcile(other)
+    assert found.receipt
+    assert found.receipt.task_id == second.task_id
+
+
+async def posted(sim: Simulator) -> None:
+    while not sim.ledger.submissions():  # noqa: ASYNC110 - the simulator's ledger tells nobody
+        await asyncio.sleep(0.005)
+
+
+def end_of_window(tmp_path: Path) -> None:
+    for path in (tmp_path / "store/submit").glob("*/*/intent"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"window_seconds": 0}))
+
+
+# --- Which witness weighs what ------------------------------------------------------------------------------------
+
+
+async def test_an_orphan_that_another_key_paid_for_is_not_ours(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt
+) -> None:
+    """The list shows the tasks of all keys of the account, the log what this one was charged: nothing."""
+    await in_doubt(tag="submit_reset,other_key,times=1")
+    found = await reconcile(worker)
+    assert (found.receipt, found.clear) == (None, False)
+    assert list(found.candidates) == [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+
+
+async def test_a_log_that_cannot_be_read_vetoes_nothing(hire: Hire, sim: Simulator, in_doubt: InDoubt) -> None:
+    await in_doubt()
+    found = await reconcile(hire(key="refused-by-now"))
+    assert found.receipt
+    assert [found.receipt.task_id] == [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+
+
+# --- The ledger of another store ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["another store", "emptied", "without its identity"])
+async def lost_ledger(
+    request: pytest.FixtureRequest, hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Worker, str]:
+    """A worker whose store is not the one that a generation began with, and the ledger that this one began with."""
+    monkeypatch.setattr(ledger_module, "_WRITE_TRIES", 1)  # no waiting for a folder that is away for a moment
+    worker = hire()
+    began_with = await worker.ledger.establish()
+    worker.established = True
+    if request.param == "another store":
+        worker = hire(store=Store.open(str(tmp_path / "another")))
+    elif request.param == "emptied":
+        shutil.rmtree(tmp_path / "store/submit")
+    else:
+        (tmp_path / "store/submit/identity").unlink()
+    return worker, began_with
+
+
+async def test_with_another_ledger_nothing_is_sent_and_nothing_is_written(
+    lost_ledger: tuple[Worker, str], sim: Simulator, request_for: Request
+) -> None:
+    worker, began_with = lost_ledger
+    request = request_for()
+    extension = ExtensionOrder(remix_id="video_1", number=1)
+    receipt = SubmissionReceipt(task_id="task_1", submitted_at=datetime.now(UTC), slot=1, nonce="n1")
+    activities = worker.submission
+    for activity, order in (
+        (activities.submit_generation, SubmitOrder(key=KEY, request=request, ledger_id=began_with)),
+        (
+            activities.submit_generation,
+            SubmitOrder(key=KEY, request=request_for(task_id="task_1"), ledger_id=began_with),
+        ),
+        (
+            activities.submit_extension,
+            SubmitOrder(key=KEY, request=request, extension=extension, ledger_id=began_with),
+        ),
+        (activities.record_submission, RecordOrder(key=KEY, receipt=receipt, ledger_id=began_with)),
+        (activities.reconcile_submission, ReconcileOrder(key=KEY, model=MODEL, ledger_id=began_with)),
+        (activities.settle_submission, SettleOrder(key=KEY, task_id="task_1", digest="d", ledger_id=began_with)),
+        (activities.settle_submission, SettleOrder(key=KEY, ledger_id=began_with)),
+    ):
+        failure = await failure_of(worker.run(activity, order))
+        assert (activity.__name__, failure.type, failure.retried) == (activity.__name__, "LedgerUnavailable", True)
+        assert failure.details.paid is Paid.UNKNOWN
+    assert sim.ledger.submissions() == []
+    assert [path async for path, _ in worker.store.entries("submit") if not path.endswith("identity")] == []
+
+
 # --- The retried extension --------------------------------------------------------------------------------------------
 
 
@@ -188,6 +364,31 @@ async def test_an_extension_is_paid_for_again_once_beside_the_first_payment(
     assert [entry["kind"] for entry in sim.ledger.submissions(paid=True)] == ["submit", "remix", "remix"]
     look = LookOrder(key=KEY, task_id=receipts[0].task_id, extension=True)
     assert (await worker.run(worker.polling.query_generation, look)).state is TaskState.COMPLETED
+
+
+async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
+    worker: Worker, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    first = await submit(worker, request_for("extend_failed,remix"))
+    look = LookOrder(key=KEY, task_id=first.task_id)
+    record = await worker.run(worker.polling.query_generation, look)
+    request = request_for("extend_failed,remix", prompt_extend="it ends [sim:submit_reset,times=1]")
+    extension = ExtensionOrder(remix_id=record.remix_id, number=1)
+    order = SubmitOrder(key=KEY, request=request, extension=extension)
+    failure = await failure_of(worker.run(worker.submission.submit_extension, order))
+    assert (failure.type, failure.details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+    asked = ReconcileOrder(key=order.ledger_key, model=MODEL, slot=failure.details.slot, extension=True)
+    early = await failure_of(worker.run(worker.submission.reconcile_submission, asked))
+    assert (early.type, early.retried) == ("SubmissionInDoubt", True)
+    end_of_window(tmp_path)
+    found = await worker.run(worker.submission.reconcile_submission, asked)
+    assert (found.clear, found.receipt, found.candidates) == (False, None, ())
+    assert found.evidence
+    again = await failure_of(worker.run(worker.submission.submit_extension, order))
+    assert again.type == "SubmissionOutcomeUnknown"
+    assert [entry["kind"] for entry in sim.ledger.submissions()] == ["submit", "remix"]
+    assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "witness"]
 
 
 async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from longtake.ledger import Evidence
@@ -157,6 +158,26 @@ async def test_every_class_of_fault(
     if paid is Paid.UNKNOWN:
         assert (await failure_of(submit(worker, tag))).type == "SubmissionInDoubt"
         assert len(sim.ledger.submissions()) == 1
+
+
+async def test_a_worker_whose_client_gave_no_sign_before_sending_sends_nothing_more(
+    hire: Hire, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another HTTP library than the one released with: at-most-once cannot be kept, and is not tried."""
+    answers: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        answers.append(request)
+        return httpx.Response(200, json={"id": "task_1", "task_id": "task_1", "status": "queued"})
+
+    worker = hire()
+    monkeypatch.setattr(worker.gateway._submitting, "_transport", httpx.MockTransport(answer))
+    failure = await failure_of(submit(worker))
+    assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionOutcomeUnknown", False, Paid.UNKNOWN)
+    for _ in range(2):
+        again = await failure_of(submit(worker))
+        assert "nothing is sent by this worker any more" in again.message
+    assert len(answers) == 1
 
 
 async def test_a_busy_gateway_gets_the_next_attempt_in_the_next_slot(

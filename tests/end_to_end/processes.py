@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
-from longtake.client import VideoClient
-from longtake.models import GenerateVideoInput
+from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
+from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
 from longtake.temporal import connect
 from tests.end_to_end.forked import Forked
 
@@ -35,8 +36,8 @@ _T = TypeVar("_T")
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """What every process starts from: nothing of the caller's `TEMPORAL_*` and `LONGTAKE_*`, short times."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "LONGTAKE_"))}
+    """What every process starts from: nothing of the caller's own settings, short times."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "LONGTAKE_", "OTEL_"))}
     return {
         **inherited,
         "TEMPORAL_CONFIG_FILE": os.devnull,
@@ -104,6 +105,18 @@ def listens(address: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
+async def accept(client: VideoClient, key: str) -> None:
+    """Decide `accept`; a worker that has just taken over from another may need longer than one update waits."""
+    while True:
+        try:
+            await client.decide(key, Decision(action=DecisionAction.ACCEPT))
+        except NoWorker:
+            continue
+        except (DecisionRejected, GenerationNotFound):  # one that nobody had answered was taken after all
+            pass
+        return
+
+
 class SimulatorProcess:
     """`python -m simulator`."""
 
@@ -116,6 +129,8 @@ class SimulatorProcess:
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         self._ready = ready
+        self._known: list[dict[str, Any]] = []
+        self._read_to = 0
         self.url = ""
 
     def wait_until_ready(self) -> None:
@@ -133,17 +148,33 @@ class SimulatorProcess:
     def paid(self, prompt: str) -> int:
         return sum(bool(entry["paid"]) for entry in self.posts(prompt))
 
+    def posts_by_prompt(self) -> Counter[str]:
+        """How many submissions each prompt had."""
+        return Counter(entry.get("prompt", "") for entry in self._entries() if entry.get("kind") == "submit")
+
     def submissions(self) -> int:
         """How many POSTs were seen at all."""
         return sum("paid" in entry for entry in self._entries())
+
+    def requests(self, label: str) -> list[dict[str, Any]]:
+        """Every request about tasks whose scenario has this label, the submission first."""
+        made = {
+            entry.get("task_id"): entry for entry in self._entries() if f"label={label}" in entry.get("scenario", "")
+        }
+        return [entry for entry in self._entries() if entry.get("task_id") in made]
 
     def violations(self) -> list[dict[str, Any]]:
         return [entry for entry in self._entries() if entry.get("violation")]
 
     def _entries(self) -> list[dict[str, Any]]:
-        # A line that is being written at this moment is not whole yet.
-        lines = (self._folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All that was asked; asked for many times a second, so only what is new is read."""
+        with (self._folder / "ledger.jsonl").open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new = ledger.read()
+        whole = new[: new.rfind(b"\n") + 1]  # a line that is being written at this moment is not whole yet
+        self._read_to += len(whole)
+        self._known += [json.loads(line) for line in whole.splitlines()]
+        return self._known
 
     def stop(self) -> None:
         self._process.terminate()
@@ -153,19 +184,23 @@ class SimulatorProcess:
 class DevServer:
     """`temporal server start-dev` on a SQLite file; can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ui: bool = False, attributes: bool = True) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
+        self._attributes = SEARCH_ATTRIBUTES if attributes else ()
         self._port = free_port()
+        self._ui_port = free_port() if ui else None
+        self.ui_url = f"http://127.0.0.1:{self._ui_port}" if ui else ""
         self._process: subprocess.Popen[bytes] | None = None
         self.flags: list[str] = []
         """More of them for `start-dev`."""
         self.address = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        command = [temporal_binary(), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"]
+        command = [temporal_binary(), "server", "start-dev", "--ip", "127.0.0.1", "--log-level", "error"]
+        command += ["--ui-port", str(self._ui_port), "--ui-disable-news-fetch"] if self._ui_port else ["--headless"]
         command += ["--port", str(self._port), "--db-filename", str(self._folder / "temporal.sqlite")]
-        for name in SEARCH_ATTRIBUTES:
+        for name in self._attributes:
             command += ["--search-attribute", f"{name}=Keyword"]
         command += self.flags
         with (self._folder / "server.log").open("ab") as log:
@@ -193,9 +228,10 @@ class DevServer:
 class WorkerProcess:
     """`python worker.py`, killed and started again as often as a test likes; all of them write one log."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], code: Path = ROOT) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], *, root: Path = ROOT) -> None:
+        """Not started yet; `root` is the tree whose `worker.py` is run."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._code = code
+        self._root = root
         self._log = folder / "worker.log"
         self._ready = folder / "ready"
         self._env = dict(env)
@@ -204,7 +240,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start it; `ready` tells when it polls."""
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, str(self._code / "worker.py"), "--ready-file", str(self._ready)]
+        command = [sys.executable, str(self._root / "worker.py"), "--ready-file", str(self._ready)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 
@@ -382,7 +418,7 @@ class Site:
     def another_worker(self, settings: Mapping[str, str], code: Path = ROOT) -> WorkerProcess:
         """A worker with other settings or other code; it ends with the site."""
         folder = self._folder / f"worker-{len(self._others)}"
-        self._others.append(WorkerProcess(folder, {**self.env, **settings}, code))
+        self._others.append(WorkerProcess(folder, {**self.env, **settings}, root=code))
         return self._others[-1]
 
     async def start(self) -> VideoClient:
@@ -401,6 +437,21 @@ class Site:
         for worker in (self.worker, *self._others):
             worker.stop()
         self.server.stop()
+
+
+async def decided_result(
+    client: VideoClient, simulator: SimulatorProcess, key: str, prompt: str
+) -> GenerateVideoResult:
+    """Wait for the end; where a person is asked, answer with what the gateway really has."""
+    while (snapshot := await client.snapshot(key)).running:
+        if snapshot.status and DecisionAction.ADOPT in snapshot.status.decisions:
+            posts = simulator.posts(prompt)
+            answer = Decision(action=DecisionAction.SUBMIT_AGAIN)
+            if posts:
+                answer = Decision(action=DecisionAction.ADOPT, task_id=posts[0]["task_id"])
+            await client.decide(key, answer)
+        await asyncio.sleep(1)
+    return await client.result(key)
 
 
 def processes_of(data_dir: Path) -> dict[int, str]:

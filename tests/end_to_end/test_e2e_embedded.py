@@ -62,7 +62,7 @@ class Embedded:
         assert (status.code, status.json()["state"]) == (0, "completed")
         await nothing_is_left(data)
         logs = "".join(path.read_text(errors="replace") for path in (data / "embedded").glob("*.log"))
-        assert "submitted task=" in logs
+        assert '"event": "submitted"' in logs
         assert secrets_in(logs + "".join(run.err for run in runs)) == []
 
     async def killed_at_the_start(self) -> None:
@@ -139,6 +139,33 @@ class Embedded:
         assert self._simulator.paid(prompt) == 1
         await nothing_is_left(data)
 
+    async def two_set_ups_in_one_folder(self) -> None:
+        """Workers of one server take each other's work: with two gateways or stores nothing would be where it is."""
+        starter, data, _ = self._place("two-set-ups")
+        prompt = f"two set-ups {MARK} [sim:never_finishes,label=two-set-ups]"
+        first = starter.start("generate", *flags(prompt), "--key", "first")
+        await eventually(lambda: self._simulator.posts(prompt), "the POST arrives", unless=[first])
+        gateway = self._simulator.url.replace("127.0.0.1", "localhost")
+        others = [
+            starter.but(LONGTAKE_STORE_URL=(data / "another").as_uri()),
+            starter.but(LONGTAKE_GATEWAY_URL=gateway),
+        ]
+        second = f"second {MARK} [sim:ok,label=two-set-ups]"
+        runs = await asyncio.gather(
+            *(other("generate", *flags(second), "--key", "second", "--json") for other in others)
+        )
+        for run in runs:
+            error = run.json()["error"]
+            assert (run.code, error["type"]) == (2, "InvalidSettings"), run
+            assert str(data) in error["message"]
+            assert "another gateway, key or store" in error["message"]
+        assert self._simulator.posts(second) == []
+        # The first one's own commands go on working.
+        assert (await starter("cancel", "first")).code == 0
+        first.process.send_signal(signal.SIGINT)
+        await first.finished()
+        await nothing_is_left(data)
+
     async def its_server_slow_to_answer(self) -> None:
         """Temporal listens on its port for some moments before it takes a call; that is waited for."""
         starter, data, _ = self._place("slow")
@@ -192,6 +219,7 @@ STORIES = (
     "not_waited_for",
     "its_worker_killed",
     "its_temporal_killed",
+    "two_set_ups_in_one_folder",
     "its_server_slow_to_answer",
 )
 

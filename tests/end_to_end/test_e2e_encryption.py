@@ -12,7 +12,7 @@ from temporalio.worker import Replayer
 from cli.embedded import temporal_binary
 from longtake.client import GenerationFailure, VideoClient
 from longtake.keyring import new_key
-from longtake.models import Decision, DecisionAction, Stage
+from longtake.models import Stage
 from longtake.settings import Settings
 from longtake.temporal import DATA_CONVERTER, connect, data_converter, workflow_id
 from tests.end_to_end.processes import (
@@ -21,6 +21,7 @@ from tests.end_to_end.processes import (
     SimulatorProcess,
     Site,
     Starter,
+    accept,
     environment,
     eventually,
     flags,
@@ -123,7 +124,7 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     # 3. Rotation, in the middle of a generation; clients without the key are told which one they need.
     second = site.another_worker(keys(K2, K1))
     await second.restart()
-    await client.decide("asks", Decision(action=DecisionAction.ACCEPT))
+    await accept(client, "asks")
     rotated, without, other = await asyncio.gather(
         starter("generate", *flags(prompts["rotated"]), "--key", "rotated", "--json"),
         starter.but(LONGTAKE_ENCRYPTION_KEYS=None)("result", "failed"),

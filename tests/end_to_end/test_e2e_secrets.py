@@ -75,7 +75,7 @@ async def test_no_log_and_no_history_shows_a_secret(
     kinds = sorted(end.kind if isinstance(end, GenerationFailure) else end.outcome for end in ended)  # type: ignore[union-attr]
     assert kinds == ["GenerationFailed", "SubmissionRefused", "fallback", "full", "full", "full", "full"]
 
-    assert "submitted task=" in worker.log()[begun:], "otherwise there is nothing to look through"
+    assert '"event": "submitted"' in worker.log()[begun:], "otherwise there is nothing to look through"
     assert secrets_in(worker.log()) == []
     assert secrets_in(temporal.log()) == []
     assert secrets_in(visible.out + visible.err) == []

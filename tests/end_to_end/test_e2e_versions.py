@@ -10,7 +10,7 @@ import pytest
 
 from cli.embedded import temporal_binary
 from longtake.client import VideoClient
-from longtake.models import Decision, DecisionAction, Stage
+from longtake.models import Stage
 from longtake.temporal import workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
@@ -18,6 +18,7 @@ from tests.end_to_end.processes import (
     ROOT,
     SimulatorProcess,
     Site,
+    accept,
     environment,
     eventually,
     request,
@@ -111,7 +112,7 @@ class Deployments:
         first.stop()
         await client.start("newer", request(prompts["newer"]))
 
-        await client.decide("waits", Decision(action=DecisionAction.ACCEPT))
+        await accept(client, "waits")
         results = {key: await client.result(key) for key in prompts}
         assert {key: result.outcome for key, result in results.items()} == {
             "looks": "full",
@@ -134,13 +135,13 @@ class Deployments:
         await deployment(site, "set-current-version", "--build-id", "v1", "--yes")
         plain.stop()
         await client.start("versioned", request(prompts["versioned"], on_extend_failed="ask"))
-        await client.decide("plain", Decision(action=DecisionAction.ACCEPT))
+        await accept(client, "plain")
         assert (await client.result("plain")).outcome == "fallback"
         await reaches(client, "versioned", Stage.AWAITING_DECISION)
         await plain.restart()
         await deployment(site, "set-current-version", "--unversioned", "--yes")
         versioned.stop()
-        await client.decide("versioned", Decision(action=DecisionAction.ACCEPT))
+        await accept(client, "versioned")
         assert (await client.result("versioned")).outcome == "fallback"
         self._paid_once(prompts)
 
@@ -172,7 +173,7 @@ class Deployments:
         await client.start("new", request(prompts["new"]))
 
         assert await drainage(site, "v1") == "draining", "one generation still needs it"
-        await client.decide("waits", Decision(action=DecisionAction.ACCEPT))
+        await accept(client, "waits")
         results = {key: await client.result(key) for key in ("waits", "new")}
         assert {result.outcome for result in results.values()} == {"fallback"}
         told = {key: "made by the incompatible build" in result.warnings for key, result in results.items()}

@@ -13,14 +13,20 @@ import pytest
 from longtake.client import GenerationFailure, VideoClient
 from longtake.models import (
     Attention,
-    Decision,
-    DecisionAction,
-    GenerateVideoResult,
     GenerationStatus,
     Paid,
     Stage,
 )
-from tests.end_to_end.processes import MARK, SimulatorProcess, Site, Starter, eventually, request, told
+from tests.end_to_end.processes import (
+    MARK,
+    SimulatorProcess,
+    Site,
+    Starter,
+    decided_result,
+    eventually,
+    request,
+    told,
+)
 
 SITES, ROUNDS, AT_ONCE = 2, 4, 2
 LIFE_SECONDS = 5.5
@@ -68,25 +74,15 @@ class Kills:
                 await asyncio.sleep(age - next_age)
             await site.worker.kill()
             await site.worker.restart()
-        results = await asyncio.gather(*(self._result(client, key, prompt) for key, prompt in prompts.items()))
+        results = await asyncio.gather(
+            *(decided_result(client, self._simulator, key, prompt) for key, prompt in prompts.items())
+        )
         for prompt, result in zip(prompts.values(), results, strict=True):
             content = Path(unquote(urlsplit(result.video.uri).path)).read_bytes()
             assert (result.outcome, self._simulator.paid(prompt)) == ("full", 1)
             assert (hashlib.sha256(content).hexdigest(), len(content)) == (result.video.sha256, result.video.bytes)
         stored = [*site.store.rglob("*.mp4")]
         assert len(stored) == len(results), "one file for each generation, and no half ones"
-
-    async def _result(self, client: VideoClient, key: str, prompt: str) -> GenerateVideoResult:
-        """Wait for the end; where a person is asked, answer with what the gateway really has."""
-        while (snapshot := await client.snapshot(key)).running:
-            if snapshot.status and snapshot.status.stage is Stage.AWAITING_DECISION:
-                posts = self._simulator.posts(prompt)
-                answer = Decision(action=DecisionAction.SUBMIT_AGAIN)
-                if posts:
-                    answer = Decision(action=DecisionAction.ADOPT, task_id=posts[0]["task_id"])
-                await client.decide(key, answer)
-            await asyncio.sleep(0.3)
-        return await client.result(key)
 
     async def killed_during_the_post(self) -> None:
         """The gateway's answer reaches nobody: witnesses are heard, then a person; it is never sent again by itself."""

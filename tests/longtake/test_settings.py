@@ -64,6 +64,7 @@ GOOD_VALUES = {
     "CODEC_ORIGINS": "http://127.0.0.1:8080",
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "TRACE_GATEWAY": "true",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
 }
@@ -83,6 +84,7 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "TRACE_GATEWAY": ["perhaps", SECRET],
     "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "BUILD_ID": [f"a b {SECRET}", "a" * 129],
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],

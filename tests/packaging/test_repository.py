@@ -122,10 +122,10 @@ def test_what_runs_is_what_is_tested(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("run", ["cli", "encryption"]),
+        ("run", ["cli", "encryption", "otel"]),
         ("simulator", ["simulator"]),
-        ("demo", ["cli", "embedded", "simulator"]),
-        ("test", ["cli", "embedded", "encryption", "simulator", "test"]),
+        ("demo", ["cli", "embedded", "encryption", "simulator", "otel"]),
+        ("test", ["cli", "embedded", "encryption", "simulator", "otel", "test"]),
     ],
 )
 def test_the_requirements_are_those_of_the_package(name: str, extras: list[str]) -> None:
@@ -196,7 +196,7 @@ def test_ci_runs_each_check_and_the_tests_once() -> None:
     plan = make("--dry-run", *targets[1].split()).stdout
     counts = {tool: len(re.findall(rf"\.venv/bin/{tool}\b", plan)) for tool in ("ruff", "mypy", "lint-imports")}
     assert counts == {"ruff": 2, "mypy": 1, "lint-imports": 1}
-    assert plan.count("-m pytest") == 1
+    assert re.findall(r"-m pytest( -m system)?", plan) == ["", " -m system"]
 
 
 def test_keep_is_handed_to_the_demo() -> None:
@@ -228,6 +228,43 @@ def test_a_machine_that_cannot_be_set_up_is_told_why(tmp_path: Path, python: str
     assert ended.returncode != 0
     assert told in ended.stderr
     assert not (tmp_path / ".venv/.uv").exists()
+
+
+@pytest.mark.parametrize(
+    ("programs", "told"),
+    [
+        ({}, "there is no apt-get here"),
+        ({"apt-get": "exit 0", "id": "echo 1000"}, "there is no sudo"),
+        (
+            {
+                "apt-get": "echo no network; exit 100",
+                "id": "echo 0",
+                "mktemp": "echo log",
+                "tail": "exit 0",
+                "rm": "exit 0",
+            },
+            "apt-get could not install them",
+        ),
+    ],
+    ids=["no apt-get", "not root", "apt-get fails"],
+)
+def test_system_packages_that_cannot_be_installed_are_named(
+    tmp_path: Path, programs: dict[str, str], told: str
+) -> None:
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        ["/bin/sh", str(ROOT / "tests/system/install.sh")],
+        env={"PATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert told in ended.stderr
+    assert "apt-get install --no-install-recommends chromium prometheus" in ended.stderr
 
 
 # --- Import rules that import-linter cannot hold, because it takes packages only --------------------------------------

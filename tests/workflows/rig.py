@@ -22,7 +22,7 @@ from temporalio.api.enums.v1 import EventType, IndexedValueType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, Plugin, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
@@ -397,11 +397,17 @@ class Rig:
     def client(self) -> Client:
         return self.environment.client
 
-    async def start(self, script: Script, *arguments: Any, key: str | None = None) -> Generation:
-        """Start the workflow as any SDK would: by its name, with plain JSON."""
+    async def start(
+        self, script: Script, *arguments: Any, key: str | None = None, client: Client | None = None
+    ) -> Generation:
+        """Start the workflow as any SDK would: by its name, with plain JSON.
+
+        A client of the caller's own skips no time while it waits: `pass_time`.
+        """
         name = workflow_id(key or f"test-{next(self._numbers)}")
         self._fakes.scripts[name] = script
-        handle = await self.client.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
+        caller = client or self.client
+        handle = await caller.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
         generation = Generation(self, handle, script)
         self._started.append(generation)
         return generation
@@ -441,18 +447,20 @@ def _runtime() -> Runtime:
 
 
 @asynccontextmanager
-async def running_rig(*, cached: int = 1000) -> AsyncIterator[Rig]:
+async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig]:
     """Everything that a workflow test needs; `worker.py` is followed wherever it says how.
 
     Args:
+        plugins: Of the client, as `connect()` has them.
         cached: How many workflows a worker keeps; on this server those never come back from one that is sent away.
     """
     server = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
-    version = WorkerDeploymentConfig(
-        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
-    )
     environment = await WorkflowEnvironment.start_time_skipping(
-        data_converter=DATA_CONVERTER, identity=IDENTITY, runtime=_runtime(), test_server_existing_path=str(server)
+        data_converter=DATA_CONVERTER,
+        identity=IDENTITY,
+        runtime=_runtime(),
+        plugins=plugins,
+        test_server_existing_path=str(server),
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
@@ -460,31 +468,41 @@ async def running_rig(*, cached: int = 1000) -> AsyncIterator[Rig]:
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )
-        fakes = Fakes()
+        async with rig_on(environment, cached=cached) as rig:
+            yield rig
 
-        def general() -> Worker:
-            return Worker(
-                environment.client,
-                task_queue=TASK_QUEUE,
-                activities=[
-                    fakes.prepare,
-                    fakes.record,
-                    fakes.reconcile,
-                    fakes.settle,
-                    fakes.query,
-                    fakes.deliver,
-                ],
-                deployment_config=version,
-                max_cached_workflows=cached,
-                **workflow_setup(),
-            )
 
-        submitting = Worker(
+@asynccontextmanager
+async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> AsyncIterator[Rig]:
+    """Workers and fakes on a server that is there."""
+    version = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name="longtake", build_id="tests"), use_worker_versioning=False
+    )
+    fakes = Fakes()
+
+    def general() -> Worker:
+        return Worker(
             environment.client,
-            task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[fakes.submit, fakes.extend],
+            task_queue=TASK_QUEUE,
+            activities=[
+                fakes.prepare,
+                fakes.record,
+                fakes.reconcile,
+                fakes.settle,
+                fakes.query,
+                fakes.deliver,
+            ],
             deployment_config=version,
+            max_cached_workflows=cached,
+            **workflow_setup(),
         )
-        with _expected_failures_unlogged():
-            async with submitting, Rig(environment, fakes, general) as rig:
-                yield rig
+
+    submitting = Worker(
+        environment.client,
+        task_queue=SUBMISSION_TASK_QUEUE,
+        activities=[fakes.submit, fakes.extend],
+        deployment_config=version,
+    )
+    with _expected_failures_unlogged():
+        async with submitting, Rig(environment, fakes, general) as rig:
+            yield rig

@@ -1,5 +1,6 @@
 """Every way a generation can go, on the time-skipping server."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain, pairwise
@@ -107,7 +108,7 @@ async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig:
     assert (status.stage, status.outcome, status.video, status.polls) == (Stage.DONE, "full", FULL_VIDEO, 1)
     assert (status.task_id, status.remix_id, status.next_look_at) == (TASK_ID, "video_first", None)
     page = await generation.page()
-    assert page.startswith("**done** 100 %: done")
+    assert page.startswith("**done**: the 15 s video is stored")
     for told in (TASK_ID, "video_first", "video_second", FULL_VIDEO.uri, "outcome: full"):
         assert told in page
 
@@ -633,10 +634,28 @@ async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
     assert second - first >= timedelta(minutes=7)
 
 
+async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(rig: Rig) -> None:
+    unreachable = refusal("GatewayUnreachable", "nothing was sent", retried=True, paid=Paid.NO)
+    trouble = refusal("GatewayTrouble", "connection refused", retried=True, paid=Paid.YES)
+    script = Script(
+        submit=changing(50 * MINUTE, unreachable, accepted()),
+        looks=chain([running(30)], changing(HOUR, trouble, completed())),
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    result = await generation.result()
+    assert (result.outcome, result.task_id) == ("full", TASK_ID)
+    sent, looks = script.times("submit_generation"), script.times("query_generation")
+    assert sent[-1] - sent[0] >= 50 * MINUTE
+    assert looks[-1] - looks[0] >= HOUR
+    assert script.count("reconcile_submission") == 0, "nothing was ever in doubt"
+
+
 # --- Nobody knows whether something was made -------------------------------------------------------------------------
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
+TASK_ID_RULE = "a task id has 1 to 200 characters and no spaces"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
@@ -659,6 +678,8 @@ async def adopted(order: Any) -> Settlement:
         # An activity may not know what the workflow knows: only the ledger can say "no".
         refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
         refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        # Nor a worker that has not the key to what an attempt before it has told.
+        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, slot=1, http_status=502),
     ],
     ids=lambda error: error.type,
 )
@@ -740,7 +761,7 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
     assert (attributes["VideoAttention"], attributes["VideoPaid"]) == ("needs_decision", "unknown")
     assert status.decide_by is not None
     page = await generation.page()
-    assert page.startswith("**awaiting decision**: waiting for a decision: it was sent and no answer came")
+    assert page.startswith("**awaiting decision**: it was sent and no answer came")
     for told in (
         "task_a",
         "task_b",
@@ -748,7 +769,7 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
         f"`starter.py decide {status.key} adopt TASK_ID`",
         '{"action": "abandon"}',
         "paid: **nobody knows**",
-        f"done for you at {status.decide_by:%Y-%m-%d %H:%M:%S} UTC",
+        f"Without a decision by {status.decide_by:%Y-%m-%d %H:%M:%S} UTC it ends as `Abandoned`",
     ):
         assert told in page
 
@@ -824,6 +845,47 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
     assert (status.candidates, status.evidence, status.decisions) == ((), (), ())
 
 
+async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig: Rig) -> None:
+    """The list may take minutes to come, and two people may look at the same page."""
+    held = Held(NO_WITNESS)
+    script = Script(
+        prepare=[PATIENT],
+        submit=[UNKNOWN],
+        reconcile=[NO_WITNESS, held],
+        settle=[adopted],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    await generation.skip_to(held)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    for second in ({"action": "submit_again"}, {"action": "adopt", "task_id": "task_b"}):
+        with pytest.raises(WorkflowUpdateFailedError) as rejection:
+            await generation.handle.execute_update("decide", second)
+        assert isinstance(rejection.value.cause, ApplicationError)
+        assert (rejection.value.cause.type, rejection.value.cause.message) == (
+            "NotAwaited",
+            "somebody has just decided",
+        )
+    held.let_go()
+    assert (await generation.result()).task_id == "task_a"
+    assert [order.task_id for order in script.orders("settle_submission")] == ["task_a"]
+    assert script.count("submit_generation") == 1
+
+
+async def test_of_two_decisions_at_once_one_is_taken(rig: Rig) -> None:
+    generation = await in_doubt(rig, settle=[adopted] * 2, looks=[completed()], deliver=FULL)
+    choices = ("task_a", "task_b")
+    ends = await asyncio.gather(
+        *(generation.handle.execute_update("decide", {"action": "adopt", "task_id": choice}) for choice in choices),
+        return_exceptions=True,
+    )
+    taken = [choice for choice, end in zip(choices, ends, strict=True) if not isinstance(end, BaseException)]
+    assert [type(end) for end in ends if isinstance(end, BaseException)] == [WorkflowUpdateFailedError]
+    assert [(await generation.result()).task_id] == taken
+    assert generation.script.count("settle_submission") == 1
+
+
 async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
     away = refusal("LedgerUnavailable", "the store is away")
     generation = await in_doubt(rig, reconcile=again(away))
@@ -836,7 +898,12 @@ async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
         ({"action": "accept"}, "accept is not offered now; choose one of: adopt, submit_again, abandon"),
         ({"action": "adopt"}, "adopt needs a task_id, and nothing else takes one"),
         ({"action": "abandon", "task_id": "task_a"}, "adopt needs a task_id, and nothing else takes one"),
+        *(
+            ({"action": "adopt", "task_id": text}, f"this cannot be a task of the gateway: {TASK_ID_RULE}")
+            for text in ("", " ", "task a", "x" * 3000)
+        ),
     ],
+    ids=lambda value: str(value)[:50],
 )
 async def test_decision_that_does_not_fit_the_doubt_is_rejected(rig: Rig, decision: Any, said: str) -> None:
     generation = await in_doubt(rig)

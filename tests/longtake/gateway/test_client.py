@@ -349,6 +349,21 @@ class TestBeforeTheFirstByte:
                 await client.submit(FORM, before_send=Arm())
         assert not isinstance(caught.value, GatewayError)
 
+    async def test_after_an_answer_without_the_hook_it_never_sends_again(self) -> None:
+        sent: list[httpx.Request] = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            sent.append(request)
+            return httpx.Response(200, json=ACCEPTED)
+
+        async with connect("http://gateway.example", transport=httpx.MockTransport(handle)) as client:
+            with pytest.raises(SendHookDidNotFire):
+                await client.submit(FORM, before_send=Arm())
+            for _ in range(2):
+                with pytest.raises(GatewayUnreachable, match="nothing is sent by this worker any more"):
+                    await client.submit(FORM, before_send=Arm())
+        assert len(sent) == 1
+
 
 class TestNothingWasSent:
     async def test_connection_refused(self, gateway: RawGateway) -> None:
@@ -524,7 +539,8 @@ class TestQuery:
     ) -> None:
         gateway.will(answer(200, RUNNING))
         assert (await client.query("task_other")).task_id == "task_other"
-        assert "task_abc" in caplog.text
+        (warning,) = (vars(record) for record in caplog.records if record.levelname == "WARNING")
+        assert (warning["task_id"], warning["answered_task_id"]) == ("task_other", "task_abc")
 
     @pytest.mark.parametrize(
         ("status", "body", "error"),
@@ -711,13 +727,16 @@ class TestLog:
         await client.query(TASK)
         with pytest.raises(AnswerLost):
             await client.query(TASK)
-        lines = [entry.getMessage() for entry in caplog.records if entry.name == "longtake.gateway"]
-        assert [line.partition(", request id")[0] for line in lines] == [
-            "POST /v1/videos -> 200",
-            "GET /v1/videos/task_abc -> 200",
-            f"GET /v1/videos/task_abc -> no answer ({lines[2].partition('(')[2].partition(')')[0]})",
+        lines = [
+            vars(entry) | {"event": entry.getMessage()} for entry in caplog.records if entry.name == "longtake.gateway"
         ]
-        assert "req-1" in lines[0]
+        assert [(line["event"], line.get("http_status"), line.get("outcome")) for line in lines] == [
+            ("POST /v1/videos", 200, None),
+            ("GET /v1/videos/task_abc", 200, None),
+            ("GET /v1/videos/task_abc", None, "no answer"),
+        ]
+        assert lines[0]["request_id"] == "req-1"
+        assert lines[2]["error_type"].endswith("Error")
         for secret in ("sk-first", "moon", "jumps"):
             assert secret not in caplog.text
 

@@ -1,0 +1,44 @@
+"""Whatever an activity logs, deep inside the gateway's client or the ledger too, names its generation."""
+
+from typing import Any
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from longtake.logs import note
+from longtake.models import Stage
+
+_STAGES = {
+    "prepare_generation": Stage.PREPARING,
+    "submit_generation": Stage.SUBMITTING,
+    "submit_extension": Stage.SUBMITTING,
+    "record_submission": Stage.SUBMITTING,
+    "settle_submission": Stage.AWAITING_DECISION,
+    "deliver_video": Stage.DELIVERING,
+}
+"""Of the activities that belong to one stage; the others are told theirs."""
+
+
+class LogContext(Interceptor):
+    """Give it to every worker."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - the SDK's name
+        """See base class."""
+        return _Noting(next)
+
+
+class _Noting(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
+        info = activity.info()
+        order = input.args[0] if input.args else None
+        receipt = getattr(order, "receipt", None)
+        # Not taken back at the end: the SDK logs in the same asyncio task how the activity ended.
+        note(
+            workflow_id=info.workflow_id,
+            run_id=info.workflow_run_id,
+            task_id=getattr(receipt or order, "task_id", None),
+            stage=getattr(order, "stage", None) or _STAGES.get(info.activity_type),
+            activity=info.activity_type,
+            attempt=info.attempt,
+        )
+        return await super().execute_activity(input)

@@ -1,0 +1,64 @@
+"""A namespace without the search attributes: a worker says so and takes nothing; `starter.py setup` mends it."""
+
+from pathlib import Path
+
+from longtake.temporal import SEARCH_ATTRIBUTES
+from tests.end_to_end.processes import (
+    API_KEY,
+    DevServer,
+    SimulatorProcess,
+    Starter,
+    WorkerProcess,
+    environment,
+    eventually,
+    flags,
+)
+
+
+async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator: SimulatorProcess) -> None:
+    server = DevServer(tmp_path / "temporal", attributes=False)
+    server.start()
+    env = environment(
+        TEMPORAL_ADDRESS=server.address,
+        LONGTAKE_GATEWAY_URL=simulator.url,
+        LONGTAKE_GATEWAY_API_KEY=API_KEY,
+        LONGTAKE_STORE_URL=(tmp_path / "store").as_uri(),
+    )
+    starter, worker = Starter(env), WorkerProcess(tmp_path / "worker", env)
+    try:
+        server.wait_until_ready()
+        worker.start()
+        assert await worker.ended() == 2
+        for told in ("lacks the search attributes", "VideoStage", "VideoPaid", "starter.py setup"):
+            assert told in worker.log()
+
+        first, second = await starter("setup"), await starter("setup")
+        assert (first.code, second.code) == (0, 0)
+        assert all(key.name in first.out for key in SEARCH_ATTRIBUTES)
+        assert second.out == "everything is registered already\n"
+
+        await worker.restart()
+        await eventually(worker.ready, "the worker polls")
+        made = await starter("generate", *flags("set up [sim:seconds=30]"), "--key", "set-up", "--json")
+        assert made.json()["outcome"] == "full"
+    finally:
+        starter.close()
+        worker.stop()
+        server.stop()
+
+
+async def test_an_embedded_server_of_an_older_version_gets_what_it_lacks(
+    tmp_path: Path, simulator: SimulatorProcess
+) -> None:
+    data = tmp_path / "data"
+    older = DevServer(data, attributes=False)
+    older.start()
+    older.wait_until_ready()
+    older.stop()
+    gateway = {"LONGTAKE_GATEWAY_URL": simulator.url, "LONGTAKE_GATEWAY_API_KEY": API_KEY}
+    starter = Starter(environment(LONGTAKE_DATA_DIR=str(data), **gateway))
+    try:
+        made = await starter("generate", *flags("older [sim:seconds=30]"), "--key", "older", "--json")
+        assert made.json()["outcome"] == "full"
+    finally:
+        starter.close()

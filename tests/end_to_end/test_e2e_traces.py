@@ -1,0 +1,132 @@
+"""One generation, traced into a real OTLP receiver; and what happens where traces are off, or cannot be written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.collector import Collector, ReceivedSpan, collecting
+from tests.end_to_end.processes import (
+    MARK,
+    SimulatorProcess,
+    Site,
+    Starter,
+    WorkerProcess,
+    eventually,
+    flags,
+    secrets_in,
+)
+
+SERVER, CLIENT = 2, 3
+NO_OPENTELEMETRY = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "opentelemetry":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def is_look(span: ReceivedSpan) -> bool:
+    return span.name == "GET" and "/v1/videos/" in span.attributes.get("url.full", "")
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture
+def site(distributed: dict[str, str], collector: Collector, tmp_path: Path) -> Iterator[Site]:
+    traced = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_SERVICE_NAME": "films",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
+    # The next look comes late enough for the worker to be killed between two.
+    ours = {"LONGTAKE_TRACE_GATEWAY": "true", "LONGTAKE_LOOK_FLOOR_SECONDS": "3"}
+    site = Site(tmp_path, distributed | traced | ours)
+    yield site
+    site.stop()
+
+
+async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gateway_call(
+    client: Starter, site: Site, collector: Collector, simulator: SimulatorProcess
+) -> None:
+    await site.start()
+    # Two links are refused and `/content` leads to the CDN: the gateway is asked, and left, in every way.
+    prompt = f"traced {MARK} [sim:link_403,links=2,content_redirect,seconds=240,label=traced]"
+    generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
+    await eventually(lambda: [span for span in collector.spans if is_look(span)], "a look", unless=[generate])
+    await site.worker.kill()
+    await site.worker.restart()
+    ended = await generate.finished(seconds=90)
+    assert ended.code == 0, ended
+    site.worker.stop()
+
+    (trace_id,) = {span.trace_id for span in collector.spans}
+    assert {span.service for span in collector.spans} == {"films"}
+    root = ["StartWorkflow:GenerateVideo", "RunWorkflow:GenerateVideo"]
+    exchanges = [span for span in collector.spans if span.is_exchange]
+    for span in exchanges:
+        *above, start, run, name = collector.line(span)
+        step = run.removeprefix("RunActivity:")
+        assert (above, start, run, name) == (root, f"StartActivity:{step}", f"RunActivity:{step}", span.name)
+        assert span.kind == CLIENT
+    assert [span.kind for span in collector.spans if span.name == root[1]] == [SERVER], "once, for both workers"
+
+    # Every request that arrived is in the trace, and only the gateway's own origin was told of it.
+    arrived = simulator.requests("traced")
+    gateway = [entry for entry in arrived if entry["origin"] == "gateway"]
+    assert {(entry["kind"]) for entry in gateway} >= {"submit", "query", "content"}
+    told = {entry["traceparent"].split("-")[2]: entry for entry in gateway}
+    assert {entry["traceparent"].rpartition("-")[0] for entry in gateway} == {f"00-{trace_id}-{span}" for span in told}
+    # What a killed worker had not sent yet is lost: a look that ended in its last 0.2 s.
+    assert len(told.keys() - collector.by_id().keys()) <= 1
+    for span_id, entry in told.items():
+        if shown := collector.by_id().get(span_id):
+            assert shown.attributes["url.full"] == f"{simulator.url}{entry['path']}"
+            assert shown.attributes["http.response.header.x-oneapi-request-id"] == [entry["request_id"]]
+    elsewhere = [entry for entry in arrived if entry["origin"] != "gateway"]
+    assert {entry["origin"] for entry in elsewhere} == {"cdn"}
+    assert not [entry for entry in elsewhere if "traceparent" in entry]
+    abroad = [span for span in exchanges if "url.full" not in span.attributes]
+    assert [span.attributes["http.response.status_code"] for span in abroad] == [entry["status"] for entry in elsewhere]
+    assert all(span.attributes["url.full"].startswith(simulator.url) for span in exchanges if span not in abroad)
+
+    assert secrets_in("\n".join(text for span in collector.spans for text in span.texts)) == []
+    assert secrets_in(site.worker.log()) == []
+    assert trace_id in site.worker.log(), "so that a log line leads to its trace"
+    assert "detach" not in site.worker.log()
+
+
+async def test_off_means_off(
+    starter: Starter, worker: WorkerProcess, collector: Collector, simulator: SimulatorProcess
+) -> None:
+    """The worker's environment says nothing of traces; the command's says where to, and that there are to be none."""
+    caller = starter.but(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_SDK_DISABLED="true")
+    prompt = f"untraced {MARK} [sim:ok,seconds=30,label=untraced]"
+    ended = await caller("generate", *flags(prompt), "--key", "untraced")
+    assert ended.code == 0, ended
+    assert collector.requests == 0
+    assert {entry["origin"] for entry in simulator.requests("untraced")} == {"gateway", "cdn"}
+    assert not [entry for entry in simulator.requests("untraced") if "traceparent" in entry]
+    assert "trace_id" not in worker.log()
+
+
+async def test_a_missing_package_is_one_clear_message(starter: Starter, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_OPENTELEMETRY)
+    without = starter.but(PYTHONPATH=str(tmp_path), OTEL_TRACES_EXPORTER="otlp")
+    ended = await without("list")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert "longtake[otel]" in ended.err
+    worker = WorkerProcess(tmp_path / "worker", without.env)
+    worker.start()
+    assert await worker.ended() == 2
+    (line,) = worker.log().splitlines()
+    assert "longtake[otel]" in line

@@ -1,0 +1,150 @@
+"""The list filters of docs/ui.md, each run against a real server with a generation of every kind."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client
+from temporalio.testing import WorkflowEnvironment
+
+from longtake.models import GenerationPolicy, GenerationStatus, PacingPolicy, Paid
+from longtake.temporal import connect
+from tests.end_to_end.processes import DevServer
+from tests.workflows.rig import (
+    FIRST_CLIP,
+    FULL_VIDEO,
+    REQUEST,
+    Held,
+    Rig,
+    Script,
+    accepted,
+    again,
+    completed,
+    delivered,
+    extend_failed,
+    generate_failed,
+    lost,
+    refusal,
+    rig_on,
+    running,
+)
+from workflows import delivering
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DOCS = Path(__file__).parents[2] / "docs" / "ui.md"
+POLICY = GenerationPolicy(
+    pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)), decision_window=timedelta(days=1)
+)
+STALLED_AT_ONCE = POLICY.model_copy(update={"stalled_after": timedelta(0)})
+UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+FRAMES = {"model": "veo_3_1-fast-fl-remix", "images": [{"uri": "https://example.com/dawn.jpg"}]}
+
+# What happens to each, and what more is asked for.
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({"looks": [completed()], "deliver": [delivered(FULL_VIDEO)]}, {}),
+    "fallback": ({"looks": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {}),
+    "refused by safety": ({"looks": [generate_failed()]}, {}),
+    "never sent": ({"prepare": [refusal("SubmissionRefused", "the key is refused", paid=Paid.NO)]}, {}),
+    "preparing": ({"prepare": [Held()]}, {}),
+    "in doubt": ({"submit": [UNKNOWN], "reconcile": again({})}, {}),
+    "doubt ended": ({"submit": [UNKNOWN], "reconcile": again({}), "prepare": [GenerationPolicy()]}, {}),
+    "asking": ({"looks": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {"on_extend_failed": "ask"}),
+    "key refused": ({"looks": again(refusal("KeyRefused", "401"))}, {}),
+    "stalled": ({"looks": again(running(61)), "prepare": [STALLED_AT_ONCE]}, {}),
+    "lost": ({"looks": again(lost(error_message="upstream returned error"))}, {}),
+    "troubled": ({"looks": again(refusal("AnswerUnreadable", "a web page"))}, {}),
+    "undelivered": ({"looks": [completed()], "deliver": again(refusal("StoreRefused", "disk full", retried=True))}, {}),
+    "delivery failed": ({"looks": [completed()], "deliver": [refusal("DeliveryFailed", "gone", paid=Paid.YES)]}, {}),
+    "frames": ({"looks": again(running(10)), "submit": [accepted(task_id="task_8ca26cbf")]}, FRAMES),
+}
+ENDED = {"full", "fallback", "refused by safety", "never sent", "doubt ended", "delivery failed"}
+
+FINDS = [
+    {"in doubt", "asking", "key refused"},
+    {"in doubt", "asking"},
+    {"in doubt", "doubt ended"},
+    {"key refused"},
+    {"stalled", "lost", "troubled"},
+    {"undelivered", "delivery failed"},
+    {"preparing"},
+    {"refused by safety", "delivery failed"},
+    {"fallback"},
+    {"frames"},
+]
+"""What each filter of the page is to find, in their order."""
+
+
+def filters() -> list[tuple[str, str]]:
+    """The rows of the page's table: what it finds, and the filter."""
+    return re.findall(r"^\| \d+ \| (.+?) \| `([^`]+)` \|", DOCS.read_text(), re.MULTILINE)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    """A real server, which has seen generations of all kinds."""
+    server = DevServer(tmp_path_factory.mktemp("filters") / "temporal")
+    server.start()
+    try:
+        await asyncio.to_thread(server.wait_until_ready)
+        client = await connect(server.address)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(delivering, "QUIET_WINDOW", timedelta(seconds=1))
+            async with rig_on(WorkflowEnvironment.from_client(client)) as rig:
+                await _make(rig)
+                yield client
+    finally:
+        server.stop()
+
+
+async def _make(rig: Rig) -> None:
+    generations = {
+        kind: await rig.start(Script(**{"prepare": [POLICY], **script}), {**REQUEST, **fields}, key=_key(kind))
+        for kind, (script, fields) in KINDS.items()
+    }
+    for kind in ENDED:
+        await asyncio.gather(generations[kind].handle.result(), return_exceptions=True)
+    wanted = {
+        "in doubt": "needs_decision",
+        "asking": "needs_decision",
+        "key refused": "needs_key",
+        "stalled": "stalled",
+        "lost": "gateway_lost",
+        "troubled": "gateway_trouble",
+        "undelivered": "delivery_trouble",
+    }
+    for kind, attention in wanted.items():
+        await generations[kind].reaches(_shows(attention))
+    await generations["frames"].reaches(lambda status: status.polls)
+
+
+def _shows(attention: str) -> Callable[[GenerationStatus], bool]:
+    return lambda status: status.attention == attention
+
+
+def _key(kind: str) -> str:
+    return kind.replace(" ", "-")
+
+
+async def test_the_page_has_ten_filters() -> None:
+    assert len(filters()) == len(FINDS) == 10
+
+
+@pytest.mark.parametrize("number", range(len(FINDS)), ids=lambda number: f"filter-{number + 1}")
+async def test_filter_finds_exactly_what_it_says(client: Client, number: int) -> None:
+    _, query = filters()[number]
+    # The page's moment stands for "ten minutes ago"; here everything has just begun.
+    query = re.sub(r'"\d{4}-\d\d-\d\dT[0-9:]+Z"', f'"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"', query)
+    wanted = {f"video-{_key(kind)}" for kind in FINDS[number]}
+    found: set[str] = set()
+    for _ in range(100):  # the list is some moments behind
+        found = {execution.id async for execution in client.list_workflows(query)}
+        if found == wanted:
+            break
+        await asyncio.sleep(0.1)
+    assert found == wanted, query

@@ -1,0 +1,49 @@
+"""An ended key that is started again, by the client, with its prompts in the other form."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from temporalio.testing import WorkflowEnvironment
+
+from longtake.catalog import prompt_path
+from longtake.client import KeyInUse, VideoClient
+from longtake.models import GenerateVideoInput, GenerationPolicy, PacingPolicy, Paid
+from longtake.temporal import connect, workflow_id
+from tests.end_to_end.processes import DevServer
+from tests.workflows.rig import FULL_VIDEO, REQUEST, Rig, Script, completed, delivered, refusal, rig_on
+
+TEXTS = {name: REQUEST[name] for name in ("prompt", "prompt_extend")}
+SOON = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)))
+PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
+
+
+async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_path: Path) -> None:
+    server = DevServer(tmp_path / "temporal")
+    server.start()
+    try:
+        await asyncio.to_thread(server.wait_until_ready)
+        async with rig_on(WorkflowEnvironment.from_client(await connect(server.address))) as rig:
+            await collect_again(rig, "hidden-since", before=TEXTS, after=PATHS)
+            await collect_again(rig, "shown-since", before=PATHS, after=TEXTS)
+    finally:
+        server.stop()
+
+
+async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    await (await rig.generate(Script(prepare=[SOON], looks=[completed()], deliver=[gone]), key=key, **before)).failure()
+    script = Script(prepare=[SOON], looks=[completed()], deliver=[delivered(FULL_VIDEO)])
+    rig._fakes.scripts[workflow_id(key)] = script
+
+    client = VideoClient(rig.client)
+    _, started = await client.start(key, GenerateVideoInput.model_validate({**REQUEST, **after}))
+
+    assert started
+    assert (await client.result(key)).outcome == "full"
+    (submitted,) = script.orders("submit_generation")
+    assert submitted.request == GenerateVideoInput.model_validate({**REQUEST, **before})
+    another = {**REQUEST, "prompt": prompt_path("another")}
+    with pytest.raises(KeyInUse, match="differs in prompt"):
+        await client.start(key, GenerateVideoInput.model_validate(another))
