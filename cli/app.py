@@ -233,7 +233,7 @@ def models(*, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Check settings, Temporal, gateway, key and store; say what to do."""
+    """Check every part that is set up against the live one; say what to do for each finding. Nothing is paid."""
     from cli import doctor as checks  # noqa: PLC0415
 
     _run(checks.run(data_dir, as_json=as_json), as_json=as_json)

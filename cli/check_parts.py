@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
@@ -40,6 +40,8 @@ _LEAST_FREE_BYTES = 256 * _MEBIBYTE
 _CLOCK_OFF = timedelta(seconds=10)
 """More than the whole seconds of a `Date` and a slow answer explain."""
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_OTLP_DEFAULT = "http://localhost:4318"
+"""The specification's own, for who only names the exporter."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -275,9 +277,9 @@ async def metrics(site: Site) -> Findings:
 
 async def traces(_site: Site) -> Findings:
     """Whether the collector of the standard variables takes connections."""
-    endpoint = next((os.environ[name] for name in _OTLP_VARIABLES if os.environ.get(name, "").strip()), "")
-    if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        yield ok("no OTEL_EXPORTER_OTLP_ENDPOINT is set: none are written")
+    endpoint = _collector(os.environ)
+    if not endpoint:
+        yield ok("no OTEL_EXPORTER_OTLP_ENDPOINT is set, or they are switched off: none are sent")
         return
     try:
         parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
@@ -298,6 +300,16 @@ async def traces(_site: Site) -> Findings:
         )
     else:
         yield ok(f"a collector takes connections at {host}:{port}")
+
+
+def _collector(environment: Mapping[str, str]) -> str:
+    """Where the standard variables of OpenTelemetry send spans by OTLP; empty where they send none."""
+    exporters = {name.strip().lower() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")} - {""}
+    switched_off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if switched_off or (exporters and "otlp" not in exporters):
+        return ""
+    given = next((value for name in _OTLP_VARIABLES if (value := environment.get(name, "").strip())), "")
+    return given or (_OTLP_DEFAULT if exporters else "")
 
 
 async def _look(url: str, key: SecretStr, named: str, setting: str) -> Finding:

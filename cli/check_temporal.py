@@ -1,6 +1,7 @@
 """The checks of `doctor` that ask Temporal. They read; they start, change and write nothing."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -63,6 +64,7 @@ async def connection(site: TemporalSite) -> Findings:
         *(["a CA of its own"] if tls and tls.server_root_ca_cert else []),
         *([f"server name {tls.server_name}"] if tls and tls.server_name else []),
         *(["an API key"] if profile.api_key else []),
+        *([f"profile {name}"] if (name := os.environ.get("TEMPORAL_PROFILE")) else []),
     ]
     what = f"{where.address}, namespace {where.namespace}, {', '.join(protected)}"
     if config.get("tls") or _is_near(where.address):
@@ -94,7 +96,7 @@ async def workers(site: TemporalSite) -> Findings:
 
 
 def _judge_pollers(pollers: Iterable["_Poller"], waiting: int) -> Finding:
-    who = [poller.identity + (f" (build {poller.build})" if poller.build else "") for poller in pollers]
+    who = [f"{poller.identity} ({'build' if poller.build else 'version'} {poller.version})" for poller in pollers]
     if who:
         return ok(f"{len(who)} polled in the last {_POLLS_EVERY.total_seconds():.0f} s: {', '.join(who)}")
     if waiting:
@@ -217,8 +219,9 @@ async def ledger_and_keys(site: TemporalSite) -> Findings:
 @dataclass(frozen=True, order=True)
 class _Poller:
     identity: str
+    version: str
     build: str
-    """Empty for a worker that is not versioned."""
+    """The same for a worker of Worker Deployment Versioning; empty for any other."""
     last_access: datetime
 
 
@@ -248,6 +251,7 @@ def _pollers(said: DescribeTaskQueueResponse) -> list[_Poller]:
     return [
         _Poller(
             identity=poller.identity,
+            version=options.build_id,
             build=options.build_id if options.worker_versioning_mode == versioned else "",
             last_access=poller.last_access_time.ToDatetime(UTC),
         )

@@ -41,7 +41,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED"):
+    for name in ("OTEL_TRACES_EXPORTER", *check_parts._OTLP_VARIABLES, "OTEL_SDK_DISABLED"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -295,6 +295,25 @@ def test_what_it_means_which_builds_poll(current: str, builds: set[str], level: 
 
 
 # --- The frame --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "collector"),
+    [
+        ({}, ""),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "http://localhost:4318"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}, "http://a:1"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:1"},
+            "http://b:1",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_TRACES_EXPORTER": "console, otlp"}, "http://a:1"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_TRACES_EXPORTER": "none"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_SDK_DISABLED": "True"}, ""),
+    ],
+)
+def test_where_spans_are_sent(variables: dict[str, str], collector: str) -> None:
+    assert check_parts._collector(variables) == collector
 
 
 async def test_a_check_that_fails_or_hangs_keeps_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:

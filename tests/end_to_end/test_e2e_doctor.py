@@ -184,3 +184,13 @@ async def encrypted_elsewhere(site: Site, starter: Starter, doctor: Doctor) -> N
     assert len(lines) == len(locked.json()) + 1
     assert all(re.match(r"(ok     |warning|problem)  [^:]+: .+( -> .+)?$", line) for line in lines[:-1])
     assert re.fullmatch(r"\d+ ok, \d+ warning, 1 problem", lines[-1])
+
+
+async def test_doctor_with_nothing_but_a_gateway(alone: Starter) -> None:
+    well, misspelt = await asyncio.gather(
+        alone("doctor", "--json"), alone.but(LONGTAKE_GATEWY_URL="http://127.0.0.1")("doctor", "--json")
+    )
+    assert (well.code, problems(well)) == (0, set()), well
+    assert levels(well, "Temporal") == levels(well, "workers") == levels(well, "search attributes") == ["ok"]
+    assert (misspelt.code, problems(misspelt)) == (1, {"settings"}), misspelt
+    assert "did you mean LONGTAKE_GATEWAY_URL?" in misspelt.out
