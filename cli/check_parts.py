@@ -27,6 +27,7 @@ from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
+from longtake.tracing import exporter_names
 
 Findings = AsyncIterator[Finding]
 
@@ -304,12 +305,10 @@ async def traces(_site: Site) -> Findings:
 
 def _collector(environment: Mapping[str, str]) -> str:
     """Where the standard variables of OpenTelemetry send spans by OTLP; empty where they send none."""
-    exporters = {name.strip().lower() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")} - {""}
-    switched_off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if switched_off or (exporters and "otlp" not in exporters):
+    if "otlp" not in exporter_names(environment):
         return ""
-    given = next((value for name in _OTLP_VARIABLES if (value := environment.get(name, "").strip())), "")
-    return given or (_OTLP_DEFAULT if exporters else "")
+    given = (environment.get(name, "").strip() for name in _OTLP_VARIABLES)
+    return next(filter(None, given), _OTLP_DEFAULT)
 
 
 async def _look(url: str, key: SecretStr, named: str, setting: str) -> Finding:
