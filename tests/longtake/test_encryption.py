@@ -157,8 +157,8 @@ SECRET = base64.b64encode(b"pangolin" * 4).decode()
     [
         (SECRET, "key 1 is not ID:BASE64"),
         (f"a b:{SECRET}", "key 1 is not ID:BASE64"),
-        (f"{NEW},", "key 2 is not ID:BASE64"),
-        (f"{NEW},a:{SECRET[:-3]}", "key 2 is not base64"),
+        (f"new:{SECRET},", "key 2 is not ID:BASE64"),
+        (f"new:{SECRET},a:{SECRET[:-3]}", "key 2 is not base64"),
         (f"a:{SECRET[:-2]}ü", "key 1 is not base64"),
         (f"a:{SECRET[:24]}", "key 1 has 18 bytes, not 32"),
         (f"a:{SECRET},a:{SECRET}", "key 2 has the id of an earlier one"),
