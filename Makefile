@@ -91,7 +91,7 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, about 4 minutes; SEED=7 GENERATIONS=300.
+chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, up to 7 minutes; SEED=7 GENERATIONS=300.
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.

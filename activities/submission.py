@@ -5,8 +5,9 @@ from temporalio import activity
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
-from longtake.catalog import check_request, extension_digest, request_digest
+from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
+from longtake.gateway.errors import GatewayError, TaskNotFound
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
@@ -17,6 +18,7 @@ from longtake.models import (
     GenerateVideoInput,
     GenerationPolicy,
     PrepareOrder,
+    Problem,
     ReconcileOrder,
     Reconciliation,
     RecordOrder,
@@ -67,9 +69,25 @@ class SubmissionActivities:
                 await read_prompts(self._store, request)
                 await prepare_parts(self._store, request.images)
                 await self._preflight.check()
+                if request.task_id:
+                    await self._check_task(request.task_id)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.PREPARE) from None
         return self._policy.model_copy(update={"ledger_id": ledger_id})
+
+    async def _check_task(self, task_id: str) -> None:
+        """See that a task to take over is there: looks would go on for hours, and a mistyped id would take the key.
+
+        Raises:
+            InvalidRequest: The gateway says that it is not.
+        """
+        try:
+            await self._gateway.query(task_id)
+        except TaskNotFound as error:
+            rule = "the gateway has no such task (one of another account, or mistyped?)"
+            raise InvalidRequest((Problem(field="task_id", rule=rule),)) from error
+        except GatewayError:
+            pass  # it cannot be asked now: the looks will tell
 
     @activity.defn
     async def submit_generation(self, order: SubmitOrder) -> SubmissionReceipt:

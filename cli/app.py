@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -312,6 +314,12 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
         _complain(CommandProblem(code, "Interrupted", "stopped before it began"))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # Most likely standard output; to flush it once more would fail once more.
+        sys.stderr.write(f"{error.strerror}: what was to be said could not be written\n")
+        os._exit(Exit.USAGE)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # a defect of ours: its traceback is what we need
             raise

@@ -21,6 +21,7 @@ from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
 from longtake.gateway.extension import ExtensionClient
+from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
@@ -316,7 +317,11 @@ async def _look(url: str, key: SecretStr, named: str, setting: str) -> Finding:
     try:
         async with GatewayClient(base_url=url, api_keys=[key], query_timeout=_QUICK) as client:
             taken = f"{client.origin} takes {named}"
-            offered = await client.list_models()
+            try:
+                offered = await client.list_models()
+            except AnswerUnreadable as error:
+                await Preflight(client).check()  # whether it is a gateway at all
+                return ok(f"it answers {named}; its list of models is closed (HTTP {error.status})")
     except (GatewayError, ValueError) as error:
         return _trouble(error, named, setting)
     missing = [name for name in MODELS if name not in offered]
@@ -337,8 +342,6 @@ def _trouble(error: GatewayError | ValueError, named: str, setting: str) -> Find
             return warning(f"{named}: {said}", to_do)
         case KeyRefused():
             return problem(f"{named}: {said}", mend_key)
-        case AnswerUnreadable() if error.status != _SUCCESS:
-            return ok(f"it answers {named}; its list of models is closed (HTTP {error.status})")
         case GatewayBusy():
             return warning(f"{named}: {said}", "Ask again later.")
         case GatewayError():

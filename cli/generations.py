@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from cli.exits import CommandProblem, Exit, invalid, print_json
 from cli.progress import describe, follow
@@ -118,7 +118,7 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
         print_json({"dry_run": True, "paid": "no", "key": key, "request": sent, "warnings": list(warnings)})
         return Exit.DELIVERED
     for name, value in sent.items():
-        sys.stdout.write(f"{name}: {value}\n")
+        sys.stdout.write(f"{name}: {'not given' if value is None else value}\n")
     for warning in warnings:
         _say(f"warning: {warning}")
     sys.stdout.write("the request is good; nothing was sent, nothing was paid\n")
@@ -139,7 +139,10 @@ async def watch(  # noqa: PLR0913 - one flag each
     _check_output(output)
     known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
-        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
+        snapshot = await session.client.snapshot(key)
+        known["run_id"] = snapshot.execution.run_id
+        if quiet and snapshot.status and snapshot.status.advice:
+            _say(f"{key}: {snapshot.status.advice}")
         await follow(session.client, key, console=console, quiet=quiet or as_json)
         outcome = await session.client.result(key)
     store = _open_store(settings)
@@ -156,7 +159,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
     if as_json:
         print_json({**known, **_snapshot_document(snapshot)})
         return Exit.DELIVERED
-    sys.stdout.write(f"{key}: {describe(snapshot)}\n")
+    sys.stdout.write(f"{key}: {describe(snapshot, advice=False)}\n")
     status = snapshot.status
     if status:
         facts = {
@@ -413,6 +416,9 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
     except NoWorker as error:
         raise CommandProblem(Exit.UNREACHABLE, "NoWorker", str(error), known=known) from None
     except (TemporalProblem, RPCError) as error:
+        if isinstance(error, RPCError) and error.status is RPCStatusCode.INVALID_ARGUMENT:
+            message = f"Temporal does not take this: {error}"
+            raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error), known=known) from None
     except asyncio.CancelledError:
         key = known.get("key")

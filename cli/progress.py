@@ -19,16 +19,16 @@ _REPEAT_SECONDS = 60.0
 """Without a terminal: say that it still runs, in case somebody follows a log."""
 
 
-def describe(snapshot: Snapshot) -> str:
-    """One line: stage, progress, looks, what is wrong, what comes next."""
+def describe(snapshot: Snapshot, *, advice: bool = True) -> str:
+    """One line: stage, progress, looks, what is wrong, what comes next, and what to do."""
     status = snapshot.status
     if not snapshot.running:
         return (status.stage if status else snapshot.execution.state.lower()).replace("_", " ")
     if status is None:
         stage = (snapshot.execution.stage or "starting").replace("_", " ")
-        return " · ".join([stage, *_problems(snapshot), "no worker answers just now"])
+        return " · ".join([stage, *_problems(snapshot, advice=advice), "no worker answers just now"])
     stage = status.stage.replace("_", " ") + (f" {status.progress} %" if status.progress is not None else "")
-    return " · ".join([stage, *_looks(status), *_problems(snapshot)])
+    return " · ".join([stage, *_looks(status), *_problems(snapshot, advice=advice)])
 
 
 def _looks(status: GenerationStatus) -> Iterator[str]:
@@ -38,7 +38,7 @@ def _looks(status: GenerationStatus) -> Iterator[str]:
         yield f"next in {max(0, (status.next_look_at - datetime.now(UTC)).total_seconds()):.0f} s"
 
 
-def _problems(snapshot: Snapshot) -> Iterator[str]:
+def _problems(snapshot: Snapshot, *, advice: bool) -> Iterator[str]:
     """What keeps it from going on, and what can be done."""
     for step in snapshot.steps:
         if step.problem:
@@ -46,7 +46,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
     status = snapshot.status
     if status and status.attention:
         yield f"{status.attention.replace('_', ' ')}: {status.last_problem or status.message}"
-        if status.advice:
+        if status.advice and advice:
             yield status.advice
 
 
@@ -118,4 +118,6 @@ class _Lines:
         if what == self._last and time.monotonic() - self._said_at < _REPEAT_SECONDS:
             return
         self._last, self._said_at = what, time.monotonic()
-        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {self._key}: {line}", highlight=False, markup=False)
+        # One line each, whatever the width: this is what logs and grep get.
+        line = f"{datetime.now(UTC):%H:%M:%S} {self._key}: {line}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -383,7 +383,10 @@ class VideoClient:
         except WorkflowUpdateFailedError as error:
             raise DecisionRejected(str(error.cause)) from None
         except RPCError as error:
-            raise _not_found(key, error) from None
+            if error.status is RPCStatusCode.NOT_FOUND:
+                execution, _ = await self._describe(key)  # where there is none at all, this says so
+                raise DecisionRejected(f"{key} has already ended: {execution.state.lower()}") from None
+            raise
 
     def _handle(self, key: str) -> WorkflowHandle[object, object]:
         return self._temporal.get_workflow_handle(workflow_id(key))
@@ -456,5 +459,5 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
 
 def _not_found(key: str, error: RPCError) -> Exception:
     if error.status is RPCStatusCode.NOT_FOUND:
-        return GenerationNotFound(f"there is no generation with the key {key!r} (or none that still runs)")
+        return GenerationNotFound(f"there is no generation with the key {key!r}")
     return error

@@ -3,13 +3,15 @@
 import time
 
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused
+from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused, TaskNotFound
 
 GOOD_FOR_SECONDS = 300.0
 """How long a good answer is believed. Field notes: at most 20 calls of such routes in 20 minutes."""
 
 _ROUTE_CLOSED = (403, 404, 405)
 _SUCCESS = 200
+_NO_TASK = "task_of_longtake_preflight"
+"""A task that no gateway has: its route is the one that must answer."""
 
 
 class Preflight:
@@ -22,7 +24,8 @@ class Preflight:
     async def check(self) -> None:
         """Ask for the list of models, which is free.
 
-        The route is optional: where an operator has closed it, or it fails by itself, nothing is concluded.
+        The route is optional: where an operator has closed it, the one that every gateway has is asked for a task that
+        does not exist. Where a route fails by itself, nothing is concluded.
 
         Raises:
             GatewayUnreachable: Nothing answers there.
@@ -38,9 +41,22 @@ class Preflight:
                 return
             raise
         except AnswerUnreadable as error:
-            if error.status != _SUCCESS:
-                return
-            raise
+            if error.status == _SUCCESS:
+                raise
+            await self._ask_for_a_task()
         except (AnswerLost, GatewayBusy):
             return
         self._good_until = time.monotonic() + GOOD_FOR_SECONDS
+
+    async def _ask_for_a_task(self) -> None:
+        try:
+            await self._gateway.query(_NO_TASK)
+        except (AnswerLost, GatewayBusy):
+            pass
+        except TaskNotFound as error:
+            if error.code is None:  # a web server's own 404
+                raise AnswerUnreadable(
+                    f"what answers there is no gateway: it knows neither models nor tasks (HTTP {error.status}); "
+                    "check LONGTAKE_GATEWAY_URL",
+                    status=error.status,
+                ) from None

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from longtake.models import GenerateVideoInput, Paid, PrepareOrder
+from longtake.models import GenerateVideoInput, Paid, PrepareOrder, SubmitOrder
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -51,6 +51,20 @@ async def test_the_gateway_is_asked_once_for_many_generations(
     for _ in range(5):
         await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request_for()))
     assert len(sim.ledger.entries) == 1
+
+
+async def test_a_task_to_take_over_is_looked_at_first(worker: Worker, request_for: Request) -> None:
+    order = PrepareOrder(key="theirs", request=request_for(task_id="task_mistyped"))
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
+    assert [problem.field for problem in failure.details.problems] == ["task_id"]
+
+
+async def test_a_task_to_take_over_that_is_there(worker: Worker, sim: Simulator, request_for: Request) -> None:
+    paid = await worker.run(worker.submission.submit_generation, SubmitOrder(key="ours", request=request_for()))
+    order = PrepareOrder(key="theirs", request=request_for(task_id=paid.task_id))
+    await worker.run(worker.submission.prepare_generation, order)
+    assert len(sim.ledger.submissions()) == 1
 
 
 async def test_a_wrong_key_is_told_before_anything_is_paid(hire: Hire, sim: Simulator, request_for: Request) -> None:
