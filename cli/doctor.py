@@ -22,7 +22,7 @@ from cli.exits import CommandProblem, Exit, print_json
 from cli.findings import Finding, Level, Site, TemporalSite, problem, warning
 from cli.generations import load_settings
 from cli.session import connect_when_healthy
-from longtake.settings import Settings
+from longtake.settings import Settings, SettingsProblem
 from longtake.storage import StoreProblem
 from longtake.temporal import TemporalProblem, connect, is_configured
 
@@ -88,6 +88,8 @@ async def _temporal(site: Site, stack: AsyncExitStack) -> list[Finding]:
         client = await _connect(site, stack)
     except (TemporalProblem, EmbeddedProblem) as error:
         lost = problem(str(error), "Mend the connection: generations stand still without Temporal.", unreachable=True)
+    except SettingsProblem as error:  # what the connection needs besides, such as the packages of traces
+        lost = problem(str(error), "Mend this first.")
     except TimeoutError:
         lost = problem(f"no answer within {LIMIT_SECONDS} s", "Mend TEMPORAL_ADDRESS or the network.", unreachable=True)
     else:

@@ -6,7 +6,7 @@ Those of Temporal: tests/end_to_end/test_e2e_doctor.py.
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from temporalio.client import Client
 
 from cli import check_parts, check_temporal, doctor
 from cli.check_parts import judge_clock
@@ -26,7 +27,7 @@ from cli.findings import Finding, Level, Site, ok
 from longtake.keyring import KeyRing, new_key, parse_keys
 from longtake.ledger import SubmissionLedger
 from longtake.reconciliation import CLOCKS
-from longtake.settings import Settings
+from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store
 from simulator import SimulatorSettings, serve
 from simulator.wire import Origin
@@ -332,3 +333,15 @@ async def test_a_check_that_fails_or_hangs_keeps_what_it_found(monkeypatch: pyte
         assert (first.part, first.what, last.level) == ("part", "so far", PROBLEM)
         assert words in last.what
         assert KEY not in last.what
+
+
+async def test_without_a_connection_the_rest_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cannot() -> Client:
+        raise SettingsProblem("traces: install the extra")
+
+    monkeypatch.setattr(doctor, "connect", cannot)
+    async with AsyncExitStack() as stack:
+        first, *others = await doctor._temporal(Site(Settings(), distributed=True), stack)
+    assert (first.part, first.level, first.what) == ("Temporal", PROBLEM, "traces: install the extra")
+    assert [finding.part for finding in others] == [*doctor.TEMPORAL][1:]
+    assert {finding.level for finding in others} == {WARNING}
