@@ -30,6 +30,8 @@ from tests.end_to_end.processes import (
     request,
 )
 
+pytestmark = pytest.mark.system
+
 WRONG_KEY = "sk-e2e-9876543210-wrong"
 RUNBOOK_FILTER = re.compile(r"(?:starter\.py list |--query )'([^']+)'")
 

@@ -34,6 +34,8 @@ from tests.end_to_end.temporal_cli import TemporalCli
 from tests.end_to_end.test_e2e_secrets import texts
 from worker import workflow_setup
 
+pytestmark = pytest.mark.system
+
 K1, K2, OTHER = (new_key(name) for name in ("k1", "k2", "other"))
 PLAIN_MARK = "okapi"
 """Stands in the prompts that were never encrypted: whoever looks for words must find this one."""

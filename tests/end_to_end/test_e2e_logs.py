@@ -55,7 +55,11 @@ async def test_a_worker_tells_whose_event_it_is(
     assert (end["request_id"], end["gateway_code"]) == (post["request_id"], "generate_failed")
 
     # A line of the SDK's own, about a look that failed.
-    (failed,) = [event for event in events if event["event"].startswith("Completing activity as failed")]
+    (failed,) = [
+        event
+        for event in events
+        if event["event"].startswith("Completing activity as failed") and event["workflow_id"] == "video-troubled"
+    ]
     (answer,) = [entry for entry in simulator.requests("troubled") if entry["status"] == 500]
     assert failed["logger"] == "temporalio.activity"
     assert (failed["workflow_id"], failed["activity"], failed["attempt"]) == ("video-troubled", "query_generation", 1)

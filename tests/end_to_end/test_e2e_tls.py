@@ -20,6 +20,8 @@ from tests.end_to_end.processes import (
 )
 from tests.end_to_end.tls_proxy import Authority, Certificate, Seen, tls_proxy
 
+pytestmark = pytest.mark.system
+
 KEY = "an-api-key-of-temporal-cloud"
 POLL = "/temporal.api.workflowservice.v1.WorkflowService/PollWorkflowTaskQueue"
 

@@ -17,6 +17,8 @@ from tests.end_to_end.processes import (
     secrets_in,
 )
 
+pytestmark = pytest.mark.system
+
 SERVER, CLIENT = 2, 3
 NO_OPENTELEMETRY = """
 import sys
@@ -120,7 +122,7 @@ async def test_off_means_off(
 
 async def test_a_missing_package_is_one_clear_message(starter: Starter, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_OPENTELEMETRY)
-    without = starter.but(PYTHONPATH=str(tmp_path), OTEL_TRACES_EXPORTER="otlp")
+    without = starter.executed().but(PYTHONPATH=str(tmp_path), OTEL_TRACES_EXPORTER="otlp")
     ended = await without("list")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1

@@ -26,6 +26,8 @@ from tests.end_to_end.processes import (
 )
 from worker import DEPLOYMENT
 
+pytestmark = pytest.mark.system
+
 FALLBACK = '        return generation.result("fallback", clip)\n'
 PATCHED = """\
         if workflow.patched("a-new-step"):

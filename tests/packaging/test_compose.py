@@ -130,9 +130,10 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
     assert named
     for name, value in named.items():
         default = defaults[name]
-        assert (value or None if default is None else TypeAdapter(type(default)).validate_strings(value)) == default, (
-            name
-        )
+        if value:
+            assert TypeAdapter(type(default)).validate_strings(value) == default, name
+        else:  # a variable that is set to nothing is not set
+            assert not default, name
 
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:

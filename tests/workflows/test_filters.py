@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fallback": ({"looks": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {}),
     "refused by safety": ({"looks": [generate_failed()]}, {}),
     "never sent": ({"prepare": [refusal("SubmissionRefused", "the key is refused", paid=Paid.NO)]}, {}),
-    "preparing": ({"prepare": [Held()]}, {}),
+    "preparing": ({"prepare": again(Held())}, {}),
     "in doubt": ({"submit": [UNKNOWN], "reconcile": again({})}, {}),
     "doubt ended": ({"submit": [UNKNOWN], "reconcile": again({}), "prepare": [GenerationPolicy()]}, {}),
     "asking": ({"looks": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {"on_extend_failed": "ask"}),
