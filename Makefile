@@ -74,9 +74,9 @@ comma := ,
 demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
 	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
 
-# Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
+# Most tests wait for timers and processes rather than compute: four at once suit two cores. A file's tests stay
 # together, and the longest files begin.
-SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
+SIDE_BY_SIDE := -m "not system" -n 4 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \

@@ -164,13 +164,22 @@ async def test_an_extension_gateway_is_tried_with_its_own_key(gateway: Any) -> N
     assert (path[0], "LONGTAKE_EXTEND_PATH" in path[1]) == (PROBLEM, True)
 
 
+async def test_a_gateway_that_keeps_its_list_of_models_closed() -> None:
+    closed = saying("<html>closed</html>", "/v1/models", status_code=404)
+    no_task = '{"code": "task_not_exist", "message": "task_not_exist"}'
+    closed.router.routes += saying(no_task, "/v1/videos/{task}", status_code=400).router.routes
+    async with served(closed) as url:
+        (found,) = await findings(check_parts.gateway, gateway_url=url, gateway_api_key=KEY)
+    assert (found[0], "closed (HTTP 404)" in found[1]) == (OK, True)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "level"),
     [
         (401, '{"error": {"message": "无效的令牌", "code": ""}}', PROBLEM),
         (403, '{"error": {"message": "no quota", "code": "insufficient_user_quota"}}', PROBLEM),
         (403, "<html>closed</html>", WARNING),
-        (404, "{}", OK),
+        (404, "{}", PROBLEM),  # nor has it tasks
         (429, "{}", WARNING),
         (502, "{}", PROBLEM),
         (200, "<html>a page</html>", PROBLEM),

@@ -243,7 +243,7 @@ def test_the_plain_start_uses_the_names_that_others_depend_on() -> None:
         options = dict(pairwise(words))
         assert options["--type"] == WORKFLOW_TYPE
         assert options["--task-queue"] == TASK_QUEUE
-        assert options["--workflow-id"] == workflow_id("order-17")
+        assert options["--workflow-id"] == workflow_id("order-19")
 
 
 def test_the_python_examples_compile_and_import_what_exists() -> None:

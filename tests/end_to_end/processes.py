@@ -235,14 +235,16 @@ class WorkerProcess:
         self._log = folder / "worker.log"
         self._ready = folder / "ready"
         self._env = dict(env)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; `ready` tells when it polls."""
         self._ready.unlink(missing_ok=True)
+        # Another tree has other code, and another PYTHONPATH other packages: there is nothing that could be shared.
+        start = Forked if self._root == ROOT and "PYTHONPATH" not in self._env else subprocess.Popen
         command = [sys.executable, str(self._root / "worker.py"), "--ready-file", str(self._ready)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
+        with self._log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            self._process = start(command, env=self._env, stdin=nothing, stdout=log, stderr=log)
 
     def ready(self) -> bool:
         assert self._process is not None
@@ -277,7 +279,7 @@ class WorkerProcess:
 
     def stop(self) -> None:
         if self._process and self._process.poll() is None:
-            self._process.terminate()
+            self.signal(signal.SIGTERM)
             try:
                 self._process.wait(timeout=20)
             except subprocess.TimeoutExpired:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from longtake.temporal import SEARCH_ATTRIBUTES
 from tests.end_to_end.processes import (
     API_KEY,
@@ -13,6 +15,8 @@ from tests.end_to_end.processes import (
     eventually,
     flags,
 )
+
+pytestmark = pytest.mark.system
 
 
 async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator: SimulatorProcess) -> None:
