@@ -74,18 +74,18 @@ comma := ,
 demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
 	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
 
-# Most tests wait for timers and processes rather than compute: four at once suit two cores. A file's tests stay
+# Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
 # together, and the longest files begin.
-SIDE_BY_SIDE := -m "not system" -n 4 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
+SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo 'Left out: Chromium and Prometheus (tests/system), TLS, encryption, traces, worker versions and doctor on whole installations: make test-system'; \
+	echo 'Left out: Chromium and Prometheus (tests/system), and whole installations with TLS, encryption, traces, versions, operators at work: make test-system'; \
 	exit $$ended
 
 test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.
 	@sh tests/system/install.sh
-	@$(BIN)/python -m pytest -m system -n 2 --dist loadfile tests/system tests/end_to_end $(ARGS)
+	@$(BIN)/python -m pytest -m system -n 2 --dist loadfile tests/system tests $(ARGS)
 
 screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real browser.
 	@sh tests/system/install.sh

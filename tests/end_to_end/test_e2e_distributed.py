@@ -221,13 +221,18 @@ class Distributed:
         assert (begun.code, is_open.code, is_open.out) == (0, 0, "open\n"), (begun.err, is_open.err)
         assert begun.json()["started"] is True
         assert {"key", "workflow_id", "run_id"} <= {*begun.json()}
-        while (await generations.snapshot("open")).status is None:  # noqa: ASYNC110 - the worker has much to do just now
-            await asyncio.sleep(0.3)
+
+        async def answered() -> Finished:
+            """Its status, from a worker that has much to do just now."""
+            while True:
+                run = await self._starter("status", "open", "--json")
+                if run.code or run.json()["status"]:
+                    return run
 
         watched, result, status, table, rows = await asyncio.gather(
             self._starter("watch", "seen"),
             self._starter("result", "seen", "--output", str(self._folder / "copy.mp4")),
-            self._starter("status", "open", "--json"),
+            answered(),
             self._starter("list"),
             self._starter("list", 'VideoModel="veo_3_1-fast-remix"', "--json"),
         )

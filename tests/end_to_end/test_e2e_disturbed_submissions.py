@@ -31,6 +31,8 @@ from tests.end_to_end.processes import (
 )
 from tests.end_to_end.temporal_cli import TemporalCli
 
+pytestmark = pytest.mark.system
+
 INSTANTS = 14
 """How many generations are at different points of their submission when their worker is stopped."""
 SHORT_EXCHANGE = {"LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "4"}

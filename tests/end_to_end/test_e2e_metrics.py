@@ -13,6 +13,8 @@ from cli.session import EmbeddedWorker
 from longtake.settings import Settings
 from tests.end_to_end.processes import ROOT, DevServer, Starter, environment
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def taken() -> Iterator[str]:

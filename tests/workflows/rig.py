@@ -61,7 +61,7 @@ from worker import workflow_setup
 
 IDENTITY: Final = "tests"
 """Instead of `<pid>@<host>`: it is written into every event, and histories are committed."""
-PATIENCE_SECONDS: Final = 8
+PATIENCE_SECONDS: Final = 40
 """Real time that something which needs no waiting may take on a busy machine."""
 
 TASK_ID: Final = "task_5f2c"

@@ -35,7 +35,7 @@ from tests.workflows.rig import (
 )
 from workflows import delivering
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 DOCS = Path(__file__).parents[2] / "docs" / "ui.md"
 POLICY = GenerationPolicy(

@@ -14,6 +14,8 @@ from longtake.temporal import connect, workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import FULL_VIDEO, REQUEST, Rig, Script, completed, delivered, refusal, rig_on
 
+pytestmark = pytest.mark.system
+
 TEXTS = {name: REQUEST[name] for name in ("prompt", "prompt_extend")}
 SOON = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)))
 PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
