@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TypedDict
 
@@ -106,9 +107,21 @@ def deployment(settings: Settings) -> WorkerDeploymentConfig:
     )
 
 
+class Part(StrEnum):
+    """What a process may be restricted to, so that looks and downloads can grow without more submissions at once."""
+
+    SUBMISSION = "submission"
+    GENERAL = "general"
+
+
 @asynccontextmanager
-async def running_workers(client: Client, settings: Settings) -> AsyncIterator[tuple[Worker, Worker]]:
-    """Both workers of this process, polling, for the time of the block; leaving it drains them.
+async def running_workers(client: Client, settings: Settings, only: Part | None = None) -> AsyncIterator[None]:
+    """The workers of this process, polling, for the time of the block; leaving it drains them.
+
+    Args:
+        client: Connected.
+        settings: The environment.
+        only: One part; another process must do the other.
 
     Raises:
         SettingsProblem: The gateway is not configured.
@@ -118,35 +131,38 @@ async def running_workers(client: Client, settings: Settings) -> AsyncIterator[t
         submission, polling, delivery = await _activities(settings, stack)
         drain = settings.submit_timeout + DRAIN_MARGIN
         version = deployment(settings)
-        general = Worker(
-            client,
-            task_queue=TASK_QUEUE,
-            activities=[
-                submission.prepare_generation,
-                submission.record_submission,
-                submission.reconcile_submission,
-                submission.settle_submission,
-                polling.query_generation,
-                delivery.deliver_video,
-            ],
-            deployment_config=version,
-            max_concurrent_activities=64,
-            graceful_shutdown_timeout=drain,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            **workflow_setup(),
-        )
-        submitting = Worker(
-            client,
-            task_queue=SUBMISSION_TASK_QUEUE,
-            activities=[submission.submit_generation, submission.submit_extension],
-            deployment_config=version,
-            interceptors=[LogContext()],
-            max_concurrent_activities=settings.submit_concurrency,
-            graceful_shutdown_timeout=drain,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-        )
-        async with general, submitting:
-            yield general, submitting
+        if only is not Part.SUBMISSION:
+            general = Worker(
+                client,
+                task_queue=TASK_QUEUE,
+                activities=[
+                    submission.prepare_generation,
+                    submission.record_submission,
+                    submission.reconcile_submission,
+                    submission.settle_submission,
+                    polling.query_generation,
+                    delivery.deliver_video,
+                ],
+                deployment_config=version,
+                max_concurrent_activities=64,
+                graceful_shutdown_timeout=drain,
+                max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+                **workflow_setup(),
+            )
+            await stack.enter_async_context(general)
+        if only is not Part.GENERAL:
+            submitting = Worker(
+                client,
+                task_queue=SUBMISSION_TASK_QUEUE,
+                activities=[submission.submit_generation, submission.submit_extension],
+                deployment_config=version,
+                interceptors=[LogContext()],
+                max_concurrent_activities=settings.submit_concurrency,
+                graceful_shutdown_timeout=drain,
+                max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            )
+            await stack.enter_async_context(submitting)
+        yield
 
 
 async def _activities(
@@ -213,7 +229,9 @@ async def _fetcher(
     )
 
 
-async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool) -> int:
+async def main(
+    ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool, only: Part | None = None
+) -> int:
     """Run until SIGTERM or SIGINT, or what the flags say, then drain.
 
     Returns:
@@ -236,7 +254,7 @@ async def main(ready_file: Path | None, *, stop_with_parent: bool, exit_when_idl
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with _measuring(client, settings), running_workers(client, settings):
+        async with _measuring(client, settings), running_workers(client, settings, only):
             logger.info(
                 "worker ready",
                 extra={"version": __version__, "build": settings.build_id, "store": settings.store_location},
@@ -319,11 +337,19 @@ async def _idle(client: Client) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
+    parser.add_argument(
+        "--only", type=Part, choices=[*Part], help="take this part of the work; another worker must take the other"
+    )
     parser.add_argument("--stop-with-parent", action="store_true", help="drain when the parent process has ended")
     parser.add_argument("--exit-when-idle", action="store_true", help="drain when no generation runs any more")
     flags = parser.parse_args()
     code = asyncio.run(
-        main(flags.ready_file, stop_with_parent=flags.stop_with_parent, exit_when_idle=flags.exit_when_idle)
+        main(
+            flags.ready_file,
+            stop_with_parent=flags.stop_with_parent,
+            exit_when_idle=flags.exit_when_idle,
+            only=flags.only,
+        )
     )
     # The SDK's native threads abort a short-lived interpreter at exit now and then (sdk-python issue 300).
     sys.stdout.flush()

@@ -228,8 +228,9 @@ class DevServer:
 class WorkerProcess:
     """`python worker.py`, killed and started again as often as a test likes; all of them write one log."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], *, root: Path = ROOT) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], *flags: str, root: Path = ROOT) -> None:
         """Not started yet; `root` is the tree whose `worker.py` is run."""
+        self._flags = flags
         folder.mkdir(parents=True, exist_ok=True)
         self._root = root
         self._log = folder / "worker.log"
@@ -242,7 +243,7 @@ class WorkerProcess:
         self._ready.unlink(missing_ok=True)
         # Another tree has other code, and another PYTHONPATH other packages: there is nothing that could be shared.
         start = Forked if self._root == ROOT and "PYTHONPATH" not in self._env else subprocess.Popen
-        command = [sys.executable, str(self._root / "worker.py"), "--ready-file", str(self._ready)]
+        command = [sys.executable, str(self._root / "worker.py"), "--ready-file", str(self._ready), *self._flags]
         with self._log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             self._process = start(command, env=self._env, stdin=nothing, stdout=log, stderr=log)
 

@@ -1,5 +1,6 @@
 """A namespace without the search attributes: a worker says so and takes nothing; `starter.py setup` mends it."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,41 @@ import pytest
 from longtake.temporal import SEARCH_ATTRIBUTES
 from tests.end_to_end.processes import (
     API_KEY,
+    MARK,
     DevServer,
     SimulatorProcess,
+    Site,
     Starter,
     WorkerProcess,
     environment,
     eventually,
     flags,
+    request,
 )
 
 pytestmark = pytest.mark.system
+
+
+async def test_two_workers_that_share_the_work(tmp_path: Path, simulator: SimulatorProcess) -> None:
+    site = Site(tmp_path, environment(LONGTAKE_GATEWAY_URL=simulator.url, LONGTAKE_GATEWAY_API_KEY=API_KEY))
+    general = WorkerProcess(tmp_path / "general", site.env, "--only", "general")
+    submission = WorkerProcess(tmp_path / "submission", site.env, "--only", "submission")
+    prompt = f"shared {MARK} [sim:ok,label=shared]"
+    try:
+        await site.start_server()
+        client = await site.client()
+        await general.restart()
+        await client.start("shared", request(prompt))
+        while (await client.snapshot("shared")).execution.stage != "submitting":  # noqa: ASYNC110 - a server is asked
+            await asyncio.sleep(0.2)
+        assert simulator.posts(prompt) == []
+        await submission.restart()
+        assert (await client.result("shared")).outcome == "full"
+        assert simulator.paid(prompt) == 1
+    finally:
+        for worker in (general, submission):
+            worker.stop()
+        site.stop()
 
 
 async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator: SimulatorProcess) -> None:

@@ -30,7 +30,7 @@ BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy/temporal"
 
 JOBS = {"temporal-schema", "temporal-setup"}
-OURS = {"worker", "simulator", "codec-server"}
+OURS = {"worker", "worker-submission", "simulator", "codec-server"}
 METRICS = {"prometheus", "grafana"}
 BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
 
@@ -298,19 +298,25 @@ async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_
     assert not missing
     assert SEARCH_ATTRIBUTES
 
-    # Now the worker, from its code alone, with its command and its environment; only addresses and folders differ.
+    # Now the workers, from their code alone, with command and environment; only addresses and folders differ.
     image = tmp_path / "image"
     image.mkdir()
     for source in ("longtake", "activities", "workflows", "cli", "worker.py"):
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         copy(ROOT / source, image / source)
-    ready = tmp_path / "ready"
-    service = services["worker"]
+    for name in ("worker", "worker-submission"):
+        await run_worker(services[name], image, temporal_address, namespace)
+
+
+async def run_worker(service: dict[str, Any], image: Path, address: str, namespace: str) -> None:
+    """Run a service's command until it is ready, and drain it."""
+    ready = image / "ready"
+    ready.unlink(missing_ok=True)
     command = [sys.executable if word == "python" else word for word in service["command"]]
     environment = {name: value for name, value in service["environment"].items() if value is not None} | {
-        "TEMPORAL_ADDRESS": temporal_address,
+        "TEMPORAL_ADDRESS": address,
         "TEMPORAL_NAMESPACE": namespace,
-        "LONGTAKE_STORE_URL": (tmp_path / "store").as_uri(),
+        "LONGTAKE_STORE_URL": (image.parent / "store").as_uri(),
         "LONGTAKE_METRICS_ADDRESS": f"127.0.0.1:{free_port()}",
     }
     assert command[-2] == "--ready-file"

@@ -107,7 +107,7 @@ def test_panels_have_a_place_and_a_name_of_their_own() -> None:
 def test_the_metrics_are_collected_from_where_the_workers_serve_them() -> None:
     (job,) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
-    assert discovery["names"] == ["worker"]
+    assert discovery["names"] == ["worker", "worker-submission"]
     assert SERVICES["worker"]["environment"]["LONGTAKE_METRICS_ADDRESS"] == f"0.0.0.0:{discovery['port']}"
     assert "--config.file=/etc/prometheus/prometheus.yml" in SERVICES["prometheus"]["command"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
