@@ -170,7 +170,9 @@ class StoreFolder:
         if not self._away.exists():
             return
         if self.folder.exists():
-            self.recreated += [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+            written = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
+            # A probe of a worker that is just starting is no record: nobody looks for it again.
+            self.recreated += [str(path) for path in written if path.parts[0] != "probe"]
             self.folder.rename(self.folder.with_name(f"store-recreated-{time.time():.0f}"))
         self._away.rename(self.folder)
 

@@ -42,7 +42,8 @@ class Embedded:
 
     async def two_commands_share_what_they_start(self) -> None:
         starter, data, prompt = self._place("a shared folder")
-        prompts = [f"{prompt} {number}" for number in range(2)]
+        # Long enough that neither has ended before the other one has begun, however busy the machine is.
+        prompts = [prompt.replace("sim:ok", f"sim:ok,seconds={600 + number}") for number in range(2)]
         commands = [
             starter.start("generate", *flags(prompt), "--key", f"shared-{number}", "--json")
             for number, prompt in enumerate(prompts)
