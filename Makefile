@@ -80,7 +80,7 @@ SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile tests/end_to_end tests/chao
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo 'Left out: Chromium and Prometheus (tests/system), and whole installations with TLS, encryption, traces, versions, operators at work: make test-system'; \
+	echo 'Left out: Chromium and Prometheus (tests/system), and whole installations with TLS, encryption, traces, versions, kills, operators at work: make test-system'; \
 	exit $$ended
 
 test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.

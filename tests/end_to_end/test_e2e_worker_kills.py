@@ -28,6 +28,8 @@ from tests.end_to_end.processes import (
     told,
 )
 
+pytestmark = pytest.mark.system
+
 SITES, ROUNDS, AT_ONCE = 2, 4, 2
 LIFE_SECONDS = 5.5
 """From the start to the stored video."""
