@@ -75,8 +75,8 @@ demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the
 	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
 
 # Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
-# together, and the longest files begin.
-SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile --no-loadscope-reorder tests/chaos tests/end_to_end tests/activities tests/workflows tests
+# together.
+SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile tests/end_to_end tests/chaos tests/activities tests/workflows tests
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
