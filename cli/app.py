@@ -348,10 +348,7 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
         code = asyncio.run(work)
     except SettingsProblem as problem:  # traces are wanted, and cannot be written
         code = Exit.USAGE
-        if as_json:
-            print_json(error_document(CommandProblem(code, "InvalidSettings", str(problem)), {}))
-        else:
-            typer.echo(f"InvalidSettings: {problem}", err=True)
+        _complain(CommandProblem(code, "InvalidSettings", str(problem)))
     except CommandProblem as problem:
         code = problem.code
         known = problem.known or ({"key": key} if key else {})

@@ -24,6 +24,7 @@ from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import KeyRing, PayloadUnreadable
+from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
@@ -35,7 +36,6 @@ Findings = AsyncIterator[Finding]
 _QUICK = timedelta(seconds=10)
 """For one answer: a person waits, at a machine that may be busy."""
 _SUCCESS = 200
-LEDGER_IDENTITY = "submit/identity"
 _MEBIBYTE = 2**20
 _LEAST_FREE_BYTES = 256 * _MEBIBYTE
 """Below it the next video of an ordinary size may not fit."""
@@ -320,7 +320,9 @@ async def _look(url: str, key: SecretStr, named: str, setting: str) -> Finding:
             try:
                 offered = await client.list_models()
             except AnswerUnreadable as error:
-                await Preflight(client).check()  # whether it is a gateway at all
+                if error.status == _SUCCESS:
+                    raise  # a web page
+                await Preflight(client).ask_for_a_task()  # whether it is a gateway at all
                 return ok(f"it answers {named}; its list of models is closed (HTTP {error.status})")
     except (GatewayError, ValueError) as error:
         return _trouble(error, named, setting)

@@ -12,9 +12,10 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, DescribeTaskQueueResponse
 from temporalio.client import Client
 
-from cli.check_parts import LEDGER_IDENTITY, judge_clock
+from cli.check_parts import judge_clock
 from cli.findings import Finding, TemporalSite, ok, problem, warning
 from longtake.keyring import PayloadUnreadable
+from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.metrics import PAYING_ACTIVITIES
 from longtake.models import Attention

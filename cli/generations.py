@@ -78,7 +78,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     embedded = not is_configured()
     if embedded:
         await _check_gateway(settings)
-    known: dict[str, Any] = {"key": key, "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(key)
     async with open_session(settings, worker=True, stay_behind=not order.wait) as session, _errors(known):
         run_id, started = await session.client.start(key, request)
         known["run_id"] = run_id
@@ -137,7 +137,7 @@ async def watch(  # noqa: PLR0913 - one flag each
     """Follow until the end; `result` is the quiet form of it."""
     settings = load_settings(data_dir)
     _check_output(output)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(_checked_key(key))
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
@@ -152,7 +152,7 @@ async def watch(  # noqa: PLR0913 - one flag each
 async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """One look at a generation."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(_checked_key(key))
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
@@ -218,7 +218,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
 async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Ask it to stop waiting."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(_checked_key(key))
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         before = await session.client.snapshot(key)
         known["run_id"] = before.execution.run_id
@@ -249,7 +249,7 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
 async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Look now."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(_checked_key(key))
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         known["run_id"] = (await session.client.snapshot(key)).execution.run_id
         status = await session.client.resume(key)
@@ -260,7 +260,7 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
 async def decide(key: str, action: str, task_id: str | None, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Send a decision."""
     settings = load_settings(data_dir)
-    known: dict[str, Any] = {"key": _checked_key(key), "workflow_id": workflow_id(key), "run_id": ""}
+    known = _known(_checked_key(key))
     try:
         decision = Decision(action=DecisionAction(action), task_id=task_id)
     except (ValueError, ValidationError):
@@ -368,6 +368,11 @@ def error_details(error: GatewayError) -> FailureDetails:
         gateway_message=error.gateway_message,
         request_id=error.request_id,
     )
+
+
+def _known(key: str) -> dict[str, Any]:
+    """What is told of a generation even where the rest fails; the run is added when it is found."""
+    return {"key": key, "workflow_id": workflow_id(key), "run_id": ""}
 
 
 def _checked_key(key: str) -> str:

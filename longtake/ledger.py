@@ -41,12 +41,13 @@ from longtake.storage import Store, StoreProblem
 logger = logging.getLogger(__name__)
 
 PREFIX = "submit"
+IDENTITY = f"{PREFIX}/identity"
+"""Where the store keeps which ledger it holds."""
 MARGIN = timedelta(seconds=30)
 """Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
 
 _CLOCK_SKEW = timedelta(hours=1)
 """Between the store's clock and ours, when records are chosen by their age."""
-_IDENTITY = f"{PREFIX}/identity"
 _LONGEST_APPROACH_SECONDS = 55.0
 """From the walk through the slots to the first byte: images are read and a connection is made. An attempt that took
 longer was stopped on the way, and what the ledger said then may not hold any more."""
@@ -250,7 +251,7 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not take it.
         """
         try:
-            await self._store.create(_IDENTITY, _Identity(identity=uuid.uuid4().hex).model_dump_json().encode())
+            await self._store.create(IDENTITY, _Identity(identity=uuid.uuid4().hex).model_dump_json().encode())
         except StoreProblem as error:
             raise LedgerUnavailable(
                 f"the submission ledger cannot be written: {error}", needs_operator=error.needs_operator
@@ -267,7 +268,7 @@ class SubmissionLedger:
             if attempt:  # a folder that was away for a moment looks the same
                 await asyncio.sleep(0.1 * 2**attempt)
             try:
-                content = await self._store.get(_IDENTITY)
+                content = await self._store.get(IDENTITY)
                 if content is not None:
                     return _Identity.model_validate_json(content).identity
             except StoreProblem as error:
@@ -516,7 +517,7 @@ class SubmissionLedger:
         try:
             async for path, modified in self._store.entries(PREFIX):
                 slot, _, name = path.rpartition("/")
-                if path == _IDENTITY or slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
+                if path == IDENTITY or slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
                     continue
                 if name == "intent" and (intent := await self._read(Intent, path)):
                     intents[slot] = intent

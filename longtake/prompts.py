@@ -5,7 +5,6 @@ From any language: write the text as UTF-8 to `prompts/<sha256 of these bytes, i
 URL, and give that path instead of the text.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from longtake.catalog import MAX_PROMPT_CHARACTERS, InvalidRequest, is_in_store, prompt_path, prompt_problems
@@ -67,12 +66,12 @@ async def read_prompt(store: Store, field: str, prompt: str) -> str:
             f"{prompt} is not in the store" if size is None else f"must be at most {MAX_PROMPT_CHARACTERS:,} characters"
         )
         raise InvalidRequest((Problem(field=field, rule=f"{rule}: store it again"),))
-    if f"prompts/{hashlib.sha256(content).hexdigest()}.txt" != prompt:
-        raise InvalidRequest((Problem(field=field, rule=f"{prompt} is not what its name says: store it again"),))
     try:
         text = content.decode()
     except UnicodeDecodeError:
         raise InvalidRequest((Problem(field=field, rule=f"{prompt} must be UTF-8: store it again"),)) from None
+    if prompt_path(text) != prompt:
+        raise InvalidRequest((Problem(field=field, rule=f"{prompt} is not what its name says: store it again"),))
     if problems := tuple(prompt_problems(field, text)):
         raise InvalidRequest(problems)
     return text

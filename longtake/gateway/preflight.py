@@ -43,12 +43,19 @@ class Preflight:
         except AnswerUnreadable as error:
             if error.status == _SUCCESS:
                 raise
-            await self._ask_for_a_task()
+            await self.ask_for_a_task()
         except (AnswerLost, GatewayBusy):
             return
         self._good_until = time.monotonic() + GOOD_FOR_SECONDS
 
-    async def _ask_for_a_task(self) -> None:
+    async def ask_for_a_task(self) -> None:
+        """Ask for one that does not exist: a gateway says so in its own words.
+
+        Raises:
+            GatewayUnreachable: Nothing answers there.
+            KeyRefused: The key is not accepted (401).
+            AnswerUnreadable: What answers there is no gateway.
+        """
         try:
             await self._gateway.query(_NO_TASK)
         except (AnswerLost, GatewayBusy):

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -23,36 +22,20 @@ from temporalio.service import RPCError
 
 from longtake.settings import Settings, variable_names
 from longtake.temporal import SEARCH_ATTRIBUTES, missing_search_attributes
+from tests.packaging.services import BARE, BIN, ROOT, compose, ended, free_port, read_services
 from worker import DRAIN_MARGIN
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy/temporal"
 
 JOBS = {"temporal-schema", "temporal-setup"}
 OURS = {"worker", "worker-submission", "simulator", "codec-server"}
 METRICS = {"prometheus", "grafana"}
-BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-
-
-def compose(*arguments: str, env_file: str = ".env.example", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "docker-compose", "--env-file", env_file, "--profile", "*", "config", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=BARE | environment,
-    )
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     """The services with the values of `.env.example` filled in."""
-    told = compose("--format", "json")
-    assert told.returncode == 0, told.stderr
-    found: dict[str, Any] = json.loads(told.stdout)["services"]
-    return found
+    return read_services()
 
 
 @pytest.fixture(scope="module")
@@ -235,23 +218,6 @@ def test_the_schema_job_stops_at_an_error(tmp_path: Path) -> None:
 
 
 # --- The programs, as the file starts them ----------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def ended(process: asyncio.subprocess.Process) -> int:
-    """Stop a process that was started here."""
-    if process.returncode is None:
-        process.terminate()
-    try:
-        return await asyncio.wait_for(process.wait(), 30)
-    except TimeoutError:
-        process.kill()
-        return await process.wait()
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ set -eu
 missing=""
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v prometheus >/dev/null || missing="$missing prometheus"
+# Health checks of docker-compose.yml are run by these.
+command -v busybox >/dev/null || missing="$missing busybox"
+command -v pg_isready >/dev/null || missing="$missing postgresql-client"
 # The gateway answers in Chinese, and screenshots are to show it.
 [ -n "$(fc-list :lang=zh 2>/dev/null)" ] || missing="$missing fontconfig fonts-wqy-microhei"
 [ -n "$missing" ] || exit 0
