@@ -17,18 +17,15 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from temporalio.client import Client
-from temporalio.service import RPCError
 
 from longtake.settings import Settings, variable_names
-from longtake.temporal import SEARCH_ATTRIBUTES, missing_search_attributes
 from tests.packaging.services import BARE, BIN, ROOT, compose, ended, free_port, read_services
 from worker import DRAIN_MARGIN
 
 DEPLOY = ROOT / "deploy/temporal"
 
-JOBS = {"temporal-schema", "temporal-setup"}
-OURS = {"worker", "worker-submission", "simulator", "codec-server"}
+JOBS = {"temporal-schema", "temporal-namespace", "setup"}
+OURS = {"setup", "worker", "worker-submission", "simulator", "codec-server"}
 METRICS = {"prometheus", "grafana"}
 
 
@@ -235,53 +232,47 @@ async def temporal_address() -> AsyncIterator[str]:
         await ended(server)
 
 
-async def set_up(address: str, namespace: str) -> None:
-    """Run the set-up job, which itself waits for the server."""
+async def run_job(*command: str | Path, environment: dict[str, str], cwd: Path = ROOT) -> str:
+    """What a job says that ends well."""
     job = await asyncio.create_subprocess_exec(
-        *("sh", DEPLOY / "setup.sh"),
-        env=BARE | {"PATH": f"{BIN}:{BARE['PATH']}", "TEMPORAL_ADDRESS": address, "TEMPORAL_NAMESPACE": namespace},
+        *command,
+        cwd=cwd,
+        env=BARE | {"PATH": f"{BIN}:{BARE['PATH']}"} | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
     told, _ = await job.communicate()
     assert job.returncode == 0, told.decode()
+    return told.decode()
 
 
-async def test_the_set_up_job_and_the_worker(services: dict[str, Any], temporal_address: str, tmp_path: Path) -> None:
-    namespace = "video"
-    await set_up(temporal_address, namespace)
-    await set_up(temporal_address, namespace)
-
-    client = await Client.connect(temporal_address, namespace=namespace)
-    for _ in range(100):
-        try:
-            missing: tuple[str, ...] = await missing_search_attributes(client)
-        except RPCError:
-            missing = ("everything",)
-        if not missing:
-            break
-        await asyncio.sleep(0.1)
-    assert not missing
-    assert SEARCH_ATTRIBUTES
-
-    # Now the workers, from their code alone, with command and environment; only addresses and folders differ.
+async def test_the_jobs_and_the_workers(services: dict[str, Any], temporal_address: str, tmp_path: Path) -> None:
+    """From our code alone, with the commands and environments of the file; only addresses and folders differ."""
     image = tmp_path / "image"
     image.mkdir()
-    for source in ("longtake", "activities", "workflows", "cli", "worker.py"):
+    for source in ("longtake", "activities", "workflows", "cli", "worker.py", "starter.py"):
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         copy(ROOT / source, image / source)
+
+    here = {"TEMPORAL_ADDRESS": temporal_address, "TEMPORAL_NAMESPACE": "video"}
+    jobs = services["temporal-namespace"], services["setup"]
+    assert all(here.keys() <= job["environment"].keys() for job in jobs)
+    for _ in range(2):  # every start of the containers runs them again
+        await run_job("sh", DEPLOY / "namespace.sh", environment=here)
+    said = [await run_job(*services["setup"]["command"], environment=here, cwd=image) for _ in range(2)]
+    assert said[0].startswith("registered: VideoModel, ")
+    assert said[1] == "everything is registered already\n"
     for name in ("worker", "worker-submission"):
-        await run_worker(services[name], image, temporal_address, namespace)
+        await run_worker(services[name], image, here)
 
 
-async def run_worker(service: dict[str, Any], image: Path, address: str, namespace: str) -> None:
+async def run_worker(service: dict[str, Any], image: Path, here: dict[str, str]) -> None:
     """Run a service's command until it is ready, and drain it."""
     ready = image / "ready"
     ready.unlink(missing_ok=True)
     command = [sys.executable if word == "python" else word for word in service["command"]]
-    environment = {name: value for name, value in service["environment"].items() if value is not None} | {
-        "TEMPORAL_ADDRESS": address,
-        "TEMPORAL_NAMESPACE": namespace,
+    environment = {name: value for name, value in service["environment"].items() if value is not None}
+    environment |= here | {
         "LONGTAKE_STORE_URL": (image.parent / "store").as_uri(),
         "LONGTAKE_METRICS_ADDRESS": f"127.0.0.1:{free_port()}",
     }

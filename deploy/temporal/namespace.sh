@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the namespace and the search attributes that longtake's workflows set. Can be run again.
+# Make the namespace; `starter.py setup` then registers the search attributes in it. Can be run again.
 # Wants TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, which the `temporal` CLI reads itself.
 set -eu
 
@@ -19,8 +19,4 @@ again temporal operator cluster health
 if ! temporal operator namespace describe >/dev/null 2>&1; then
     temporal operator namespace create --namespace "$TEMPORAL_NAMESPACE" --retention "$RETENTION"
 fi
-# One at a time: given several names and one type, the CLI makes the first and says nothing of the others.
-# An attribute that is there already, with the same type, is left alone.
-for name in VideoModel VideoStage VideoOutcome VideoAttention VideoPaid GatewayTaskId; do
-    again temporal operator search-attribute create --name "$name" --type Keyword
-done
+again temporal operator search-attribute list >/dev/null
