@@ -106,6 +106,7 @@ async def details(page: Page, play: Play, key: str) -> str:
     for number in range(3):
         body = frames.nth(number).content_frame.locator("body")
         await expect(body).not_to_be_empty()
+        await expect(body).not_to_have_text("No Current Details")  # until the worker has answered
         told += await body.inner_text() + "\n"
     return re.sub(r"\s+", " ", told)
 
