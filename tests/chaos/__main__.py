@@ -14,6 +14,7 @@ from tests.chaos.plan import make_plan
 from tests.chaos.report import Report, examine
 from tests.chaos.run import Run, Say
 from tests.chaos.site import Site
+from tests.chaos.stores import BucketStore, FolderStore
 
 _OVERTIME_SECONDS = 180.0
 """For starting everything and for the examination; after that the run is broken off."""
@@ -29,7 +30,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, say: Say) -> Report:
+async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, say: Say, s3: bool = False) -> Report:
     """Play the plan of a seed and examine what came of it; all its processes are gone when this ends.
 
     Args:
@@ -38,9 +39,10 @@ async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, sa
         seconds: How long it may take until the last one has ended. The hard limit is three minutes more.
         folder: Where everything lies; must exist.
         say: Told what happens meanwhile.
+        s3: Whether the store is a bucket behind a faulty network, instead of a folder.
     """
     plan = make_plan(seed, generations, seconds)
-    site = Site(folder, plan)
+    site = Site(folder, plan, BucketStore(folder, seed) if s3 else FolderStore(folder / "store"))
     async with asyncio.timeout(seconds + _OVERTIME_SECONDS), site.running():
         run = Run(plan, site, say)
         await run.play()
@@ -61,6 +63,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=240, metavar="S", help="until the last one has ended (240)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help=_SEED_HELP)
     parser.add_argument("--folder", type=Path, help="where to keep everything (a temporary folder, kept on failure)")
+    parser.add_argument("--s3", action="store_true", help="the store is a bucket behind a faulty network")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="longtake-chaos-"))
     run_folder = folder / f"seed-{arguments.seed}"
@@ -77,6 +80,7 @@ async def main() -> int:
         seconds=arguments.seconds,
         folder=run_folder,
         say=_say,
+        s3=arguments.s3,
     )
     _say(report.text())
     if not report.good:

@@ -1,15 +1,12 @@
 """What a run shows: the figures, and whatever is not as it must be, by name."""
 
 import hashlib
-import json
 import re
 import textwrap
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from longtake.models import OnExtendFailed
 from longtake.temporal import workflow_id
@@ -252,8 +249,8 @@ class Examination:
             last = self._last(one.key)
             if not last.end and self._visible_wait(last):
                 continue
-            files = [_path(video) for run in self._runs_of[one.key] for video in run.videos]
-            if not any(path.is_file() for path in files):
+            files = [str(video["uri"]) for run in self._runs_of[one.key] for video in run.videos]
+            if not any(self._site.store.read(uri) for uri in files):
                 found.append(f"{self._words(one)}: {made[0]} at the gateway, ended as {last.end}, no clip in the store")
         return found
 
@@ -262,13 +259,19 @@ class Examination:
             f"{self._words(self._by_key[run.key])}: {problem}"
             for run in self._runs
             for video in run.videos
-            if (problem := _mismatch(_path(video), video))
+            if (problem := self._mismatch(str(video["uri"]), video))
         ]
-        for path in self._site.store.folder.rglob("*.mp4"):
-            sidecar = path.with_name(f"{path.name}.json")
-            if sidecar.exists() and (problem := _mismatch(path, json.loads(sidecar.read_text())["video"])):
-                found.append(f"{path.name} of {path.parent.name}: {problem}")
-        return found
+        clips = self._site.store.clips()
+        return [*found, *(problem for uri, video in clips if (problem := self._mismatch(uri, video)))]
+
+    def _mismatch(self, uri: str, video: Json) -> str:
+        content = self._site.store.read(uri)
+        if content is None:
+            return f"{uri} is not in the store"
+        digest = hashlib.sha256(content).hexdigest()
+        if (digest, len(content)) == (video["sha256"], video["bytes"]):
+            return ""
+        return f"{uri} has {len(content)} bytes and {digest[:12]}, not {video['bytes']} and {video['sha256'][:12]}"
 
     def _wrong_tasks(self) -> list[str]:
         prompts = {task["task_id"]: task["prompt"] for task in self._tasks}
@@ -311,20 +314,6 @@ class Examination:
     def _words(self, one: Planned) -> str:
         interference = f", {one.interference}" if one.interference else ""
         return f"{one.key} [{one.case.name}] {one.model}{interference}"
-
-
-def _path(video: Json) -> Path:
-    return Path(unquote(urlsplit(str(video["uri"])).path))
-
-
-def _mismatch(path: Path, video: Json) -> str:
-    if not path.is_file():
-        return f"{path.name} is not in the store"
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if (digest, len(content)) == (video["sha256"], video["bytes"]):
-        return ""
-    return f"{path.name} has {len(content)} bytes and {digest[:12]}, not {video['bytes']} and {video['sha256'][:12]}"
 
 
 def _pattern(what: tuple[str, ...] | re.Pattern[str]) -> re.Pattern[str]:

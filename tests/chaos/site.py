@@ -1,4 +1,4 @@
-"""The real parts of a run: Temporal's dev server, two workers, the simulator, two faulty networks and a store.
+"""The real parts of a run: Temporal's dev server, two workers, the simulator, faulty networks and a store.
 
 worker ──► proxy 127.0.0.1:p ──► gateway 127.0.0.2:g
        └─► proxy 127.0.0.1:c ──► CDN     127.0.0.2:c     (links carry the CDN's port and the name the client used)
@@ -7,14 +7,11 @@ worker ──► proxy 127.0.0.1:p ──► gateway 127.0.0.2:g
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ import httpx
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from simulator.faultproxy import Fault, FaultProxy
 from tests.chaos.plan import Plan
+from tests.chaos.process import LOOK_SECONDS, START_SECONDS, Process, free_port, listens
+from tests.chaos.stores import Store
 
-ROOT = Path(__file__).parents[2]
 API_KEYS = ("sk-chaos-one-0123456789", "sk-chaos-two-0123456789")
 CONSOLE_TOKEN = "simulator-access-token"
 CONSOLE_USER = "2"
@@ -49,54 +47,6 @@ CDN_WEATHER = [
 ]
 BLACK_HOLE = Fault("black_hole", probability=0.01)
 """In long runs only: it costs 20 to 30 s each."""
-
-_START_SECONDS = 40.0
-_LOOK_SECONDS = 0.05
-
-
-class Process:
-    """A process that can be started again and again; all its lives write one log."""
-
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
-        self._command = list(command)
-        self._env = dict(env) if env is not None else None
-        self._popen: subprocess.Popen[bytes] | None = None
-        self.log = log
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    @property
-    def pid(self) -> int:
-        """Its id, or 0 before the first start."""
-        return self._popen.pid if self._popen else 0
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended (a stopped one has not)."""
-        return self._popen is not None and self._popen.poll() is None
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if it runs."""
-        if self._popen is not None and self._popen.poll() is None:
-            self._popen.send_signal(number)
-
-    async def ended(self) -> int:
-        """Its exit code, once it has ended."""
-        assert self._popen is not None
-        while (code := self._popen.poll()) is None:  # noqa: ASYNC110 (a process tells nobody)
-            await asyncio.sleep(_LOOK_SECONDS)
-        return code
-
-    def destroy(self) -> None:
-        """SIGKILL, whatever state it is in."""
-        self.signal(signal.SIGKILL)
-        if self._popen is not None:
-            self._popen.wait(timeout=10)
 
 
 class Worker:
@@ -151,32 +101,6 @@ class Worker:
             self.process.signal(signal.SIGCONT)
 
 
-class StoreFolder:
-    """The store on local disk; it fails by being renamed away, as a disk that was unmounted."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._away = folder.with_name("store-away")
-        self.recreated: list[str] = []
-        """What was written into a folder that was not there: records that nobody will find again."""
-        folder.mkdir()
-
-    def take_away(self) -> None:
-        """From now on nothing is there."""
-        self.folder.rename(self._away)
-
-    def bring_back(self) -> None:
-        """All is as it was."""
-        if not self._away.exists():
-            return
-        if self.folder.exists():
-            written = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
-            # A probe of a worker that is just starting is no record: nobody looks for it again.
-            self.recreated += [str(path) for path in written if path.parts[0] != "probe"]
-            self.folder.rename(self.folder.with_name(f"store-recreated-{time.time():.0f}"))
-        self._away.rename(self.folder)
-
-
 class GatewayAdmin:
     """The simulator's own truth, behind the proxies: what a careful person would see in the gateway's console."""
 
@@ -210,11 +134,11 @@ class GatewayAdmin:
 class Site:
     """Everything, running."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, store: Store) -> None:
         self.folder = folder
         self._plan = plan
-        self.temporal_address = f"127.0.0.1:{_free_port('127.0.0.1')}"
-        self.store = StoreFolder(folder / "store")
+        self.temporal_address = f"127.0.0.1:{free_port('127.0.0.1')}"
+        self.store = store
         self.server = Process(_server_command(self.temporal_address, folder), folder / "server.log")
         self.gateway_proxy: FaultProxy
         self.cdn_proxy: FaultProxy
@@ -228,6 +152,7 @@ class Site:
         """Start everything but the workers; stop everything, whatever happens."""
         proxies: list[FaultProxy] = []
         try:
+            await self.store.start()
             self.simulator.start()
             self.server.start()
             where = await self._simulator_ready()
@@ -246,6 +171,7 @@ class Site:
             for process in (*(worker.process for worker in self.workers), self.server, self.simulator):
                 process.destroy()
             self.store.bring_back()
+            await self.store.stop()
             for proxy in proxies:
                 await proxy.__aexit__(None, None, None)
             if proxies:
@@ -256,22 +182,24 @@ class Site:
         hole = [BLACK_HOLE] if long else []
         self.gateway_proxy.faults = [*hole, *GATEWAY_WEATHER]
         self.cdn_proxy.faults = [*hole, *CDN_WEATHER]
+        self.store.storm()
 
     def calm(self) -> None:
         """No faults on new connections."""
         self.gateway_proxy.faults = []
         self.cdn_proxy.faults = []
+        self.store.calm()
 
     async def server_ready(self) -> None:
         """Wait until Temporal listens."""
-        await _listens(self.temporal_address, self.server)
+        await listens(self.temporal_address, self.server)
 
     async def _simulator_ready(self) -> dict[str, str]:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not self._ready_file.exists():
             assert self.simulator.running, self.simulator.log.read_text()
             assert time.monotonic() < deadline, "the simulator does not start"
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
         where: dict[str, str] = json.loads(self._ready_file.read_text())
         return where
 
@@ -291,7 +219,7 @@ class Site:
             "LONGTAKE_GATEWAY_URL": self.gateway_proxy.url,
             "LONGTAKE_GATEWAY_API_KEY": ",".join(API_KEYS),
             "LONGTAKE_EXTEND_URL": self.gateway_proxy.url,
-            "LONGTAKE_STORE_URL": self.store.folder.as_uri(),
+            "LONGTAKE_STORE_URL": self.store.url,
             "LONGTAKE_DATA_DIR": str(self.folder / "not-used"),
             "LONGTAKE_EXPECTED_SECONDS": "4",
             "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
@@ -304,6 +232,7 @@ class Site:
             "LONGTAKE_DELIVERY_WINDOW_HOURS": str(limit_hours),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
             "LONGTAKE_LOG_FORMAT": "json",
+            **self.store.environment,
             # One half of the workers can read the gateway's console.
             **(witness if number == 0 else {}),
         }
@@ -320,36 +249,9 @@ def _server_command(address: str, folder: Path) -> list[str]:
 
 def _simulator_command(folder: Path, ready_file: Path) -> list[str]:
     command = [sys.executable, "-m", "simulator", "--host", SIMULATOR_HOST, "--data-dir", str(folder / "simulator")]
-    command += ["--cdn-port", str(_free_port(SIMULATOR_HOST, "127.0.0.1"))]
+    command += ["--cdn-port", str(free_port(SIMULATOR_HOST, "127.0.0.1"))]
     command += ["--cache-dir", str(folder.parent / "clips"), "--api-key", API_KEYS[0], "--speed", str(SPEED)]
     return [*command, "--remix", "--ready-file", str(ready_file)]
-
-
-async def _listens(address: str, process: Process) -> None:
-    host, _, port = address.partition(":")
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        assert process.running, process.log.read_text()[-2000:]
-        try:
-            await asyncio.to_thread(lambda: socket.create_connection((host, int(port)), timeout=1).close())
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing listens at {address}"
-            await asyncio.sleep(_LOOK_SECONDS)
-        else:
-            return
-
-
-def _free_port(*hosts: str) -> int:
-    """A port that is free at all of these, below those that outgoing connections are given."""
-    while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - a port is no secret
-        try:
-            for host in hosts:
-                with socket.socket() as probe:
-                    probe.bind((host, port))
-        except OSError:
-            continue
-        return port
 
 
 def _port(url: str) -> int:

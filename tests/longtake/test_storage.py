@@ -462,6 +462,26 @@ async def test_a_store_that_ignores_if_none_match_fails_the_probe(faulty: S3Serv
     assert not caught.value.retryable
 
 
+@pytest.mark.parametrize("found", [b"first", b"a stranger's"], ids=["our own, its answer lost", "a stranger's"])
+async def test_the_probe_knows_its_own_first_attempt(faulty: S3Server, found: bytes) -> None:
+    store = Store.open(faulty.url(uuid.uuid4().hex))
+    written: list[str] = []
+
+    def was_there_before(environ: Environ) -> None:
+        if environ["REQUEST_METHOD"] == "PUT" and not written:
+            written.append(environ["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
+            faulty.client.put_object(Bucket=BUCKET, Key=written[0], Body=found)
+
+    faulty.fault = was_there_before
+    if found == b"first":
+        await store.probe()
+    else:
+        with pytest.raises(StoreProblem, match="says that a new name is taken") as caught:
+            await store.probe()
+        assert not caught.value.retryable
+    assert written
+
+
 @pytest.mark.parametrize(("method", "verb"), [("PUT", "write"), ("GET", "read"), ("DELETE", "delete")])
 async def test_the_probe_names_the_permission_that_is_missing(faulty: S3Server, method: str, verb: str) -> None:
     store = Store.open(faulty.url(uuid.uuid4().hex))
