@@ -85,7 +85,8 @@ SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo 'Left out: Chromium and Prometheus (tests/system), and whole installations with TLS, encryption, traces, versions, kills, operators at work: make test-system'; \
+	echo; echo 'Left out, for `make test-system`: a browser, Prometheus and whole installations, which are'; \
+	grep -rl 'mark\.system' tests --include='test_*.py' | sort | sed 's/^/  /'; \
 	exit $$ended
 
 test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.

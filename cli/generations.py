@@ -165,9 +165,14 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
         facts = {
             "what": status.message,
             "to do": status.advice,
+            "decide until": _moment(status.decide_by),
+            "paid": status.paid,
+            "submitted": _moment(status.submitted_at),
             "task": status.task_id,
+            "request id": status.request_id,
             "remix_id": status.remix_id,
             "remix_id_extend": status.remix_id_extend,
+            "link dies": None if status.video else _moment(status.link_expires_at),
             "last problem": status.last_problem,
             "evidence": "; ".join(status.evidence),
             "candidates": ", ".join(status.candidates),
@@ -178,6 +183,10 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             if value:
                 sys.stdout.write(f"  {name}: {value}\n")
     return Exit.DELIVERED
+
+
+def _moment(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
 
 
 async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: bool) -> Exit:

@@ -22,7 +22,7 @@ from longtake.metrics import (
     Metric,
     show,
 )
-from longtake.models import Attention, Stage
+from longtake.models import Attention, Paid, Stage
 
 EVERY = timedelta(seconds=15)
 """How often it is counted: as often as Prometheus asks."""
@@ -103,7 +103,8 @@ def _waits_for(generation: Execution) -> str | None:
     if generation.stage is None:
         return "worker"
     if generation.stage == Stage.AWAITING_DECISION:
-        return "choice" if generation.task_id else "doubt"
+        # Not by the task id: an extension that was paid for again and not answered has one, and is in doubt.
+        return "choice" if generation.paid == Paid.YES else "doubt"
     if generation.attention == Attention.NEEDS_KEY:
         return "key"
     return "submission" if generation.stage in {Stage.PREPARING, Stage.SUBMITTING} else None

@@ -231,6 +231,8 @@ class GenerationStatus(_Payload):
     progress: int | None = None
     polls: int = 0
     task_id: str | None = None
+    request_id: str | None = None
+    """The gateway's own name for the request that submitted it."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
     submitted_at: datetime | None = None

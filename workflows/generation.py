@@ -194,6 +194,7 @@ class Generation:
             progress=record.progress if record else None,
             polls=self.polls,
             task_id=self.receipt.task_id if self.receipt else None,
+            request_id=self.receipt.request_id if self.receipt else None,
             remix_id=self.record.remix_id if self.record else None,
             remix_id_extend=self.record.remix_id_extend if self.record else None,
             submitted_at=self.receipt.submitted_at if self.receipt else None,

@@ -139,6 +139,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",
         "task": status.task_id and f"`{status.task_id}`",
+        "request id": status.request_id and f"`{status.request_id}`",
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
         "link": _link(status),

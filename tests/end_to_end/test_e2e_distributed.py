@@ -252,6 +252,10 @@ class Distributed:
         )
         await generations.cancel("open")
         assert (plain.code, plain.out.splitlines()[0]) == (0, "seen: done")
+        told = dict(line.strip().split(": ", 1) for line in plain.out.splitlines()[1:])
+        (post,) = self._simulator.posts(prompts[0])
+        assert (told["paid"], told["task"], told["request id"]) == ("yes", post["task_id"], post["request_id"])
+        assert {"submitted", "remix_id", "remix_id_extend", "video"} <= told.keys(), "the runbook relies on them"
         assert (
             document.json()["status"]["video"]["sha256"]
             == hashlib.sha256((self._folder / "copy.mp4").read_bytes()).hexdigest()

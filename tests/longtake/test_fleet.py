@@ -17,7 +17,12 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def generation(
-    stage: str | None, *, attention: str | None = None, task_id: str | None = None, minutes: float = 1
+    stage: str | None,
+    *,
+    attention: str | None = None,
+    task_id: str | None = None,
+    paid: str | None = None,
+    minutes: float = 1,
 ) -> Execution:
     known: dict[str, Any] = dict.fromkeys(field.name for field in fields(Execution))
     known |= {
@@ -25,6 +30,7 @@ def generation(
         "stage": stage,
         "attention": attention,
         "task_id": task_id,
+        "paid": paid,
     }
     return Execution(**known)
 
@@ -89,12 +95,13 @@ def test_what_is_waited_for_is_told_apart() -> None:
         generation(None, minutes=3),
         generation("preparing", minutes=4),
         generation("submitting", minutes=5),
-        generation("awaiting_decision", attention="needs_decision", minutes=6),
-        generation("awaiting_decision", attention="needs_decision", task_id="t", minutes=7),
+        generation("awaiting_decision", attention="needs_decision", paid="unknown", minutes=6),
+        generation("awaiting_decision", attention="needs_decision", paid="unknown", task_id="its extension", minutes=5),
+        generation("awaiting_decision", attention="needs_decision", paid="yes", task_id="t", minutes=7),
         generation("extending", attention="needs_key", task_id="t", minutes=8),
         generation("first_segment", task_id="t", minutes=99),
     )
-    assert meter.of(WAITING_GENERATIONS.name) == {"worker": 1, "submission": 2, "doubt": 1, "choice": 1, "key": 1}
+    assert meter.of(WAITING_GENERATIONS.name) == {"worker": 1, "submission": 2, "doubt": 2, "choice": 1, "key": 1}
     minutes = {reason: seconds / 60 for reason, seconds in meter.of(OLDEST_WAITING.name).items()}
     assert minutes == {"worker": 3, "submission": 5, "doubt": 6, "choice": 7, "key": 8}
     assert set(WAITING) == set(minutes)

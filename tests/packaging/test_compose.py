@@ -144,6 +144,13 @@ def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: 
         assert ("healthcheck" in service) == (name not in JOBS), name
 
 
+def test_no_service_runs_as_root(services: dict[str, Any]) -> None:
+    """Those of our own images as `longtake`: tests/packaging/test_dockerfile.py."""
+    for name, service in services.items():
+        user = service.get("user", "longtake" if name in OURS else "")
+        assert user.split(":")[0] not in {"", "0", "root"}, name
+
+
 def test_our_containers_and_those_of_the_metrics_can_write_to_their_volume_only(services: dict[str, Any]) -> None:
     for name in OURS | METRICS:
         assert services[name]["read_only"], name

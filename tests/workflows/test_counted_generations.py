@@ -1,6 +1,7 @@
 """What generations count of themselves, read from a worker's real endpoint."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -233,13 +234,17 @@ async def test_an_extension_that_is_paid_for_again_is_told_apart(rig: Rig) -> No
     }
 
 
-async def test_a_replay_counts_nothing(rig: Rig) -> None:
+async def test_a_replay_counts_and_logs_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     generation = await rig.generate(Script(looks=[running(61), completed()], deliver=FULL))
     await generation.result()
     before = await seen()
+    assert "stage done" in caplog.text
+    caplog.clear()
     replayer = Replayer(
         build_id="tests", data_converter=DATA_CONVERTER, runtime=sdk_runtime(ADDRESS), **workflow_setup()
     )
     await replayer.replay_workflow(await generation.handle.fetch_history())
     after = await seen()
     assert after.ours() == before.ours() != []
+    assert "stage" not in caplog.text
