@@ -133,6 +133,11 @@ RULES: tuple[Rule, ...] = (
         advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
     ),
     Rule(
+        TaskNotFound, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator", benign=True,
+        advice="Decide again, with the id of a task in the gateway's console.",
+    ),
+    Rule(
         TaskOwned, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="operator", benign=True,
         advice="Choose a task that belongs to no other generation.",

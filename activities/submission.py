@@ -31,6 +31,8 @@ from longtake.prompts import read_prompt, read_prompts
 from longtake.reconciliation import reconcile
 from longtake.storage import Store
 
+_NO_SUCH_TASK = "the gateway has no such task (one of another account, or mistyped?)"
+
 
 class SubmissionActivities:
     """Everything that happens before a task id is known."""
@@ -82,12 +84,9 @@ class SubmissionActivities:
             InvalidRequest: The gateway says that it is not.
         """
         try:
-            await self._gateway.query(task_id)
+            await _see(self._gateway, task_id)
         except TaskNotFound as error:
-            rule = "the gateway has no such task (one of another account, or mistyped?)"
-            raise InvalidRequest((Problem(field="task_id", rule=rule),)) from error
-        except GatewayError:
-            pass  # it cannot be asked now: the looks will tell
+            raise InvalidRequest((Problem(field="task_id", rule=_NO_SUCH_TASK),)) from error
 
     @activity.defn
     async def submit_generation(self, order: SubmitOrder) -> SubmissionReceipt:
@@ -162,6 +161,9 @@ class SubmissionActivities:
         """Write down what a person decided about a submission whose outcome is unknown."""
         try:
             await self._ledger.check_identity(order.ledger_id)
+            if order.task_id is not None:
+                # What is written down stays: a mistyped id would be watched for hours, and the true one be refused.
+                await _see(self._extension if order.extension else self._gateway, order.task_id)
             slot = await self._ledger.open_slot(order.key)
             if slot is not None:
                 accepted = await self._ledger.settle(
@@ -225,6 +227,22 @@ class SubmissionActivities:
             return await self._gateway.submit(form, before_send=before_send)
 
         return post
+
+
+async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) -> None:
+    """See that a task is there before it is believed.
+
+    Raises:
+        TaskNotFound: The gateway says that it is not.
+    """
+    if gateway is None:
+        return
+    try:
+        await gateway.query(task_id)
+    except TaskNotFound as error:
+        raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
+    except GatewayError:
+        pass  # it cannot be asked now: the looks will tell
 
 
 def _receipt(accepted: Accepted) -> SubmissionReceipt:

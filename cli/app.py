@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cli.exits import CommandProblem, Exit, error_document, leave, print_json
+from cli.exits import CommandProblem, Exit, error_document, leave, print_json, typed
 from longtake.keyring import PayloadUnreadable
 
 app = typer.Typer(
@@ -364,7 +364,7 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
         if key and not as_json:
-            typer.echo(f"stopped waiting. It goes on where it was: starter.py watch {key}", err=True)
+            typer.echo(f"stopped waiting; to go on where it was: {typed('watch', key)}", err=True)
         if as_json:
             interrupted = CommandProblem(code, "Interrupted", "stopped waiting; start it again with the same key")
             print_json(error_document(interrupted, {"key": key} if key else {}))

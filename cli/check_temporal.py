@@ -99,7 +99,8 @@ async def workers(site: TemporalSite) -> Findings:
 def _judge_pollers(pollers: Iterable["_Poller"], waiting: int) -> Finding:
     who = [f"{poller.identity} ({'build' if poller.build else 'version'} {poller.version})" for poller in pollers]
     if who:
-        return ok(f"{len(who)} polled in the last {_POLLS_EVERY.total_seconds():.0f} s: {', '.join(who)}")
+        since = f"{_POLLS_EVERY.total_seconds():.0f} s"
+        return ok(f"{len(who)} polled in the last {since} (one that has stopped since counts too): {', '.join(who)}")
     if waiting:
         to_do = f"Start workers: `python worker.py`. {RUNBOOK}#longtakenoworker"
         return problem(f"nobody polls, and {waiting} generations wait", to_do)

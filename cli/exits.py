@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import sys
 from enum import IntEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # these cost most of the time that --help may take
@@ -55,6 +57,14 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
         f"  {problem.field}: {problem.rule}" for problem in problems
     )
     return CommandProblem(Exit.USAGE, "InvalidRequest", message, FailureDetails(problems=problems, paid=Paid.NO))
+
+
+def typed(command: str, key: str) -> str:
+    """What to type next, with the data folder that this command was given: elsewhere the key is not found."""
+    given = sys.argv[1:]
+    folder = next((after for word, after in pairwise([*given, ""]) if word == "--data-dir"), "")
+    folder = folder or next((word.partition("=")[2] for word in given if word.startswith("--data-dir=")), "")
+    return shlex.join(["starter.py", command, key, *(["--data-dir", folder] if folder else [])])
 
 
 def print_json(document: object) -> None:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from temporalio.service import RPCError, RPCStatusCode
 
-from cli.exits import CommandProblem, Exit, invalid, print_json
+from cli.exits import CommandProblem, Exit, invalid, print_json, typed
 from cli.progress import describe, follow
 from cli.requests import build_request, new_key, read_request_file
 from cli.session import Session, open_session
@@ -163,7 +163,8 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
     status = snapshot.status
     if status:
         facts = {
-            "what": status.message,
+            "what": status.message if snapshot.running else "",
+            "outcome": status.outcome,
             "to do": status.advice,
             "decide until": _moment(status.decide_by),
             "paid": status.paid,
@@ -177,7 +178,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "evidence": "; ".join(status.evidence),
             "candidates": ", ".join(status.candidates),
             "video": status.video and status.video.uri,
-            "8 s clip": status.first_video and status.first_video.uri,
+            "8 s clip": status.first_video and status.first_video != status.video and status.first_video.uri,
         }
         for name, value in facts.items():
             if value:
@@ -215,12 +216,15 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
             ]
         )
         return Exit.DELIVERED
-    table = Table("key", "state", "stage", "outcome", "model", "task", "started")
+    table = Table("key", "state", "stage", "outcome", "paid", "model", "task", "started")
     for row in rows:
         stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
-        cells = (row.key, row.state.lower(), stage, row.outcome or "", row.model or "", row.task_id or "")
+        known = (row.outcome, row.paid, row.model, row.task_id)
+        cells = (row.key, row.state.lower(), stage, *(value or "" for value in known))
         table.add_row(*map(escape, cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
-    Console(width=None if sys.stdout.isatty() else 200).print(table if rows else "no generations yet")
+    Console(width=None if sys.stdout.isatty() else 200).print(
+        table if rows else "none match" if query else "no generations yet"
+    )
     return Exit.DELIVERED
 
 
@@ -431,12 +435,13 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         raise CommandProblem(Exit.UNREACHABLE, "NoWorker", str(error), known=known) from None
     except (TemporalProblem, RPCError) as error:
         if isinstance(error, RPCError) and error.status is RPCStatusCode.INVALID_ARGUMENT:
-            message = f"Temporal does not take this: {error}"
+            setup = "; run `starter.py setup` once for this namespace" if "search attribute" in str(error) else ""
+            message = f"Temporal does not take this: {error}{setup}"
             raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error), known=known) from None
     except asyncio.CancelledError:
         key = known.get("key")
-        message = f"stopped waiting; it goes on where it was: starter.py watch {key}" if key else "stopped"
+        message = f"stopped waiting; to go on where it was: {typed('watch', key)}" if key else "stopped"
         raise CommandProblem(Exit.INTERRUPTED, "Interrupted", message, known=known) from None
 
 

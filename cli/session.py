@@ -34,6 +34,8 @@ from longtake.temporal import (
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2
 """The worker's exit code where trying again is pointless."""
+_STARTS = 3
+"""How often a worker may be killed while it starts."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,18 @@ class EmbeddedWorker:
         return self._process.pid if self._process else None
 
     async def _start(self) -> None:
-        """Start it and wait until it polls.
+        """Start it and wait until it polls; another one, where it is killed before.
 
         Raises:
-            CommandProblem: It says that it cannot work as configured.
+            CommandProblem: It says that it cannot work as configured, or is killed again and again.
         """
+        for _ in range(_STARTS):
+            if await self._start_once():
+                return
+            sys.stderr.write("the worker was killed while it started; starting another\n")
+        raise CommandProblem(Exit.FAILED, "WorkerFailed", f"the worker was killed {_STARTS} times while it started")
+
+    async def _start_once(self) -> bool:
         handle, name = tempfile.mkstemp(dir=self._folder, prefix="ready-")
         os.close(handle)
         ready = Path(name)
@@ -188,11 +197,14 @@ class EmbeddedWorker:
                     pass_fds=[lock.fileno(), *([self._share.fileno()] if self._share else [])],
                 )
             while not ready.stat().st_size:
-                if self._process.poll() is not None:
+                if (code := self._process.poll()) is not None:
+                    if code < 0:  # by a signal
+                        return False
                     raise CommandProblem(Exit.USAGE, "WorkerFailed", _last_line(log_path))
                 await asyncio.sleep(0.05)
         finally:
             ready.unlink()
+        return True
 
     async def _start_again_when_killed(self) -> None:
         while True:

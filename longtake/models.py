@@ -399,6 +399,8 @@ class SettleOrder(_Payload):
     """Of what was to be paid for, so that a task can be adopted even where the ledger has nothing in doubt any more."""
     model: str = ""
     ledger_id: str = ""
+    extension: bool = False
+    """Whether it is about an extension that was paid for again: then the task is at the gateway that retries them."""
 
 
 class Settlement(_Payload):

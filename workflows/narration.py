@@ -48,7 +48,11 @@ _DECISIONS = {
     DecisionAction.ACCEPT: ("accept", '{"action": "accept"}', "be content with the 8 s clip"),
     DecisionAction.RETRY: ("retry", '{"action": "retry"}', "pay for the extension again"),
     DecisionAction.ADOPT: ("adopt TASK_ID", '{"action": "adopt", "task_id": "…"}', "it was paid, and this is its task"),
-    DecisionAction.SUBMIT_AGAIN: ("submit_again", '{"action": "submit_again"}', "nothing was paid: send it again"),
+    DecisionAction.SUBMIT_AGAIN: (
+        "submit_again",
+        '{"action": "submit_again"}',
+        "surely nothing was paid: send it again, which pays",
+    ),
     DecisionAction.ABANDON: ("abandon", '{"action": "abandon"}', "give it up"),
 }
 """The words of the command line, the input of the update `decide`, and what it means."""

@@ -134,6 +134,7 @@ async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionRece
             digest=_digest(order),
             model=order.request.model,
             ledger_id=order.ledger_id,
+            extension=order.extension is not None,
         ),
         summary=f"write down the decision: {f'adopt {task_id[:80]}' if task_id else 'nothing was made'}",
         **options.RECORD,

@@ -104,6 +104,7 @@ TABLE = [
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
+    Row(TaskNotFound("mistyped"), SETTLE, "InvalidRequest", False, UNKNOWN, None, True),
     Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),
     Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
@@ -166,7 +167,7 @@ APPEARS = {
     GatewayBusy: {PREPARE, SUBMIT, LOOK},
     RequestRefused: {SUBMIT, LOOK},
     KeyRefused: {PREPARE, SUBMIT, LOOK},
-    TaskNotFound: {LOOK},
+    TaskNotFound: {LOOK, SETTLE},
     AnswerLost: {LOOK},
     AnswerUnreadable: {PREPARE, LOOK},
     LedgerError: set(),  # never raised itself

@@ -137,11 +137,23 @@ async def test_where_nothing_is_in_doubt_it_says_so(worker: Worker, request_for:
 
 async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
     await in_doubt()
-    settled = await settle(worker, "task_by_decision")
+    (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+    settled = await settle(worker, made)
     assert settled.receipt
-    assert settled.receipt.task_id == "task_by_decision"
+    assert settled.receipt.task_id == made
     assert (await reconcile(worker)).receipt == settled.receipt
     assert len(sim.ledger.submissions()) == 1
+
+
+async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
+    await in_doubt()
+    (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+    failure = await failure_of(settle(worker, "task_mistyped"))
+    assert failure.type == "InvalidRequest"
+    assert "task_mistyped: the gateway has no such task" in failure.message
+    settled = await settle(worker, made)
+    assert settled.receipt
+    assert settled.receipt.task_id == made
 
 
 async def test_a_decision_to_submit_again_pays_exactly_once_more(
