@@ -256,7 +256,8 @@ async def register_search_attributes(client: Client) -> tuple[str, ...]:
         What was added.
 
     Raises:
-        TemporalProblem: The server refuses.
+        SettingsProblem: Some are missing, and registering them is not for this client.
+        TemporalProblem: The server does not say what is missing, or fails to register it.
     """
     missing = await missing_search_attributes(client)
     if missing:
@@ -267,7 +268,7 @@ async def register_search_attributes(client: Client) -> tuple[str, ...]:
             )
         except RPCError as error:
             if error.status in _NOT_FOR_US:
-                raise TemporalProblem(
+                raise SettingsProblem(
                     f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}, and the "
                     f"cluster refuses to register them ({error.message}): {MAKE_THEM_THERE}"
                 ) from None

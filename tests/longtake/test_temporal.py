@@ -16,6 +16,7 @@ from temporalio.api.operatorservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from longtake.settings import SettingsProblem
 from longtake.temporal import (
     SEARCH_ATTRIBUTES,
     TemporalProblem,
@@ -120,7 +121,7 @@ async def test_what_is_missing_is_registered_where_only_listing_is_refused() -> 
 @pytest.mark.parametrize("status", NOT_FOR_US)
 async def test_refused_registration_names_what_is_missing_and_what_to_do(status: RPCStatusCode) -> None:
     cluster = Cluster(ALL[:2], listing=refused(status), adding=refused(status))
-    with pytest.raises(TemporalProblem) as told:
+    with pytest.raises(SettingsProblem) as told:
         await register_search_attributes(cluster.client())
     assert [name for name in ALL if name in str(told.value)] == list(ALL[2:])
     assert "Request unauthorized." in str(told.value)
