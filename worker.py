@@ -37,6 +37,7 @@ from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_z
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
+    MAKE_THEM_THERE,
     SUBMISSION_TASK_QUEUE,
     TASK_QUEUE,
     WORKFLOW_TYPE,
@@ -249,7 +250,7 @@ async def main(
         if missing := await missing_search_attributes(client):
             raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
-                "run `python starter.py setup` once"
+                f"run `python starter.py setup` once; where the cluster refuses it, {MAKE_THEM_THERE}"
             )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

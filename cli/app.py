@@ -346,7 +346,7 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
 
     try:
         code = asyncio.run(work)
-    except SettingsProblem as problem:  # traces are wanted, and cannot be written
+    except SettingsProblem as problem:  # such as traces that are wanted and cannot be written
         code = Exit.USAGE
         _complain(CommandProblem(code, "InvalidSettings", str(problem)))
     except CommandProblem as problem:

@@ -21,6 +21,7 @@ from longtake.metrics import PAYING_ACTIVITIES
 from longtake.models import Attention
 from longtake.storage import Store
 from longtake.temporal import (
+    MAKE_THEM_THERE,
     SUBMISSION_TASK_QUEUE,
     TASK_QUEUE,
     WORKFLOW_TYPE,
@@ -80,7 +81,8 @@ async def connection(site: TemporalSite) -> Findings:
 async def search_attributes(site: TemporalSite) -> Findings:
     """Whether the namespace has them: without one of them generations hang."""
     if missing := await missing_search_attributes(site.client):
-        yield problem(f"the namespace lacks {', '.join(missing)}", "Run `starter.py setup` once.")
+        to_do = f"Run `starter.py setup` once; where the cluster refuses it, {MAKE_THEM_THERE}."
+        yield problem(f"the namespace lacks {', '.join(missing)}", to_do)
     else:
         yield ok("the namespace has all of them")
 

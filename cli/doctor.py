@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from cli import check_parts, check_temporal
 from cli.embedded import START_SECONDS, EmbeddedProblem, embedded_server
@@ -127,7 +127,10 @@ async def _findings(part: str, check: _Check[_S], site: _S) -> list[Finding]:
     except (StoreProblem, TemporalProblem) as error:
         found.append(problem(str(error), "Mend this first."))
     except RPCError as error:
-        found.append(problem(f"Temporal does not say: {error.message}", "May this connection ask for it?"))
+        # Our queries are wrong only where an attribute in them is missing.
+        lacking = error.status is RPCStatusCode.INVALID_ARGUMENT
+        to_do = "Mend the search attributes first." if lacking else "May this connection ask for it?"
+        found.append(problem(f"Temporal does not say: {error.message}", to_do))
     except Exception as error:  # noqa: BLE001 - one check must not end the others
         # Its words may hold anything; its name does not.
         found.append(problem(f"cannot be checked: {type(error).__name__}", "A defect in longtake: report it."))

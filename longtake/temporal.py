@@ -47,6 +47,11 @@ VIDEO_PAID = SearchAttributeKey.for_keyword("VideoPaid")
 GATEWAY_TASK_ID = SearchAttributeKey.for_keyword("GatewayTaskId")
 SEARCH_ATTRIBUTES: Final = (VIDEO_MODEL, VIDEO_STAGE, VIDEO_OUTCOME, VIDEO_ATTENTION, VIDEO_PAID, GATEWAY_TASK_ID)
 
+MAKE_THEM_THERE: Final = "make them with the cluster's own tools, each a Keyword (deploy/README.md)"
+"""What to do about missing search attributes where `starter.py setup` is refused."""
+_NOT_FOR_US: Final = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED)
+"""A cluster says that its OperatorService is not for this client. UNAUTHENTICATED is another matter: a useless key."""
+
 _ID_PREFIX: Final = "video-"
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
 
@@ -211,6 +216,9 @@ def plugins() -> list[Plugin]:
 async def missing_search_attributes(client: Client) -> tuple[str, ...]:
     """The search attributes that the namespace lacks; a workflow that sets one of them would hang.
 
+    Listing them is for operators, and some clusters refuse it to everybody else (Temporal Cloud, the default authorizer
+    of a cluster of one's own). There each is asked about as any client may do it.
+
     Raises:
         TemporalProblem: The server does not say.
     """
@@ -219,8 +227,26 @@ async def missing_search_attributes(client: Client) -> tuple[str, ...]:
             ListSearchAttributesRequest(namespace=client.namespace)
         )
     except RPCError as error:
-        raise TemporalProblem(f"the namespace {client.namespace!r} cannot be inspected: {error.message}") from None
-    return tuple(key.name for key in SEARCH_ATTRIBUTES if key.name not in known.custom_attributes)
+        if error.status not in _NOT_FOR_US:
+            raise _uninspected(client, error) from None
+    else:
+        return tuple(key.name for key in SEARCH_ATTRIBUTES if key.name not in known.custom_attributes)
+    return tuple([key.name for key in SEARCH_ATTRIBUTES if not await _can_be_queried(client, key.name)])
+
+
+async def _can_be_queried(client: Client, name: str) -> bool:
+    try:
+        # A workflow id that nobody has: the server counts nothing, and checks the names all the same.
+        await client.count_workflows(f'WorkflowId = "{_ID_PREFIX}" AND {name} IS NULL')
+    except RPCError as error:
+        if error.status is RPCStatusCode.INVALID_ARGUMENT and name in error.message:
+            return False
+        raise _uninspected(client, error) from None
+    return True
+
+
+def _uninspected(client: Client, error: RPCError) -> TemporalProblem:
+    return TemporalProblem(f"the namespace {client.namespace!r} cannot be inspected: {error.message}")
 
 
 async def register_search_attributes(client: Client) -> tuple[str, ...]:
@@ -230,7 +256,8 @@ async def register_search_attributes(client: Client) -> tuple[str, ...]:
         What was added.
 
     Raises:
-        TemporalProblem: The server refuses.
+        SettingsProblem: Some are missing, and registering them is not for this client.
+        TemporalProblem: The server does not say what is missing, or fails to register it.
     """
     missing = await missing_search_attributes(client)
     if missing:
@@ -240,6 +267,11 @@ async def register_search_attributes(client: Client) -> tuple[str, ...]:
                 AddSearchAttributesRequest(namespace=client.namespace, search_attributes=kinds)
             )
         except RPCError as error:
+            if error.status in _NOT_FOR_US:
+                raise SettingsProblem(
+                    f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}, and the "
+                    f"cluster refuses to register them ({error.message}): {MAKE_THEM_THERE}"
+                ) from None
             if error.status is not RPCStatusCode.ALREADY_EXISTS:
                 raise TemporalProblem(f"search attributes cannot be registered: {error.message}") from None
     return missing

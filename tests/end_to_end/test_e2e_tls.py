@@ -1,12 +1,17 @@
-"""TLS, mTLS and API keys, by profiles and by variables: a TLS front stands before the dev server, as in a cluster."""
+"""TLS, mTLS and API keys, by profiles and by variables: a TLS front stands before the dev server, as in a cluster.
+
+It can also be a cluster whose OperatorService is not for its clients, as Temporal Cloud's is.
+"""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from longtake.connecting import explain
 from tests.end_to_end.processes import (
     MARK,
@@ -23,6 +28,9 @@ from tests.end_to_end.tls_proxy import Authority, Certificate, Seen, tls_proxy
 pytestmark = pytest.mark.system
 
 KEY = "an-api-key-of-temporal-cloud"
+OPERATOR_SERVICE = "temporal.api.operatorservice.v1.OperatorService"
+PERMISSION_DENIED, UNIMPLEMENTED = 7, 12
+"""gRPC's numbers."""
 POLL = "/temporal.api.workflowservice.v1.WorkflowService/PollWorkflowTaskQueue"
 
 
@@ -151,6 +159,69 @@ async def test_what_keeps_a_connection_from_being_made_is_said(
         assert await worker.ended() == 1
         assert "it asks for a client certificate, set TEMPORAL_TLS_CLIENT_CERT_PATH" in worker.log()
         assert "Traceback" not in worker.log()
+
+
+@pytest.mark.timeout(240)  # a dozen processes, one after the other
+async def test_a_cluster_whose_operator_service_is_not_for_its_clients(
+    fronts: Fronts, starter: Starter, temporal: DevServer, simulator: SimulatorProcess, tmp_path: Path
+) -> None:
+    there, *lacking = SEARCH_ATTRIBUTES
+    prompt = f"a {MARK} [sim:ok,seconds=30,label=cloud]"
+    await operator(temporal, "namespace", "create", "--namespace", "cloud")
+    await make(temporal, there)
+    async with AsyncExitStack() as stack:
+
+        async def client_of_a_cluster(says: int) -> tuple[Starter, Seen]:
+            front = tls_proxy(temporal.address, fronts.server, api_key=KEY, closed_service=(OPERATOR_SERVICE, says))
+            address, seen = await stack.enter_async_context(front)
+            given = fronts.variables(address, TEMPORAL_API_KEY=KEY, TEMPORAL_NAMESPACE="cloud")
+            return starter.but(**given), seen
+
+        cloud, seen = await client_of_a_cluster(PERMISSION_DENIED)
+        without, _ = await client_of_a_cluster(UNIMPLEMENTED)
+        worker = WorkerProcess(tmp_path, cloud.env)
+        stack.callback(worker.stop)
+
+        # One is there, and the others are not: each part names them, and what to do.
+        worker.start()
+        doctor, *setups = await asyncio.gather(cloud("doctor"), cloud("setup"), without("setup"))
+        assert await worker.ended() == 2
+        errors = [line for line in worker.log().splitlines() if "lacks the search attributes" in line]
+        assert len(errors) == 1, worker.log()
+        findings = [line for line in doctor.out.splitlines() if "search attributes: " in line]
+        assert doctor.code == 1, doctor
+        assert len(findings) == 1, doctor
+        assert findings[0].startswith("problem")
+        assert "May this connection ask for it?" not in doctor.out, "it may, and the attributes are what is missing"
+        assert [setup.code for setup in setups] == [2, 2]
+        for told in (*errors, *findings, *(setup.err for setup in setups)):
+            assert [name for name in SEARCH_ATTRIBUTES if name in told] == lacking, told
+            assert "make them with the cluster's own tools, each a Keyword" in told
+        assert {f"/{OPERATOR_SERVICE}/ListSearchAttributes", f"/{OPERATOR_SERVICE}/AddSearchAttributes"} <= seen.calls
+
+        # Made with the cluster's own tools.
+        await make(temporal, *lacking)
+        for setup in await asyncio.gather(cloud("setup"), without("setup")):
+            assert (setup.code, setup.out, setup.err) == (0, "everything is registered already\n", "")
+        await worker.restart()
+        made = await cloud("generate", *flags(prompt), "--key", "cloud", "--json")
+        assert (made.code, made.json()["outcome"]) == (0, "full"), made
+        assert simulator.paid(prompt) == 1
+        doctor = await cloud("doctor")
+        assert "ok       search attributes: the namespace has all of them" in doctor.out, doctor
+        assert doctor.code == 0, doctor
+        assert KEY not in worker.log() + made.err + doctor.out
+
+
+async def make(server: DevServer, *attributes: str) -> None:
+    """Make search attributes as an operator does, past the front."""
+    names = [part for name in attributes for part in ("--name", name, "--type", "Keyword")]
+    await operator(server, "search-attribute", "create", "--namespace", "cloud", *names)
+
+
+async def operator(server: DevServer, *arguments: str) -> None:
+    command = [temporal_binary(), "operator", *arguments, "--address", server.address]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
 
 
 CLOSED = (

@@ -1,15 +1,15 @@
 """A TLS front for Temporal's plain gRPC port, with its own authority: what a cluster beyond loopback has before it.
 
-It terminates TLS with ALPN `h2`, asks for a client's certificate where it is told to, and forwards the bytes. Beside
-that it reads along as an HTTP/2 server would, so that it knows the headers of each call, and refuses calls without the
-API key where it wants one, as gRPC does.
+It terminates TLS with ALPN `h2`, asks for a client's certificate where it is told to, and hands each call on. Calls
+without the API key, where it wants one, and of a service that is not for its clients it refuses itself, as gRPC does.
 """
 
 import asyncio
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,10 +20,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RequestReceived,
+    ResponseReceived,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import NoSuchStreamError
 
 _CHUNK_BYTES = 2**16
 _DAY = timedelta(days=1)
+_Headers = Sequence[tuple[str, str] | tuple[bytes, bytes]]
+_Refusal = Callable[[dict[str, str]], tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,12 @@ class Seen:
 
 @contextlib.asynccontextmanager
 async def tls_proxy(
-    target: str, server: Certificate, *, client_authority: Path | None = None, api_key: str | None = None
+    target: str,
+    server: Certificate,
+    *,
+    client_authority: Path | None = None,
+    api_key: str | None = None,
+    closed_service: tuple[str, int] | None = None,
 ) -> AsyncIterator[tuple[str, Seen]]:
     """Its address, and what it sees.
 
@@ -122,6 +138,7 @@ async def tls_proxy(
         server: What it shows.
         client_authority: Clients must show a certificate of this authority.
         api_key: Calls must carry it as `authorization: Bearer …`.
+        closed_service: A gRPC service that no client may call, and the gRPC status that says so.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server.cert, server.key)
@@ -129,7 +146,7 @@ async def tls_proxy(
     if client_authority:
         context.load_verify_locations(client_authority)
         context.verify_mode = ssl.CERT_REQUIRED
-    proxy = _Proxy(target, f"Bearer {api_key}" if api_key else None)
+    proxy = _Proxy(target, f"Bearer {api_key}" if api_key else None, closed_service)
     listening = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
     port: int = listening.sockets[0].getsockname()[1]
     try:
@@ -141,9 +158,10 @@ async def tls_proxy(
 
 
 class _Proxy:
-    def __init__(self, target: str, authorization: str | None) -> None:
+    def __init__(self, target: str, authorization: str | None, closed_service: tuple[str, int] | None) -> None:
         self._host, _, self._port = target.rpartition(":")
         self._authorization = authorization
+        self._closed_service = closed_service
         self._connections: set[asyncio.Task[None]] = set()
         self.seen = Seen()
 
@@ -168,47 +186,110 @@ class _Proxy:
         shown = writer.get_extra_info("peercert")
         if shown:
             self.seen.client_certificates.add(dict(part[0] for part in shown["subject"])["commonName"])
-        eavesdropper = H2Connection(H2Configuration(client_side=False, validate_inbound_headers=False))
-        eavesdropper.initiate_connection()
-        upstream, to_upstream = await asyncio.open_connection(self._host, int(self._port))
-        back = asyncio.ensure_future(_pump(upstream, writer))
+        from_server, to_server = await asyncio.open_connection(self._host, int(self._port))
+        client = _Side(reader, writer, client_side=False)
+        server = _Side(from_server, to_server, client_side=True)
         try:
-            while data := await reader.read(_CHUNK_BYTES):
-                if not all(self._may(eavesdropper, event) for event in eavesdropper.receive_data(data)):
-                    back.cancel()
-                    writer.write(eavesdropper.data_to_send())
-                    await writer.drain()
-                    await reader.read()
-                    return
-                eavesdropper.clear_outbound_data_buffer()
-                to_upstream.write(data)
-                await to_upstream.drain()
+            async with asyncio.TaskGroup() as ways:
+                ways.create_task(client.pass_on(server, self._refusal))
+                ways.create_task(server.pass_on(client))
+        except* OSError:
+            pass
         finally:
-            back.cancel()
-            to_upstream.transport.abort()
+            to_server.transport.abort()
 
-    def _may(self, connection: H2Connection, event: object) -> bool:
-        """Whether a call may pass; one that may not gets its answer from here."""
-        if not isinstance(event, RequestReceived):
-            return True
-        headers = {_text(name): _text(value) for name, value in event.headers or ()}
+    def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        """The gRPC status and message for a call that may not pass."""
         self.seen.calls.add(headers[":path"])
         self.seen.authorizations.add(headers.get("authorization", ""))
-        if self._authorization is None or headers.get("authorization") == self._authorization:
-            return True
-        refusal = {":status": "200", "content-type": "application/grpc", "grpc-status": "16"}
-        assert event.stream_id is not None
-        connection.send_headers(
-            event.stream_id, [*refusal.items(), ("grpc-message", "invalid API key")], end_stream=True
-        )
-        return False
+        if self._authorization not in (None, headers.get("authorization")):
+            return 16, "invalid API key"
+        if self._closed_service and headers[":path"].startswith(f"/{self._closed_service[0]}/"):
+            return self._closed_service[1], "Request unauthorized."
+        return None
+
+
+@dataclass
+class _Rest:
+    """What a call still has to say after its headers."""
+
+    data: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    trailers: _Headers | None = None
+
+
+class _Side:
+    """One of the two HTTP/2 connections; a call has the same stream id on both."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client_side: bool) -> None:
+        self._reader, self._writer = reader, writer
+        self._http = H2Connection(H2Configuration(client_side, validate_inbound_headers=False))
+        self._http.initiate_connection()
+        self._refused: set[int] = set()
+        self._rests: defaultdict[int, _Rest] = defaultdict(_Rest)
+
+    async def pass_on(self, other: "_Side", refusal: _Refusal = lambda _: None) -> None:
+        """Say to the other side what is said here, until one of the two ends.
+
+        Raises:
+            ConnectionError: Always: the end.
+        """
+        self._write()
+        while data := await self._reader.read(_CHUNK_BYTES):
+            for event in self._http.receive_data(data):
+                with contextlib.suppress(NoSuchStreamError):  # a call that the other side has given up
+                    self._hand_on(event, other, refusal)
+            self._write()
+            other._write()
+        raise ConnectionError("closed")
+
+    def _hand_on(self, event: Event, other: "_Side", refusal: _Refusal) -> None:
+        ended = getattr(event, "stream_ended", None) is not None
+        match event:
+            case ConnectionTerminated():
+                raise ConnectionError("closed")
+            case RequestReceived() if refused := refusal({_text(k): _text(v) for k, v in event.headers}):
+                self._refused.add(event.stream_id)
+                told = {":status": "200", "content-type": "application/grpc", "grpc-status": str(refused[0])}
+                self._http.send_headers(event.stream_id, [*told.items(), ("grpc-message", refused[1])], end_stream=True)
+            case RequestReceived() | ResponseReceived():
+                other._http.send_headers(event.stream_id, event.headers, end_stream=ended)
+            case DataReceived():
+                self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if event.stream_id not in self._refused:
+                    rest = other._rests[event.stream_id]
+                    rest.data += event.data
+                    rest.ended = ended
+            case TrailersReceived():
+                rest = other._rests[event.stream_id]
+                rest.trailers, rest.ended = event.headers, True
+            case StreamReset():
+                other._rests.pop(event.stream_id, None)
+                other._http.reset_stream(event.stream_id, event.error_code)
+
+    def _write(self) -> None:
+        """Write what there is room for: the other end says how much."""
+        for stream_id in list(self._rests):
+            try:
+                if self._is_said(stream_id, self._rests[stream_id]):
+                    del self._rests[stream_id]
+            except NoSuchStreamError:
+                del self._rests[stream_id]
+        self._writer.write(self._http.data_to_send())
+
+    def _is_said(self, stream_id: int, rest: _Rest) -> bool:
+        while rest.data:
+            room = min(self._http.local_flow_control_window(stream_id), self._http.max_outbound_frame_size)
+            if room <= 0:
+                return False
+            self._http.send_data(stream_id, bytes(rest.data[:room]))
+            del rest.data[:room]
+        if rest.trailers:
+            self._http.send_headers(stream_id, rest.trailers, end_stream=True)
+        elif rest.ended:
+            self._http.end_stream(stream_id)
+        return rest.ended
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(_CHUNK_BYTES):
-        writer.write(data)
-        await writer.drain()
