@@ -33,7 +33,9 @@ def _fork_server() -> Iterator[None]:
     yield
     from multiprocessing import forkserver  # noqa: PLC0415 - only here, to end what this module started
 
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    # It waits until its last child has ended, and a worker of other tests may be one of them.
+    if not multiprocessing.active_children():
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
