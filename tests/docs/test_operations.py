@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import yaml
 
 from activities.failures import RULES
 from cli.check_temporal import RUNBOOK, filter_for
-from cli.embedded import temporal_binary
 from longtake.keyring import PayloadUnreadable
 from longtake.metrics import ENDINGS
 from longtake.models import Attention
@@ -84,20 +81,6 @@ def test_every_command_of_ours_is_taken() -> None:
         assert flags <= options_of(name), (name, words)
         with GROUP.commands[name].make_context(name, list(words)):
             pass  # it raises where an argument is missing or too many
-
-
-@cache
-def flags_of(subcommand: tuple[str, ...]) -> set[str]:
-    told = subprocess.run([temporal_binary(), *subcommand, "--help"], capture_output=True, text=True, check=True)
-    return set(re.findall(r"--[\w-]+", told.stdout))
-
-
-def test_every_command_of_temporals_is_taken() -> None:
-    given = commands("temporal")
-    assert given
-    for words in given:
-        name = tuple(word for word in words[:3] if re.fullmatch(r"[a-z-]+", word) and not word.startswith("-"))
-        assert {word for word in words if word.startswith("--")} <= flags_of(name), words
 
 
 def test_every_filter_names_what_can_be_filtered() -> None:

@@ -42,16 +42,20 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-@pytest.fixture
-def site(distributed: dict[str, str], collector: Collector, tmp_path: Path) -> Iterator[Site]:
-    traced = {
+def otlp(collector: Collector) -> dict[str, str]:
+    """The standard variables that switch traces on."""
+    return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_SERVICE_NAME": "films",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }
+
+
+@pytest.fixture
+def site(distributed: dict[str, str], collector: Collector, tmp_path: Path) -> Iterator[Site]:
     # The next look comes late enough for the worker to be killed between two.
     ours = {"LONGTAKE_TRACE_GATEWAY": "true", "LONGTAKE_LOOK_FLOOR_SECONDS": "3"}
-    site = Site(tmp_path, distributed | traced | ours)
+    site = Site(tmp_path, distributed | otlp(collector) | ours)
     yield site
     site.stop()
 
@@ -104,6 +108,27 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     assert secrets_in(site.worker.log()) == []
     assert trace_id in site.worker.log(), "so that a log line leads to its trace"
     assert "detach" not in site.worker.log()
+
+
+async def test_the_gateway_is_told_nothing_unless_a_setting_says_so(
+    client: Starter, distributed: dict[str, str], collector: Collector, simulator: SimulatorProcess, tmp_path: Path
+) -> None:
+    """Traces are on, and `LONGTAKE_TRACE_GATEWAY` is not set: the test above is the control."""
+    assert "LONGTAKE_TRACE_GATEWAY" not in distributed
+    site = Site(tmp_path, distributed | otlp(collector))
+    try:
+        await site.start()
+        prompt = f"untold {MARK} [sim:link_403,links=2,content_redirect,seconds=30,label=untold]"
+        ended = await client.but(**site.env)("generate", *flags(prompt), "--key", "untold")
+        assert ended.code == 0, ended
+    finally:
+        site.stop()
+    arrived = simulator.requests("untold")
+    assert {entry["kind"] for entry in arrived} >= {"submit", "query", "content"}
+    assert {entry["origin"] for entry in arrived} == {"gateway", "cdn"}
+    assert [entry for entry in arrived if "traceparent" in entry] == []
+    exchanges = [span for span in collector.spans if span.is_exchange]
+    assert len(exchanges) >= len(arrived), "each is in the trace all the same"
 
 
 async def test_off_means_off(

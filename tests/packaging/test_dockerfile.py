@@ -5,42 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Stage:
-    base: str
-    instructions: list[tuple[str, str]] = field(default_factory=list)
-
-    def all(self, name: str) -> list[str]:
-        return [rest for instruction, rest in self.instructions if instruction == name]
-
-    def copied(self) -> list[tuple[list[str], str]]:
-        """What comes from the build context: sources and target."""
-        words = [rest.split() for rest in self.all("COPY") if not rest.startswith("--from")]
-        return [(one[:-1], one[-1]) for one in words]
-
-
-def dockerfile() -> dict[str, Stage]:
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    stages: dict[str, Stage] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        instruction, _, rest = line.partition(" ")
-        if instruction == "FROM":
-            base, _, name = rest.split()
-            current = stages[name] = Stage(base)
-        elif instruction != "ARG":
-            current.instructions.append((instruction, rest.strip()))
-    return stages
-
+from tests.packaging.dockerfile import IMPORTING, ROOT, dockerfile
 
 STAGES = dockerfile()
 IMAGES = {"worker": "run.txt", "simulator": "simulator.txt"}
@@ -95,10 +66,9 @@ def test_packages_are_installed_by_hash_only() -> None:
     assert all("--require-hashes" in command for command in installs)
 
 
-EVERYTHING = """
-import importlib, json, pkgutil, sys
+HIDING = """
+import sys
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 installed = set(sys.argv[1:])
 strangers = {
@@ -115,15 +85,8 @@ class Absent:
 
 
 sys.meta_path.insert(0, Absent())
-sys.path.insert(0, "")
-names = [path.stem for path in Path().glob("*.py")]
-for package in (path.parent.name for path in Path().glob("*/__init__.py")):
-    names += [package, *(found.name for found in pkgutil.walk_packages([package], package + "."))]
-names = [name for name in names if not name.endswith("__main__")]
-for name in names:
-    importlib.import_module(name)
-print(json.dumps({name: sys.modules[name].__file__ for name in names}))
 """
+"""What the image does not have is hidden."""
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -136,7 +99,7 @@ def test_every_module_of_the_image_imports_with_the_packages_of_the_image(image:
     ]
 
     ended = subprocess.run(
-        [sys.executable, "-I", "-B", "-c", EVERYTHING, *installed],
+        [sys.executable, "-I", "-B", "-c", HIDING + IMPORTING, *installed],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -8,11 +8,16 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.system.chromium import chromium
+from tests.system.conftest import pytest_ignore_collect
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -265,6 +270,31 @@ def test_system_packages_that_cannot_be_installed_are_named(
     assert ended.returncode == 1
     assert told in ended.stderr
     assert "apt-get install --no-install-recommends chromium prometheus" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "collected"),
+    [
+        ("", False),
+        ("not system", False),
+        ("not system and asyncio", False),
+        ("asyncio", False),
+        ("system", True),
+        ("system and not asyncio", True),
+        ("not asyncio and system", True),
+        ("(system)", True),
+    ],
+)
+def test_the_system_tests_are_left_out_only_where_nobody_asks_for_them(asked: str, collected: bool) -> None:
+    config = SimpleNamespace(getoption={"markexpr": asked}.get)
+    assert (pytest_ignore_collect(cast("pytest.Config", config)) is None) is collected
+
+
+def test_the_browser_is_the_one_that_is_found_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chromium").write_text("#!/bin/sh\n")
+    (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert chromium() == str(tmp_path / "chromium")
 
 
 # --- Import rules that import-linter cannot hold, because it takes packages only --------------------------------------

@@ -21,6 +21,7 @@ from tests.end_to_end.processes import (
     free_port,
     listens,
 )
+from tests.system.chromium import chromium
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -47,7 +48,7 @@ def starter(simulator: SimulatorProcess, tmp_path: Path) -> Iterator[Starter]:  
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         try:
             yield await browser.new_page()
         finally:

@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.async_api import BrowserContext, Locator, Page, ViewportSize, async_playwright, expect
 
 from longtake.models import Stage
+from tests.system.chromium import chromium
 from tests.system.stage import HIDDEN, PROMPT, Play, performance
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
@@ -47,15 +48,15 @@ async def play() -> AsyncIterator[Play]:
 async def browser(play: Play) -> AsyncIterator[BrowserContext]:
     """One operator's browser: its local storage keeps the list's columns."""
     async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(FLAGS))
-        context = await chromium.new_context(
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        context = await browser.new_context(
             viewport={"width": 1440, "height": 1280}, timezone_id="UTC", reduced_motion="reduce"
         )
         context.set_default_timeout(PATIENCE_MILLISECONDS)
         expect.set_options(timeout=PATIENCE_MILLISECONDS)
         await _choose_columns(await context.new_page(), play)
         yield context
-        await chromium.close()
+        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -368,6 +368,18 @@ class Generation:
                 await asyncio.sleep(0.01)
 
 
+STEPS: Final = (EventType.EVENT_TYPE_TIMER_STARTED, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+
+
+def without_summary(events: Iterable[HistoryEvent]) -> list[str]:
+    """The timers and activities of which Temporal's UI could say no more than their type."""
+    return [
+        f"{event.event_id} {event.activity_task_scheduled_event_attributes.activity_type.name or 'timer'}"
+        for event in events
+        if event.event_type in STEPS and event.user_metadata.summary.data.strip(b'"') == b""
+    ]
+
+
 class Rig:
     """Server, workers and fakes."""
 
@@ -419,12 +431,24 @@ class Rig:
         await self.environment.sleep(duration)
 
     async def clean_up(self) -> None:
-        """Terminate what still runs: one stuck workflow freezes time for all others. Then judge the scripts."""
+        """Terminate what still runs: one stuck workflow freezes time for all others. Then judge scripts and steps."""
         started, self._started = self._started, []
         for generation in started:
             if (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING:
                 await generation.handle.terminate("the test is over")
         assert not [name for generation in started for name in generation.script.overruns]
+        histories = await asyncio.gather(*(self._history(generation) for generation in started))
+        assert without_summary(itertools.chain(*histories)) == []
+
+    async def _history(self, generation: Generation) -> list[HistoryEvent]:
+        """Every event, also of the runs that it continued as new."""
+        events: list[HistoryEvent] = []
+        run = generation.handle.first_execution_run_id
+        while run:
+            handle = self.client.get_workflow_handle(generation.handle.id, run_id=run)
+            events += [event async for event in handle.fetch_history_events()]
+            run = events[-1].workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+        return events
 
 
 @contextmanager

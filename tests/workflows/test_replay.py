@@ -17,7 +17,7 @@ from temporalio.workflow import NondeterminismError
 from longtake.temporal import DATA_CONVERTER, workflow_id
 from tests.workflows.changed_workflows import WithAnotherCommandAtTheEnd, WithAnotherEnd, WithAnotherTimer
 from tests.workflows.record_histories import FOLDER, RECORDINGS, SHORT_RUN
-from tests.workflows.rig import IDENTITY
+from tests.workflows.rig import IDENTITY, without_summary
 from worker import workflow_setup
 from workflows import watching
 
@@ -100,6 +100,18 @@ async def test_changed_workflow_is_found_out(path: Path, changed: type) -> None:
     """The control: were these to pass, the test above could not fail."""
     with pytest.raises(NondeterminismError):
         await replayer(changed).replay_workflow(history(path))
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_every_timer_and_activity_has_a_summary(path: Path) -> None:
+    """Held for every history that other tests make, too: `Rig.clean_up`."""
+    events = history(path).events
+    assert without_summary(events) == []
+    if path.stem == "full":
+        for event in events:
+            event.ClearField("user_metadata")
+        names = {name.partition(" ")[2] for name in without_summary(events)}
+        assert names >= {"timer", "submit_generation", "query_generation"}, "the control"
 
 
 def texts(value: Any) -> Iterator[str]:
