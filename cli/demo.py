@@ -128,6 +128,8 @@ async def run(videos: Path, *, keep: bool) -> Exit:
             _say(console, f"look around: {server.ui_url} - Ctrl-C ends it")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
+        else:
+            _say(console, "the servers end with the demo, and the links with them; to look around: make demo KEEP=1")
     return Exit.DELIVERED if good else Exit.FAILED
 
 

@@ -468,7 +468,7 @@ def _print_result(outcome: GenerateVideoResult, copied: Path | None) -> None:
     sound = "with sound" if video.has_audio else "silent"
     _say(
         f"{outcome.outcome}: {video.duration_seconds:.1f} s, {video.width}x{video.height}, {sound}, "
-        f"{video.bytes:,} bytes, {outcome.polls} looks, task {outcome.task_id}"
+        f"{video.bytes:,} bytes, {outcome.polls} look{'s' if outcome.polls != 1 else ''}, task {outcome.task_id}"
     )
     if outcome.outcome == "fallback":
         reason = outcome.extend_error_message or outcome.extend_error_code

@@ -1,6 +1,7 @@
 """What a person sees while a generation runs: on standard error, live on a terminal, one line a change elsewhere."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from longtake.models import GenerationStatus
 from longtake.temporal import TemporalProblem
 
 _INTERVAL_SECONDS = 0.7
+_ATTEMPT = re.compile(r", attempt \d+")
+"""Alone no news."""
 _PATIENCE_SECONDS = 120.0
 _REPEAT_SECONDS = 60.0
 """Without a terminal: say that it still runs, in case somebody follows a log."""
@@ -114,7 +117,7 @@ class _Lines:
         self._said_at = 0.0
 
     def __call__(self, line: str) -> None:
-        what = line.split(" · next in", maxsplit=1)[0]
+        what = _ATTEMPT.sub("", line.split(" · next in", maxsplit=1)[0])
         if what == self._last and time.monotonic() - self._said_at < _REPEAT_SECONDS:
             return
         self._last, self._said_at = what, time.monotonic()

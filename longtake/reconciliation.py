@@ -69,7 +69,8 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     since, until = await ledger.window_of(key, slot)
     if datetime.now(UTC) < until:
         wait = min(until - datetime.now(UTC), LOOK_AGAIN)  # its owner may still write an answer down
-        raise SubmissionInDoubt("the submission may still be under way; the witnesses are heard after it", wait)
+        message = "it was sent, no usable answer has come, and its exchange may not be over"
+        raise SubmissionInDoubt(f"{message}: from {until:%H:%M:%S} UTC on its task is looked for", wait)
     if witnesses is None:
         return Finding(evidence=("there is no witness for this kind of submission",))
     testimony = await witnesses.ask(model=model, since=since - CLOCKS, until=until + LATE)
