@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]  # it downloads what
 
 STAGES = dockerfile()
 IMAGES = ("worker", "simulator")
-FOLDERS = re.compile(r"/(?:build|opt/venv|app|var/lib/longtake)\b")
+FOLDERS = re.compile(r"(?<![\w.])/(?:build|opt/venv|app|var/lib/longtake)\b")
 """What the image has at its root, and a machine has not."""
 CHANGES_THE_MACHINE = ("useradd ", "install -d -o ")
 NETWORK = ("PIP_", "SSL_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HOME")

@@ -438,7 +438,8 @@ class Rig:
                 await generation.handle.terminate("the test is over")
         assert not [name for generation in started for name in generation.script.overruns]
         histories = await asyncio.gather(*(self._history(generation) for generation in started))
-        assert without_summary(itertools.chain(*histories)) == []
+        bare = without_summary(itertools.chain(*histories))
+        assert not bare, f"without a summary: {bare}"
 
     async def _history(self, generation: Generation) -> list[HistoryEvent]:
         """Every event, also of the runs that it continued as new."""
