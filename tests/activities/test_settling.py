@@ -156,6 +156,16 @@ async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulato
     assert settled.receipt.task_id == made
 
 
+async def test_a_gateway_that_hangs_does_not_hold_up_a_decision(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt
+) -> None:
+    await in_doubt(tag="submit_reset,query_hang,times=1,looks=always")
+    (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+    settled = await settle(worker, made)
+    assert settled.receipt
+    assert settled.receipt.task_id == made
+
+
 async def test_a_decision_to_submit_again_pays_exactly_once_more(
     worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request
 ) -> None:
