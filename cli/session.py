@@ -116,7 +116,11 @@ class EmbeddedWorker:
 
     async def __aenter__(self) -> Self:
         self._share = self._claim()
-        await self._start()
+        try:
+            await self._start()
+        except BaseException:
+            self._share.close()
+            raise
         self._watching = asyncio.create_task(self._start_again_when_killed())
         return self
 
@@ -172,10 +176,11 @@ class EmbeddedWorker:
         Raises:
             CommandProblem: It says that it cannot work as configured, or is killed again and again.
         """
-        for _ in range(_STARTS):
+        for again in range(_STARTS):
+            if again:
+                sys.stderr.write("the worker was killed while it started; starting another\n")
             if await self._start_once():
                 return
-            sys.stderr.write("the worker was killed while it started; starting another\n")
         raise CommandProblem(Exit.FAILED, "WorkerFailed", f"the worker was killed {_STARTS} times while it started")
 
     async def _start_once(self) -> bool:
