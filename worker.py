@@ -246,8 +246,8 @@ async def main(
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
-        client = await _connect_patiently(settings.metrics_address)
-        if missing := await missing_search_attributes(client):
+        client, missing = await _connect_patiently(settings.metrics_address)
+        if missing:
             raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
                 f"run `python starter.py setup` once; where the cluster refuses it, {MAKE_THEM_THERE}"
@@ -278,8 +278,11 @@ async def main(
     return 0
 
 
-async def _connect_patiently(metrics_address: str | None) -> Client:
+async def _connect_patiently(metrics_address: str | None) -> tuple[Client, tuple[str, ...]]:
     """Connect; a Temporal that is just being restarted is waited for.
+
+    Returns:
+        The client, and the search attributes that its namespace lacks.
 
     Raises:
         TemporalProblem: It is not there within `CONNECT_PATIENCE`.
@@ -289,13 +292,13 @@ async def _connect_patiently(metrics_address: str | None) -> Client:
     while True:
         try:
             client = await connect(metrics_address=metrics_address)
-            await missing_search_attributes(client)
+            missing = await missing_search_attributes(client)
         except TemporalProblem:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(1)
         else:
-            return client
+            return client, missing
 
 
 @asynccontextmanager
