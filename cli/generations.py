@@ -45,6 +45,7 @@ from longtake.temporal import (
     register_search_attributes,
     workflow_id,
 )
+from workflows.narration import in_words
 
 _CANCEL_SECONDS = 20.0
 
@@ -166,14 +167,14 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "what": status.message if snapshot.running else "",
             "outcome": status.outcome,
             "to do": status.advice,
-            "decide until": _moment(status.decide_by),
+            "decide until": in_words(status.decide_by),
             "paid": status.paid,
-            "submitted": _moment(status.submitted_at),
+            "submitted": in_words(status.submitted_at),
             "task": status.task_id,
             "request id": status.request_id,
             "remix_id": status.remix_id,
             "remix_id_extend": status.remix_id_extend,
-            "link dies": None if status.video else _moment(status.link_expires_at),
+            "link dies": None if status.video else in_words(status.link_expires_at),
             "last problem": status.last_problem,
             "evidence": "; ".join(status.evidence),
             "candidates": ", ".join(status.candidates),
@@ -184,10 +185,6 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             if value:
                 sys.stdout.write(f"  {name}: {value}\n")
     return Exit.DELIVERED
-
-
-def _moment(moment: datetime | None) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
 
 
 async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: bool) -> Exit:

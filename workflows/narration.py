@@ -1,7 +1,7 @@
 """How a generation tells its story in Temporal's UI: pure text from a status."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from longtake.models import Attention, DecisionAction, GenerationStatus, Paid, Stage
 
@@ -121,7 +121,7 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
         over = status.stage in {Stage.DONE, Stage.FAILED, Stage.CANCELLED}
         yield f"**What to do:** {status.advice or ('nothing.' if over else 'nothing; it goes on by itself.')}"
         return
-    by = f" Without a decision by {_time(status.decide_by)} {_OTHERWISE[offered[0]]}." if status.decide_by else ""
+    by = f" Without a decision by {in_words(status.decide_by)} {_OTHERWISE[offered[0]]}." if status.decide_by else ""
     yield f"**What to do:** {_FIRST[offered[0]]}.{by}"
     yield ""
     yield "In a terminal, one of:"
@@ -139,7 +139,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "model": status.model,
         "outcome": status.outcome,
         "paid": status.paid and _PAID[status.paid],
-        "submitted": status.submitted_at and _time(status.submitted_at),
+        "submitted": in_words(status.submitted_at),
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",
         "task": status.task_id and f"`{status.task_id}`",
@@ -158,9 +158,10 @@ def _link(status: GenerationStatus) -> str | None:
     if not status.has_link or status.video or (status.first_video and status.stage is not Stage.DELIVERING):
         return None
     if status.link_expires_at:
-        return f"to what the gateway made; it dies at {_time(status.link_expires_at)}"
+        return f"to what the gateway made; it dies at {in_words(status.link_expires_at)}"
     return "to what the gateway made; it does not say how long it lives (others': about 24 h)"
 
 
-def _time(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else ""
+def in_words(moment: datetime | None) -> str:
+    """A moment of a status; empty where there is none."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
