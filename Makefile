@@ -91,7 +91,7 @@ test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to
 
 test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.
 	@sh tests/system/install.sh
-	@$(BIN)/python -m pytest -m system -n 2 --dist loadfile tests/system tests $(ARGS)
+	@$(BIN)/python -m pytest -m system -n 2 --dist loadfile $(ARGS)
 
 screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real browser.
 	@sh tests/system/install.sh
