@@ -42,7 +42,7 @@ async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, sa
         s3: Whether the store is a bucket behind a faulty network, instead of a folder.
     """
     plan = make_plan(seed, generations, seconds)
-    site = Site(folder, plan, BucketStore(folder, seed) if s3 else FolderStore(folder / "store"))
+    site = Site(folder, plan, BucketStore(seed) if s3 else FolderStore(folder / "store"))
     async with asyncio.timeout(seconds + _OVERTIME_SECONDS), site.running():
         run = Run(plan, site, say)
         await run.play()

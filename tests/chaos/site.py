@@ -8,10 +8,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ import httpx
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from simulator.faultproxy import Fault, FaultProxy
 from tests.chaos.plan import Plan
-from tests.chaos.process import LOOK_SECONDS, START_SECONDS, Process, free_port, listens
 from tests.chaos.stores import Store
+from tests.end_to_end.processes import ROOT, free_port
 
 API_KEYS = ("sk-chaos-one-0123456789", "sk-chaos-two-0123456789")
 CONSOLE_TOKEN = "simulator-access-token"
@@ -47,6 +49,54 @@ CDN_WEATHER = [
 ]
 BLACK_HOLE = Fault("black_hole", probability=0.01)
 """In long runs only: it costs 20 to 30 s each."""
+
+_START_SECONDS = 40.0
+_LOOK_SECONDS = 0.05
+
+
+class Process:
+    """A process that can be started again and again; all its lives write one log."""
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        self._command = list(command)
+        self._env = dict(env) if env is not None else None
+        self._popen: subprocess.Popen[bytes] | None = None
+        self.log = log
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its id, or 0 before the first start."""
+        return self._popen.pid if self._popen else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended (a stopped one has not)."""
+        return self._popen is not None and self._popen.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.send_signal(number)
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        assert self._popen is not None
+        while (code := self._popen.poll()) is None:  # noqa: ASYNC110 (a process tells nobody)
+            await asyncio.sleep(_LOOK_SECONDS)
+        return code
+
+    def destroy(self) -> None:
+        """SIGKILL, whatever state it is in."""
+        self.signal(signal.SIGKILL)
+        if self._popen is not None:
+            self._popen.wait(timeout=10)
 
 
 class Worker:
@@ -137,7 +187,7 @@ class Site:
     def __init__(self, folder: Path, plan: Plan, store: Store) -> None:
         self.folder = folder
         self._plan = plan
-        self.temporal_address = f"127.0.0.1:{free_port('127.0.0.1')}"
+        self.temporal_address = f"127.0.0.1:{free_port()}"
         self.store = store
         self.server = Process(_server_command(self.temporal_address, folder), folder / "server.log")
         self.gateway_proxy: FaultProxy
@@ -192,14 +242,14 @@ class Site:
 
     async def server_ready(self) -> None:
         """Wait until Temporal listens."""
-        await listens(self.temporal_address, self.server)
+        await _listens(self.temporal_address, self.server)
 
     async def _simulator_ready(self) -> dict[str, str]:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + _START_SECONDS
         while not self._ready_file.exists():
             assert self.simulator.running, self.simulator.log.read_text()
             assert time.monotonic() < deadline, "the simulator does not start"
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)
         where: dict[str, str] = json.loads(self._ready_file.read_text())
         return where
 
@@ -252,6 +302,20 @@ def _simulator_command(folder: Path, ready_file: Path) -> list[str]:
     command += ["--cdn-port", str(free_port(SIMULATOR_HOST, "127.0.0.1"))]
     command += ["--cache-dir", str(folder.parent / "clips"), "--api-key", API_KEYS[0], "--speed", str(SPEED)]
     return [*command, "--remix", "--ready-file", str(ready_file)]
+
+
+async def _listens(address: str, process: Process) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        assert process.running, process.log.read_text()[-2000:]
+        try:
+            await asyncio.to_thread(lambda: socket.create_connection((host, int(port)), timeout=1).close())
+        except OSError:
+            assert time.monotonic() < deadline, f"nothing listens at {address}"
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 def _port(url: str) -> int:

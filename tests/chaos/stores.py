@@ -1,21 +1,18 @@
 """Where a run's clips and its submission ledger lie: a folder, or a bucket behind a faulty network."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import boto3  # type: ignore[import-untyped]
-
 from simulator.faultproxy import Fault, FaultProxy
-from tests.chaos.process import Process, free_port, listens
+from tests.longtake.s3_server import BUCKET, S3Server
 
 Json = dict[str, Any]
 
-BUCKET = "clips"
 WEATHER = [
     Fault("refuse", probability=0.02),
     # Carried out, and the answer is lost.
@@ -117,29 +114,25 @@ class FolderStore:
 class BucketStore:
     """S3's protocol (moto's server) behind a proxy that refuses, cuts and resets connections."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.url = ""
         self.environment: Mapping[str, str] = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         self.recreated: list[str] = []
-        self._port = free_port("127.0.0.1")
-        command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(self._port)]
-        self._server = Process(command, folder / "s3.log")
-        self._proxy = FaultProxy("127.0.0.1", self._port, seed=seed)
+        self._s3 = S3Server()
+        host, _, port = self._s3.endpoint.removeprefix("http://").partition(":")
+        self._proxy = FaultProxy(host, int(port), seed=seed)
+        self._end = AsyncExitStack()
         self._weather: list[Fault] = []
 
     async def start(self) -> None:
-        """Start the server and the way to it, and make the bucket."""
-        self._server.start()
-        await listens(f"127.0.0.1:{self._port}", self._server)
-        await self._proxy.__aenter__()
-        self.url = f"s3://{BUCKET}/chaos?endpoint={self._proxy.url}&region=us-east-1"
-        self._client.create_bucket(Bucket=BUCKET)
+        """Start the server and the way to it."""
+        self._end.enter_context(self._s3)
+        await self._end.enter_async_context(self._proxy)
+        self.url = self._s3.url("chaos").replace(self._s3.endpoint, self._proxy.url)
 
     async def stop(self) -> None:
-        """Kill the server: what lay in it is gone."""
-        self._server.destroy()
-        if self.url:
-            await self._proxy.__aexit__(None, None, None)
+        """End the server: what lay in it is gone."""
+        await self._end.aclose()
 
     def storm(self) -> None:
         """See `WEATHER`."""
@@ -160,7 +153,7 @@ class BucketStore:
     def read(self, uri: str) -> bytes | None:
         """See `Store`; not through the proxy."""
         name = unquote(urlsplit(uri).path).removeprefix("/")
-        client = self._client
+        client = self._s3.client
         try:
             content: bytes = client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
         except client.exceptions.NoSuchKey:
@@ -169,20 +162,10 @@ class BucketStore:
 
     def clips(self) -> Iterator[tuple[str, Json]]:
         """See `Store`."""
-        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for page in self._s3.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
             for found in page.get("Contents", ()):
                 if found["Key"].endswith(".mp4.json"):
                     uri = f"s3://{BUCKET}/{found['Key']}"
                     sidecar = self.read(uri)
                     assert sidecar is not None
                     yield uri.removesuffix(".json"), json.loads(sidecar)["video"]
-
-    @property
-    def _client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{self._port}",
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )

@@ -89,12 +89,17 @@ def flags(prompt: str) -> list[str]:
     return ["--model", MODEL, "--prompt", prompt, "--prompt-extend", f"and then the {MARK} leaves"]
 
 
-def free_port() -> int:
-    """A free port below those that outgoing connections are given, which would take it before its server does."""
+def free_port(*hosts: str) -> int:
+    """A port that is free at all of these (127.0.0.1 where none is named).
+
+    Below those that outgoing connections are given, which would take it before its server does.
+    """
     while True:
         port = random.randrange(20_000, 32_000)  # noqa: S311 - a port is no secret
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        with contextlib.suppress(OSError):
+            for host in hosts or ("127.0.0.1",):
+                with socket.socket() as probe:
+                    probe.bind((host, port))
             return port
 
 

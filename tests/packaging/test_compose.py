@@ -19,7 +19,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from longtake.settings import Settings, variable_names
-from tests.packaging.services import BARE, BIN, ROOT, compose, ended, free_port, read_services
+from tests.end_to_end.processes import free_port
+from tests.packaging.services import BARE, BIN, ROOT, compose, ended, read_services
 from worker import DRAIN_MARGIN
 
 DEPLOY = ROOT / "deploy/temporal"

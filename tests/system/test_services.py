@@ -21,7 +21,8 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from longtake.encryption import EncryptionCodec
 from longtake.keyring import KeyRing, new_key, parse_keys
-from tests.packaging.services import BARE, ROOT, ended, free_port, read_services
+from tests.end_to_end.processes import free_port
+from tests.packaging.services import BARE, ROOT, ended, read_services
 
 pytestmark = pytest.mark.system
 
