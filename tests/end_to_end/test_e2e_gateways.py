@@ -105,9 +105,8 @@ class Gateway:
         assert (await self._result("cost", f"a {MARK} [sim:ok,label=cost]")).quota == PRICE
 
     async def what_was_refunded_cost_nothing(self) -> None:
-        """The document's answer to a failure has no quota at all."""
         result = await self._result("refund", f"a {MARK} [sim:extend_failed,label=refund]")
-        assert result.quota == {DOCUMENT: None, NEWAPI: 0}[self._like]
+        assert result.quota == 0
 
     async def a_key_without_quota_pays_nothing(self) -> None:
         prompt = f"a {MARK} [sim:key_without_quota,label=empty]"
@@ -233,6 +232,9 @@ MENDED_BY = {
 }
 """Which number of which issue mends what fails today. Strict: whoever mends it takes its line away."""
 
+UNSAID = {(DOCUMENT, "what_was_refunded_cost_nothing")}
+"""What a gateway does not tell: the document's answer to a failure has no quota at all."""
+
 CASES = [
     pytest.param(
         like,
@@ -242,6 +244,7 @@ CASES = [
     )
     for like in (DOCUMENT, NEWAPI)
     for story in (*STORIES, LAST)
+    if (like, story) not in UNSAID
 ]
 
 Ends = dict[tuple[str, str], BaseException | None]
@@ -265,7 +268,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, png: bytes) -> Iterator[Ends]
             else:
                 found[like, story] = None
 
-        await asyncio.gather(*map(one, STORIES))
+        await asyncio.gather(*(one(story) for story in STORIES if (like, story) not in UNSAID))
         await one(LAST)
 
     async def play_all() -> Ends:
