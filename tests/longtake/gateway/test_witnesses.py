@@ -195,7 +195,7 @@ class TestSimulator:
         assert asked == [200] * 20
 
     async def test_others_used_the_limit_up(self, sim: Simulator, clock: Clock) -> None:
-        sim.world.settings = SimulatorSettings(sim.settings.data_dir, KEY, access_token=TOKEN, witness_calls=0)
+        sim.world.settings = SimulatorSettings(sim.settings.data_dir, KEY, access_token=TOKEN, api_calls=0)
         async with connect(sim.url, clock=clock) as witnesses:
             said = await ask(witnesses)
             assert (said.tasks, said.charges, said.retry_after) == (None, None, timedelta(minutes=5))
