@@ -304,6 +304,15 @@ class SubmissionReceipt(_Payload):
     request_id: str | None = None
 
 
+class LedgerRegistration(_Payload):
+    """Which submission ledger a Temporal namespace belongs to; kept in the memo of the workflow `longtake-ledger`."""
+
+    ledger: str
+    """The identity that the ledger's store holds in `submit/identity`."""
+    store: str = ""
+    """The store's URL when it was registered, without secrets: for people; the identity is what counts."""
+
+
 class DeliveryKind(StrEnum):
     """Which clip to bring home."""
 
