@@ -350,7 +350,7 @@ class SubmissionLedger:
             return
         if self._registered:
             raise WrongLedger(
-                f"the generation began with the ledger {expected}, and the namespace belongs to {found}, as this worker: "
+                f"the generation began with the ledger {expected}, and namespace and worker belong to {found}: "
                 "nothing is sent for it; cancel the generation, or restore the ledger that it began with",
                 side=WrongSide.GENERATION,
             )

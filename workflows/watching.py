@@ -94,6 +94,8 @@ class Watch:
                     extension=self._extension,
                     stage=generation.stage,
                     hidden_prompts=prompt_paths(generation.request),
+                    gateway=self._task.gateway,
+                    account=self._task.account,
                 ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
