@@ -90,14 +90,14 @@ class WrongSide(StrEnum):
 
 
 class WrongLedger(LedgerUnavailable):
-    """The store holds another ledger than the one that is meant; nothing was sent.
+    """The store holds another ledger than the one that is meant; nothing was sent. Another worker may have the right.
 
     Attributes:
         side: Whose ledger is the wrong one.
     """
 
     def __init__(self, message: str, *, side: WrongSide) -> None:
-        super().__init__(message, needs_operator=True)
+        super().__init__(message)
         self.side = side
 
 
