@@ -49,7 +49,8 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
     key: Annotated[
         str | None,
         typer.Option(
-            help="Your own name for it: the same key again attaches and never pays again.", show_default="a new one"
+            help="Your own name for it: the same key again attaches and, with the same ledger, never pays again.",
+            show_default="a new one",
         ),
     ] = None,
     on_extend_failed: Annotated[

@@ -310,8 +310,9 @@ async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Cal
         ledger = SubmissionLedger(_open_store(settings), longest_exchange=settings.submit_timeout)
         if new_ledger:
             return await _begin_new_ledger(session, ledger, confirm)
-        identity = await claim(session.temporal, ledger)
-        sys.stdout.write(f"the namespace belongs to the ledger {identity} in {ledger.store_url}\n")
+        await claim(session.temporal, ledger)
+        _, now = await begin_anew(session.temporal, ledger)  # the same ledger; its store may have been moved
+        sys.stdout.write(f"the namespace belongs to the ledger {now.ledger} in {now.store}\n")
     return Exit.DELIVERED
 
 

@@ -107,7 +107,7 @@ async def begin_anew(client: Client, ledger: SubmissionLedger) -> tuple[LedgerRe
     """
     before = await registration(client)
     now = LedgerRegistration(ledger=await ledger.establish(), store=ledger.store_url)
-    if before is None or before.ledger != now.ledger:
+    if before != now:  # also where the same ledger was moved to another place
         await _register(client, now, WorkflowIDConflictPolicy.TERMINATE_EXISTING)
     return before, now
 

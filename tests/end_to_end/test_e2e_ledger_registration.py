@@ -79,7 +79,7 @@ class Place:
 
 @pytest.fixture
 def place(
-    request: pytest.FixtureRequest,  # noqa: F811 - pytest's own name
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     server: DevServer,
     simulator: SimulatorProcess,
