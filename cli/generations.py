@@ -35,6 +35,7 @@ from longtake.client import (
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
+from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, Stage, StoredVideo
 from longtake.settings import Settings, SettingsProblem
@@ -317,11 +318,15 @@ async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Cal
 
 
 async def _begin_new_ledger(session: Session, ledger: SubmissionLedger, confirm: Callable[[str], bool]) -> Exit:
-    before, found = await registration(session.temporal), await ledger.known_identity()
+    found, before = await ledger.known_identity(), None
+    try:
+        before = await registration(session.temporal)
+        was = f"the ledger {before.ledger} ({before.store})" if before else "no ledger that it could name"
+    except PayloadUnreadable as error:
+        was = f"a ledger that cannot be read here ({error})"
     if before is not None and before.ledger == found:
         sys.stdout.write(f"the namespace belongs to the ledger {found} in {ledger.store_url} already: nothing to do\n")
         return Exit.DELIVERED
-    was = f"the ledger {before.ledger} ({before.store})" if before else "no ledger that it could name"
     question = (
         f"The namespace {session.namespace!r} belongs to {was}. From now on it is to belong to "
         f"{f'the ledger {found}' if found else 'a new, empty ledger'} in {ledger.store_url}.\n"

@@ -11,6 +11,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
+from longtake.keyring import PayloadUnreadable
 from longtake.ledger import SubmissionLedger, WrongLedger, WrongSide
 from longtake.models import LedgerRegistration
 from longtake.temporal import LEDGER_WORKFLOW_TYPE, TASK_QUEUE, VIDEO_STAGE, WORKFLOW_TYPE, TemporalProblem
@@ -98,14 +99,16 @@ async def begin_anew(client: Client, ledger: SubmissionLedger) -> tuple[LedgerRe
     Keys that were paid for in another ledger are paid for again when they are started again.
 
     Returns:
-        The registration before, and the one that holds now.
+        The registration before (None where there was none, or none that can be read here), and the one that holds now.
 
     Raises:
         LedgerUnavailable: The store cannot be read or written.
         TemporalProblem: The server refuses it.
-        PayloadUnreadable: See `registration`.
     """
-    before = await registration(client)
+    try:
+        before = await registration(client)
+    except PayloadUnreadable:  # its key is lost for good: this is the way out
+        before = None
     now = LedgerRegistration(ledger=await ledger.establish(), store=ledger.store_url)
     if before != now:  # also where the same ledger was moved to another place
         await _register(client, now, WorkflowIDConflictPolicy.TERMINATE_EXISTING)

@@ -107,6 +107,7 @@ TABLE = [
     Row(SendHookDidNotFire("?"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.GENERATION), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
     Row(TaskNotFound("mistyped"), SETTLE, "InvalidRequest", False, UNKNOWN, None, True),
     Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),

@@ -12,6 +12,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from longtake.encryption import encrypting
 from longtake.keyring import KeyRing, PayloadUnreadable, parse_keys
 from longtake.ledger import IDENTITY, SubmissionLedger, WrongLedger, WrongSide
+from longtake.models import LedgerRegistration
 from longtake.storage import Store
 from longtake.temporal import DATA_CONVERTER, TASK_QUEUE, VIDEO_STAGE, WORKFLOW_TYPE, connect
 from longtake.temporal_ledger import WORKFLOW_ID, begin_anew, check, claim, registration
@@ -154,9 +155,16 @@ async def test_encrypted_and_sealed_anew_when_the_key_changes(server: DevServer,
             await claim(await with_keys(*keys), ledger_in(stores / "a"))
     with pytest.raises(WrongLedger):
         await claim(await with_keys(K2, K1), ledger_in(stores / "b"))
+    assert (await registration(await with_keys(K1))) is not None
     # Rotated: the new key encrypts, the old one still opens; afterwards the old one is left out.
     assert await claim(await with_keys(K2, K1), ledger_in(stores / "a")) == identity
     assert await claim(await with_keys(K2), ledger_in(stores / "a")) == identity
+    # All keys are lost: an operator says which ledger it is.
+    assert await begin_anew(await with_keys(K1), ledger_in(stores / "a")) == (
+        None,
+        LedgerRegistration(ledger=identity, store=(stores / "a").as_uri()),
+    )
+    assert await claim(await with_keys(K1), ledger_in(stores / "a")) == identity
 
 
 async def test_side_that_is_wrong(client: Client, stores: Path) -> None:
