@@ -349,9 +349,10 @@ async def up(data_dir: Path | None) -> Exit:
         )
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
     _require_gateway(settings)
-    async with open_session(settings, worker=True) as session:
+    store = _open_store(settings)
+    async with open_session(settings, worker=True, store=store) as session:
         _say(f"Temporal {session.address}, UI {session.ui_url}")
-        await _show_ledger(settings, _open_store(settings))
+        await _show_ledger(settings, store)
         _say(f"clients elsewhere: TEMPORAL_ADDRESS={session.address}. Ctrl-C drains and ends it.")
         try:
             await asyncio.Event().wait()

@@ -21,6 +21,7 @@ from temporalio.client import Client
 from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
 from cli.exits import CommandProblem, Exit
 from longtake.client import VideoClient
+from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.settings import Settings
 from longtake.storage import Store
 from longtake.temporal import (
@@ -31,6 +32,7 @@ from longtake.temporal import (
     target,
     workflow_id,
 )
+from longtake.temporal_ledger import check
 
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2
@@ -69,7 +71,8 @@ async def open_session(
         store: Where generations are to be started: its ledger must be the namespace's.
 
     Raises:
-        CommandProblem: Temporal cannot be reached, or the embedded server or worker does not start.
+        CommandProblem: Temporal cannot be reached, the embedded server or worker does not start, or the data folder's
+            server belongs to another ledger than the store's.
     """
     try:
         if is_configured():
@@ -84,12 +87,17 @@ async def open_session(
             temporal = await connect_when_healthy(server.address)
             # A server on an older file does not add the attributes that it is started with.
             await register_search_attributes(temporal)
+            if store is not None:  # the worker would end with the same words, in its log
+                await check(temporal, SubmissionLedger(store, longest_exchange=settings.submit_timeout))
             client = VideoClient(temporal, store=store)
             if worker:
                 await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
             yield Session(client, temporal, server.address, server.ui_url)
     except (TemporalProblem, EmbeddedProblem) as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
+    except LedgerError as error:
+        kind = "WrongLedger" if isinstance(error, WrongLedger) else "LedgerUnavailable"
+        raise CommandProblem(Exit.USAGE, kind, str(error)) from None
 
 
 async def connect_when_healthy(address: str) -> Client:

@@ -231,8 +231,10 @@ async def test_embedded_a_data_folder_has_one_ledger(
     assert simulator.paid(prompt) == 2
     shutil.rmtree(tmp_path / "data" / "store")
     refused = await starter("generate", *flags(prompt), "--key", "home-2", "--json", seconds=90)
-    assert refused.code == 2
-    assert "holds no ledger" in refused.json()["error"]["message"]
+    assert (refused.code, refused.json()["error"]["type"]) == (2, "WrongLedger")
+    # A command that only looks brings a worker too, and that one refuses.
+    looked = await starter("status", "home", "--json", seconds=90)
+    assert (looked.code, looked.json()["error"]["type"]) == (2, "WorkerFailed")
     assert not ledgers(tmp_path / "data" / "store")
     assert (await starter("setup", "--new-ledger", "--yes", seconds=90)).code == 0
     again = await starter("generate", *flags(f"{prompt} again"), "--key", "home-2", "--json", seconds=90)
