@@ -22,12 +22,15 @@ _ANY = timedelta(0)
 async def remember(store: Store) -> str | None:
     """Note the ledger of a store, if it has one.
 
+    Of a store and its copy, which have one identity, the one that was noted first stays: what is paid for there is not
+    known in the copy.
+
     Returns:
         Its identity.
     """
     identity = await SubmissionLedger(store, longest_exchange=_ANY).known_identity()
-    if identity is not None:
-        with contextlib.suppress(OSError):
+    if identity is not None and not await _noted(identity):
+        with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
             _folder().mkdir(parents=True, exist_ok=True)
             (_folder() / identity).write_text(json.dumps({"store": store.url}))
     return identity
@@ -42,15 +45,26 @@ async def elsewhere(key: str, store: Store) -> list[str]:
 
 
 async def _others_that_know(key: str, ours: str) -> AsyncIterator[str]:
-    for note in sorted(_folder().glob("*")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, LedgerError, StoreProblem):
-            url = json.loads(note.read_text())["store"]
-            parts = urlsplit(url)
-            if url == ours or parts.scheme != "file" or not Path(unquote(parts.path)).is_dir():
+    with contextlib.suppress(RuntimeError):
+        for identity in sorted(note.name for note in _folder().glob("*")):
+            store = await _noted(identity)
+            if store is None or store.url == ours:
                 continue
-            ledger = SubmissionLedger(Store.open(url), longest_exchange=_ANY)
-            if await ledger.known_identity() == note.name and not await ledger.is_untouched(key):
-                yield url
+            with contextlib.suppress(LedgerError):
+                if not await SubmissionLedger(store, longest_exchange=_ANY).is_untouched(key):
+                    yield store.url
+
+
+async def _noted(identity: str) -> Store | None:
+    """The store that was noted for a ledger, where it is on this machine and still holds it."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError, TypeError, LedgerError, StoreProblem):
+        url = json.loads((_folder() / identity).read_text())["store"]
+        parts = urlsplit(url)
+        if parts.scheme == "file" and Path(unquote(parts.path)).is_dir():  # to open it would make it
+            store = Store.open(url)
+            if await SubmissionLedger(store, longest_exchange=_ANY).known_identity() == identity:
+                return store
+    return None
 
 
 def _folder() -> Path:

@@ -9,7 +9,7 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=LEDGER_WORKFLOW_TYPE)
 class LedgerRegistrationWorkflow:
-    """Two events and one workflow task in its whole life; workers and clients read its memo, without asking it."""
+    """One workflow task in its whole life, and no command; workers and clients read its memo, without asking it."""
 
     @workflow.run
     async def run(self, registered: LedgerRegistration) -> None:

@@ -1,5 +1,6 @@
 """Keys that another ledger of this user knows are found before they are paid for here."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,3 +59,19 @@ async def test_nothing_depends_on_the_notes(tmp_path: Path, monkeypatch: pytest.
     assert await known_ledgers.elsewhere("order-1", here) == []
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     assert await known_ledgers.remember(here)
+
+
+async def test_a_copy_does_not_know_what_the_original_paid_for_since(tmp_path: Path) -> None:
+    original = await used(tmp_path / "original", "order-1")
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    await used(tmp_path / "original", "order-2")
+    copy = await used(tmp_path / "copy")
+    assert await known_ledgers.elsewhere("order-1", copy) == [], "both know it"
+    assert await known_ledgers.elsewhere("order-2", copy) == [original.url]
+
+
+async def test_a_ledger_that_was_moved_is_noted_where_it_is_now(tmp_path: Path) -> None:
+    await used(tmp_path / "before", "order-1")
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = await used(tmp_path / "after")
+    assert await known_ledgers.elsewhere("order-1", await used(tmp_path / "other")) == [moved.url]
