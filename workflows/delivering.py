@@ -54,7 +54,7 @@ async def deliver(
         cause = cause_of(error)
         advice = (
             "The video was made and paid. Mend what the message names, then start again with the same key: it is "
-            "delivered without paying again, as long as the gateway has it."
+            "delivered without paying again, as long as the ledger is the same and the gateway has it."
         )
         raise Ending("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings
