@@ -122,6 +122,14 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
         ]
 
 
+@pytest.mark.parametrize("kind", ["WrongGateway", "TaskNotVisible"])
+async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
+    """`TaskNotFound` for that long would end it: its row is missing."""
+    elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+
+
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
     generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
     await generation.result()
