@@ -29,6 +29,7 @@ from longtake.client import VideoClient
 from longtake.delivery import Fetcher
 from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import PayloadUnreadable
@@ -254,6 +255,8 @@ async def main(
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
+        if needless := await needless_private_addresses(settings):
+            logger.warning("private addresses allowed", extra={"error": needless})
         client, missing = await _connect_patiently(settings.metrics_address)
         if missing:
             raise SettingsProblem(

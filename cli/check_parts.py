@@ -20,6 +20,7 @@ from longtake.catalog import MODELS
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
@@ -65,6 +66,8 @@ async def settings(site: Site) -> Findings:
         )
     if (given.console_token is None) != (given.console_user is None):
         yield problem("of LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER only one is set", "Set both, or neither.")
+    if needless := await needless_private_addresses(given):
+        yield warning(needless, "Unset it: only a gateway inside your network, or the simulator, needs it.")
 
 
 async def store(site: Site) -> Findings:

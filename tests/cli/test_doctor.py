@@ -106,6 +106,23 @@ async def test_settings() -> None:
     assert (level, "LONGTAKE_CONSOLE_USER only one is set" in what) == (PROBLEM, True)
 
 
+@pytest.mark.parametrize(
+    ("url", "allowed", "warned"),
+    [
+        ("https://8.8.8.8", "true", True),
+        ("https://8.8.8.8", "false", False),
+        ("http://10.1.2.3:8090", "true", False),
+        ("http://127.0.0.1:8090", "true", False),
+        ("https://[2606:4700::1111]", "true", True),
+        ("https://name.invalid", "true", False),
+    ],
+)
+async def test_private_addresses_beside_a_public_gateway(url: str, allowed: str, *, warned: bool) -> None:
+    given = {"gateway_url": url, "gateway_api_key": KEY, "store_url": "s3://b", "allow_private_addresses": allowed}
+    found = await findings(check_parts.settings, **given)
+    assert [level for level, what in found if "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in what] == [WARNING] * warned
+
+
 async def test_store_and_ledger(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     url = folder.as_uri()

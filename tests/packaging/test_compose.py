@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from longtake.settings import Settings, variable_names
 from tests.end_to_end.processes import free_port
-from tests.packaging.services import BARE, BIN, ROOT, compose, ended, read_services
+from tests.packaging.services import BARE, BIN, ROOT, SIMULATOR, compose, ended, read_services
 from worker import DRAIN_MARGIN
 
 DEPLOY = ROOT / "deploy/temporal"
@@ -75,7 +75,7 @@ def test_the_file_fits_the_specification() -> None:
 )
 def test_nothing_starts_without(secret: str) -> None:
     others = {name: value for name, value in example(comments=False).items() if name != secret}
-    told = compose("--quiet", env_file=os.devnull, **others)
+    told = compose("--quiet", env_files=[os.devnull], **others)
     assert told.returncode != 0
     assert f"required variable {secret} is missing a value: copy .env.example to .env" in told.stderr
 
@@ -115,6 +115,21 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
             assert TypeAdapter(type(default)).validate_strings(value) == default, name
         else:  # a variable that is set to nothing is not set
             assert not default, name
+
+
+def test_only_the_simulators_file_allows_private_addresses() -> None:
+    private, gateway = "LONGTAKE_ALLOW_PRIVATE_ADDRESSES", "LONGTAKE_GATEWAY_URL"
+    read = {}
+    for files in ((".env.example",), (".env.example", SIMULATOR)):
+        told = compose("--format", "json", env_files=files, profile=None)
+        assert told.returncode == 0, told.stderr
+        read[files] = json.loads(told.stdout)["services"]
+    alone, with_simulator = read.values()
+    assert alone["worker"]["environment"].get(private) is None
+    assert "simulator" not in alone
+    assert with_simulator["worker"]["environment"][private] == "true"
+    assert with_simulator["worker"]["environment"][gateway] == "http://simulator:8090"
+    assert "simulator" in with_simulator
 
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
