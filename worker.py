@@ -36,6 +36,7 @@ from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -350,6 +351,7 @@ async def _idle(client: Client) -> None:
 
 
 if __name__ == "__main__":
+    keep_files_private()
     parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
     parser.add_argument(

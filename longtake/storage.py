@@ -133,7 +133,7 @@ class Store:
             raise StoreProblem("the store's URL is empty: name a folder or file:///folder", retryable=False)
         root = Path(url).expanduser()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # links, prompts and videos will lie in it
             root = root.resolve()
             with contextlib.suppress(OSError):  # a parent that we may not read is not ours to flush
                 _fsync_folder(root.parent)

@@ -163,6 +163,21 @@ async def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Gateway ----------------------------------------------------------------------------------------------------------
 
 
+async def test_folders_that_others_can_read(tmp_path: Path) -> None:
+    data, store = tmp_path / "data", tmp_path / "data" / "store"
+    store.mkdir(parents=True)
+    for folder in (*tmp_path.parents, tmp_path, data, store):
+        if folder.stat().st_mode & 0o007 == 0:
+            folder.chmod(0o755)  # pytest's own folders are private
+    given = {"data_dir": str(data), "store_url": store.as_uri()}
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [WARNING, WARNING]
+    data.chmod(0o700)
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [OK, OK], "a private folder keeps what is below it private"
+    assert await findings(check_parts.permissions, data_dir=str(data), store_url="s3://bucket") == []
+
+
 async def test_every_key_is_tried(gateway: Any) -> None:
     found = await findings(check_parts.gateway, **gateway.settings, gateway_api_key=f"{KEY},{OTHER}")
     assert [level for level, _ in found] == [OK, PROBLEM]
