@@ -1,11 +1,13 @@
 """Before and around the paid POSTs."""
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
-from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
+from activities.hiding import hiding_error
+from longtake.catalog import InvalidRequest, check_request, extension_digest, prompt_paths, request_digest
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
 from longtake.gateway.errors import GatewayError, TaskNotFound
 from longtake.gateway.extension import ExtensionClient
@@ -74,7 +76,7 @@ class SubmissionActivities:
                 if request.task_id:
                     await self._check_task(request.task_id)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.PREPARE) from None
+            raise await self._error(error, Step.PREPARE, order.key, order.request) from None
         return self._policy.model_copy(update={"ledger_id": ledger_id})
 
     async def _check_task(self, task_id: str) -> None:
@@ -193,7 +195,7 @@ class SubmissionActivities:
                 await self._ledger.check_identity(order.ledger_id)
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
-                raise application_error(error, Step.SUBMIT) from None
+                raise await self._error(error, Step.SUBMIT, order.key, order.request) from None
         note(task_id=accepted.task_id, request_id=accepted.request_id)
         activity.logger.info("submitted", extra={"attached": accepted.attached})
         return _receipt(accepted)
@@ -213,6 +215,9 @@ class SubmissionActivities:
             raise application_error(error, Step.SETTLE) from None
         activity.logger.info("adopted", extra={"task_id": task_id})
         return _receipt(accepted)
+
+    async def _error(self, error: Exception, step: Step, key: str, request: GenerateVideoInput) -> ApplicationError:
+        return await hiding_error(error, step, store=self._store, key=key, hidden=bool(prompt_paths(request)))
 
     def _first_post(self, request: GenerateVideoInput) -> Post:
         async def post(before_send: BeforeSend) -> SubmissionAnswer:

@@ -433,7 +433,7 @@ class LookOrder(_Payload):
     stage: Stage | None = None
     """For the log."""
     hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
+    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -454,6 +454,10 @@ class DeliverOrder(_Payload):
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
     """A fingerprint of the API key that paid; empty where that is not known."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
+    keep_first_link: bool = False
+    """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
 
 
 class DecisionAction(StrEnum):
