@@ -124,7 +124,8 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     first.stop()
 
     # 3. Rotation, in the middle of a generation; clients without the key are told which one they need.
-    second = site.another_worker(keys(K2, K1))
+    #    Nothing plain is left, so this worker takes nothing plain any more.
+    second = site.another_worker(keys(K2, K1) | {"LONGTAKE_REQUIRE_ENCRYPTION": "true"})
     await second.restart()
     await accept(client, "asks")
     rotated, without, other = await asyncio.gather(
@@ -137,13 +138,16 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert "which is not in LONGTAKE_ENCRYPTION_KEYS (it is not set)" in without.err
     assert (other.code, other.json()["error"]["type"]) == (2, "PayloadUnreadable")
     assert await ends(client, "asks") == "fallback"
+    await TemporalCli(site.server.address).start("plain", anybody)
+    await eventually(lambda: "LONGTAKE_REQUIRE_ENCRYPTION is set" in second.log(), "a plain start is refused")
+    await raw.get_workflow_handle(workflow_id("plain")).terminate()
     assert {name: simulator.paid(text) for name, text in prompts.items()} == dict.fromkeys(prompts, 1)
 
     # 4. What an operator sees, without the codec server and through it.
     await the_codec_server_shows(site, starter, "failed")
 
     # 5. A replayer with the same converter reads them as the workers do.
-    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings))
+    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings), namespace=raw.namespace)
     await replayer.replay_workflow(await raw.get_workflow_handle(workflow_id("rotated")).fetch_history())
 
     # 6. What is stored: read without any codec, and as the bytes of the server's own file.

@@ -209,3 +209,47 @@ async def test_a_new_store_is_its_owners(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+# --- Traces -----------------------------------------------------------------------------------------------------------
+
+_FAILING_SPAN = """
+from opentelemetry.trace import get_tracer, get_tracer_provider
+from temporalio.exceptions import ApplicationError
+from temporalio.contrib.opentelemetry._otel_interceptor import _maybe_span
+from opentelemetry.trace import SpanKind
+from longtake.temporal_tracing import plugin
+plugin()
+try:
+    with _maybe_span(
+        get_tracer("t"), "RunActivity:x", add_temporal_spans=True, attributes={"kept": 1}, kind=SpanKind.SERVER
+    ):
+        try:
+            raise ValueError("inner pangolin")
+        except ValueError as error:
+            raise ApplicationError("the gateway said pangolin", type="GatewayBusy") from error
+except ApplicationError:
+    pass
+get_tracer_provider().force_flush()
+"""
+
+
+def test_no_failures_words_leave_in_a_span() -> None:
+    """By the SDK's own span around an activity, and by our exporter."""
+    told = subprocess.run(
+        [sys.executable, "-c", _FAILING_SPAN],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "console"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (span, _) = json.JSONDecoder().raw_decode(told.stderr)
+    assert (span["name"], span["kind"], span["attributes"]) == ("RunActivity:x", "SpanKind.SERVER", {"kept": 1})
+    assert span["status"] == {"status_code": "ERROR"}
+    (event,) = span["events"]
+    assert event["attributes"] == {
+        "exception.type": "temporalio.exceptions.ApplicationError",
+        "exception.escaped": "False",
+    }
+    assert "pangolin" not in told.stderr + told.stdout
