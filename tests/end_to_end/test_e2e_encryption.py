@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from temporalio.client import Client
@@ -21,6 +22,7 @@ from tests.end_to_end.processes import (
     SimulatorProcess,
     Site,
     Starter,
+    WorkerProcess,
     accept,
     environment,
     eventually,
@@ -138,9 +140,7 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert "which is not in LONGTAKE_ENCRYPTION_KEYS (it is not set)" in without.err
     assert (other.code, other.json()["error"]["type"]) == (2, "PayloadUnreadable")
     assert await ends(client, "asks") == "fallback"
-    await TemporalCli(site.server.address).start("plain", anybody)
-    await eventually(lambda: "LONGTAKE_REQUIRE_ENCRYPTION is set" in second.log(), "a plain start is refused")
-    await raw.get_workflow_handle(workflow_id("plain")).terminate()
+    await a_plain_start_is_refused(site, second, raw, anybody)
     assert {name: simulator.paid(text) for name, text in prompts.items()} == dict.fromkeys(prompts, 1)
 
     # 4. What an operator sees, without the codec server and through it.
@@ -165,6 +165,12 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert [word for word in (MARK, "E-1005", "谷歌") if word.encode() in stored] == []
     for secret in (K1, K2):
         assert secret.partition(":")[2] not in second.log()
+
+
+async def a_plain_start_is_refused(site: Site, worker: WorkerProcess, raw: Client, request: dict[str, Any]) -> None:
+    await TemporalCli(site.server.address).start("plain", request)
+    await eventually(lambda: "LONGTAKE_REQUIRE_ENCRYPTION is set" in worker.log(), "a plain start is refused")
+    await raw.get_workflow_handle(workflow_id("plain")).terminate()
 
 
 async def the_codec_server_shows(site: Site, starter: Starter, key: str) -> None:
