@@ -86,7 +86,9 @@ def prompt(name: str, scenario: str, mark: str = MARK) -> str:
 
 
 @pytest.mark.timeout(240)  # three workers, one after the other
-async def test_encrypted_generations(site: Site, starter: Starter, simulator: SimulatorProcess) -> None:
+async def test_encrypted_generations(  # noqa: PLR0915 - one story, whose parts build on each other
+    site: Site, starter: Starter, simulator: SimulatorProcess
+) -> None:
     prompts = {
         "before": prompt("before", "ok,seconds=150", PLAIN_MARK),
         "anybody": prompt("anybody", "ok,seconds=60", PLAIN_MARK),

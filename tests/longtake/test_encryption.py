@@ -127,7 +127,7 @@ async def test_what_was_stored_before_encryption_is_still_read() -> None:
     assert await converter(OLD).decode([anybodys]) == [{"model": "m"}]
 
 
-# --- Where a payload belongs -------------------------------------------------------------------------------------------
+# --- Where a payload belongs ------------------------------------------------------------------------------------------
 
 
 def at(workflow_id: str, namespace: str = "default") -> WorkflowSerializationContext:
