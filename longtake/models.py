@@ -11,6 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LONGEST_TASK_ID = 255
+"""In characters: it becomes a search attribute, and Temporal's SQL stores end a Keyword there."""
+
 
 class _Payload(BaseModel):
     """A frozen payload that ignores fields it does not know: a newer worker may have written it."""

@@ -149,6 +149,22 @@ def test_all_images_are_pinned(services: dict[str, Any]) -> None:
             assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", service["image"]), service["image"]
 
 
+def test_every_image_can_be_held_by_its_digest() -> None:
+    names = [name for name in example(comments=True) if name.endswith("_DIGEST")]
+    digests = {name: f"@sha256:{number:064x}" for number, name in enumerate(names, 1)}
+    told = compose("--format", "json", **digests)
+    assert told.returncode == 0, told.stderr
+    used = set()
+    for service in json.loads(told.stdout)["services"].values():
+        if "build" in service:
+            used.add(service["build"]["args"]["PYTHON_DIGEST"])
+        else:
+            tag, at, digest = service["image"].partition("@")
+            assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", tag)
+            used.add(at + digest)
+    assert used == set(digests.values())
+
+
 def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: dict[str, Any]) -> None:
     for name, service in services.items():
         limits = service["deploy"]["resources"]["limits"]
