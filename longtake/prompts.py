@@ -88,8 +88,7 @@ async def keep_words(store: Store, key: str, words: str) -> str:
     """
     content = words.encode(errors="replace")
     path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    if await store.head(path) is None:
-        await store.put(path, content)
+    await store.put_by_content(path, content)
     return path
 
 
@@ -97,6 +96,5 @@ async def _store(store: Store, prompt: str) -> str:
     if is_in_store(prompt):
         return prompt
     path, content = prompt_path(prompt), prompt.encode()
-    if await store.head(path) != len(content):
-        await store.put(path, content)
+    await store.put_by_content(path, content)
     return path
