@@ -260,8 +260,8 @@ def application_error(
     else:
         code = code_or_none(details.gateway_code)
         details = details.model_copy(update={"gateway_message": None, "gateway_code": code})
-        known = (details.http_status and f"HTTP {details.http_status}", code, instead)
-        text = f"{_kind(error)}: {', '.join(filter(None, known))}"
+        known = (f"HTTP {details.http_status}" if details.http_status else None, code, instead)
+        text = f"{_kind(error)}: {', '.join(part for part in known if part)}"
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],
         details,

@@ -127,7 +127,7 @@ ECHOES = {
 }
 
 
-@pytest.fixture(params=ECHOES.values(), ids=ECHOES)
+@pytest.fixture(params=[*ECHOES.values()], ids=[*ECHOES])
 async def echoing(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[int], Awaitable[str]]]:
     """Opens a gateway that answers every request with a status and what it was asked for, in its own way."""
     words = f"violates the rules: {request.param} (E-1005)"

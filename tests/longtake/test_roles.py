@@ -93,14 +93,16 @@ async def test_a_caller_gives_inputs_and_the_worker_reads_them(caller: Store, wo
 
 
 async def refused(store: Store, path: str, how: str) -> None:
-    actions = {
-        "read": lambda: store.get(path),
-        "write": lambda: store.put(path, b"x"),
-        "create": lambda: store.create(path, b"x"),
-        "delete": lambda: store.delete(path),
-    }
     with pytest.raises(StoreProblem, match="no permission"):
-        await actions[how]()
+        match how:
+            case "read":
+                await store.get(path)
+            case "write":
+                await store.put(path, b"x")
+            case "create":
+                await store.create(path, b"x")
+            case _:
+                await store.delete(path)
 
 
 async def test_what_a_caller_cannot_do(caller: Store, worker: Store) -> None:
