@@ -91,6 +91,12 @@ MODELS: Mapping[str, VideoModel] = {
 }
 
 
+def pace_of(model: str) -> float:
+    """`VideoModel.pace`; of a model that has been retired since it was paid for, that of a plain one."""
+    known = MODELS.get(model)
+    return known.pace if known else 1.0
+
+
 class InvalidRequest(Exception):
     """The request breaks rules of the contract; nothing was sent and nothing was paid."""
 
@@ -129,17 +135,17 @@ def check_request(raw: object) -> GenerateVideoInput:
 
 def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
     """What is allowed but probably not meant."""
-    model = MODELS[request.model]
-    if request.size and SIZES[request.size].is_1080p and not model.hd:
+    model, size = MODELS.get(request.model), SIZES.get(request.size or "")
+    if model and size and size.is_1080p and not model.hd:
         return (f"size {request.size} is 1080p, but {model.name} is not an -hd model: expect a smaller picture",)
     return ()
 
 
 def expected_size(request: GenerateVideoInput) -> Size | None:
     """The picture size that the delivered video should have, or None where the gateway chooses."""
-    if request.size is None:
+    if request.model not in MODELS or warnings_for(request):  # a retired model was paid for all the same
         return None
-    return None if warnings_for(request) else SIZES[request.size]
+    return SIZES.get(request.size or "")
 
 
 def prompt_path(text: str) -> str:

@@ -209,7 +209,9 @@ async def test_a_wish_to_look_now_survives(own_rig: Rig, monkeypatch: pytest.Mon
     monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
     policy = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}, "stalled_after": "PT20H"})
     slow = Held(running(10))
-    generation = await own_rig.generate(Script(prepare=[policy], looks=[slow, running(20), completed()], deliver=[FULL]))
+    generation = await own_rig.generate(
+        Script(prepare=[policy], looks=[slow, running(20), completed()], deliver=[FULL])
+    )
     await generation.skip_to(slow)
     await generation.handle.execute_update("resume")
     slow.let_go()
@@ -228,7 +230,7 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
     assert last - refused >= RETRYING.pacing.expected
 
 
-def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
+async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
     made = generation_module.Generation("k")
     carried = set(CarriedGeneration.model_fields)
     state = {name.removeprefix("_") for name in vars(made)}
@@ -313,5 +315,3 @@ async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> Non
     await (await rig.generate(script, on_extend_failed="retry")).result()
     (submitted,) = script.times("submit_extension")
     assert script.times("query_generation")[1] - submitted < timedelta(minutes=2)
-
-
