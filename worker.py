@@ -16,6 +16,7 @@ from typing import TypedDict
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
@@ -331,9 +332,18 @@ async def _parent_gone() -> None:
 
 async def _idle(client: Client) -> None:
     """Return when no generation runs any more."""
+    silent = False
     while True:
         await asyncio.sleep(5)  # the list that is counted here is some moments behind
-        count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        try:
+            count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        except RPCError as error:
+            # Nobody knows whether a generation runs: that is no reason to leave it alone.
+            if not silent:
+                logger.warning("running generations cannot be counted: %s", error.message)
+            silent = True
+            continue
+        silent = False
         if not count.count:
             return
 

@@ -136,11 +136,13 @@ class GenerateVideoWorkflow:
         """Salvage first: the 8 s clip's link is dying. Then what is paid for already, then what the caller wants."""
         generation = self._generation
         clip = generation.first_video = generation.first_video or await deliver(generation, DeliveryKind.FIRST)
-        reason = generation.last_problem = verdict.error_message or "the extension failed"
+        reason = verdict.error_message or "the extension failed"
+        if (
+            generation.extension is None
+        ):  # else continued as new while it is being retried: that has problems of its own
+            generation.last_problem = reason
         if video := await self._collect_extension():
             return generation.result("full", video)
-        if generation.uncollected:
-            return generation.result("fallback", clip)
         match await self._wish_after_failed_extension():
             case OnExtendFailed.FAIL:
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
@@ -148,11 +150,14 @@ class GenerateVideoWorkflow:
             case OnExtendFailed.RETRY:
                 if video := await self._retry_extension():
                     return generation.result("full", video)
+        generation.last_problem = generation.last_problem or reason
         return generation.result("fallback", clip)
 
     async def _wish_after_failed_extension(self) -> OnExtendFailed:
         generation = self._generation
         sent = generation.policy.extensions_sent
+        if generation.uncollected:
+            return OnExtendFailed.FALLBACK
         if generation.extension_number > sent:  # continued as new while it is being retried
             return OnExtendFailed.RETRY
         wish = generation.request.on_extend_failed
