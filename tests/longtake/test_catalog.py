@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from longtake.catalog import (
     MAX_INLINE_IMAGE_CHARACTERS,
-    MAX_REQUEST_BYTES,
     MAX_PROMPT_CHARACTERS,
+    MAX_REQUEST_BYTES,
     MODELS,
     SIZES,
     InvalidRequest,
