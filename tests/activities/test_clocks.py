@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 from temporalio import activity
@@ -11,8 +12,8 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from activities.clocks import CompareClocks, WorkerClock
-from longtake.metrics import WORKER_CLOCK_SKEW
-from tests.longtake.test_fleet import Recorded as Meter
+from longtake.metrics import WORKER_CLOCK_SKEW, Meter
+from tests.longtake.test_fleet import Recorded
 
 THEN = datetime(2026, 7, 22, 10, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -33,8 +34,8 @@ def test_a_clock_that_is_off_is_said_once_and_again_when_it_is_over(
     seconds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     off = [seconds * SECOND]
-    meter = Meter()
-    clock = WorkerClock(meter, now=lambda: THEN + off[0])
+    meter = Recorded()
+    clock = WorkerClock(cast("Meter", meter), now=lambda: THEN + off[0])
     for late in (0.2, 4, 0.1, 30, 0.3, 2):
         clock.compare(THEN - late * SECOND)
     assert said(caplog) == ["WARNING"]
@@ -48,7 +49,7 @@ def test_a_clock_that_is_off_is_said_once_and_again_when_it_is_over(
 
 
 def test_tasks_that_were_long_on_their_way_are_no_difference(caplog: pytest.LogCaptureFixture) -> None:
-    clock = WorkerClock(Meter(), now=lambda: THEN)
+    clock = WorkerClock(cast("Meter", Recorded()), now=lambda: THEN)
     for late in (40, 25, 3, 60, 9, 30):
         clock.compare(THEN - late * SECOND)
     assert said(caplog) == []
@@ -62,7 +63,9 @@ async def test_every_activity_is_a_sample(caplog: pytest.LogCaptureFixture) -> N
         async def execute_activity(self, input: ExecuteActivityInput) -> str:  # noqa: A002 - the SDK's name
             return "done"
 
-    chain = CompareClocks(WorkerClock(Meter(), now=lambda: THEN - 600 * SECOND)).intercept_activity(Innermost())
+    chain = CompareClocks(WorkerClock(cast("Meter", Recorded()), now=lambda: THEN - 600 * SECOND)).intercept_activity(
+        Innermost()
+    )
 
     @activity.defn
     async def anything() -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from temporalio.api.enums.v1 import EventType
@@ -52,7 +52,7 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
     monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
 
     async def retired(_: Any) -> TaskRecord:
-        monkeypatch.delitem(MODELS, REQUEST["model"])  # type: ignore[arg-type] - it is a dict
+        monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
         return running(10)
 
     generation = await rig.generate(Script(looks=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
@@ -184,7 +184,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
 async def played(rig: Rig, parts: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """How it ended, and every status on the way."""
     watched = Watched()
-    script = {step: [watched(answer) for answer in answers] for step, answers in parts.items()}
+    script: dict[str, Any] = {step: [watched(answer) for answer in answers] for step, answers in parts.items()}
     generation = await rig.generate(Script(prepare=[RETRYING], **script), on_extend_failed="retry", keep_first=False)
     watched.generation = generation
     try:
