@@ -212,7 +212,7 @@ class GenerateVideoWorkflow:
             Ending: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
         """
         generation = self._generation
-        remix_id = generation.record and generation.record.remix_id
+        remix_id = generation.record.remix_id if generation.record else None
         assert remix_id is not None  # noqa: S101 - `_no_retry_because`
         for number in numbers:
             try:

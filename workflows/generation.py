@@ -145,8 +145,8 @@ class Generation:
     @property
     def remix_id_extend(self) -> str | None:
         """The upstream id of the extension: of the one that was paid for again, once that has one."""
-        of_retry = self.extension_record and self.extension_record.remix_id_extend
-        return of_retry or (self.record and self.record.remix_id_extend)
+        known = (record.remix_id_extend for record in (self.extension_record, self.record) if record)
+        return next((remix_id for remix_id in known if remix_id), None)
 
     def cancelled(self) -> None:
         """Nobody waits any more; what is known about money stays known."""
