@@ -64,6 +64,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.ledger", "LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
     ("longtake.reconciliation", "CLOCKS", ""),
     ("longtake.reconciliation", "LATE", ""),
+    ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
     ("longtake.gateway.witnesses", "CALLS_WINDOW", "Field notes: at most 20 calls of such routes in 20 minutes."),
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
     ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
