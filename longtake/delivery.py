@@ -256,6 +256,10 @@ class _Inspection:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def stray_bytes(self) -> int:
+        return self._reader.stray_bytes
+
 
 @dataclass(frozen=True)
 class _Delivery:
@@ -327,7 +331,7 @@ class _Delivery:
             sha256=inspection.sha256,
             bytes=inspection.bytes,
         )
-        warnings = self._judge(info)
+        warnings = self._judge(info, inspection.stray_bytes)
         sidecar = _Sidecar(video=video, warnings=warnings, source=source)
         await self.store.put(f"{self.path}.json", sidecar.model_dump_json(indent=2).encode())
         return DeliveryReceipt(video=video, warnings=warnings, source=source)
@@ -339,7 +343,7 @@ class _Delivery:
         except ValidationError:
             return None  # the clip itself will tell
 
-    def _judge(self, info: MediaInfo) -> tuple[str, ...]:
+    def _judge(self, info: MediaInfo, stray_bytes: int) -> tuple[str, ...]:
         """Say what is wrong with a clip that is whole."""
         warnings = []
         expected = _EXPECTED_SECONDS[self.kind]
@@ -354,6 +358,8 @@ class _Delivery:
             )
         if self.expect_audio and not info.has_audio:
             warnings.append(f"the {self.kind.value} video has no sound")
+        if stray_bytes:
+            warnings.append(f"{stray_bytes:,} bytes that belong to no part of it follow the {self.kind.value} video")
         return tuple(warnings)
 
 

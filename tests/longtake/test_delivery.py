@@ -533,6 +533,16 @@ async def test_a_problem_of_the_store_is_not_blamed_on_the_source(
             )
 
 
+async def test_a_whole_clip_with_stray_bytes_at_its_end_is_delivered_with_a_warning(
+    store: Store, fetcher: Fetcher, clip: bytes
+) -> None:
+    async with WebServer([whole(clip + b"\0\r\n")]) as web:
+        receipt = await bring(store, fetcher, web.url)
+    assert len(receipt.warnings) == 1
+    assert receipt.video.bytes == len(clip) + 3
+    assert await store.get(OBJECT) == clip + b"\0\r\n", "what the gateway sent is kept as it is"
+
+
 def gateway_fetcher(web: WebServer, *, allow_private_addresses: bool = True) -> Fetcher:
     return Fetcher(f"{web.url}/v1", lambda: KEY, allow_private_addresses=allow_private_addresses)
 
