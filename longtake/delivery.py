@@ -160,8 +160,8 @@ class Fetcher:
                 response = await self._client.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
                 raise DownloadsBlocked(
-                    f"downloads do not reach {where} ({what_to_set(error)}): check the network; where it takes a proxy, "
-                    "set HTTPS_PROXY"
+                    f"downloads do not reach {where} ({what_to_set(error)}): check the network; where it takes a "
+                    "proxy, set HTTPS_PROXY"
                 ) from None
             except httpx.TransportError:
                 return
