@@ -23,7 +23,7 @@ QUIET_WINDOW = timedelta(minutes=10)
 
 _TAKES_LONG = "it takes long: the pending activity `deliver_video` shows how far it is, or why it failed last"
 
-_Delivery: TypeAlias = "workflow.ActivityHandle[DeliveryReceipt]"
+_Delivery: TypeAlias = workflow.ActivityHandle[DeliveryReceipt]
 
 
 async def deliver(
