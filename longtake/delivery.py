@@ -21,13 +21,18 @@ from pydantic import BaseModel, ValidationError
 from longtake.media import Mp4Reader, NotAWholeVideo
 from longtake.models import DeliveryKind, DeliveryReceipt, MediaInfo, StoredVideo
 from longtake.public_network import ANY_ADDRESS, AddressRefused, HostUnknown, download_client, what_to_set
-from longtake.storage import Store
+from longtake.storage import Store, StoreProblem
 from longtake.tracing import exchange_span
 
 MAX_VIDEO_BYTES = 2 * 2**30
 """A 15 s clip has 5 to 50 MB."""
-DOWNLOAD_TIME = timedelta(minutes=30)
-"""How long one source may take: a drip never runs into a read timeout."""
+LEAST_PROGRESS_BYTES = 256 * 2**10
+"""A download goes on, however long it takes, while it brings this much in each `PROGRESS_TIME`. At 2 KiB/s, 50 MB take
+7 h, and links live for about 24 h. A drip never runs into a read timeout, and would hold up the other sources."""
+PROGRESS_TIME = timedelta(minutes=2)
+"""For `LEAST_PROGRESS_BYTES`, and so for every standstill on either side."""
+STORE_TIME = timedelta(minutes=15)
+"""After the last byte has come: what the store may take to make a large video visible, its own retries included."""
 
 _MAX_REDIRECTS = 5
 _MAX_BREAKS = 5
@@ -105,7 +110,7 @@ class Fetcher:
         *,
         allow_private_addresses: bool = False,
         max_bytes: int = MAX_VIDEO_BYTES,
-        download_time: timedelta = DOWNLOAD_TIME,
+        progress_time: timedelta = PROGRESS_TIME,
         timeout: httpx.Timeout = _TIMEOUT,
     ) -> None:
         """Open a client of its own; close it with `aclose` or `async with`.
@@ -115,14 +120,14 @@ class Fetcher:
             key: Gives the gateway's API key, such as `settings.gateway_api_key.get_secret_value`.
             allow_private_addresses: Whether links may lead to addresses that are not public.
             max_bytes: The largest video that is taken.
-            download_time: How long one source may take.
+            progress_time: Within which a source brings at least `LEAST_PROGRESS_BYTES`, or the rest.
             timeout: For connecting, and for each silence.
         """
         self._gateway = _origin(httpx.URL(gateway_url))
         self._key = key
         self._allow_private_addresses = allow_private_addresses
         self.max_bytes = max_bytes
-        self.download_time = download_time
+        self.progress_time = progress_time
         self._client = download_client(timeout, httpx.Limits(max_connections=20))
         self._good_until = 0.0
 
@@ -332,13 +337,15 @@ class _Delivery:
         for _ in range(_MAX_RESTARTS + 1):
             transfer = _Transfer(fetcher, source, self.on_progress)
             try:
-                async with asyncio.timeout(fetcher.download_time.total_seconds()):
-                    async with contextlib.aclosing(transfer.chunks()) as chunks:
+                async with asyncio.timeout(None) as limit:
+                    async with contextlib.aclosing(transfer.chunks(limit)) as chunks:
                         await self.store.put_stream(self.path, chunks)
             except _StartOver:
                 continue
             except TimeoutError:
-                raise SourceFailed(f"not done after {fetcher.download_time}") from None
+                if transfer.is_done:
+                    raise StoreProblem(f"the store did not finish within {STORE_TIME}", retryable=True) from None
+                raise SourceFailed(transfer.too_slow()) from None
             return await self._seal(transfer.inspection, transfer.info, source.label)
         raise SourceFailed(f"broke off {_MAX_RESTARTS + 1} times and could not be continued")
 
@@ -393,15 +400,21 @@ class _Transfer:
         self._on_progress = on_progress
         self._total: int | None = None
         self._validator: str | None = None
+        self.is_done = False
+        """Whether all has come, so that only the store has something left to do."""
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, limit: asyncio.Timeout) -> AsyncGenerator[bytes, None]:
         """Give the clip's bytes; end only if they are a whole video.
+
+        Args:
+            limit: Is moved on as long as enough comes.
 
         Raises:
             SourceFailed: if the source does not have it, or what it has is no whole video.
             _StartOver: if the connection broke and the source cannot continue where it did.
         """
         breaks = 0
+        goal = self._move_on(limit)
         while True:
             try:
                 async with self._fetcher.open(self._source, self._range()) as response:
@@ -409,6 +422,8 @@ class _Transfer:
                     # As it comes: to wait for pieces of one size is to lose the last one when the connection breaks.
                     async for chunk in response.aiter_raw():
                         self._inspect(chunk)
+                        if self.inspection.bytes >= goal:
+                            goal = self._move_on(limit)
                         yield chunk
                 break
             except httpx.TransportError as error:
@@ -424,6 +439,17 @@ class _Transfer:
             self.info = self.inspection.finish()
         except NotAWholeVideo as error:
             raise SourceFailed(error.reason) from None
+        self.is_done = True
+        limit.reschedule(asyncio.get_running_loop().time() + STORE_TIME.total_seconds())
+
+    def _move_on(self, limit: asyncio.Timeout) -> int:
+        """Give it time again, and tell how many bytes must have come by then."""
+        limit.reschedule(asyncio.get_running_loop().time() + self._fetcher.progress_time.total_seconds())
+        return self.inspection.bytes + LEAST_PROGRESS_BYTES
+
+    def too_slow(self) -> str:
+        done, time = self.inspection.bytes, self._fetcher.progress_time
+        return f"too slow: {done:,} bytes came, and less than {LEAST_PROGRESS_BYTES:,} of them within the last {time}"
 
     def _range(self) -> dict[str, str]:
         done = self.inspection.bytes

@@ -476,10 +476,47 @@ async def test_a_dripping_source_has_a_limit(store: Store, clip: bytes) -> None:
             await reply.body(clip[start : start + 1])
             await asyncio.sleep(0.02)
 
-    hurried = Fetcher("http://127.0.0.1:9", allow_private_addresses=True, download_time=timedelta(seconds=0.5))
+    hurried = Fetcher("http://127.0.0.1:9", allow_private_addresses=True, progress_time=timedelta(seconds=0.5))
     async with hurried, WebServer([drip, whole(clip)]) as web:
         receipt = await bring(store, hurried, f"{web.url}/a", f"{web.url}/b")
     assert receipt.source == "source 2"
+
+
+async def test_what_is_slow_and_steady_is_not_begun_again(
+    store: Store, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole length takes many times as long as the time within which it has to make progress."""
+    parts = 40
+    piece = -(-len(clip) // parts)
+    monkeypatch.setattr("longtake.delivery.LEAST_PROGRESS_BYTES", piece)
+
+    async def steady(_: Request, reply: Reply) -> None:
+        await reply.head("200 OK", Content_Length=len(clip))
+        for start in range(0, len(clip), piece):
+            await reply.body(clip[start : start + piece])
+            await asyncio.sleep(0.05)
+
+    patient = Fetcher("http://127.0.0.1:9", allow_private_addresses=True, progress_time=timedelta(seconds=0.5))
+    async with patient, WebServer([steady]) as web:
+        receipt = await bring(store, patient, web.url)
+    assert receipt.video.bytes == len(clip)
+    assert len(web.requests) == 1
+
+
+async def test_a_store_that_does_not_finish_is_not_blamed_on_the_source(
+    store: Store, fetcher: Fetcher, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longtake.delivery.STORE_TIME", timedelta(seconds=0.2))
+
+    async def never_done(_path: str, chunks: AsyncIterator[bytes]) -> None:
+        async for _ in chunks:
+            pass
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "put_stream", never_done)
+    async with WebServer([whole(clip)]) as web:
+        with pytest.raises(StoreProblem):
+            await bring(store, fetcher, web.url)
 
 
 async def test_a_cancelled_delivery_leaves_nothing_behind(store: Store, fetcher: Fetcher, clip: bytes) -> None:
