@@ -203,6 +203,7 @@ async def _activities(
         witnesses=witnesses,
         policy=settings.policy(),
         extension=extension,
+        fetcher=fetcher,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
     delivery = DeliveryActivities(

@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import measuring
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.errors import (
     AnswerUnreadable,
     GatewayBusy,
@@ -100,6 +100,12 @@ RULES: tuple[Rule, ...] = (
         GatewayUnreachable, _BEFORE, "GatewayUnreachable", retried=True, paid=Paid.NO,
         who_acts="nobody, or operator",
         advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
+    ),
+    Rule(
+        DownloadsBlocked, (Step.PREPARE,), "DownloadsBlocked", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was paid: what cannot be downloaded is not ordered. Set HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE "
+        "for the worker as the message says, and restart it; it is tried again.",
     ),
     Rule(
         GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,

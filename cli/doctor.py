@@ -37,6 +37,7 @@ PARTS: Mapping[str, _Check[Site]] = {
     "ledger": check_parts.ledger,
     "disk": check_parts.disk,
     "gateway": check_parts.gateway,
+    "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
     "witnesses": check_parts.witnesses,
     "extensions": check_parts.extension,

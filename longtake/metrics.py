@@ -134,7 +134,7 @@ ENDINGS: Final = (
 """How a generation can end: the two outcomes, the failure types, and cancelled."""
 
 FAILURES: Final = (
-    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "GatewayBusy"),
+    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
     *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
 )

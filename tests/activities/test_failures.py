@@ -11,7 +11,7 @@ import pytest
 import longtake
 from activities.failures import RULES, Step, application_error, rule_for
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.client import SendHookDidNotFire
 from longtake.gateway.errors import (
     AnswerLost,
@@ -85,6 +85,7 @@ TABLE = [
     Row(STORE, SUBMIT, "StoreRefused", True, NO),
     Row(GatewayUnreachable("refused"), PREPARE, "GatewayUnreachable", True, NO),
     Row(GatewayUnreachable("refused"), SUBMIT, "GatewayUnreachable", True, NO),
+    Row(DownloadsBlocked("no proxy"), PREPARE, "DownloadsBlocked", True, NO),
     Row(GatewayBusy("wait"), PREPARE, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait"), SUBMIT, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait", status=429, retry_after=PATIENCE), SUBMIT, "GatewayBusy", True, NO, PATIENCE),

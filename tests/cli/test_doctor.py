@@ -146,6 +146,17 @@ async def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Gateway ----------------------------------------------------------------------------------------------------------
 
 
+async def test_downloads(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = check_parts.downloads
+    assert await findings(check) == []
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [OK]
+    monkeypatch.setenv("HTTP_PROXY", f"http://{await unused()}")
+    (blocked,) = await findings(check, **gateway.settings)
+    assert (blocked[0], "HTTP_PROXY" in blocked[1]) == (PROBLEM, True)
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [PROBLEM]
+
+
 async def test_every_key_is_tried(gateway: Any) -> None:
     found = await findings(check_parts.gateway, **gateway.settings, gateway_api_key=f"{KEY},{OTHER}")
     assert [level for level, _ in found] == [OK, PROBLEM]
