@@ -303,9 +303,9 @@ class SubmissionReceipt(_Payload):
     """Of the attempt that sent it, as the ledger knows it."""
     request_id: str | None = None
     gateway: str = ""
-    """The origin of the gateway where the task lives, `https://host[:port]`."""
+    """The origin of the gateway that it was sent to, `https://host[:port]`; empty where that is not known."""
     account: str = ""
-    """A fingerprint of the API key that paid."""
+    """The fingerprint of the API key that paid for it; empty where that is not known."""
 
 
 class LedgerRegistration(_Payload):
