@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import measuring
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.errors import (
     AnswerUnreadable,
     GatewayBusy,
@@ -22,6 +22,8 @@ from longtake.gateway.errors import (
     KeyRefused,
     RequestRefused,
     TaskNotFound,
+    TaskNotVisible,
+    WrongGateway,
 )
 from longtake.images import ImageProblem
 from longtake.ledger import (
@@ -102,6 +104,12 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
     ),
     Rule(
+        DownloadsBlocked, (Step.PREPARE,), "DownloadsBlocked", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was paid: what cannot be downloaded is not ordered. Set HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE "
+        "for the worker as the message says, and restart it; it is tried again.",
+    ),
+    Rule(
         GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="The gateway made nothing and asks for patience; it is tried again.",
@@ -176,6 +184,16 @@ RULES: tuple[Rule, ...] = (
         AnswerUnreadable, (Step.LOOK,), "AnswerUnreadable", retried=False, paid=Paid.YES,
         who_acts="nobody, or operator",
         advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
+    ),
+    Rule(
+        WrongGateway, (Step.LOOK, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Give the workers the gateway that the message names, until its tasks have ended; it goes on by itself.",
+    ),
+    Rule(
+        TaskNotVisible, (Step.LOOK, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
     ),
     Rule(
         GatewayError, (Step.LOOK,), "GatewayTrouble", retried=True, paid=Paid.YES,

@@ -8,6 +8,7 @@ from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
 from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
+from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
 from longtake.gateway.errors import GatewayError, TaskNotFound
 from longtake.gateway.extension import ExtensionClient
@@ -49,6 +50,7 @@ class SubmissionActivities:
         witnesses: Witnesses,
         policy: GenerationPolicy,
         extension: ExtensionClient | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self._gateway = gateway
         self._preflight = Preflight(gateway)
@@ -57,6 +59,7 @@ class SubmissionActivities:
         self._witnesses = witnesses
         self._policy = policy
         self._extension = extension
+        self._fetcher = fetcher
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
@@ -75,6 +78,8 @@ class SubmissionActivities:
                 await read_prompts(self._store, request)
                 await prepare_parts(self._store, request.images)
                 await self._preflight.check()
+                if self._fetcher:  # what is paid for must be possible to bring home
+                    await self._fetcher.preflight()
                 if request.task_id:
                     await self._check_task(request.task_id)
             else:

@@ -134,15 +134,17 @@ ENDINGS: Final = (
 """How a generation can end: the two outcomes, the failure types, and cancelled."""
 
 FAILURES: Final = (
-    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "GatewayBusy"),
+    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
     *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 """The types of `activities.failures.RULES`."""
 
 _LOOKS = (
     *TaskState,
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "StoreRefused", "Defect", "TimedOut"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 
 GATEWAY_CODES: Final = (

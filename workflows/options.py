@@ -86,8 +86,8 @@ def reconciliation(policy: GenerationPolicy) -> Options:
 def delivery(window: timedelta) -> Options:
     """Downloads are free to repeat, and what is not collected before its link dies is lost."""
     return Options(
-        # The fetcher's own limit on one download is shorter.
-        start_to_close_timeout=timedelta(minutes=40),
+        # One attempt may take all of it: what is slow and well goes on. What makes no progress the fetcher leaves.
+        start_to_close_timeout=window,
         # By default 24 h: as long as links live (field notes).
         schedule_to_close_timeout=window,
         heartbeat_timeout=HEARTBEAT,

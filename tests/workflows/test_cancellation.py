@@ -7,7 +7,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 
-from longtake.models import Attention, GenerationPolicy, Paid, Reconciliation, Stage
+from longtake.models import Attention, DeliveryKind, GenerationPolicy, Paid, Reconciliation, Stage
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -189,6 +189,23 @@ async def test_while_a_key_is_needed(own_rig: Rig) -> None:
 async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
     held = Held(delivered(clip))
     generation = await own_rig.generate(Script(looks=[verdict], deliver=[held]))
+    await generation.skip_to(held)
+    await generation.handle.cancel()
+    await cancelled(generation, task_id=TASK_ID)
+    held.let_go()
+
+
+async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
+    """The full video has had trouble for long, and the first clip is tried beside it."""
+    held = Held()
+    trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+
+    async def answer(order: Any) -> Any:
+        if order.kind is DeliveryKind.FIRST:
+            return await held(order)
+        raise trouble.with_traceback(None)
+
+    generation = await own_rig.generate(Script(looks=[completed(has_first_video_link=True)], deliver=again(answer)))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)

@@ -100,6 +100,36 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
     }
 
 
+async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) -> None:
+    home = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
+    retried = {"gateway": "https://extend.example", "account": "fedcba9876543210"}
+    generation = await rig.generate(
+        Script(
+            prepare=(GenerationPolicy(extension_retries=1),),
+            submit=(accepted(**home),),
+            looks=[extend_failed(), completed(task_id="task_extend")],
+            deliver=(delivered(FIRST_CLIP), delivered(FULL_VIDEO)),
+            extend=(accepted(task_id="task_extend", **retried),),
+        ),
+        on_extend_failed="retry",
+    )
+    assert (await generation.result()).outcome == "full"
+    for name in ("query_generation", "deliver_video"):
+        first, second = generation.script.orders(name)
+        assert [(one.gateway, one.account) for one in (first, second)] == [
+            tuple(home.values()),
+            tuple(retried.values()),
+        ]
+
+
+@pytest.mark.parametrize("kind", ["WrongGateway", "TaskNotVisible"])
+async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
+    """`TaskNotFound` for that long would end it: its row is missing."""
+    elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+
+
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
     generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
     await generation.result()
@@ -203,15 +233,132 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
 
     status = await generation.status()
     assert (status.stage, status.attention) == (Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    assert status.last_problem
     assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
     page = await generation.page()
-    for told in ("cannot be brought home yet", "last problem: the disk is full", "it dies at 2030-01-02 03:04:05 UTC"):
+    for told in (status.last_problem, "it dies at 2030-01-02 03:04:05 UTC"):
         assert told in page
 
     shown.let_go()
     assert (await generation.result()).outcome == "full"
     assert "VideoAttention" not in await generation.attributes()
     assert "dies at" not in await generation.page(), "what is stored needs no link"
+    assert (await generation.status()).last_problem is None
+    assert await delivery_activities(generation) == 1, "one activity for the whole window"
+
+
+async def test_one_attempt_of_a_delivery_may_take_the_whole_window(rig: Rig) -> None:
+    """What is slow and well is not begun again at its first byte."""
+    policy = GenerationPolicy(delivery_window=timedelta(hours=5))
+    generation = await rig.generate(Script(prepare=[policy], looks=[completed()], deliver=FULL))
+    await generation.result()
+    ((attempt, all_attempts),) = [
+        (step.start_to_close_timeout.ToTimedelta(), step.schedule_to_close_timeout.ToTimedelta())
+        for event in await generation.events()
+        if (step := event.activity_task_scheduled_event_attributes).activity_type.name == "deliver_video"
+    ]
+    assert attempt == all_attempts == timedelta(hours=5)
+
+
+async def delivery_activities(generation: Generation) -> int:
+    return sum(
+        event.activity_task_scheduled_event_attributes.activity_type.name == "deliver_video"
+        for event in await generation.events()
+    )
+
+
+# --- The full video has trouble, and the first clip is there ---------------------------------------------------------
+
+BOTH: dict[str, Any] = {"has_first_video_link": True}
+
+
+def by_kind(full: Any, first: Any) -> Iterator[Any]:
+    """Answers for the two clips, whichever is asked for: each the same for ever, or an iterator of its own."""
+    answers = {
+        kind: iter(answer) if isinstance(answer, Iterator) else again(answer)
+        for kind, answer in ((DeliveryKind.FULL, full), (DeliveryKind.FIRST, first))
+    }
+
+    async def answer(order: Any) -> Any:
+        given = next(answers[order.kind])
+        if isinstance(given, BaseException):
+            raise given.with_traceback(None)
+        return await given(order) if callable(given) else given
+
+    return again(answer)
+
+
+NO_FULL = refusal("DeliveryFailed", "the full video could not be downloaded", retried=True, paid=Paid.YES)
+
+
+async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(rig: Rig) -> None:
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script, key="order-19")
+
+    error, details = await generation.failure()
+
+    assert error.type == "DeliveryFailed"
+    assert details.first_video == FIRST_CLIP
+    status = await generation.status()
+    assert status.first_video == FIRST_CLIP
+    began = generation.script.times("deliver_video")
+    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    assert kinds.count(DeliveryKind.FIRST) == 1
+    assert began[kinds.index(DeliveryKind.FIRST)] - began[0] < timedelta(minutes=11), "while its link lives"
+    assert began[-1] - began[0] > timedelta(hours=23), "the full one is tried to the end of its window"
+
+
+async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: Rig) -> None:
+    held = Held(delivered(FULL_VIDEO))
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), [held])
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script)
+    await generation.skip_to(held)
+    status = await generation.status()
+    assert (status.first_video, status.attention) == (FIRST_CLIP, Attention.DELIVERY_TROUBLE)
+    assert FIRST_CLIP.uri in await generation.page()
+
+    held.let_go()
+    result = await generation.result()
+
+    assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
+    assert len(result.warnings) == 1
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+async def test_a_first_clip_that_was_saved_meanwhile_is_not_stored_again(rig: Rig, *, keep_first: bool) -> None:
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script, keep_first=keep_first)
+    assert (await generation.result()).first_video == FIRST_CLIP
+    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    assert kinds.count(DeliveryKind.FIRST) == 1
+
+
+async def test_a_full_video_that_is_gone_for_good_leaves_the_first_clip(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+    first = chain([trouble] * 5, again(delivered(FIRST_CLIP)))
+    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(gone, first)))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.first_video) == ("DeliveryFailed", "gone", FIRST_CLIP)
+
+
+async def test_neither_clip_can_be_had(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
+    generation = await rig.generate(script)
+    error, details = await generation.failure()
+    assert (error.type, details.first_video) == ("DeliveryFailed", None)
+    assert [order.kind for order in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
+
+
+async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(rig: Rig) -> None:
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
+    never = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(full, never)))
+    result = await generation.result()
+    assert (result.outcome, result.first_video, result.warnings) == ("full", None, ())
 
 
 def changing_until(after: timedelta, answer: Any) -> Iterator[Any]:
