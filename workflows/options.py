@@ -55,6 +55,23 @@ RECORD = Options(
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
 )
 
+SETTLE = Options(
+    # Two paths of 20 s each at most, and the other keys of the ring, to see that a task is there; then small records.
+    start_to_close_timeout=timedelta(seconds=90),
+    # A person is waiting for it, and is asked again when it ends.
+    schedule_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
+)
+
+CLOSE_AT_ONCE = Options(
+    # The records of one key: a few reads and two small writes.
+    start_to_close_timeout=timedelta(seconds=30),
+    # Whoever cancels waits for it: what the ledger does not tell by then is unknown.
+    schedule_to_close_timeout=timedelta(seconds=60),
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
+)
+
 
 def submission(policy: GenerationPolicy) -> Options:
     """The paid POST: the ledger, not this policy, sees to it that it is made at most once."""
@@ -69,6 +86,30 @@ def submission(policy: GenerationPolicy) -> Options:
         # The activity finishes an exchange that has begun and tells its id, cancelled or not.
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
+
+
+def closing(policy: GenerationPolicy) -> Options:
+    """Asking the ledger whether anything was sent, and seeing to it that nothing can be any more."""
+    return Options(
+        # The records of one key: a few reads and two small writes.
+        start_to_close_timeout=timedelta(seconds=30),
+        # An exchange under way and its margins pass first; then a store that is away gets some time before it is shown.
+        schedule_to_close_timeout=policy.submit_timeout + timedelta(minutes=2),
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),
+    )
+
+
+def patient_closing(policy: GenerationPolicy) -> Options:
+    """The same, while the ledger is away: one step, however long that takes, with its trouble shown beside it."""
+    options = closing(policy)
+    # As long as a person would be waited for; without an end where people are.
+    options["schedule_to_close_timeout"] = policy.decision_window
+    if policy.wait_on_undecided:
+        del options["schedule_to_close_timeout"]
+    options["retry_policy"] = RetryPolicy(
+        initial_interval=timedelta(seconds=15), maximum_interval=timedelta(minutes=5)
+    )
+    return options
 
 
 def reconciliation(policy: GenerationPolicy) -> Options:
