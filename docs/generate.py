@@ -36,7 +36,11 @@ STEPS: Mapping[str, options.Options] = {
     "PREPARE": options.PREPARE,
     "submission": options.submission(GenerationPolicy()),
     "RECORD": options.RECORD,
+    "CLOSE_AT_ONCE": options.CLOSE_AT_ONCE,
+    "closing": options.closing(GenerationPolicy()),
+    "patient_closing": options.patient_closing(GenerationPolicy()),
     "reconciliation": options.reconciliation(GenerationPolicy()),
+    "SETTLE": options.SETTLE,
     "LOOK": options.LOOK,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
@@ -45,8 +49,12 @@ STEPS: Mapping[str, options.Options] = {
 ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "PREPARE": ("prepare_generation",),
     "submission": ("submit_generation", "submit_extension"),
-    "RECORD": ("record_submission", "settle_submission"),
+    "RECORD": ("record_submission",),
+    "CLOSE_AT_ONCE": ("close_submission",),
+    "closing": ("close_submission",),
+    "patient_closing": ("close_submission",),
     "reconciliation": ("reconcile_submission",),
+    "SETTLE": ("settle_submission",),
     "LOOK": ("query_generation",),
     "delivery": ("deliver_video",),
 }

@@ -106,9 +106,7 @@ def patient_closing(policy: GenerationPolicy) -> Options:
     options["schedule_to_close_timeout"] = policy.decision_window
     if policy.wait_on_undecided:
         del options["schedule_to_close_timeout"]
-    options["retry_policy"] = RetryPolicy(
-        initial_interval=timedelta(seconds=15), maximum_interval=timedelta(minutes=5)
-    )
+    options["retry_policy"] = RetryPolicy(initial_interval=timedelta(seconds=15), maximum_interval=timedelta(minutes=5))
     return options
 
 

@@ -1,7 +1,8 @@
 """From a good request to a paid task id, at most once; and what happens where nobody knows whether it was paid."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -33,17 +34,17 @@ _UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 async def prepare(generation: Generation) -> None:
     """Find out everything that can be known to fail, before anything is paid."""
     generation.enter(Stage.PREPARING)
+    order = _first_order(generation)
     try:
-        generation.policy = await workflow.execute_activity_method(
-            SubmissionActivities.prepare_generation,
-            PrepareOrder(key=generation.key, request=generation.request),
-            summary="check images, store and gateway; nothing is paid yet",
-            **options.PREPARE,
-        )
-    except (ActivityError, asyncio.CancelledError) as error:
-        order = _first_order(generation)
+        async with _learning_what_was_paid(generation, order):
+            generation.policy = await workflow.execute_activity_method(
+                SubmissionActivities.prepare_generation,
+                PrepareOrder(key=generation.key, request=generation.request),
+                summary="check images, store and gateway; nothing is paid yet",
+                **options.PREPARE,
+            )
+    except ActivityError as error:
         if is_cancelled_exception(error):
-            await learn_what_was_paid(generation, order)
             raise
         raise await _unprepared(generation, order, cause_of(error)) from None
     if generation.policy.hide_prompts and not prompt_paths(generation.request) and not generation.request.task_id:
@@ -83,8 +84,8 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
     Raises:
         Ending: Refused, surely not sent in time, unknown for good, or abandoned.
     """
-    try:
-        receipt = None
+    receipt = None
+    async with _learning_what_was_paid(generation, order):
         while receipt is None:
             generation.enter(Stage.SUBMITTING)
             try:
@@ -94,11 +95,18 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
                     raise
                 receipt = await settle(generation, order, cause_of(error))
         await _keep(generation, order, receipt)
-    except (ActivityError, asyncio.CancelledError) as error:
+    return receipt
+
+
+@asynccontextmanager
+async def _learning_what_was_paid(generation: Generation, order: SubmitOrder) -> AsyncIterator[None]:
+    """Whoever cancels is told whether it was paid."""
+    try:
+        yield
+    except BaseException as error:
         if is_cancelled_exception(error):
             await learn_what_was_paid(generation, order)
         raise
-    return receipt
 
 
 async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
@@ -137,7 +145,7 @@ async def _end_as_it_failed(generation: Generation, order: SubmitOrder, cause: C
     """A submission that failed while the generation was being cancelled: the failure says more than "cancelled".
 
     Raises:
-        Ending: Unless it was paid after all, or was a retried extension, or nothing is known but that it did not answer.
+        Ending: Unless it was paid after all, was a retried extension, or just never answered.
     """
     await learn_what_was_paid(generation, order)
     if generation.paid is Paid.YES or cause.type == "TimedOut":

@@ -95,6 +95,11 @@ class ExtensionClient:
         """`scheme://host[:port]` of this gateway."""
         return self._gateway.origin
 
+    @property
+    def account(self) -> str:
+        """A fingerprint of the key that pays here."""
+        return self._gateway.account
+
     def content_url(self, task_id: str) -> str:
         """Where this gateway itself serves the video of a task; it needs the key (`key_for`)."""
         return self._gateway.content_url(task_id)

@@ -126,6 +126,7 @@ async def running_site(folder: Path) -> AsyncIterator[Site]:
                 activities=[
                     submission.prepare_generation,
                     submission.record_submission,
+                    submission.close_submission,
                     submission.reconcile_submission,
                     submission.settle_submission,
                     polling.query_generation,
@@ -157,9 +158,7 @@ async def test_reset_at_any_workflow_task_never_pays_unasked(tmp_path: Path, dec
             prompt=f"a storm [sim:submit_reset,unpaid,times=9,label={key}]",
             prompt_extend="the sea grows calm",
         )
-        handle = await site.client.start_workflow(
-            WORKFLOW_TYPE, request, id=workflow_id(key), task_queue=TASK_QUEUE
-        )
+        handle = await site.client.start_workflow(WORKFLOW_TYPE, request, id=workflow_id(key), task_queue=TASK_QUEUE)
         run_id = handle.first_execution_run_id or ""
         for number in range(decisions):
             await site.reaches(key, lambda status: status.stage is Stage.AWAITING_DECISION)
