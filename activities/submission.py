@@ -178,6 +178,8 @@ class SubmissionActivities:
             candidates=finding.candidates,
             evidence=finding.evidence,
             slot=order.slot,
+            retry_after=finding.retry_after,
+            elsewhere=finding.elsewhere or None,
         )
 
     @activity.defn

@@ -165,7 +165,8 @@ async def _ask(
     policy = generation.policy
     generation.last_problem = message
     details = doubt.model_copy(update={"paid": Paid.UNKNOWN, "advice": doubt.advice or LOOK_YOURSELF})
-    by = workflow.now() + policy.decision_window
+    since = workflow.now()
+    by = since + policy.decision_window
     pauses = _pauses()
     while True:
         finding = await _hear_witnesses(generation, order, doubt)
@@ -183,7 +184,10 @@ async def _ask(
             by=None if policy.wait_on_undecided else by,
             slot=doubt.slot,
         )
-        pause = max(_SOONEST, finding.retry_after) if finding.retry_after else next(pauses)
+        pause = next(pauses)
+        if finding.retry_after:
+            # Sooner where that is worthwhile, and yet more and more rarely: a history holds only so many steps.
+            pause = min(pause, max(finding.retry_after, _SOONEST, (workflow.now() - since) / 8))
         decision = await generation.decision(within=pause if policy.wait_on_undecided else min(pause, left))
         if decision is None:
             continue
