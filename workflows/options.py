@@ -16,12 +16,15 @@ HEARTBEAT = timedelta(seconds=20)
 SUBMISSION_MARGIN = timedelta(seconds=60)
 """Over the longest HTTP exchange: reading images from the store before it, writing the ledger after it."""
 
+LEDGER_MARGIN = timedelta(seconds=120)
+"""Over the longest HTTP exchange, before a ledger that does not tell what was sent counts as away."""
+
 
 class Options(TypedDict, total=False):
     """The keyword arguments of an activity that say how long and how often."""
 
     start_to_close_timeout: timedelta
-    schedule_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta | None
     heartbeat_timeout: timedelta
     retry_policy: RetryPolicy
     cancellation_type: ActivityCancellationType
@@ -64,14 +67,6 @@ SETTLE = Options(
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
 )
 
-CLOSE_AT_ONCE = Options(
-    # The records of one key: a few reads and two small writes.
-    start_to_close_timeout=timedelta(seconds=30),
-    # Whoever cancels waits for it: what the ledger does not tell by then is unknown.
-    schedule_to_close_timeout=timedelta(seconds=60),
-    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=5)),
-)
-
 
 def submission(policy: GenerationPolicy) -> Options:
     """The paid POST: the ledger, not this policy, sees to it that it is made at most once."""
@@ -88,26 +83,16 @@ def submission(policy: GenerationPolicy) -> Options:
     )
 
 
-def closing(policy: GenerationPolicy) -> Options:
+def closing(patience: timedelta | None) -> Options:
     """Asking the ledger whether anything was sent, and seeing to it that nothing can be any more."""
     return Options(
         # The records of one key: a few reads and two small writes.
         start_to_close_timeout=timedelta(seconds=30),
-        # An exchange under way and its margins pass first; then a store that is away gets some time before it is shown.
-        schedule_to_close_timeout=policy.submit_timeout + timedelta(minutes=2),
-        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),
+        # An exchange under way and its margins pass first. Whoever cancels waits for a minute; while the ledger is
+        # away it is asked as long as a person would be waited for, in one step, because a history has room for so many.
+        schedule_to_close_timeout=patience,
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
     )
-
-
-def patient_closing(policy: GenerationPolicy) -> Options:
-    """The same, while the ledger is away: one step, however long that takes, with its trouble shown beside it."""
-    options = closing(policy)
-    # As long as a person would be waited for; without an end where people are.
-    options["schedule_to_close_timeout"] = policy.decision_window
-    if policy.wait_on_undecided:
-        del options["schedule_to_close_timeout"]
-    options["retry_policy"] = RetryPolicy(initial_interval=timedelta(seconds=15), maximum_interval=timedelta(minutes=5))
-    return options
 
 
 def reconciliation(policy: GenerationPolicy) -> Options:

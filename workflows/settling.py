@@ -26,6 +26,7 @@ from longtake.models import (
 from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
+from workflows.options import LEDGER_MARGIN
 
 LOOK_YOURSELF = "Look in the gateway's console for it before this is made under another key: it may have been paid."
 _START_AGAIN = "Nothing was sent. Start it again with the same key once the cause is fixed."
@@ -43,6 +44,8 @@ HEAR_WITNESSES_AGAIN = (
 tasks appear within minutes, and one may appear late."""
 _SOONEST = timedelta(seconds=5)
 """Whatever a finding says, the witnesses are not heard more often."""
+_AT_ONCE = timedelta(minutes=1)
+"""For the ledger to say what was sent, where somebody waits for it who cancels."""
 
 _NOT_SENT = frozenset(
     {
@@ -57,7 +60,8 @@ _NOT_SENT = frozenset(
 )
 """Failures of an attempt that had walked the ledger, and either sent nothing or was refused. A list of what is proof:
 a time-out, a defect, a missing activity or an undecodable failure proves nothing, whatever it calls itself."""
-_REFUSALS = frozenset({"InvalidRequest", "SubmissionRefused"})
+REFUSALS = frozenset({"InvalidRequest", "SubmissionRefused"})
+"""Those that a generation ends with under their own name; the others are `NotSubmitted`."""
 
 
 async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> SubmissionReceipt | None:
@@ -90,7 +94,7 @@ async def learn_what_was_paid(generation: Generation, order: SubmitOrder) -> Non
     if generation.paid is Paid.YES:
         return
     try:
-        closed = await _ask_ledger(generation, order, options.CLOSE_AT_ONCE)
+        closed = await _ask_ledger(generation, order, _AT_ONCE)
     except ActivityError:
         generation.paid = Paid.UNKNOWN
         return
@@ -102,7 +106,7 @@ async def learn_what_was_paid(generation: Generation, order: SubmitOrder) -> Non
 
 def not_sent(cause: Cause) -> Ending:
     """What ends without a person being asked: refused, or surely not sent."""
-    kind = cause.type if cause.type in _REFUSALS else "NotSubmitted"
+    kind = cause.type if cause.type in REFUSALS else "NotSubmitted"
     if cause.timed_out:
         advice = "Is a worker running, and well?"
         message = f"not sent in time: {cause.message}"
@@ -130,31 +134,32 @@ async def _close(generation: Generation, order: SubmitOrder, cause: Cause) -> Cl
     proven = cause.type in _NOT_SENT and not cause.timed_out
     policy = generation.policy
     try:
-        return await _ask_ledger(generation, order, options.CLOSE_AT_ONCE if proven else options.closing(policy))
+        return await _ask_ledger(generation, order, policy.submit_timeout + LEDGER_MARGIN)
     except ActivityError as error:
         if is_cancelled_exception(error):
             raise
-        if proven:
+        problem = cause_of(error)
+        if proven and problem.type != "SubmissionInDoubt":
             return ClosedSubmission()
-        problem = cause_of(error).message
     _mark_unknown(generation, order)
-    generation.last_problem = problem
+    generation.last_problem = problem.message
     if policy.decision_window:
         generation.enter(Stage.SUBMITTING, Attention.LEDGER_UNAVAILABLE)
         try:
-            return await _ask_ledger(generation, order, options.patient_closing(policy))
+            patience = None if policy.wait_on_undecided else policy.decision_window
+            return await _ask_ledger(generation, order, patience)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
     raise outcome_unknown(cause)
 
 
-async def _ask_ledger(generation: Generation, order: SubmitOrder, how: options.Options) -> ClosedSubmission:
+async def _ask_ledger(generation: Generation, order: SubmitOrder, patience: timedelta | None) -> ClosedSubmission:
     return await workflow.execute_activity_method(
         SubmissionActivities.close_submission,
         CloseInput(key=order.ledger_key, ledger_id=order.ledger_id, digest=_digest(order), stage=generation.stage),
         summary="ask the ledger what was sent; nothing scheduled before can be sent any more",
-        **how,
+        **options.closing(patience),
     )
 
 

@@ -22,13 +22,12 @@ from longtake.temporal import SUBMISSION_TASK_QUEUE
 from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
-from workflows.settling import learn_what_was_paid, not_sent, outcome_unknown, settle
+from workflows.settling import REFUSALS, learn_what_was_paid, not_sent, outcome_unknown, settle
 
 PROMPTS_SHOWN = (
     "LONGTAKE_HIDE_PROMPTS is on, but the prompts stand in the workflow's input: put them into the store and give "
     "their paths, as starter.py does"
 )
-_UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 
 async def prepare(generation: Generation) -> None:
@@ -58,7 +57,7 @@ async def _unprepared(generation: Generation, order: SubmitOrder, cause: Cause) 
     if cause.details.paid is Paid.UNKNOWN and cause.type != "LedgerUnavailable":
         await learn_what_was_paid(generation, order)
     task_id = generation.receipt.task_id if generation.receipt else None
-    kind = cause.type if cause.type in _UNPAID else "NotSubmitted"
+    kind = cause.type if cause.type in REFUSALS else "NotSubmitted"
     known = {"paid": generation.paid, "task_id": task_id}
     return Ending(kind, cause.message, cause.details.model_copy(update=known))
 
