@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from longtake.gateway.witnesses import OrphanCandidate, Testimony, Witnesses
-from longtake.ledger import LOOK_AGAIN, Accepted, Doubt, Intent, SubmissionInDoubt, SubmissionLedger
+from longtake.ledger import LOOK_AGAIN, Accepted, Doubt, Intent, SubmissionInDoubt, SubmissionLedger, TaskOwned
 
 CLOCKS = timedelta(minutes=2)
 """Between the gateway's clock and ours."""
@@ -112,7 +112,6 @@ class _Search:
         self._doubt = doubt
         self._since = doubt.intent.sent_at - CLOCKS
         self._due = doubt.intent.over_at + LATE
-        self._until = max(self._due, min(datetime.now(UTC) + CLOCKS, doubt.intent.sent_at + LATEST_TASK))
         self._evidence: list[str] = []
         self._waits: list[timedelta] = []
 
@@ -120,32 +119,32 @@ class _Search:
         """Ask, weigh, and adopt where nothing speaks against it."""
         account = self._doubt.intent.account
         same_key = not account or account == self._witnesses.account
-        testimony = await self._witnesses.ask(model=self._model, since=self._since, until=self._until, log=same_key)
+        testimony = await self._witnesses.ask(model=self._model, since=self._since, until=self._due, log=same_key)
         self._evidence += testimony.notes
         self._wait(testimony.retry_after)
         if not same_key:
-            self._evidence.append("another API key paid than the one that this worker has")
+            self._evidence.append("another API key paid than the one that this worker has: its log was not asked")
+        later = await self._later_tasks()
         # In this order: what is not in doubt any more has an owner by the time that owners are asked for.
         rivals = await self._ledger.rivals(self._key, self._model)
         owners = await self._ledger.owners_of(task.task_id for task in testimony.seen)
-        orphans = [task for task in testimony.tasks or () if task.task_id not in owners]
+        owned_later = await self._ledger.owners_of(task.task_id for task in later)
+        due = [task for task in testimony.tasks or () if task.task_id not in owners]
+        late = [task for task in later if task.task_id not in owned_later]
+        orphans = [*due, *late]
         confirmed = testimony.tasks is not None and await self._is_confirmed(testimony, owners)
         if testimony.tasks is not None:
-            self._evidence.append(f"{len(orphans)} of these tasks belong to nobody")
-        if testimony.tasks is not None and not confirmed:
-            self._evidence.append(
-                "the list could not be confirmed: it shows no task that is known to be this account's"
-            )
+            self._evidence.append(f"{len(due)} of these tasks belong to nobody")
+            if late:
+                self._evidence.append(f"{len(late)} more were submitted later than expected, and may be it")
+            if not confirmed:
+                self._evidence.append("the list could not be confirmed: it shows no task that is known to be ours")
         unexplained = self._unexplained_charges(testimony, owners)
 
         accepted = None
-        due = [task for task in orphans if task.submitted_at <= self._due]
-        if len(due) == 1 and confirmed and not self._may_be_theirs(due[0], rivals):
-            paid = testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained)
-            if paid:
-                reason = "reconciled: the only task of this model and time that nobody owns"
-                slot, task_id = self._doubt.slot, due[0].task_id
-                accepted = await self._ledger.settle(self._key, slot, task_id=task_id, reason=reason, owner=owner)
+        if len(due) == 1 and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
+            if testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained):
+                accepted = await self._adopt(due[0], owner)
             else:
                 self._evidence.append(f"this API key was not charged for {due[0].task_id}")
         theirs = {rival.nonce: rival for task in orphans for rival in self._may_be_theirs(task, rivals)}
@@ -163,6 +162,37 @@ class _Search:
             retry_after=None if accepted else min(self._waits, default=None),
         )
 
+    def _is_all(self) -> bool:
+        """Whether what the submission made would be in the list by now: before that, the only orphan may be another's.
+
+        An answer of the gateway itself (a proxy's has no request id) comes when it has done all that it ever will;
+        where its answer was lost, it may go on for as long as its owner would have waited.
+        """
+        response = self._doubt.response
+        return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
+
+    async def _adopt(self, orphan: OrphanCandidate, owner: str) -> Accepted | None:
+        reason = "reconciled: the only task of this model and time that nobody owns"
+        try:
+            return await self._ledger.settle(
+                self._key, self._doubt.slot, task_id=orphan.task_id, reason=reason, owner=owner
+            )
+        except TaskOwned as error:  # since we asked
+            self._evidence.append(str(error))
+            return None
+
+    async def _later_tasks(self) -> tuple[OrphanCandidate, ...]:
+        """What came later than it should have: for a person, who may know better than we do."""
+        until = min(datetime.now(UTC) + CLOCKS, self._doubt.intent.sent_at + LATEST_TASK)
+        if until <= self._due:
+            return ()
+        # Asked for by itself: a list of a whole day may be too long, and that must not spoil the one that counts.
+        since = self._due + timedelta(seconds=1)
+        testimony = await self._witnesses.ask(model=self._model, since=since, until=until, log=False)
+        if testimony.tasks is None:
+            self._evidence += [f"later tasks: {note}" for note in testimony.notes]
+        return testimony.tasks or ()
+
     async def _is_confirmed(self, testimony: Testimony, owners: dict[str, str]) -> bool:
         """Whether the list is this account's, and whole: stock answers a database error with an empty one.
 
@@ -176,7 +206,7 @@ class _Search:
         self._wait(newest.retry_after)
         shown = {task.task_id for task in testimony.seen}
         if any(
-            task.submitted_at and self._since <= task.submitted_at <= self._until and task.task_id not in shown
+            task.submitted_at and self._since <= task.submitted_at <= self._due and task.task_id not in shown
             for task in newest.seen
         ):
             self._evidence.append("asked again, the list shows tasks of that time which it did not show before")

@@ -211,7 +211,7 @@ class Witnesses:
             model: As it was submitted.
             since: The earliest moment, with a time zone; allow for the gateway's clock and for whole seconds.
             until: The latest one.
-            log: False where another key paid: this one's log says nothing about it.
+            log: False leaves the log out, such as where another key paid.
         """
         window = _Window(model, since, until)
         notes: list[str] = []
@@ -227,8 +227,10 @@ class Witnesses:
             notes.append(f"{_TASKS} {unheard}")
             waits += [unheard.retry_after] if unheard.retry_after else []
         try:
-            charged_at, refunds = await self._ask_log(window, asked=log)
-            notes.append(f"{_LOG} answered: {len(charged_at)} charges and {refunds} refunds of this model at that time")
+            if log:
+                charged_at, refunds = await self._ask_log(window)
+                said = f"{len(charged_at)} charges and {refunds} refunds of this model at that time"
+                notes.append(f"{_LOG} answered: {said}")
         except _Unheard as unheard:
             notes.append(f"{_LOG} {unheard}")
             waits += [unheard.retry_after] if unheard.retry_after else []
@@ -289,9 +291,7 @@ class Witnesses:
             raise _Unheard("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
         return await self._get(_TASKS, TASKS_PATH, self._console, params)
 
-    async def _ask_log(self, window: "_Window", *, asked: bool) -> tuple[tuple[datetime, ...], int]:
-        if not asked:
-            raise _Unheard("was not asked: another key paid, and it shows this one's charges only")
+    async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int]:
         headers = {"Authorization": f"Bearer {self._api_key}"}
         rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
         moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
