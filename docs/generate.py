@@ -36,7 +36,9 @@ STEPS: Mapping[str, options.Options] = {
     "PREPARE": options.PREPARE,
     "submission": options.submission(GenerationPolicy()),
     "RECORD": options.RECORD,
+    "closing": options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN),
     "reconciliation": options.reconciliation(GenerationPolicy()),
+    "SETTLE": options.SETTLE,
     "LOOK": options.LOOK,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
@@ -45,8 +47,10 @@ STEPS: Mapping[str, options.Options] = {
 ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "PREPARE": ("prepare_generation",),
     "submission": ("submit_generation", "submit_extension"),
-    "RECORD": ("record_submission", "settle_submission"),
+    "RECORD": ("record_submission",),
+    "closing": ("close_submission",),
     "reconciliation": ("reconcile_submission",),
+    "SETTLE": ("settle_submission",),
     "LOOK": ("query_generation",),
     "delivery": ("deliver_video",),
 }
@@ -79,6 +83,8 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.witnesses", "_AFTER_429", "A log that asked for patience and did not say how long."),
     ("longtake.gateway.witnesses", "_LIST_AFTER_429", "The same of the list."),
     ("workflows.settling", "HEAR_WITNESSES_AGAIN", ""),
+    ("workflows.settling", "_SOONEST", ""),
+    ("workflows.settling", "_AT_ONCE", ""),
     ("longtake.delivery", "_TIMEOUT", "Of a download: to connect, and for each silence."),
     ("longtake.delivery", "PROGRESS_TIME", ""),
     ("longtake.delivery", "STORE_TIME", ""),
@@ -90,6 +96,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),
     ("workflows.options", "HEARTBEAT", ""),
     ("workflows.options", "SUBMISSION_MARGIN", ""),
+    ("workflows.options", "LEDGER_MARGIN", ""),
     ("longtake.fleet", "EVERY", ""),
     ("worker", "DRAIN_MARGIN", ""),
     ("worker", "CONNECT_PATIENCE", ""),
