@@ -78,6 +78,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.reconciliation", "_CONTRADICTED", "A list that contradicts itself is asked again after this."),
     ("longtake.gateway.witnesses", "LOG_CALLS_WINDOW", "Field notes: the log may be asked 20 times in 20 minutes."),
     ("longtake.gateway.witnesses", "LIST_CALLS_WINDOW", "The list is asked 60 times in it at most."),
+    ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
     ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
     ("longtake.gateway.witnesses", "_AFTER_429", "A log that asked for patience and did not say how long."),

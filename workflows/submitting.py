@@ -155,10 +155,7 @@ async def _end_as_it_failed(generation: Generation, order: SubmitOrder, cause: C
 async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
     measuring.paid(receipt, order.request, extension=order.extension is not None)
-    if order.extension is None:
-        generation.own(receipt)
-    else:
-        generation.extension = receipt
+    generation.own(receipt, extension=order.extension is not None)
     if not receipt.recorded:
         await _to_its_end(_record(generation, order, receipt))
 
