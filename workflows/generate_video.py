@@ -30,9 +30,9 @@ with workflow.unsafe.imports_passed_through():
         TaskState,
     )
     from longtake.temporal import key_of
-    from workflows import submitting
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
+    from workflows.submitting import prepare, submit, submit_extension
     from workflows.watching import Watch
 
 
@@ -63,8 +63,8 @@ class GenerateVideoWorkflow:
                 generation.restore(carried)
             else:
                 generation.warnings += warnings_for(generation.request)
-                await submitting.prepare(generation)
-                await submitting.submit(generation)
+                await prepare(generation)
+                await submit(generation)
             verdict = await self._verdict()
             match verdict.state:
                 case TaskState.COMPLETED:
@@ -178,7 +178,7 @@ class GenerateVideoWorkflow:
             try:
                 if generation.extension is None:
                     generation.extension_number = number
-                    generation.extension = await submitting.submit_extension(generation, remix_id, number)
+                    generation.extension = await submit_extension(generation, remix_id, number)
                 task_id = generation.extension.task_id
                 record = await Watch(generation, generation.extension, extension=True).verdict()
             except Ending as ending:
