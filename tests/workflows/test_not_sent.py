@@ -66,8 +66,14 @@ class HeldInTls:
 
 async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: tuple[str, int]) -> None:
     there, back = await asyncio.open_connection(*to)
-    with contextlib.suppress(OSError, ssl.SSLError):
-        await asyncio.gather(_copy(reader, back), _copy(there, writer))
+    try:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await asyncio.gather(_copy(reader, back), _copy(there, writer))
+    finally:
+        for one in (writer, back):
+            one.close()
+            with contextlib.suppress(OSError, ssl.SSLError):
+                await one.wait_closed()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,6 +14,7 @@ from longtake import ledger as ledger_module
 from longtake.models import Stage
 from longtake.temporal import workflow_id
 from tests.workflows.real_site import PATIENCE_SECONDS, running_site
+from workflows import settling
 
 ENDED = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
 
@@ -22,6 +23,7 @@ ENDED = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
 def _no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its owner is given up as soon as its exchange must be over."""
     monkeypatch.setattr(ledger_module, "MARGIN", timedelta(0))
+    monkeypatch.setattr(settling, "HEAR_WITNESSES_AGAIN", (timedelta(seconds=2),))
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with its slot", "typed into the UI"])
