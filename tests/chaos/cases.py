@@ -80,6 +80,8 @@ CASES: tuple[Case, ...] = (
     # The other world of the same symptom: nothing was made.
     *_all("full", "submit_reset,unpaid,times=1 submit_504,unpaid,times=1 redirect_307,times=1", Pace.DOUBT),
     *_all("full", "submit_hang,unpaid,times=1 fail_to_fetch_task,unpaid,times=1", Pace.DOUBT),
+    # Twice in a row: two decisions, and resets between them.
+    *_all("full", "submit_reset,unpaid,times=2 submit_504,unpaid,times=2 do_request_failed,unpaid,times=2", Pace.SLOW),
     # Refused, and sent again where that can help.
     *_all("SubmissionRefused", "refuse_400 refuse_400_new_api refuse_401 refuse_402 refuse_403 insufficient_quota"),
     *_all("SubmissionRefused", "refuse_413 refuse_415 refuse_422"),

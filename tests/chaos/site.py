@@ -32,6 +32,9 @@ CONSOLE_USER = "2"
 SPEED = 30
 """A generation of 120 simulated seconds takes 4 s."""
 SIMULATOR_HOST = "127.0.0.2"
+NEW_BUILD, OLD_BUILD = "chaos-2", "chaos-1"
+"""What the workers call themselves to Temporal. It is the same code: what is tried is the move of running generations
+from one build's queues to the other's and back, not whether another version's code reads this one's payloads."""
 
 GATEWAY_WEATHER = [
     Fault("refuse", probability=0.04),
@@ -62,6 +65,10 @@ class Process:
         self._env = dict(env) if env is not None else None
         self._popen: subprocess.Popen[bytes] | None = None
         self.log = log
+
+    def set(self, **variables: str) -> None:
+        """Change the environment of its next life."""
+        self._env = {**(self._env or {}), **variables}
 
     def start(self) -> None:
         """Start it, unless it runs."""
@@ -102,9 +109,10 @@ class Process:
 class Worker:
     """One `worker.py`, always started again."""
 
-    def __init__(self, number: int, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, number: int, folder: Path, env: Mapping[str, str], *, clock_shift: float = 0.0) -> None:
         self._ready_file = folder / f"worker-{number}.ready"
-        command = [sys.executable, "worker.py", "--stop-with-parent", "--ready-file", str(self._ready_file)]
+        program = ["-m", "tests.chaos.shifted_worker", str(clock_shift)] if clock_shift else ["worker.py"]
+        command = [sys.executable, *program, "--stop-with-parent", "--ready-file", str(self._ready_file)]
         self.process = Process(command, folder / f"worker-{number}.log", env)
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -136,6 +144,10 @@ class Worker:
         """SIGKILL."""
         self._expected = True
         self.process.signal(signal.SIGKILL)
+
+    def rename_build(self, build: str) -> None:
+        """Its next lives are workers of this build."""
+        self.process.set(LONGTAKE_BUILD_ID=build)
 
     def drain(self) -> None:
         """SIGTERM."""
@@ -215,7 +227,10 @@ class Site:
             self.admin = GatewayAdmin(where["cdn_url"])
             await self.admin.set_keys(*API_KEYS)
             await self.server_ready()
-            self.workers = [Worker(number, self.folder, self._worker_environment(number)) for number in range(2)]
+            self.workers = [
+                Worker(number, self.folder, self._worker_environment(number), clock_shift=shift)
+                for number, shift in enumerate(self._plan.clock_shifts)
+            ]
             yield
         finally:
             for process in (*(worker.process for worker in self.workers), self.server, self.simulator):
@@ -260,7 +275,7 @@ class Site:
             if not name.startswith(("TEMPORAL_", "LONGTAKE_")) and "proxy" not in name.lower()
         }
         # Past the end of a short run: only a long one waits for these limits to pass.
-        limit_hours = max(100.0, self._plan.seconds * 0.5) / 3600
+        limit_hours = max(80.0, self._plan.seconds * 0.5) / 3600
         witness = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
         return {
             **inherited,
@@ -282,6 +297,7 @@ class Site:
             "LONGTAKE_DELIVERY_WINDOW_HOURS": str(limit_hours),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
             "LONGTAKE_LOG_FORMAT": "json",
+            "LONGTAKE_BUILD_ID": NEW_BUILD,
             **self.store.environment,
             # One half of the workers can read the gateway's console.
             **(witness if number == 0 else {}),
