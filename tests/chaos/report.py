@@ -264,7 +264,7 @@ class Examination:
     def _without_end(self) -> list[str]:
         found = [self._words(one) + ": never started" for one in self._plan.generations if one.key not in self._runs_of]
         return found + [
-            f"{self._words(self._by_key[run.key])}: runs, and nothing tells why; {dict(run.activities)}, {run.last_event}"
+            f"{self._words(self._by_key[run.key])}: runs, nothing tells why: {run.last_event}; {dict(run.activities)}"
             for run in self._runs
             if not run.end and not self._visible_wait(run)
         ]

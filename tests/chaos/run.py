@@ -358,7 +358,7 @@ class Run:
             raise
         self.journal.operator[f"decide: {decision.action}"] += 1
 
-    async def _careful(self, one: Planned, prompt: str, offered: tuple[DecisionAction, ...]) -> Decision:
+    async def _careful(self, one: Planned, prompt: str, offered: tuple[str, ...]) -> Decision:
         if DecisionAction.ADOPT not in offered:
             retries = one.wants_retry and DecisionAction.RETRY in offered
             return Decision(action=DecisionAction.RETRY if retries else DecisionAction.ACCEPT)
