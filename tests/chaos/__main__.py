@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.plan import make_plan
@@ -34,7 +35,16 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, say: Say, s3: bool = False) -> Report:
+async def chaos(
+    *,
+    seed: int,
+    generations: int,
+    seconds: float,
+    folder: Path,
+    say: Say,
+    s3: bool = False,
+    same_clocks: bool = False,
+) -> Report:
     """Play the plan of a seed and examine what came of it; all its processes are gone when this ends.
 
     Args:
@@ -44,8 +54,11 @@ async def chaos(*, seed: int, generations: int, seconds: float, folder: Path, sa
         folder: Where everything lies; must exist.
         say: Told what happens meanwhile.
         s3: Whether the store is a bucket behind a faulty network, instead of a folder.
+        same_clocks: Whether all workers have the right time.
     """
     plan = make_plan(seed, generations, seconds)
+    if same_clocks:
+        plan = replace(plan, clock_shifts=(0.0, 0.0))
     site = Site(folder, plan, BucketStore(seed) if s3 else FolderStore(folder / "store"))
     async with asyncio.timeout(seconds + _OVERTIME_SECONDS), site.running():
         run = Run(plan, site, say)
@@ -71,6 +84,7 @@ async def _one_of(seeds: list[int], seed: int, arguments: argparse.Namespace, fo
             folder=run_folder,
             say=_say,
             s3=arguments.s3,
+            same_clocks=arguments.same_clocks,
         )
     except Exception:
         if len(seeds) == 1:
@@ -101,6 +115,7 @@ async def main() -> int:
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", dest="seeds", metavar="SEED", help=_SEED_HELP)
     parser.add_argument("--folder", type=Path, help="where to keep everything (a temporary folder, kept on failure)")
     parser.add_argument("--s3", action="store_true", help="the store is a bucket behind a faulty network")
+    parser.add_argument("--same-clocks", action="store_true", help="no worker's clock is wrong, to tell causes apart")
     arguments = parser.parse_args()
     seeds: list[int] = arguments.seeds or [random.SystemRandom().randrange(10**6)]
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="longtake-chaos-"))

@@ -379,6 +379,9 @@ class Run:
             return
         if not self._keys_valid.is_set() or one.interference == "cancel":
             return
-        _, new = await self.client.start(one.key, one.request)
+        try:
+            _, new = await self.client.start(one.key, one.request)
+        except KeyInUse:
+            return  # by a stranger's request, which the ledger is about to refuse
         self._started_again_after.add(execution.run_id)
         self.journal.callers[f"started again after {execution.outcome}"] += new
