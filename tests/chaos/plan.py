@@ -125,10 +125,10 @@ def make_plan(seed: int, generations: int, seconds: float) -> Plan:
     """
     chance = random.Random(seed)  # noqa: S311 (a plan wants repeatable dice, not secret ones)
     long = seconds >= LONG_RUN_SECONDS
-    starts_for = seconds * (0.4 if long else 0.22)
+    starts_for = seconds * (0.4 if long else 0.25)
     calm_at = starts_for + seconds * 0.06
     planned = _generations(chance, generations, starts_for, long=long)
-    planned = tuple(_with_resets(chance, one, until=seconds * 0.6) for one in planned)
+    planned = tuple(_with_resets(chance, one, until=seconds * 0.6, long=long) for one in planned)
     return Plan(seed, seconds, planned, _events(chance, calm_at, long=long), calm_at, _clock_shifts(chance))
 
 
@@ -184,13 +184,14 @@ def _interference(number: int) -> Interference:
     return by_rest.get(number % 40, "")
 
 
-def _with_resets(chance: random.Random, one: Planned, *, until: float) -> Planned:
+def _with_resets(chance: random.Random, one: Planned, *, until: float, long: bool) -> Planned:
     """One in three is reset: soon after its start, or late, which may be after its end."""
     number = int(one.key.rpartition("-")[2])
     soon = one.starts_at + chance.uniform(0.2, 8)
     late = one.starts_at + chance.uniform(8, 40)
     by_rest = {2: (soon,), 5: (late,), 8: (soon, late)}
-    after_decision = chance.choice((chance.uniform(0, 5), chance.uniform(15, 42)))
+    # At once, or when another submission may be in doubt.
+    after_decision = chance.choice((chance.uniform(0, 5), chance.uniform(15, 42) if long else 0.5))
     return replace(
         one,
         resets=tuple(at for at in by_rest.get(number % 9, ()) if at < until),
