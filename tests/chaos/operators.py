@@ -161,6 +161,8 @@ class Operators:
             build_id=build,
             identity=_IDENTITY,
             ignore_missing_task_queues=True,
+            # A worker that is being killed again and again is not always polling.
+            allow_no_pollers=True,
         )
         for left in reversed(range(_TRIES)):
             try:

@@ -125,7 +125,7 @@ def make_plan(seed: int, generations: int, seconds: float) -> Plan:
     """
     chance = random.Random(seed)  # noqa: S311 (a plan wants repeatable dice, not secret ones)
     long = seconds >= LONG_RUN_SECONDS
-    starts_for = seconds * (0.4 if long else 0.25)
+    starts_for = seconds * (0.27 if long else 0.25)
     calm_at = starts_for + seconds * 0.06
     planned = _generations(chance, generations, starts_for, long=long)
     planned = tuple(_with_resets(chance, one, until=seconds * 0.6, long=long) for one in planned)
