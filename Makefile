@@ -75,8 +75,8 @@ comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
-	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
+demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
+	@$(BIN)/python starter.py demo $(if $(KEEP),--keep) $(if $(LIKE),--like $(LIKE))
 
 # Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
 # together. In the order of their names the files that wait longest come early, and the rest fills their waits; xdist's

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -300,11 +300,14 @@ def demo(
         bool, typer.Option("--keep", help="Leave the servers running to look around, until Ctrl-C.")
     ] = False,
     videos: Annotated[Path, typer.Option(help="Where the MP4s go.")] = Path("videos"),
+    like: Annotated[
+        Literal["document", "newapi-2026-07"], typer.Option(help="Which gateway the simulated one is like.")
+    ] = "document",
 ) -> None:
     """Run four generations side by side against a simulated gateway, a real Temporal server and real MP4s."""
     from cli import demo as show  # noqa: PLC0415
 
-    _run(show.run(videos, keep=keep))
+    _run(show.run(videos, keep=keep, like=like))
 
 
 def main() -> NoReturn:

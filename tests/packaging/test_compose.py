@@ -164,6 +164,13 @@ def test_ports_are_open_to_this_machine_only(services: dict[str, Any]) -> None:
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
 
 
+def test_no_other_service_reaches_the_one_that_decrypts(services: dict[str, Any]) -> None:
+    own = set(services["codec-server"]["networks"])
+    assert own.isdisjoint(
+        name for service, it in services.items() if service != "codec-server" for name in it["networks"]
+    )
+
+
 def test_nothing_waits_for_what_only_a_profile_starts(services: dict[str, Any]) -> None:
     for service in services.values():
         assert not [other for other in service.get("depends_on", {}) if services[other].get("profiles")]

@@ -21,6 +21,7 @@ from longtake.gateway.errors import AnswerLost
 from longtake.gateway.witnesses import CallWindow, ConsoleAccess, OrphanCandidate, Witnesses
 from simulator import Simulator, SimulatorSettings, serve
 from tests.longtake.gateway.test_client import Arm, Behaviour, RawGateway, answer, hang, reset, say
+from tests.unread import UnreadAnswers
 
 KEY, TOKEN = "sk-simulator-key", "simulator-access-token"
 CONSOLE = ConsoleAccess(SecretStr(TOKEN), "2")
@@ -195,7 +196,7 @@ class TestSimulator:
         assert asked == [200] * 20
 
     async def test_others_used_the_limit_up(self, sim: Simulator, clock: Clock) -> None:
-        sim.world.settings = SimulatorSettings(sim.settings.data_dir, KEY, access_token=TOKEN, witness_calls=0)
+        sim.world.settings = SimulatorSettings(sim.settings.data_dir, KEY, access_token=TOKEN, api_calls=0)
         async with connect(sim.url, clock=clock) as witnesses:
             said = await ask(witnesses)
             assert (said.tasks, said.charges, said.retry_after) == (None, None, timedelta(minutes=5))
@@ -517,7 +518,7 @@ def answered() -> Iterator[Callable[[int, bytes], under_test.Testimony]]:
     """What witnesses say who get this answer, one pair of them for all examples: a client takes 20 ms to make."""
     clock = Clock()
     now = (200, b"")
-    transport = httpx.MockTransport(lambda _: httpx.Response(now[0], content=now[1]))
+    transport = UnreadAnswers(lambda _: httpx.Response(now[0], content=now[1]))
     witnesses = connect("http://gateway.example", clock=clock, transport=transport)
 
     with asyncio.Runner() as runner:
