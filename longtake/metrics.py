@@ -33,6 +33,7 @@ ACTIVITIES: Final = (
     "submit_generation",
     "submit_extension",
     "record_submission",
+    "close_submission",
     "reconcile_submission",
     "settle_submission",
     "query_generation",
@@ -134,15 +135,18 @@ ENDINGS: Final = (
 """How a generation can end: the two outcomes, the failure types, and cancelled."""
 
 FAILURES: Final = (
-    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "GatewayBusy"),
-    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
+    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
+    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionClosed"),
+    *("SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 """The types of `activities.failures.RULES`."""
 
 _LOOKS = (
     *TaskState,
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "StoreRefused", "Defect", "TimedOut"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 
 GATEWAY_CODES: Final = (

@@ -107,6 +107,10 @@ class GenerateVideoWorkflow:
         if decision.action not in offered:
             choices = ", ".join(offered)
             raise ApplicationError(f"{decision.action} is not offered now; choose one of: {choices}", type="NotOffered")
+        asked = self._generation.asked_slot
+        if decision.slot is not None and decision.slot != asked:
+            rule = f"this decision is about submission {decision.slot}, and {asked or 'none'} is asked about now"
+            raise ApplicationError(f"{rule}: look at the status, then decide again", type="NotOffered")
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
         if decision.task_id is not None and not is_task_id(decision.task_id):

@@ -6,6 +6,8 @@
     ├── RequestRefused        answered, nothing was made, and the same request never will be: 400, 413, 415, 422
     │   └── KeyRefused        the key or its quota: 401, 402, 403; an operator must clear it
     ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
+    ├── TaskNotVisible        the same, asked with a key that is not known to be of the account that paid
+    ├── WrongGateway          not asked: the task lives at another gateway than this worker's
     ├── AnswerLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
     └── AnswerUnreadable      it was answered, with something outside the document: HTML, no JSON, no id
 
@@ -25,9 +27,10 @@ class GatewayError(Exception):
         gateway_message: The gateway's own words, shortened and without links, or None.
         request_id: The gateway's `X-Oneapi-Request-Id`, or None.
         retry_after: How long the gateway asked us to wait, capped; or None.
+        excerpt: Of an answer that does not say what was made: its body, redacted and bounded; or None.
     """
 
-    def __init__(  # noqa: PLR0913 - five optional facts, each named at every call
+    def __init__(  # noqa: PLR0913 - six optional facts, each named at every call
         self,
         message: str,
         *,
@@ -36,6 +39,7 @@ class GatewayError(Exception):
         gateway_message: str | None = None,
         request_id: str | None = None,
         retry_after: timedelta | None = None,
+        excerpt: str | None = None,
     ) -> None:
         super().__init__(f"[{request_id}] {message}" if request_id else message)
         self.status = status
@@ -43,6 +47,7 @@ class GatewayError(Exception):
         self.gateway_message = gateway_message
         self.request_id = request_id
         self.retry_after = retry_after
+        self.excerpt = excerpt
 
 
 class GatewayUnreachable(GatewayError):
@@ -63,6 +68,14 @@ class KeyRefused(RequestRefused):
 
 class TaskNotFound(GatewayError):
     """The gateway does not know the task: too early, or its row was lost."""
+
+
+class TaskNotVisible(GatewayError):
+    """The gateway does not show the task to this worker's key, and another key paid: that proves nothing."""
+
+
+class WrongGateway(GatewayError):
+    """This worker's gateway is not the one where the task lives, so it was not asked."""
 
 
 class AnswerLost(GatewayError):
