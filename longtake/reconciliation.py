@@ -66,17 +66,23 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     accepted, settled = await ledger.outcome_of(key, slot)
     if settled:
         return Finding(clear=accepted is None, accepted=accepted)
-    since, until = await ledger.window_of(key, slot)
-    if datetime.now(UTC) < until:
+    doubt = await ledger.doubt(key, slot)
+    if doubt is None:
+        return await reconcile(
+            ledger, witnesses, key=key, slot=slot, model=model, owner=owner, digest=digest
+        )  # its outcome has come this moment
+    since, until = doubt.intent.sent_at, doubt.intent.over_at
+    if not doubt.exchange_is_over:
         wait = min(until - datetime.now(UTC), LOOK_AGAIN)  # its owner may still write an answer down
         message = "it was sent, no usable answer has come, and its exchange may not be over"
         raise SubmissionInDoubt(f"{message}: from {until:%H:%M:%S} UTC on its task is looked for", wait)
     if witnesses is None:
         return Finding(evidence=("there is no witness for this kind of submission",))
     testimony = await witnesses.ask(model=model, since=since - CLOCKS, until=until + LATE)
-    neighbours = await ledger.neighbours(key, model=model, since=since)
-    orphans = [task for task in testimony.tasks or () if task.task_id not in neighbours.owned]
-    rivals = sum(any(_may_be(rival, orphan) for orphan in orphans) for rival in neighbours.rivals)
+    others = await ledger.rivals(key, model)
+    owned = await ledger.owners_of(task.task_id for task in testimony.tasks or ())
+    orphans = [task for task in testimony.tasks or () if task.task_id not in owned]
+    rivals = sum(any(_may_be(rival, orphan) for orphan in orphans) for rival in others)
     if len(orphans) == 1 and not rivals and testimony.charges != 0:
         reason = "reconciled: the only task of this model and time that nobody owns"
         accepted = await ledger.settle(key, slot, task_id=orphans[0].task_id, reason=reason, owner=owner)

@@ -15,6 +15,7 @@ from signed links with httpx must set the logger `httpx` to WARNING.
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -295,6 +296,11 @@ class GatewayClient:
     def origin(self) -> str:
         """`scheme://host[:port]` of the gateway."""
         return _origin(httpx.URL(self._base_url))
+
+    @property
+    def account(self) -> str:
+        """A fingerprint of the key that pays, which can be written down: tells one account from another."""
+        return fingerprint(self._keys[0])
 
     def content_url(self, task_id: str) -> str:
         """Where the gateway itself serves the video of a task; it needs the key (`key_for`)."""
@@ -686,3 +692,8 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
     return value
+
+
+def fingerprint(key: str) -> str:
+    """What can be written down of an API key; the prefix keeps it from matching another program's hash of that key."""
+    return hashlib.sha256(f"longtake gateway account\n{key}".encode()).hexdigest()[:16]
