@@ -11,7 +11,9 @@ from tests.exploration.search import Limits, Tally, Violation
 def main() -> int:
     """Explore each scenario and say what was seen."""
     parser = argparse.ArgumentParser(prog="python -m tests.exploration", description=__doc__)
-    parser.add_argument("--deeper", action="store_true", help="two crashes, two unanswered calls, two jumps of the clock")
+    parser.add_argument(
+        "--deeper", action="store_true", help="two crashes, two unanswered calls, two jumps of the clock"
+    )
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     arguments = parser.parse_args()
     limits = Limits(crashes=2, faults=2, jumps=2, jump_seconds=(10, 3600)) if arguments.deeper else None

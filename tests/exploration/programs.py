@@ -85,8 +85,10 @@ class _Time:
         return clock.read()
 
 
-class _Semaphore:
-    def __init__(self, _value: int) -> None:
+class _Unlimited:
+    """A semaphore that is free, and a time that is never over: to take too long is to get no answer."""
+
+    def __init__(self, _limit: float) -> None:
         pass
 
     async def __aenter__(self) -> None:
@@ -100,7 +102,8 @@ class _Asyncio:
     """What the ledger uses of asyncio, without an event loop. Another name is an AttributeError: add it here."""
 
     CancelledError = asyncio.CancelledError
-    Semaphore = _Semaphore
+    Semaphore = _Unlimited
+    timeout = _Unlimited
 
     @staticmethod
     async def sleep(_seconds: float) -> None:
@@ -109,7 +112,15 @@ class _Asyncio:
     @staticmethod
     async def gather(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
         """One after the other: only reads are gathered, and others may run between any two of them."""
-        return [await coroutine for coroutine in coroutines]
+        waiting = list(coroutines)
+        replies = []
+        try:
+            while waiting:
+                replies.append(await waiting.pop(0))
+        finally:
+            for coroutine in waiting:
+                coroutine.close()
+        return replies
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, cast
 
 from longtake.gateway.errors import AnswerLost, GatewayBusy, GatewayError
+from longtake.gateway.witnesses import OrphanCandidate, Testimony, Witnesses
 from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger
-from tests.exploration.programs import Ask, Node, Program, ScheduledStore, ask, tell
+from longtake.reconciliation import reconcile
+from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
 
@@ -28,11 +30,12 @@ class End(NamedTuple):
     """How an actor's work ended."""
 
     kind: str
-    """accepted, closed, settled, untouched, touched; or an error's name."""
+    """accepted, closed, clear, not found, settled, untouched, touched; or an error's name."""
     key: str
     task_id: str = ""
     slot: int = 0
     recorded: bool = True
+    fence: int = 0
 
 
 Build = Callable[[SubmissionLedger, str], Coroutine[Any, Any, End]]
@@ -44,9 +47,14 @@ class Actor:
 
     name: str
     build: Build
+    key: str = KEY
     clock_ahead: int = 0
     decides_slot: int = 0
     """Whose decision it is about; 0 for those who decide nothing."""
+    takes: str = ""
+    """The task that a person told it to take, whoever made it."""
+    scheduled: int = 0
+    """When Temporal scheduled it, in seconds by its own clock."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Scenario:
     deeper: Limits | None = None
 
 
-def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 0) -> Actor:
+def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 0, scheduled: int = 0) -> Actor:
     """An attempt to submit.
 
     Args:
@@ -67,6 +75,7 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
         key: The generation's.
         retries: Which attempt's heartbeat it reads first.
         clock_ahead: Seconds.
+        scheduled: When Temporal scheduled it.
     """
 
     async def send(arm: Arm) -> Answer:
@@ -90,12 +99,13 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
                 model=MODEL,
                 evidence=Evidence.model_validate_json(told) if told else None,
                 on_evidence=lambda evidence: tell(evidence.model_dump_json()),
+                scheduled_at=BEGAN + timedelta(seconds=scheduled),
             )
         except (LedgerError, GatewayError) as error:
             return End(type(error).__name__, key, slot=getattr(error, "slot", 0))
         return await _kept(ledger, key, accepted)
 
-    return Actor(name, work, clock_ahead=clock_ahead)
+    return Actor(name, work, key, clock_ahead=clock_ahead, scheduled=scheduled)
 
 
 async def _kept(ledger: SubmissionLedger, key: str, accepted: Accepted) -> End:
@@ -120,7 +130,7 @@ def decides(name: str, slot: int, task_id: str | None = None, *, key: str = KEY)
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot) if accepted else End("settled", key, slot=slot)
 
-    return Actor(name, work, decides_slot=slot)
+    return Actor(name, work, key, decides_slot=slot)
 
 
 def adopts(name: str, task_id: str, *, key: str = KEY) -> Actor:
@@ -133,7 +143,49 @@ def adopts(name: str, task_id: str, *, key: str = KEY) -> Actor:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot)
 
-    return Actor(name, work)
+    return Actor(name, work, key, takes=task_id)
+
+
+def closes(name: str, fence: int, *, key: str = KEY) -> Actor:
+    """Somebody who must be sure that nothing will be sent any more that was scheduled until `fence`."""
+
+    async def work(ledger: SubmissionLedger, me: str) -> End:
+        try:
+            accepted = await ledger.close_unsent(key, fence=BEGAN + timedelta(seconds=fence), owner=me)
+        except LedgerError as error:
+            return End(type(error).__name__, key)
+        if accepted:
+            return End("accepted", key, accepted.task_id, accepted.slot)
+        return End("closed", key, fence=fence)
+
+    return Actor(name, work, key)
+
+
+class _TaskList:
+    """The account's task list, as far as reconciliation asks for it."""
+
+    async def ask(self, *, model: str, since: datetime, until: datetime) -> Testimony:
+        tasks = [
+            OrphanCandidate(task_id=task_id, submitted_at=BEGAN + timedelta(seconds=at), model=model)
+            for task_id, at in await ask("tasks")
+        ]
+        return Testimony(tasks=tuple(task for task in tasks if since <= task.submitted_at <= until))
+
+
+def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
+    """Looks for what a submission in doubt has made."""
+
+    async def work(ledger: SubmissionLedger, me: str) -> End:
+        witnesses = cast("Witnesses", _TaskList())
+        try:
+            finding = await reconcile(ledger, witnesses, key=key, slot=slot, model=MODEL, owner=me)
+        except LedgerError as error:
+            return End(type(error).__name__, key)
+        if finding.accepted:
+            return End("accepted", key, finding.accepted.task_id, finding.accepted.slot)
+        return End("clear" if finding.clear else "not found", key)
+
+    return Actor(name, work, key)
 
 
 def looks(name: str, *, key: str = KEY) -> Actor:
@@ -146,7 +198,11 @@ def looks(name: str, *, key: str = KEY) -> Actor:
             return End(type(error).__name__, key)
         return End("untouched" if untouched else "touched", key)
 
-    return Actor(name, work)
+    return Actor(name, work, key)
+
+
+Records = dict[tuple[str, int], dict[str, Any]]
+"""What the ledger's slots hold, by the key's folder and the slot's number."""
 
 
 class Promises:
@@ -155,7 +211,7 @@ class Promises:
     def __init__(self, actors: tuple[Actor, ...], make_ledger: Callable[[], SubmissionLedger]) -> None:
         self._actors = actors
         self._make_ledger = make_ledger
-        self._records: dict[int, dict[tuple[str, int], dict[str, Any]]] = {}
+        self._records: dict[int, Records] = {}
         self._later: dict[tuple[int, str], End] = {}
 
     def on_post(self, world: World, state: State, post: Post) -> str | None:
@@ -166,9 +222,23 @@ class Promises:
         if any(other.slot == post.slot for other in before):
             return f"slot {post.slot} was sent twice"
         slots = self._slots(world, state)
+        for closer, fence in state.claims:
+            closed = self._actors[closer].key == self._actors[post.actor].key
+            if closed and self._actors[post.actor].scheduled <= cast("int", fence):
+                return f"{world.names[post.actor]} sends what {world.names[closer]} has closed"
         undecided = [other for other in (*before, post) if other.made and not _was_decided(slots, other)]
         if len(undecided) > 1:
             return f"paid twice, and nobody was asked: {undecided}"
+        return None
+
+    def on_write(self, world: World, state: State, write: Ask) -> str | None:
+        """A task that the ledger knows to be somebody's is nobody else's."""
+        if not write.path.startswith("submit/owners/"):
+            return None
+        claimed_for = json.loads(write.content)["folder"]
+        for folder, task_id in _tasks_of(self._slots(world, state)):
+            if owner_path(task_id) == write.path and folder != claimed_for:
+                return f"{task_id} is claimed, though the ledger knows whose it is"
         return None
 
     def on_end(self, world: World, state: State, actor: int, node: Node) -> tuple[str | None, object]:
@@ -177,17 +247,25 @@ class Promises:
         own = [post for post in state.posts if post.actor == actor and post.made]
         slots = self._slots(world, state)
         if end.kind == "accepted":
-            return self._false_acceptance(world, state, end), None
-        if end.kind == "untouched":
-            made = [post for post in state.posts if post.made and not _was_decided(slots, post)]
-            return (f'"untouched" was said of {made}' if made else None), None
+            return self._false_acceptance(world, state, actor, end), None
+        if end.kind in {"untouched", "clear", "closed"}:
+            folder = ledger_folder(end.key)
+            made = [
+                post for post in state.posts if post.made and post.folder == folder and not _was_decided(slots, post)
+            ]
+            wrong = f"{world.names[actor]} says {end.kind}: nothing was made, but there is {made}" if made else None
+            return wrong, end.fence if end.kind == "closed" else None
         if own and end.kind != "OutcomeUnknown":
             return f"{world.names[actor]} says {end.kind}, which means that it sent nothing, but it was paid", None
         return None, None
 
-    def _false_acceptance(self, world: World, state: State, end: End) -> str | None:
+    def is_true_whenever(self, node: Node) -> bool:
+        """Who says that nothing was made speaks of this moment."""
+        return node.end.kind not in {"untouched", "clear", "closed"}
+
+    def _false_acceptance(self, world: World, state: State, actor: int, end: End) -> str | None:
         folders = {post.folder for post in state.posts if post.task_id(world.names) == end.task_id}
-        if folders - {ledger_folder(end.key)}:
+        if folders - {ledger_folder(end.key)} and not self._actors[actor].takes:
             return f"{end.task_id} was given to {end.key}, whose it is not"
         return None
 
@@ -203,11 +281,11 @@ class Promises:
         return (
             self._lost_id(world, state, slots)
             or self._wrong_slot(slots)
-            or self._two_owners(slots)
+            or self._two_owners(world, state, slots)
             or self._later_attempt(world, state, names)
         )
 
-    def _lost_id(self, world: World, state: State, slots: dict[tuple[str, int], dict[str, Any]]) -> str | None:
+    def _lost_id(self, world: World, state: State, slots: Records) -> str | None:
         """An id that came back is in the ledger, in a heartbeat, or in the hands of whoever must write it down."""
         for post in state.posts:
             if not post.returned:
@@ -228,7 +306,7 @@ class Promises:
                 return f"{task_id} is called recorded, and is not in the ledger"
         return None
 
-    def _wrong_slot(self, slots: dict[tuple[str, int], dict[str, Any]]) -> str | None:
+    def _wrong_slot(self, slots: Records) -> str | None:
         for (_, slot), records in slots.items():
             reason = records.get("outcome", {}).get("reason", "")
             for actor in self._actors:
@@ -236,19 +314,23 @@ class Promises:
                     return f"the decision about slot {actor.decides_slot} settled slot {slot}"
         return None
 
-    def _two_owners(self, slots: dict[tuple[str, int], dict[str, Any]]) -> str | None:
-        owners: dict[str, str] = {}
-        for (folder, _), records in slots.items():
-            for name in ("outcome", "late"):
-                task_id = records.get(name, {}).get("task_id")
-                if task_id and owners.setdefault(task_id, folder) != folder:
-                    return f"{task_id} belongs to two generations"
+    def _two_owners(self, world: World, state: State, slots: Records) -> str | None:
+        """Of two who have the same task one paid for it, and the other one was told to take it before that was known."""
+        owners: dict[str, set[str]] = {}
+        for folder, task_id in _tasks_of(slots):
+            owners.setdefault(task_id, set()).add(folder)
+        paid = {post.task_id(world.names): post.folder for post in state.posts if post.made}
+        for task_id, folders in owners.items():
+            claim = world.content(state.store).get(owner_path(task_id))
+            owner = json.loads(claim)["folder"] if claim else None
+            if folders - {owner, paid.get(task_id)}:
+                return f"{task_id} belongs to several generations"
         return None
 
     def _later_attempt(self, world: World, state: State, names: tuple[str, ...]) -> str | None:
         """Long after, the same key again, without faults."""
         slots = self._slots(world, state)
-        for key in {KEY, OTHER_KEY}:
+        for key in sorted({actor.key for actor in self._actors}):
             folder = ledger_folder(key)
             posts = [post for post in state.posts if post.folder == folder and post.made]
             known = {
@@ -277,7 +359,7 @@ class Promises:
             found = self._later[store, key] = _alone(world, store, program, key)
         return found
 
-    def _slots(self, world: World, state: State) -> dict[tuple[str, int], dict[str, Any]]:
+    def _slots(self, world: World, state: State) -> Records:
         found = self._records.get(state.store)
         if found is None:
             found = self._records[state.store] = _slots(world.content(state.store))
@@ -304,9 +386,9 @@ def _alone(world: World, store: int, program: Program, key: str) -> End:
     return end
 
 
-def _slots(content: Content) -> dict[tuple[str, int], dict[str, Any]]:
+def _slots(content: Content) -> Records:
     """The ledger's records by key and slot, as anybody can read them in the store."""
-    slots: dict[tuple[str, int], dict[str, Any]] = {}
+    slots: Records = {}
     for path, record in content.items():
         parts = path.split("/")
         if len(parts) == 4 and parts[0] == "submit":
@@ -314,10 +396,24 @@ def _slots(content: Content) -> dict[tuple[str, int], dict[str, Any]]:
     return slots
 
 
-def _was_decided(slots: dict[tuple[str, int], dict[str, Any]], post: Post) -> bool:
+def _tasks_of(slots: Records) -> list[tuple[str, str]]:
+    """Whose tasks the ledger knows: folders and task ids."""
+    return [
+        (folder, record["task_id"])
+        for (folder, _), records in slots.items()
+        for name, record in records.items()
+        if name in {"outcome", "late"} and record["task_id"]
+    ]
+
+
+def owner_path(task_id: str) -> str:
+    """Where it stands whose a task is."""
+    return f"submit/owners/{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
+
+
+def _was_decided(slots: Records, post: Post) -> bool:
     """Whether a person has said that this may be sent again."""
-    outcome = slots.get((post.folder, post.slot), {}).get("outcome", {})
-    return outcome.get("outcome") == "not_sent" and outcome.get("reason", "").startswith(DECIDED)
+    return bool(slots.get((post.folder, post.slot), {}).get("outcome", {}).get("decided"))
 
 
 def ledger_folder(key: str) -> str:
@@ -325,30 +421,67 @@ def ledger_folder(key: str) -> str:
     return f"submit/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
+_NO_INDEX = ("open/",)
+"""Only reconciliation reads the index of what is open."""
+THREE = Limits(crashes=1, faults=1, jumps=1, unread=_NO_INDEX)
+FOUR = Limits(crashes=1, faults=0, jumps=1, unread=_NO_INDEX)
+RECONCILED = Limits(crashes=1, faults=0, jumps=2, jump_seconds=(300,), dated_late=True)
+
 SCENARIOS = (
     Scenario(
         "two attempts at once, and a decision about the first slot",
         (submits("W1"), submits("W2"), decides("R", 1)),
+        THREE,
     ),
     Scenario(
         "an attempt, its retry that reads its heartbeat, and a decision",
         (submits("W1"), submits("W2", retries="W1"), decides("R", 1)),
+        THREE,
     ),
     Scenario(
-        "two attempts, and two people who decide the same slot differently",
+        "two people who decide the same slot differently",
         (submits("W1"), submits("W2"), decides("R1", 1), decides("R2", 1, "task-W1-0")),
+        FOUR,
     ),
     Scenario(
         "a decision, a second submission, and the decision once more",
         (submits("W1"), submits("W2"), decides("R1", 1), decides("R2", 1)),
+        FOUR,
     ),
     Scenario(
         "a task that two generations want",
-        (submits("W1"), adopts("A1", "task-W1-0"), adopts("A2", "task-W1-0", key=OTHER_KEY), decides("R", 1, "task-W1-0")),
+        (submits("W1"), adopts("A", "task-W1-0", key=OTHER_KEY), decides("R", 1, "task-W1-0")),
+        THREE,
+    ),
+    Scenario(
+        "two who adopt the same task for two keys",
+        (adopts("A1", "task-0"), adopts("A2", "task-0"), adopts("A3", "task-0", key=OTHER_KEY)),
+        THREE,
     ),
     Scenario(
         "two attempts, and somebody who asks whether anything was sent",
         (submits("W1"), submits("W2"), looks("L")),
+        THREE,
+    ),
+    Scenario(
+        "a straggler, somebody who closes what was not sent, and the next run",
+        (submits("W1", scheduled=0), closes("C", fence=10), submits("W2", scheduled=20)),
+        THREE,
+    ),
+    Scenario(
+        "a straggler of an old run, and two who close",
+        (submits("W1", scheduled=0), closes("C1", fence=10), closes("C2", fence=30), submits("W2", scheduled=20)),
+        FOUR,
+    ),
+    Scenario(
+        "somebody who closes, and a decision",
+        (submits("W1", scheduled=0), closes("C", fence=10), decides("R", 1), submits("W2", scheduled=5)),
+        FOUR,
+    ),
+    Scenario(
+        "two submissions of one model in doubt, and one that is reconciled",
+        (submits("X"), submits("Y", key=OTHER_KEY), reconciles("R", key=OTHER_KEY)),
+        RECONCILED,
     ),
 )
 

@@ -26,7 +26,8 @@ class Post(NamedTuple):
     slot: int
     made: bool
     """Whether the gateway made (and charged) a task of it."""
-    at: int
+    at: int | None
+    """When its task is dated; None where the gateway's own upstream has not accepted it yet."""
     returned: bool = False
     """Whether the task's id has reached its sender."""
 
@@ -70,6 +71,10 @@ class Limits:
     jump_seconds: tuple[int, ...] = (3600,)
     answers: tuple[str, ...] = ("accepted", "lost", "busy", "lost unmade")
     """What the gateway may do: `lost` made a task whose answer never came."""
+    dated_late: bool = False
+    """Whether a task may appear in the account's list, and be dated, long after its request has left."""
+    unread: tuple[str, ...] = ()
+    """Beginnings of paths that nobody here reads: what is written there matters to nobody, nor when."""
 
 
 class Judge(Protocol):
@@ -78,8 +83,14 @@ class Judge(Protocol):
     def on_post(self, world: "World", state: State, post: Post) -> str | None:
         """A request leaves."""
 
+    def on_write(self, world: "World", state: State, write: Ask) -> str | None:
+        """A write changes what the store holds until now."""
+
     def on_end(self, world: "World", state: State, actor: int, node: Node) -> tuple[str | None, object]:
         """An actor has ended: what is wrong, and what it claims for good (None: nothing)."""
+
+    def is_true_whenever(self, node: Node) -> bool:
+        """Whether how an actor ended is right or wrong, whatever others do meanwhile."""
 
     def at_rest(self, world: "World", state: State) -> str | None:
         """Nobody is left who could do anything."""
@@ -148,7 +159,9 @@ class World:
         if known is not None:
             return known
         before = self._contents[store]
-        if write.verb == "create" and write.path in before and not self._overwrites:
+        if write.path.startswith(self.limits.unread or "\0"):
+            result = store, True
+        elif write.verb == "create" and write.path in before and not self._overwrites:
             result = store, False
         elif write.verb == "delete":
             after = {path: content for path, content in before.items() if path != write.path}
@@ -162,8 +175,12 @@ class World:
         """Which writes may still change something when they arrive."""
         if not writes or self._overwrites:
             return writes
-        there = self._contents[store]
-        return tuple(write for write in writes if write.verb != "create" or write.path not in there)
+        there, unread = self._contents[store], self.limits.unread
+        return tuple(
+            write
+            for write in writes
+            if not (write.verb == "create" and write.path in there) and not write.path.startswith(unread or "\0")
+        )
 
     def is_written_for_good(self, state: State, path: str) -> bool:
         """Whether this is there, and will never change."""
@@ -270,6 +287,10 @@ class Search:
             store, _ = world.write(state.store, write)
             arrived = state._replace(store=store, under_way=world.still_under_way(store, tuple(rest)))
             yield Move(f"late arrival: {write}", arrived)
+        for index, post in enumerate(state.posts if at_work else ()):
+            if post.made and post.at is None:
+                posts = (*state.posts[:index], post._replace(at=state.now), *state.posts[index + 1 :])
+                yield Move(f"{post.task_id(world.names)} is accepted upstream", state._replace(posts=posts))
         for actor in at_work:
             yield from self._steps(state, actor)
             if state.crashes:
@@ -284,17 +305,23 @@ class Search:
     def _is_independent(self, state: State, actor: int) -> bool:
         """Whether an actor's next step is the same now and later, and nobody else can tell: then it goes first.
 
-        Reading or creating a record that is there already is such a step, since records are never changed. To crash
-        before it and after it is the same too. What is said at the end is not: others may make it untrue.
+        Reading or creating a record that is there already is such a step, since records are never changed; so is
+        writing where nobody reads. To crash before it and after it is the same too. What is said at the end may not
+        be: others may make it untrue.
         """
         node = self._world.node(state, actor)
         wants = node.waits_for
-        if wants is None or wants.verb not in {"get", "create"} or not self._world.is_written_for_good(state, wants.path):
+        if wants is None:
+            return False
+        if wants.verb in {"create", "delete"} and wants.path.startswith(self._world.limits.unread or "\0"):
+            reply: Reply = True if wants.verb == "create" else None
+        elif wants.verb in {"get", "create"} and self._world.is_written_for_good(state, wants.path):
+            reply = self._world.content(state.store)[wants.path] if wants.verb == "get" else False
+        else:
             return False
         program = self._world.programs[actor]
-        reply = self._world.content(state.store)[wants.path] if wants.verb == "get" else False
         after = program.after(node, reply, state.now)
-        if after.waits_for is None or after.told != node.told:
+        if after.told != node.told or (after.waits_for is None and not self._judge.is_true_whenever(after)):
             return False
         return not state.jumps or not program.heeds_the_clock(node, reply)
 
@@ -337,6 +364,8 @@ class Search:
     def _writes(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         store, done = self._world.write(state.store, wants)
         reply = done if wants.verb == "create" else None
+        if done:
+            self._hold(self._judge.on_write(self._world, state, wants), f"{self._world.names[actor]}: {wants}")
         under_way = self._world.still_under_way(store, state.under_way)
         written = state._replace(store=store, under_way=under_way)
         yield self._resumed(written, actor, reply, "done" if done else "there is one already")
@@ -355,7 +384,7 @@ class Search:
         for made in (True, False):
             if not any(made == (answer in {"accepted", "lost"}) for answer in world.limits.answers):
                 continue
-            post = Post(actor, number, folder, slot, made, state.now)
+            post = Post(actor, number, folder, slot, made, None if world.limits.dated_late else state.now)
             text = f"{world.names[actor]}: post in slot {slot} -> {'made, paid' if made else 'not made'}"
             self._hold(self._judge.on_post(world, state, post), text)
             posted = state._replace(posts=(*state.posts, post))
@@ -374,7 +403,11 @@ class Search:
             yield self._resumed(state, actor, "lost", "lost")
 
     def _shows_tasks(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
-        made = tuple(sorted((post.task_id(self._world.names), post.at) for post in state.posts if post.made))
+        made = tuple(
+            sorted(
+                (post.task_id(self._world.names), post.at) for post in state.posts if post.made and post.at is not None
+            )
+        )
         yield self._resumed(state, actor, made, f"{len(made)} tasks")
 
     def _reads_heartbeat(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
