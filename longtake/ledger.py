@@ -163,6 +163,8 @@ class _Owner(_Record):
 
     folder: str
     """Of the key, in the ledger."""
+    account: str = ""
+    """See `Intent.account`."""
 
 
 class _Identity(BaseModel):
@@ -445,10 +447,10 @@ class SubmissionLedger:
             request_id=accepted.request_id,
             at=datetime.now(UTC),
         )
-        stored = await self._conclude(key, accepted.slot, outcome)
+        stored = await self._conclude(key, accepted.slot, outcome, accepted.account)
         if stored.task_id != accepted.task_id:
             # A person settled it meanwhile. The task is ours all the same: nobody else may take it for an orphan.
-            await self._claim(key, accepted.task_id, accepted.nonce)
+            await self._claim(key, accepted.task_id, accepted.nonce, accepted.account)
             await self._create(_path(key, accepted.slot, "late"), outcome)
             await self._forget(key, accepted.slot)
             logger.error(
@@ -603,7 +605,7 @@ class SubmissionLedger:
                 raise doubt
             if task_id is not None:
                 # Claimed first: of two generations that are given the same task at once, one is refused.
-                await self._claim(key, task_id, intent.nonce, only=True)
+                await self._claim(key, task_id, intent.nonce, intent.account, only=True)
             wanted = Outcome(
                 nonce=intent.nonce,
                 outcome="not_sent" if task_id is None else "accepted",
@@ -612,7 +614,7 @@ class SubmissionLedger:
                 at=datetime.now(UTC),
                 decided=task_id is None,
             )
-            outcome = await self._conclude(key, slot, wanted)
+            outcome = await self._conclude(key, slot, wanted, intent.account)
         if outcome.outcome == "not_sent" or not outcome.task_id:
             return await self._late(key, slot, intent)
         return _accepted(slot, intent, outcome)
@@ -643,7 +645,7 @@ class SubmissionLedger:
         if isinstance(slot, Accepted):
             return slot
         nonce = uuid.uuid4().hex
-        await self._claim(key, task_id, nonce, only=True)
+        await self._claim(key, task_id, nonce, account, only=True)
         intent = Intent(
             nonce=nonce,
             digest=digest,
@@ -682,15 +684,15 @@ class SubmissionLedger:
         found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
 
-    async def owners_of(self, task_ids: Iterable[str]) -> frozenset[str]:
-        """Which of these tasks belong to a generation of this ledger.
+    async def owners_of(self, task_ids: Iterable[str]) -> dict[str, str]:
+        """Which of these tasks belong to a generation of this ledger, and which account paid for each.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
         asked = sorted(set(task_ids))
         owners = await _at_once(self._read(_Owner, _owner_path(task_id)) for task_id in asked)
-        return frozenset(task_id for task_id, owner in zip(asked, owners, strict=True) if owner is not None)
+        return {task_id: owner.account for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
 
     async def _open_intent(self, folder: str, slot: int) -> Intent | None:
         """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
@@ -704,7 +706,8 @@ class SubmissionLedger:
         if outcome.decided and await self._read(Outcome, f"{place}/late") is None:
             return intent
         if outcome.task_id:
-            await self._claim_for(folder, outcome.task_id, outcome.nonce)  # its writer may have died before that
+            # Its writer may have died before it did this.
+            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account)
         await self._forget_at(folder, slot)
         return None
 
@@ -730,31 +733,31 @@ class SubmissionLedger:
         late = await self._read(Outcome, _path(key, slot, "late"))
         return _accepted(slot, intent, late) if late is not None and late.task_id else None
 
-    async def _conclude(self, key: str, slot: int, outcome: Outcome) -> Outcome:
+    async def _conclude(self, key: str, slot: int, outcome: Outcome, account: str) -> Outcome:
         """Write an outcome, and return the one that stands: the first one does."""
         path = _path(key, slot, "outcome")
         await self._create(path, outcome)
         stands = await self._read(Outcome, path) or outcome
         if stands.task_id:
-            await self._claim(key, stands.task_id, stands.nonce)
+            await self._claim(key, stands.task_id, stands.nonce, account)
         if not stands.decided:
             await self._forget(key, slot)
         return stands
 
-    async def _claim(self, key: str, task_id: str, nonce: str, *, only: bool = False) -> None:
+    async def _claim(self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False) -> None:
         """Write down whose a task is; the first claim stands.
 
         Raises:
             TaskOwned: It is another's, and `only` an owner may go on.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._claim_for(_hash(key), task_id, nonce)
+        owner = await self._claim_for(_hash(key), task_id, nonce, account)
         if only and owner != _folder(key):
             raise TaskOwned(f"the task {task_id} belongs to another generation")
 
-    async def _claim_for(self, folder: str, task_id: str, nonce: str) -> str:
+    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str) -> str:
         """The same for a folder; returns whose it is."""
-        path, claim = _owner_path(task_id), _Owner(nonce=nonce, folder=f"{PREFIX}/{folder}")
+        path, claim = _owner_path(task_id), _Owner(nonce=nonce, folder=f"{PREFIX}/{folder}", account=account)
         try:
             await self._create(path, claim)
         except SlotTaken:
@@ -814,7 +817,7 @@ class SubmissionLedger:
         """What came of our own slot, by what is left of the attempt that it belongs to."""
         said = Outcome(at=datetime.now(UTC), **evidence.model_dump())
         if not evidence.task_id:
-            return outcome or await self._conclude(key, slot, said)
+            return outcome or await self._conclude(key, slot, said, intent.account)
         if outcome is not None and outcome.task_id == evidence.task_id:
             return outcome
         # It is paid for and its id is known: hand the id on, whatever the store or a person says.
@@ -969,7 +972,7 @@ class _Attempt:
             if stored is None or stored.nonce != self.intent.nonce:
                 return
             outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
-            await ledger._conclude(self._key, self.slot, outcome)  # noqa: SLF001 - same module
+            await ledger._conclude(self._key, self.slot, outcome, self.intent.account)  # noqa: SLF001 - same module
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
             logger.warning("ledger slot not closed", exc_info=error)
