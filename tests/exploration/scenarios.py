@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 from longtake.gateway.errors import AnswerLost, GatewayBusy, GatewayError
-from longtake.gateway.witnesses import OrphanCandidate, Testimony, Witnesses
+from longtake.gateway.witnesses import OrphanCandidate, SeenTask, Testimony, Witnesses
 from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger
 from longtake.reconciliation import reconcile
 from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, tell
@@ -161,15 +161,24 @@ def closes(name: str, fence: int, *, key: str = KEY) -> Actor:
     return Actor(name, work, key)
 
 
+KNOWN_TASK = "task-known"
+"""One that a generation long ago has delivered: the list that shows it is ours."""
+
+
 class _TaskList:
     """The account's task list, as far as reconciliation asks for it."""
 
-    async def ask(self, *, model: str, since: datetime, until: datetime) -> Testimony:
-        tasks = [
+    origin = "https://gateway.example"
+    account = "0123456789abcdef"
+
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> Testimony:
+        shown = [
             OrphanCandidate(task_id=task_id, submitted_at=BEGAN + timedelta(seconds=at), model=model)
             for task_id, at in await ask("tasks")
         ]
-        return Testimony(tasks=tuple(task for task in tasks if since <= task.submitted_at <= until))
+        tasks = tuple(task for task in shown if since <= task.submitted_at <= until)
+        seen = [SeenTask(task_id=task.task_id, submitted_at=task.submitted_at) for task in tasks]
+        return Testimony(tasks=tasks, seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)))
 
 
 def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
@@ -222,6 +231,9 @@ class Promises:
         if any(other.slot == post.slot for other in before):
             return f"slot {post.slot} was sent twice"
         slots = self._slots(world, state)
+        if "outcome" in slots.get((post.folder, post.slot), {}):
+            # A person said that it was not sent, while its sender was frozen in front of its first byte.
+            return None if world.limits.frozen_at_the_last_instant else f"slot {post.slot} is sent after it was settled"
         for closer, fence in state.claims:
             closed = self._actors[closer].key == self._actors[post.actor].key
             if closed and self._actors[post.actor].scheduled <= cast("int", fence):
@@ -251,7 +263,9 @@ class Promises:
         if end.kind in {"untouched", "clear", "closed"}:
             folder = ledger_folder(end.key)
             made = [
-                post for post in state.posts if post.made and post.folder == folder and not _was_decided(slots, post)
+                post
+                for post in state.posts
+                if post.made and post.folder == folder and not _was_decided(slots, post) and self._speaks_of(end, post)
             ]
             wrong = f"{world.names[actor]} says {end.kind}: nothing was made, but there is {made}" if made else None
             return wrong, end.fence if end.kind == "closed" else None
@@ -262,6 +276,10 @@ class Promises:
     def is_true_whenever(self, node: Node) -> bool:
         """Who says that nothing was made speaks of this moment."""
         return node.end.kind not in {"untouched", "clear", "closed"}
+
+    def _speaks_of(self, end: End, post: Post) -> bool:
+        """What is newer than the fence is none of the closer's business."""
+        return end.kind != "closed" or self._actors[post.actor].scheduled <= end.fence
 
     def _false_acceptance(self, world: World, state: State, actor: int, end: End) -> str | None:
         folders = {post.folder for post in state.posts if post.task_id(world.names) == end.task_id}
@@ -353,7 +371,7 @@ class Promises:
     def _afterwards(self, world: World, store: int, key: str) -> End:
         found = self._later.get((store, key))
         if found is None:
-            actor = submits("later", key=key)
+            actor = submits("later", key=key, scheduled=_FAR_FUTURE)
             ledger = self._make_ledger()
             program = Program(actor.name, lambda: actor.build(ledger, actor.name), began=_FAR_FUTURE)
             found = self._later[store, key] = _alone(world, store, program, key)
@@ -425,7 +443,7 @@ _NO_INDEX = ("open/",)
 """Only reconciliation reads the index of what is open."""
 THREE = Limits(crashes=1, faults=1, jumps=1, unread=_NO_INDEX)
 FOUR = Limits(crashes=1, faults=0, jumps=1, unread=_NO_INDEX)
-RECONCILED = Limits(crashes=1, faults=0, jumps=2, jump_seconds=(300,), dated_late=True)
+RECONCILED = Limits(crashes=1, faults=0, jumps=1, jump_seconds=(600,), answers=("accepted", "lost"), dated_late=True)
 
 SCENARIOS = (
     Scenario(
@@ -437,6 +455,11 @@ SCENARIOS = (
         "an attempt, its retry that reads its heartbeat, and a decision",
         (submits("W1"), submits("W2", retries="W1"), decides("R", 1)),
         THREE,
+    ),
+    Scenario(
+        "an attempt, its retry, and an attempt of another run",
+        (submits("W1"), submits("W2", retries="W1"), submits("W3")),
+        FOUR,
     ),
     Scenario(
         "two people who decide the same slot differently",
@@ -469,8 +492,8 @@ SCENARIOS = (
         THREE,
     ),
     Scenario(
-        "a straggler of an old run, and two who close",
-        (submits("W1", scheduled=0), closes("C1", fence=10), closes("C2", fence=30), submits("W2", scheduled=20)),
+        "two who close with different fences, and one who was scheduled between them",
+        (closes("C1", fence=10), closes("C2", fence=30), submits("W", scheduled=20)),
         FOUR,
     ),
     Scenario(
@@ -479,7 +502,7 @@ SCENARIOS = (
         FOUR,
     ),
     Scenario(
-        "two submissions of one model in doubt, and one that is reconciled",
+        "two submissions of one model in doubt, one of which is reconciled",
         (submits("X"), submits("Y", key=OTHER_KEY), reconciles("R", key=OTHER_KEY)),
         RECONCILED,
     ),
@@ -506,7 +529,8 @@ def explore(
     """
     make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE))
     programs = tuple(_program(actor, make()) for actor in scenario.actors)
-    world = World(programs, limits or scenario.limits, overwrites=overwrites)
+    known = json.dumps({"nonce": "known", "folder": ledger_folder("long ago"), "account": ""}).encode()
+    world = World(programs, limits or scenario.limits, content={owner_path(KNOWN_TASK): known}, overwrites=overwrites)
     try:
         return _Search(world, Promises(scenario.actors, make)).run()
     finally:

@@ -73,6 +73,8 @@ class Limits:
     """What the gateway may do: `lost` made a task whose answer never came."""
     dated_late: bool = False
     """Whether a task may appear in the account's list, and be dated, long after its request has left."""
+    frozen_at_the_last_instant: bool = False
+    """Whether a process may be frozen between its last check and its first byte, for as long as the clock jumps."""
     unread: tuple[str, ...] = ()
     """Beginnings of paths that nobody here reads: what is written there matters to nobody, nor when."""
 
@@ -133,20 +135,28 @@ class Tally:
 class World:
     """The store's contents by number, and what happens to them."""
 
-    def __init__(self, programs: tuple[Program, ...], limits: Limits, *, overwrites: bool = False) -> None:
-        """Begin with an empty store.
+    def __init__(
+        self,
+        programs: tuple[Program, ...],
+        limits: Limits,
+        *,
+        content: Content | None = None,
+        overwrites: bool = False,
+    ) -> None:
+        """Begin.
 
         Args:
             programs: The actors.
             limits: How much may go wrong.
+            content: Of the store.
             overwrites: A broken store: create-if-absent is not honoured.
         """
         self.programs = programs
         self.names = tuple(program.name for program in programs)
         self.limits = limits
         self._overwrites = overwrites
-        self._contents: list[Content] = [{}]
-        self._numbers: dict[frozenset[tuple[str, bytes]], int] = {frozenset(): 0}
+        self._contents: list[Content] = [content or {}]
+        self._numbers: dict[frozenset[tuple[str, bytes]], int] = {frozenset(self._contents[0].items()): 0}
         self._written: dict[tuple[int, Ask], tuple[int, bool]] = {}
 
     def content(self, store: int) -> Content:
@@ -297,10 +307,15 @@ class Search:
                 node = world.programs[actor].at_the_end(world.node(state, actor), dead=True)
                 crashed = state._replace(crashes=state.crashes - 1, actors=_put(state.actors, actor, ~node.number))
                 yield Move(f"{world.names[actor]} crashes before: {world.node(state, actor).waits_for}", crashed)
-        if state.jumps and at_work:
-            for seconds in world.limits.jump_seconds:
+        if state.jumps and (world.limits.frozen_at_the_last_instant or not self._is_sending(state, at_work)):
+            for seconds in world.limits.jump_seconds if at_work else ():
                 jumped = state._replace(now=state.now + seconds, jumps=state.jumps - 1)
                 yield Move(f"{seconds} s pass", jumped)
+
+    def _is_sending(self, state: State, at_work: list[int]) -> bool:
+        """Whether somebody has made all checks, and only the first byte is still to leave."""
+        waits = (self._world.node(state, actor).waits_for for actor in at_work)
+        return any(wants is not None and wants.verb == "post" for wants in waits)
 
     def _is_independent(self, state: State, actor: int) -> bool:
         """Whether an actor's next step is the same now and later, and nobody else can tell: then it goes first.
