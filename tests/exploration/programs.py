@@ -35,7 +35,7 @@ class Ask:
         return f"{self.verb} {self.path}".rstrip()
 
 
-class StoreFails(Exception):  # noqa: N818 - a reply that the search gives, turned into the store's own error
+class StoreFails(Exception):
     """The reply "no answer from the store"."""
 
 
@@ -68,7 +68,7 @@ clock = _Clock()
 
 class _Datetime(datetime):
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "_Datetime":
+    def now(cls, tz: tzinfo | None = None) -> "_Datetime":  # noqa: ARG003 - always UTC here
         return cast("_Datetime", BEGAN + timedelta(seconds=clock.read()))
 
 
@@ -240,8 +240,8 @@ class Program:
     def close(self) -> None:
         """End all coroutines that still wait."""
         for node in self.nodes:
-            if node._coroutine is not None:  # noqa: SLF001 - same module
-                _discard(node._coroutine)  # noqa: SLF001 - same module
+            if node._coroutine is not None:
+                _discard(node._coroutine)
 
     def _begin(self) -> Node:
         return self._step(self._node(None), self._body(), None, now=self._began, made=0, told=())
@@ -252,9 +252,9 @@ class Program:
         return node
 
     def _extend(self, node: Node, reply: Reply, now: int) -> Node:
-        coroutine = node._coroutine or self._again(node)  # noqa: SLF001 - same module
-        node._coroutine = None  # noqa: SLF001 - same module
-        made = node._made  # noqa: SLF001 - same module
+        coroutine = node._coroutine or self._again(node)
+        node._coroutine = None
+        made = node._made
         return self._step(self._node((node, reply, now)), coroutine, reply, now=now, made=made, told=node.told)
 
     def _again(self, node: Node) -> Coroutine[Ask, Reply, Any]:
@@ -270,7 +270,7 @@ class Program:
             self._resume(coroutine, reply, now=now, made=clock.made, told=clock.told)
         return coroutine
 
-    def _step(  # noqa: PLR0913 - what a step is made of
+    def _step(
         self,
         node: Node,
         coroutine: Coroutine[Ask, Reply, Any],
@@ -282,10 +282,10 @@ class Program:
     ) -> Node:
         try:
             node.waits_for = self._resume(coroutine, reply, now=now, made=made, told=told)
-            node._coroutine = coroutine  # noqa: SLF001 - same module
+            node._coroutine = coroutine
         except StopIteration as ended:
             node.end = ended.value
-        node._made, node.told = clock.made, clock.told  # noqa: SLF001 - same module
+        node._made, node.told = clock.made, clock.told
         return node
 
     def _resume(

@@ -6,7 +6,7 @@ All of them run the product's own code; only the store, the gateway, the clock a
 import hashlib
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -64,7 +64,13 @@ class Scenario:
     name: str
     actors: tuple[Actor, ...]
     limits: Limits = field(default_factory=Limits)
-    deeper: Limits | None = None
+
+    def deeper(self) -> "Scenario":
+        """The same, while more goes wrong: this may take hours."""
+        limits = replace(
+            self.limits, crashes=2, faults=max(1, self.limits.faults), jumps=2, frozen_at_the_last_instant=True
+        )
+        return replace(self, limits=limits)
 
 
 def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 0, scheduled: int = 0) -> Actor:
@@ -333,7 +339,7 @@ class Promises:
         return None
 
     def _two_owners(self, world: World, state: State, slots: Records) -> str | None:
-        """Of two who have the same task one paid for it, and the other one was told to take it before that was known."""
+        """Of two who have the same task one paid for it, and the other was told to take it before that was known."""
         owners: dict[str, set[str]] = {}
         for folder, task_id in _tasks_of(slots):
             owners.setdefault(task_id, set()).add(folder)
@@ -514,7 +520,6 @@ def explore(
     *,
     make_ledger: Callable[[], SubmissionLedger] | None = None,
     overwrites: bool = False,
-    limits: Limits | None = None,
 ) -> Tally:
     """Look at all interleavings of a scenario.
 
@@ -522,7 +527,6 @@ def explore(
         scenario: Who works.
         make_ledger: Makes the ledger, where a broken one is to be shown.
         overwrites: A broken store.
-        limits: How much may go wrong, instead of the scenario's own.
 
     Raises:
         Violation: A promise was broken.
@@ -530,7 +534,7 @@ def explore(
     make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE))
     programs = tuple(_program(actor, make()) for actor in scenario.actors)
     known = json.dumps({"nonce": "known", "folder": ledger_folder("long ago"), "account": ""}).encode()
-    world = World(programs, limits or scenario.limits, content={owner_path(KNOWN_TASK): known}, overwrites=overwrites)
+    world = World(programs, scenario.limits, content={owner_path(KNOWN_TASK): known}, overwrites=overwrites)
     try:
         return _Search(world, Promises(scenario.actors, make)).run()
     finally:

@@ -7,7 +7,7 @@ how many interleavings run through it is counted on the way back.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple, Protocol
 
 from tests.exploration.programs import Ask, Node, Program, Reply, StoreFails
@@ -98,7 +98,7 @@ class Judge(Protocol):
         """Nobody is left who could do anything."""
 
 
-class Violation(Exception):  # noqa: N818 - what was found, not what went wrong
+class Violation(Exception):
     """A promise was broken.
 
     Attributes:
@@ -124,6 +124,9 @@ class Tally:
     runs: int = 0
     """How often real code was resumed."""
     seconds: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         return (
@@ -291,6 +294,17 @@ class Search:
             if self._is_independent(state, actor):
                 yield from self._steps(state, actor)
                 return
+        yield from self._of_nobody(state, at_work)
+        for actor in at_work:
+            yield from self._steps(state, actor)
+            if state.crashes:
+                node = world.programs[actor].at_the_end(world.node(state, actor), dead=True)
+                crashed = state._replace(crashes=state.crashes - 1, actors=_put(state.actors, actor, ~node.number))
+                yield Move(f"{world.names[actor]} crashes before: {world.node(state, actor).waits_for}", crashed)
+
+    def _of_nobody(self, state: State, at_work: list[int]) -> Iterator[Move]:
+        """What happens without anybody: writes arrive, tasks are dated, time passes."""
+        world = self._world
         for write in dict.fromkeys(state.under_way):
             rest = list(state.under_way)
             rest.remove(write)
@@ -301,12 +315,6 @@ class Search:
             if post.made and post.at is None:
                 posts = (*state.posts[:index], post._replace(at=state.now), *state.posts[index + 1 :])
                 yield Move(f"{post.task_id(world.names)} is accepted upstream", state._replace(posts=posts))
-        for actor in at_work:
-            yield from self._steps(state, actor)
-            if state.crashes:
-                node = world.programs[actor].at_the_end(world.node(state, actor), dead=True)
-                crashed = state._replace(crashes=state.crashes - 1, actors=_put(state.actors, actor, ~node.number))
-                yield Move(f"{world.names[actor]} crashes before: {world.node(state, actor).waits_for}", crashed)
         if state.jumps and (world.limits.frozen_at_the_last_instant or not self._is_sending(state, at_work)):
             for seconds in world.limits.jump_seconds if at_work else ():
                 jumped = state._replace(now=state.now + seconds, jumps=state.jumps - 1)
@@ -434,15 +442,15 @@ class Search:
 
 
 _VERBS: dict[str, Callable[[Search, State, int, Ask], Iterator[Move]]] = {
-    "get": Search._reads,  # noqa: SLF001 - same module
-    "entries": Search._lists,  # noqa: SLF001 - same module
-    "create": Search._writes,  # noqa: SLF001 - same module
-    "put": Search._writes,  # noqa: SLF001 - same module
-    "delete": Search._writes,  # noqa: SLF001 - same module
-    "post": Search._posts,  # noqa: SLF001 - same module
-    "answer": Search._answers,  # noqa: SLF001 - same module
-    "tasks": Search._shows_tasks,  # noqa: SLF001 - same module
-    "heartbeat": Search._reads_heartbeat,  # noqa: SLF001 - same module
+    "get": Search._reads,
+    "entries": Search._lists,
+    "create": Search._writes,
+    "put": Search._writes,
+    "delete": Search._writes,
+    "post": Search._posts,
+    "answer": Search._answers,
+    "tasks": Search._shows_tasks,
+    "heartbeat": Search._reads_heartbeat,
 }
 
 
