@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from longtake.gateway.witnesses import OrphanCandidate, Testimony, Witnesses
-from longtake.ledger import LOOK_AGAIN, Accepted, Doubt, Intent, SubmissionInDoubt, SubmissionLedger
+from longtake.ledger import LOOK_AGAIN, Accepted, Doubt, Intent, SubmissionInDoubt, SubmissionLedger, TaskOwned
 
 CLOCKS = timedelta(minutes=2)
 """Between the gateway's clock and ours."""
@@ -142,12 +142,9 @@ class _Search:
         unexplained = self._unexplained_charges(testimony, owners)
 
         accepted = None
-        if len(due) == 1 and confirmed and not self._may_be_theirs(due[0], rivals):
-            paid = testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained)
-            if paid:
-                reason = "reconciled: the only task of this model and time that nobody owns"
-                slot, task_id = self._doubt.slot, due[0].task_id
-                accepted = await self._ledger.settle(self._key, slot, task_id=task_id, reason=reason, owner=owner)
+        if len(due) == 1 and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
+            if testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained):
+                accepted = await self._adopt(due[0], owner)
             else:
                 self._evidence.append(f"this API key was not charged for {due[0].task_id}")
         theirs = {rival.nonce: rival for task in orphans for rival in self._may_be_theirs(task, rivals)}
@@ -164,6 +161,25 @@ class _Search:
             evidence=(*said, *self._evidence),
             retry_after=None if accepted else min(self._waits, default=None),
         )
+
+    def _is_all(self) -> bool:
+        """Whether what the submission made would be in the list by now: before that, the only orphan may be another's.
+
+        An answer of the gateway itself (a proxy's has no request id) comes when it has done all that it ever will;
+        where its answer was lost, it may go on for as long as its owner would have waited.
+        """
+        response = self._doubt.response
+        return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
+
+    async def _adopt(self, orphan: OrphanCandidate, owner: str) -> Accepted | None:
+        reason = "reconciled: the only task of this model and time that nobody owns"
+        try:
+            return await self._ledger.settle(
+                self._key, self._doubt.slot, task_id=orphan.task_id, reason=reason, owner=owner
+            )
+        except TaskOwned as error:  # since we asked
+            self._evidence.append(str(error))
+            return None
 
     async def _later_tasks(self) -> tuple[OrphanCandidate, ...]:
         """What came later than it should have: for a person, who may know better than we do."""
