@@ -513,10 +513,11 @@ class SubmissionLedger:
             request_id=accepted.request_id,
             at=datetime.now(UTC),
         )
+        # Claimed first: once the ledger says whose a task is, nobody else can take it, whoever crashes in between.
+        await self._claim(key, accepted.task_id, accepted.nonce, accepted.account)
         stored = await self._conclude(key, accepted.slot, outcome, accepted.account)
         if stored.task_id != accepted.task_id:
-            # A person settled it meanwhile. The task is ours all the same: nobody else may take it for an orphan.
-            await self._claim(key, accepted.task_id, accepted.nonce, accepted.account)
+            # A person settled it meanwhile. The task is ours all the same.
             await self._create(_path(key, accepted.slot, "late"), outcome)
             await self._forget(key, accepted.slot)
             logger.error(
