@@ -48,7 +48,9 @@ NOT_CARRIED: Mapping[str, str] = {
     "paid": "a run continues as new only while it watches what is paid for",
     "watched": "the next run watches at once",
     "next_look_at": "the next run plans the next look at once",
-    **dict.fromkeys(("offered", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"),
+    **dict.fromkeys(
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+    ),
     **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
 }
 """The parts of `Generation` that are not in `CarriedGeneration`, and why."""

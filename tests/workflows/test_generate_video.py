@@ -1390,7 +1390,8 @@ async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> No
 
 
 async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> None:
-    generation = await in_doubt(own_rig)
+    doubt = ClosedSubmission(in_doubt=FailureDetails(paid=Paid.UNKNOWN, slot=1))
+    generation = await in_doubt(own_rig, close=again(doubt))
     await generation.handle.cancel()
     await generation.cancellation()
     status = await generation.status()
