@@ -185,7 +185,7 @@ def decide(  # noqa: PLR0913 - one parameter for each flag
         int | None,
         typer.Option(
             min=1,
-            help="The submission that the decision is about, as `status` shows it; rejected if another one is asked about.",
+            help="The submission that the decision is about, as `status` shows it.",
             show_default="the one that is asked about now",
         ),
     ] = None,

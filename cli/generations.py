@@ -168,6 +168,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "outcome": status.outcome,
             "to do": status.advice,
             "decide until": in_words(status.decide_by),
+            "about submission": status.slot,
             "paid": status.paid,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,

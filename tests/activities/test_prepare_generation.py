@@ -185,7 +185,7 @@ async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
     """A really full file system: it used to end every new generation at its first attempt."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=False)  # noqa: ASYNC221, S607 - it is quick; wherever the system has it
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=False)  # noqa: ASYNC221 - it is quick; wherever the system has it
     if mounted.returncode:
         pytest.skip("mounting a small file system needs a privilege that this machine does not give")
     try:
@@ -207,4 +207,4 @@ async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
         await worker.run(worker.submission.submit_generation, submit)
         assert sim.ledger.paid()["total"] == 1
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221, S607 - likewise
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221 - likewise
