@@ -75,8 +75,8 @@ comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
-	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
+demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
+	@$(BIN)/python starter.py demo $(if $(KEEP),--keep) $(if $(LIKE),--like $(LIKE))
 
 # Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
 # together. In the order of their names the files that wait longest come early, and the rest fills their waits; xdist's
@@ -97,8 +97,8 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, up to 7 minutes; SEED=7 GENERATIONS=300 S3=1.
-	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
+chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 3 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
+	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.
 

@@ -37,6 +37,7 @@ PARTS: Mapping[str, _Check[Site]] = {
     "ledger": check_parts.ledger,
     "disk": check_parts.disk,
     "gateway": check_parts.gateway,
+    "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
     "witnesses": check_parts.witnesses,
     "extensions": check_parts.extension,
@@ -51,6 +52,7 @@ TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
     "versions": check_temporal.versions,
     "Temporal's clock": check_temporal.clock,
     "generations": check_temporal.open_generations,
+    "namespace's ledger": check_temporal.namespace_ledger,
     "ledger and generations": check_temporal.ledger_and_keys,
 }
 

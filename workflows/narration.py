@@ -42,6 +42,10 @@ _ATTENTION = {
         "the video is made and paid, and cannot be brought home yet",
         "Mend what the last problem names, before the link dies; it is tried again by itself.",
     ),
+    Attention.LEDGER_UNAVAILABLE: (
+        "the submission ledger cannot be used, so it is not known whether anything was sent",
+        "Fix the store that the last problem names. The ledger is asked again by itself; nothing is sent meanwhile.",
+    ),
 }
 
 _DECISIONS = {
@@ -146,6 +150,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "request id": status.request_id and f"`{status.request_id}`",
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
+        "task of the extension": status.extension_task_id and f"`{status.extension_task_id}`",
         "link": _link(status),
         "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
         "video": status.video and f"`{status.video.uri}`",

@@ -305,11 +305,12 @@ def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None)
     return min(wait, LONGEST_RETRY_AFTER) if wait > timedelta(0) else None
 
 
+_LONGEST_LOGIN_CHARS = 512
 _SECRETS = (
     # Whole images; they may be somebody's face.
     (re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[a-z0-9+/=_-]*", re.IGNORECASE), "data:…"),
     # Who is logged in, and the query: that is where signatures are.
-    (re.compile(r"(://)[^\s/?#@\"'<>]{1,512}@"), r"\1…@"),
+    (re.compile(rf"(://)[^\s/?#@\"'<>]{{1,{_LONGEST_LOGIN_CHARS}}}@"), r"\1…@"),
     (re.compile(r"(://[^\s?#\"'<>]{1,2048})[?#][^\s\"'<>]*"), r"\1?…"),
     # Signatures in a URL that lost its beginning or has escaped slashes.
     (re.compile(r"([?&][a-z0-9_.%-]{1,64}=)[^\s&\"'<>]+", re.IGNORECASE), r"\1…"),
@@ -319,7 +320,12 @@ _SECRETS = (
 
 
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """`text` without queries and logins of URLs, keys, embedded images and the `secrets` given."""
+    """`text` without queries and logins of URLs, keys, embedded images and the `secrets` given.
+
+    Only its first 4,000 characters are read: the patterns look ahead, so their work grows faster than a text does.
+    """
+    is_cut = len(text) > _MOST_MESSAGE_CHARS_READ
+    text = text[:_MOST_MESSAGE_CHARS_READ]
     for secret in secrets:
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
@@ -328,7 +334,8 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
             text = text[:at] + "…" + (text[at + len(secret) :] if whole else "")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    return text
+    # A login is known by the `@` behind it, which may have been cut off.
+    return text[:-_LONGEST_LOGIN_CHARS] if is_cut else text
 
 
 def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
@@ -502,7 +509,7 @@ def _outline(body: object) -> str:
     layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
-    return "the fields " + _shorten(redact(", ".join(sorted(map(str, layers[0]))[:12])))
+    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_ID_CHARS] for name in layers[0])[:12])))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
@@ -521,7 +528,8 @@ def _first(layers: list[_Json], read: Callable[[object], _T | None], *names: str
 
 def _text(value: object) -> str | None:
     """A non-empty string, as it came; `_shorten` it before it goes anywhere."""
-    return (value[:_MOST_MESSAGE_CHARS_READ].strip() or None) if isinstance(value, str) else None
+    # One character more than `redact` reads, so that it knows of the cut.
+    return (value[: _MOST_MESSAGE_CHARS_READ + 1].strip() or None) if isinstance(value, str) else None
 
 
 def _shorten(text: str) -> str:

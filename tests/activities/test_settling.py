@@ -48,8 +48,8 @@ async def reconcile(worker: Worker, key: str = KEY) -> Reconciliation:
     return found
 
 
-async def settle(worker: Worker, task_id: str | None) -> Settlement:
-    settled = await worker.run(worker.submission.settle_submission, SettleOrder(key=KEY, task_id=task_id))
+async def settle(worker: Worker, task_id: str | None, slot: int = 1) -> Settlement:
+    settled = await worker.run(worker.submission.settle_submission, SettleOrder(key=KEY, task_id=task_id, slot=slot))
     assert isinstance(settled, Settlement)
     return settled
 

@@ -51,16 +51,37 @@ async def test_a_key_that_is_missing_is_named(codec: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff", b'"x"', b'{"payloads": 1}', b'{"payloads": [{"data": 1}]}', b'{"x": []}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'"x"',
+        b'{"payloads": 1}',
+        b'{"payloads": [{"data": 1}]}',
+        b'{"x": []}',
+        b"[" * 100_000,
+        b'{"payloads": ' + b"[" * 100_000,
+    ],
 )
 async def test_what_it_cannot_read_is_refused(codec: httpx.AsyncClient, body: bytes) -> None:
     answer = await codec.post("/decode", content=body, headers={"content-length": str(len(body))})
     assert (answer.status_code, "payloads" in answer.text) == (400, True)
 
 
-async def test_what_is_too_long_is_not_read(codec: httpx.AsyncClient) -> None:
-    headers = {"content-length": str(LONGEST_BODY_BYTES + 1)}
-    assert (await codec.post("/decode", content=b"{}", headers=headers)).status_code == 413
+@pytest.mark.parametrize("named", [{}, {"content-length": "10"}, {"content-length": "x"}])
+async def test_what_is_too_long_is_not_read(codec: httpx.AsyncClient, named: dict[str, str]) -> None:
+    chunk = bytes(2**20)
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(400):
+            sent += len(chunk)
+            yield chunk
+
+    assert (await codec.post("/decode", content=chunks(), headers=named)).status_code == 413
+    assert sent <= LONGEST_BODY_BYTES + 2 * len(chunk)
 
 
 async def test_only_the_configured_ui_may_ask_from_a_browser(codec: httpx.AsyncClient) -> None:
