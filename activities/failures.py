@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import measuring
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.errors import (
     AnswerUnreadable,
     GatewayBusy,
@@ -33,6 +33,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
 )
@@ -105,6 +106,12 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
     ),
     Rule(
+        DownloadsBlocked, (Step.PREPARE,), "DownloadsBlocked", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was paid: what cannot be downloaded is not ordered. Set HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE "
+        "for the worker as the message says, and restart it; it is tried again.",
+    ),
+    Rule(
         GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="The gateway made nothing and asks for patience; it is tried again.",
@@ -119,6 +126,11 @@ RULES: tuple[Rule, ...] = (
         SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="Nothing was sent; it is tried again.",
+    ),
+    Rule(
+        SubmissionClosed, (Step.SUBMIT,), "SubmissionClosed", retried=False, paid=Paid.NO,
+        who_acts="nobody",
+        advice="Nothing was sent: its generation had ended by then. Start it again with the same key.",
     ),
     Rule(
         SlotTaken, (Step.SUBMIT,), "SlotTaken", retried=True, paid=Paid.UNKNOWN,
@@ -254,7 +266,7 @@ def application_error(
     """
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
-    details = _details(error, rule)
+    details = details_of(error, step)
     if instead is None:
         text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
     else:
@@ -290,15 +302,25 @@ def _delay(error: BaseException) -> timedelta | None:
     return error.wait if isinstance(error, SubmissionInDoubt) else None
 
 
-def _details(error: BaseException, rule: Rule) -> FailureDetails:
+def details_of(error: BaseException, step: Step) -> FailureDetails:
+    """Everything that an error says, as the workflow gets it."""
+    rule = rule_for(error, step)
     details = FailureDetails(paid=rule.paid, advice=rule.advice)
     if isinstance(error, InvalidRequest):
         return details.model_copy(update={"problems": error.problems})
     if isinstance(error, ImageProblem):
         return details.model_copy(update={"problems": (Problem(field=error.field or "images", rule=error.rule),)})
+    source = error
     if isinstance(error, OutcomeUnknown):
-        details = details.model_copy(update={"slot": error.slot, "sent_at": error.sent_at})
-    source = error.cause if isinstance(error, OutcomeUnknown) else error
+        source = error.cause or error
+        details = details.model_copy(
+            update={
+                "slot": error.slot,
+                "sent_at": error.sent_at,
+                "http_status": error.status,
+                "request_id": error.request_id,
+            }
+        )
     if isinstance(source, GatewayError):
         return details.model_copy(
             update={

@@ -18,7 +18,7 @@ async def hiding_error(  # noqa: PLR0913 - each named at the call
 ) -> ApplicationError:
     """What `application_error` makes of an error; without the gateway's words, where prompts are hidden."""
     words = foreign_words(error, step) if hidden else None
-    instead = await _keep(store, key, words) if words else None
+    instead = await in_the_store(words, store=store, key=key) if words else None
     return application_error(error, step, gone_for_good=gone_for_good, instead=instead)
 
 
@@ -26,14 +26,15 @@ async def without_words(record: TaskRecord, *, store: Store, key: str) -> TaskRe
     """A record whose message is where the gateway's words are; what should be a code and is none is left out."""
     return record.model_copy(
         update={
-            "error_message": record.error_message and await _keep(store, key, record.error_message),
+            "error_message": record.error_message and await in_the_store(record.error_message, store=store, key=key),
             "error_code": code_or_none(record.error_code),
             "gateway_status": code_or_none(record.gateway_status) or "",
         }
     )
 
 
-async def _keep(store: Store, key: str, words: str) -> str:
+async def in_the_store(words: str, *, store: Store, key: str) -> str:
+    """Keep the words, and say where they are."""
     try:
         path = await keep_words(store, key, words)
     except StoreProblem as error:

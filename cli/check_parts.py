@@ -17,6 +17,7 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.findings import Finding, Site, ok, problem, warning
 from longtake.catalog import MODELS
+from longtake.delivery import DownloadsBlocked, Fetcher
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
@@ -28,6 +29,7 @@ from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.private_files import OTHERS
+from longtake.public_network import environment_proxies
 from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
@@ -152,6 +154,25 @@ async def gateway(site: Site) -> Findings:
             return  # it is the same for every key
     if urlsplit(url).scheme == "http" and not _is_loopback(url):
         yield warning("LONGTAKE_GATEWAY_URL begins with http://: the key can be read on its way", "Use https://.")
+
+
+async def downloads(site: Site) -> Findings:
+    """Whether downloads find a way out: they go by the same proxies, and trust the same authorities, as what pays."""
+    given = site.settings
+    try:
+        urls = [url for url in (given.gateway_url, given.extend_url) if url]
+        for url in urls:
+            async with Fetcher(url) as fetcher:
+                await fetcher.preflight()
+    except DownloadsBlocked as error:
+        yield problem(str(error), "Set it for the workers: what cannot be downloaded is not ordered.")
+    except (ValueError, ImportError, OSError) as error:
+        # httpx's words for a URL, a proxy or a file of authorities that it cannot use
+        yield problem(f"not tried: {error}", "Mend the gateway's URL, HTTPS_PROXY, SSL_CERT_FILE or SSL_CERT_DIR.")
+    else:
+        if urls:
+            proxies = {proxy for proxy in environment_proxies().values() if proxy}
+            yield ok("a connection can be made" + (", where it takes one by the proxy" if proxies else ""))
 
 
 async def extension(site: Site) -> Findings:

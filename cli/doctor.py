@@ -38,6 +38,7 @@ PARTS: Mapping[str, _Check[Site]] = {
     "disk": check_parts.disk,
     "permissions": check_parts.permissions,
     "gateway": check_parts.gateway,
+    "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
     "witnesses": check_parts.witnesses,
     "extensions": check_parts.extension,

@@ -256,9 +256,16 @@ class VideoClient:
             result: GenerateVideoResult = await handle.result()
             return result
         except WorkflowFailureError as error:
-            raise _failure(error) from None
+            failure = _failure(error)
         except RPCError as error:
             raise _not_found(key, error) from None
+        if failure.kind == "Cancelled":
+            # Temporal carries no details of a cancellation: what is known of the money stands in the list.
+            execution, _ = await self._describe(key)
+            paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
+            known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
+            failure.details = failure.details.model_copy(update=known)
+        raise failure
 
     async def cancel(self, key: str) -> None:
         """Stop waiting for it. What was submitted may still be made, and cost; its ids are kept.
@@ -336,10 +343,10 @@ class VideoClient:
         The submission ledger keeps the new run from paying for what an earlier one paid, and from another request.
         """
         try:
-            await self.result(key)
+            result = await self.result(key)
         except GenerationFailure as failure:
             return failure.kind in _STARTS_ANEW or failure.details.paid is Paid.NO
-        return False
+        return result.uncollected is not None
 
     async def _request_of(self, key: str) -> GenerateVideoInput | None:
         """What the generation of this key was started with; None where that cannot be read."""
@@ -350,9 +357,10 @@ class VideoClient:
             decoded = await self._temporal.data_converter.decode(payloads[:1])
             try:
                 first = decoded[0]
-                # A run that continued as new carries the request inside.
-                return check_request(first.get("request", first) if isinstance(first, dict) else first)
-            except InvalidRequest:
+                if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
+                    return GenerateVideoInput.model_validate(first["request"])
+                return check_request(first)
+            except (InvalidRequest, KeyError, ValidationError):
                 return None
         return None
 

@@ -85,6 +85,17 @@ class StoredVideo(MediaInfo):
     bytes: int
 
 
+class UncollectedExtension(_Payload):
+    """An extension that was paid for again, or perhaps was, and of which no video has been delivered."""
+
+    number: int
+    """1 for the first retry. The ledger knows it as `<key>#extend-<number>`."""
+    task_id: str | None = None
+    """None where nobody knows which task the submission made, if any."""
+    reason: str
+    """Why it was not delivered: a failure type and what it said."""
+
+
 class GenerateVideoResult(_Payload):
     """What a generation that delivered a video returns."""
 
@@ -95,7 +106,13 @@ class GenerateVideoResult(_Payload):
     model: str
     task_id: str
     remix_id: str | None = None
+    """The upstream id of the first segment."""
     remix_id_extend: str | None = None
+    """The upstream id of the extension; never a task of the gateway."""
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
+    uncollected: UncollectedExtension | None = None
+    """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
     quota: int | None = None
     """What the gateway says it cost, in the gateway's own unit."""
     polls: int
@@ -133,6 +150,8 @@ class FailureDetails(_Payload):
     task_id: str | None = None
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     quota: int | None = None
     http_status: int | None = None
     gateway_code: str | None = None
@@ -215,6 +234,8 @@ class Attention(StrEnum):
     """The last look failed or could not be read; the generation goes on looking."""
     DELIVERY_TROUBLE = "delivery_trouble"
     """The video is made, and could not be brought home yet; its link may be dying."""
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    """The submission ledger cannot be read or written, so it is not known whether anything was sent."""
 
 
 class GenerationStatus(_Payload):
@@ -238,7 +259,10 @@ class GenerationStatus(_Payload):
     """The gateway's own name for the request that submitted it."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     submitted_at: datetime | None = None
+    """By Temporal's clock where this run submitted it, otherwise as the ledger has it, but never in the future."""
     next_look_at: datetime | None = None
     has_link: bool = False
     """Whether the gateway has given a link to what it made; the link itself is a secret."""
@@ -248,6 +272,8 @@ class GenerationStatus(_Payload):
     """What can be decided now, for the update `decide`."""
     decide_by: datetime | None = None
     """When the decision is taken without a person; None where it is waited for without an end."""
+    slot: int | None = None
+    """Which submission the decision is about: its slot in the ledger. Send it with the decision."""
     evidence: tuple[str, ...] = ()
     """What is known about a submission whose outcome is unknown, in words."""
     candidates: tuple[str, ...] = ()
@@ -290,6 +316,8 @@ class GenerationPolicy(_Payload):
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
     hide_prompts: bool = False
     """Whether prompts are to be kept out of Temporal: a request that holds them gets a warning."""
+    extensions_sent: int = 0
+    """How many retries of the extension earlier runs of this key have submitted, as the ledger knows."""
 
 
 class SubmissionReceipt(_Payload):
@@ -306,9 +334,9 @@ class SubmissionReceipt(_Payload):
     """Of the attempt that sent it, as the ledger knows it."""
     request_id: str | None = None
     gateway: str = ""
-    """The origin of the gateway where the task lives, `https://host[:port]`."""
+    """The origin of the gateway that it was sent to, `https://host[:port]`; empty where that is not known."""
     account: str = ""
-    """A fingerprint of the API key that paid."""
+    """The fingerprint of the API key that paid for it; empty where that is not known."""
 
 
 class LedgerRegistration(_Payload):
@@ -376,6 +404,30 @@ class RecordOrder(_Payload):
     ledger_id: str = ""
 
 
+class CloseInput(_Payload):
+    """What `close_submission` is asked."""
+
+    key: str
+    """The ledger's."""
+    ledger_id: str = ""
+    digest: str = ""
+    """Of what was to be paid for; empty where whatever the key paid for counts."""
+    stage: Stage | None = None
+    """For the log."""
+
+
+class ClosedSubmission(_Payload):
+    """What the ledger knows of a key, once no submission scheduled before can be sent any more.
+
+    With neither field set, nothing was made, and nothing that was scheduled before will be.
+    """
+
+    receipt: SubmissionReceipt | None = None
+    """The paid submission."""
+    in_doubt: FailureDetails | None = None
+    """A submission that was sent and has no known outcome: its slot, and when it was sent."""
+
+
 class ReconcileOrder(_Payload):
     """What `reconcile_submission` is asked."""
 
@@ -391,6 +443,8 @@ class ReconcileOrder(_Payload):
     """Of what was to be paid for."""
     stage: Stage | None = None
     """For the log."""
+    hide_words: bool = False
+    """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
 
 
 class Reconciliation(_Payload):
@@ -402,6 +456,12 @@ class Reconciliation(_Payload):
     """True where the ledger has nothing in doubt (any more): submitting again attaches, or sends for the first time."""
     candidates: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
+    slot: int | None = None
+    """Which submission this is about."""
+    retry_after: timedelta | None = None
+    """When checking again is worthwhile; None: at the next regular time."""
+    elsewhere: str | None = None
+    """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
 
 
 class SettleOrder(_Payload):
@@ -417,6 +477,8 @@ class SettleOrder(_Payload):
     ledger_id: str = ""
     extension: bool = False
     """Whether it is about an extension that was paid for again: then the task is at the gateway that retries them."""
+    slot: int | None = None
+    """Which submission the person was asked about: this one only is written down, whatever else is in doubt."""
 
 
 class Settlement(_Payload):
@@ -486,11 +548,20 @@ class Decision(_Payload):
     action: DecisionAction
     task_id: str | None = None
     """Which task to adopt."""
+    slot: int | None = None
+    """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
 
 
 class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new."""
+    """What one run of the workflow hands to the next when it continues as new.
 
+    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
+    workflow task, and a newer worker takes it.
+    """
+
+    carried: Literal[1] = 1
+    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
+    must not go on with what a newer one has written."""
     request: GenerateVideoInput
     policy: GenerationPolicy
     receipt: SubmissionReceipt
@@ -499,7 +570,14 @@ class CarriedGeneration(_Payload):
     extension: SubmissionReceipt | None = None
     """The retried extension that is being watched."""
     extension_number: int = 0
+    extension_record: TaskRecord | None = None
     polls: int = 0
+    looks: int = 0
+    """Those at the task that is being watched."""
+    watch_since: datetime | None = None
+    """When this watch of that task began."""
+    look_now: bool = False
+    """Whether somebody asked for a look while the last one was under way."""
     warnings: tuple[str, ...] = ()
     attention: Attention | None = None
     last_problem: str | None = None

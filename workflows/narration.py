@@ -42,6 +42,10 @@ _ATTENTION = {
         "the video is made and paid, and cannot be brought home yet",
         "Mend what the last problem names, before the link dies; it is tried again by itself.",
     ),
+    Attention.LEDGER_UNAVAILABLE: (
+        "the submission ledger cannot be used, so it is not known whether anything was sent",
+        "Fix the store that the last problem names. The ledger is asked again by itself; nothing is sent meanwhile.",
+    ),
 }
 
 _DECISIONS = {
@@ -82,13 +86,26 @@ def message_for(stage: Stage, attention: Attention | None, offered: Sequence[Dec
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
-def advice_for(attention: Attention | None, key: str, offered: Sequence[DecisionAction] = ()) -> str:
+def advice_for(
+    attention: Attention | None, key: str, offered: Sequence[DecisionAction] = (), slot: int | None = None
+) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
         return "Decide: " + "; ".join(
-            f"`starter.py decide {key} {_DECISIONS[action][0]}` ({_DECISIONS[action][2]})" for action in offered
+            f"`{_command(key, action, slot)}` ({_DECISIONS[action][2]})" for action in offered
         )
     return _ATTENTION[attention][1].format(key=key) if attention else ""
+
+
+def _command(key: str, action: DecisionAction, slot: int | None) -> str:
+    """What to type; it names the submission that it is about, so that it never decides about a later one."""
+    return f"starter.py decide {key} {_DECISIONS[action][0]}" + (f" --slot {slot}" if slot else "")
+
+
+def _input(action: DecisionAction, slot: int | None) -> str:
+    """The same for the update `decide`."""
+    given = _DECISIONS[action][1]
+    return f'{given[:-1]}, "slot": {slot}}}' if slot else given
 
 
 def markdown(status: GenerationStatus) -> str:
@@ -126,11 +143,11 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     yield ""
     yield "In a terminal, one of:"
     yield ""
-    yield from (f"- `starter.py decide {status.key} {_DECISIONS[one][0]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_command(status.key, one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
     yield ""
     yield "Or here, by More Actions, Send an Update, `decide`, with one of these as its input:"
     yield ""
-    yield from (f"- `{_DECISIONS[one][1]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_input(one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
 
 
 def _facts(status: GenerationStatus) -> dict[str, object]:
@@ -146,6 +163,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "request id": status.request_id and f"`{status.request_id}`",
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
+        "task of the extension": status.extension_task_id and f"`{status.extension_task_id}`",
         "link": _link(status),
         "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
         "video": status.video and f"`{status.video.uri}`",

@@ -11,7 +11,7 @@ import pytest
 import longtake
 from activities.failures import RULES, Step, application_error, rule_for
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.client import SendHookDidNotFire
 from longtake.gateway.errors import (
     AnswerLost,
@@ -33,6 +33,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
     WrongLedger,
@@ -89,10 +90,12 @@ TABLE = [
     Row(STORE, SUBMIT, "StoreRefused", True, NO),
     Row(GatewayUnreachable("refused"), PREPARE, "GatewayUnreachable", True, NO),
     Row(GatewayUnreachable("refused"), SUBMIT, "GatewayUnreachable", True, NO),
+    Row(DownloadsBlocked("no proxy"), PREPARE, "DownloadsBlocked", True, NO),
     Row(GatewayBusy("wait"), PREPARE, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait"), SUBMIT, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait", status=429, retry_after=PATIENCE), SUBMIT, "GatewayBusy", True, NO, PATIENCE),
     Row(SendSuspended("asleep"), SUBMIT, "SendSuspended", True, NO),
+    Row(SubmissionClosed("closed"), SUBMIT, "SubmissionClosed", False, NO),
     # Nothing is sent, but what an earlier attempt did cannot be read either.
     Row(LedgerUnavailable("away"), PREPARE, "LedgerUnavailable", True, UNKNOWN),
     Row(LedgerUnavailable("away"), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
@@ -190,6 +193,7 @@ APPEARS = {
     KeyReused: {SUBMIT, SETTLE},
     TaskOwned: {SETTLE},
     SendSuspended: {SUBMIT},
+    SubmissionClosed: {SUBMIT},
     SlotTaken: {SUBMIT, SETTLE},
     SubmissionInDoubt: {SUBMIT, SETTLE},
     OutcomeUnknown: {SUBMIT, SETTLE},
@@ -271,5 +275,5 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
         InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
-        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem,
+        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem, SubmissionClosed,
     }  # fmt: skip

@@ -26,6 +26,7 @@ from cli.codec_server import application
 from cli.findings import Finding, Level, Site, ok
 from longtake.keyring import KeyRing, new_key, parse_keys
 from longtake.ledger import SubmissionLedger
+from longtake.metrics import WORKER_CLOCK_SKEW
 from longtake.reconciliation import CLOCKS
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store
@@ -178,6 +179,17 @@ async def test_folders_that_others_can_read(tmp_path: Path) -> None:
     assert await findings(check_parts.permissions, data_dir=str(data), store_url="s3://bucket") == []
 
 
+async def test_downloads(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = check_parts.downloads
+    assert await findings(check) == []
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [OK]
+    monkeypatch.setenv("HTTP_PROXY", f"http://{await unused()}")
+    (blocked,) = await findings(check, **gateway.settings)
+    assert (blocked[0], "HTTP_PROXY" in blocked[1]) == (PROBLEM, True)
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [PROBLEM]
+
+
 async def test_every_key_is_tried(gateway: Any) -> None:
     found = await findings(check_parts.gateway, **gateway.settings, gateway_api_key=f"{KEY},{OTHER}")
     assert [level for level, _ in found] == [OK, PROBLEM]
@@ -263,6 +275,16 @@ async def test_the_gateways_clock(ahead: timedelta, level: Level) -> None:
 async def test_a_gateway_that_tells_no_time_is_no_problem(gateway: Any) -> None:
     assert await findings(check_parts.clock, **gateway.settings, gateway_api_key=KEY) == [(OK, "it tells no time")]
     assert judge_clock("Temporal", timedelta(0)).level is OK
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(-10, OK), (0, OK), (1, WARNING), (10, PROBLEM), (None, OK)])
+async def test_temporals_clock_is_judged_by_what_can_be_compared(minutes: int | None, level: Level) -> None:
+    """Only that this machine is behind can be seen; of workers on other machines nothing is claimed."""
+    ahead = None if minutes is None else timedelta(minutes=minutes)
+    found = check_temporal.judge_newest(ahead)
+    assert found.level is level
+    assert "agree" not in found.what
+    assert (WORKER_CLOCK_SKEW.exposed in found.what) == (level is OK)
 
 
 # --- Encryption, metrics, traces --------------------------------------------------------------------------------------
