@@ -95,7 +95,9 @@ async def run(videos: Path, *, keep: bool, like: str) -> Exit:
         gateway_url = await stack.enter_async_context(_simulator(folder, like))
         settings = _settings(folder, gateway_url)
         server = stack.enter_context(
-            embedded_server(settings.data_dir, binary=settings.temporal_binary, sha256=settings.temporal_binary_sha256)
+            embedded_server(
+                settings.data_dir, binary=settings.temporal_binary, sha256=settings.temporal_binary_checksum
+            )
         )
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
         temporal = await connect_when_healthy(server.address)

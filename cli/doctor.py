@@ -115,7 +115,7 @@ async def _connect(site: Site, stack: AsyncExitStack) -> Client:
     embedded = embedded_server(
         settings.data_dir,
         binary=settings.temporal_binary,
-        sha256=settings.temporal_binary_sha256,
+        sha256=settings.temporal_binary_checksum,
         codec=settings.codec_url,
     )
     async with asyncio.timeout(2 * START_SECONDS):  # it has a limit of its own, and is slower than an answer

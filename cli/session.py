@@ -85,7 +85,7 @@ async def open_session(
                 embedded_server(
                     settings.data_dir,
                     binary=settings.temporal_binary,
-                    sha256=settings.temporal_binary_sha256,
+                    sha256=settings.temporal_binary_checksum,
                     codec=settings.codec_url,
                 )
             )

@@ -3,7 +3,7 @@
 Each payload names the namespace and the workflow that it was sealed for, and both are authenticated: who can write to
 Temporal's database cannot move it to another workflow. Not encrypted are workflow ids, search attributes, types and
 names of failures and activities: Temporal itself needs them. `docs/adr/0013-payload-encryption.md` says why it is so,
-and `docs/adr/0016-sealed-payloads-are-bound.md` what a writer can and cannot do.
+and `docs/adr/0017-sealed-payloads-are-bound.md` what a writer can and cannot do.
 """
 
 import dataclasses

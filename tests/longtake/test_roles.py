@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -182,20 +183,25 @@ os._exit(0)  # native threads abort a short script at its end now and then
 """
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where other users may go: pytest's own folders are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="becomes other users")
-def test_folders_for_a_worker_and_callers_of_one_group(tmp_path: Path) -> None:
+def test_folders_for_a_worker_and_callers_of_one_group(open_folder: Path) -> None:
     """As docs/access.md lays them out, with a umask of 027 for all of them."""
     layout = LAYOUT.findall((ROOT / "docs/access.md").read_text())
     assert layout
-    root = tmp_path / "store"
+    root = open_folder / "store"
     for mode, path in layout:
         folder = root / path.removeprefix("/srv/longtake/store").lstrip("/")
         folder.mkdir()
         os.chown(folder, WORKER, CALLERS)
         folder.chmod(int(mode, 8))
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent != Path("/") and parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own are private
 
     def may(user: int, how: str, path: str) -> bool:
         ended = subprocess.run(

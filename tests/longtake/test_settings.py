@@ -66,7 +66,7 @@ GOOD_VALUES = {
     "CODEC_ORIGINS": "http://127.0.0.1:8080",
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
-    "TEMPORAL_BINARY_SHA256": "a" * 64,
+    "TEMPORAL_BINARY_CHECKSUM": "a" * 64,
     "TRACE_GATEWAY": "true",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
@@ -94,7 +94,7 @@ BAD_VALUES = {
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
-    "TEMPORAL_BINARY_SHA256": [SECRET, "a" * 63],
+    "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
 }
 
 

@@ -133,7 +133,7 @@ def test_only_the_simulators_file_allows_private_addresses() -> None:
 
 
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
-    embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY", "LONGTAKE_TEMPORAL_BINARY_SHA256"}
+    embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY", "LONGTAKE_TEMPORAL_BINARY_CHECKSUM"}
     codec_server_only = {"LONGTAKE_CODEC_SERVER", "LONGTAKE_CODEC_ORIGINS", "LONGTAKE_CODEC_TOKEN"}
     handed_over = {name for name in plain["services"]["worker"]["environment"] if name.startswith("LONGTAKE_")}
     assert handed_over == set(variable_names()) - embedded_only - codec_server_only
