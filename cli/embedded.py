@@ -91,8 +91,8 @@ def _check_binary(program: str, expected: str) -> None:
         raise EmbeddedProblem(f"{program} cannot be read ({error.strerror})") from None
     if not secrets.compare_digest(found, expected.lower()):
         raise EmbeddedProblem(
-            f"LONGTAKE_TEMPORAL_BINARY_CHECKSUM: {program} has the SHA-256 {found}: put the right program there, or set "
-            "the checksum that its publisher names"
+            f"LONGTAKE_TEMPORAL_BINARY_CHECKSUM: {program} has the SHA-256 {found}: put the right program there, or "
+            "set the checksum that its publisher names"
         )
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,11 @@ def test_no_page_can_reach_the_server_by_a_name_of_its_own(data_dir: Path, serve
     assert everywhere == {("127.0.0.1", port) for port in known} | {(ui.hostname, ui.port)}
     assert not ui.hostname.startswith("127.0.")
     with httpx.Client(timeout=3, trust_env=False) as browser:
-        assert browser.get(f"{server.ui_url}/api/v1/namespaces").status_code == 200, "its own pages work"
+        own_page = f"{server.ui_url}/api/v1/namespaces"
+        deadline = time.monotonic() + 30
+        while browser.get(own_page).status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)  # it listens before it is well
+        assert "namespaceInfo" in browser.get(own_page).text, "its own pages work"
         for port in (*known, ui.port):
             for path in ("/api/v1/namespaces", "/api/v1/namespaces/default/workflows", "/"):
                 try:
