@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.client import WorkflowContinuedAsNewError, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
@@ -29,6 +29,7 @@ from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, co
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 _TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
+_NEXT_RUN = "workflow_execution_continued_as_new_event_attributes"
 _PATIENCE_SECONDS = 30
 _MOST_FAILURE_BYTES = 100_000
 """Temporal takes two million; what travels with a failure is to be a small part of it."""
@@ -50,17 +51,22 @@ async def started(rig: Rig, name: str, *arguments: Any, script: Script | None = 
     script = script or Script()
     rig.register(name, script)
     handle = await rig.client.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE, **options)
-    return Generation(rig, handle, script)
+    first = rig.client.get_workflow_handle(name, run_id=handle.first_execution_run_id) if options else handle
+    return Generation(rig, first, script)
 
 
 async def refused(generation: Generation) -> FailureDetails:
     """It has ended at once as a bad request, without a failed workflow task, and nothing was called for it."""
-    with pytest.raises(WorkflowFailureError) as caught:
+    # The server ends a run of a cron schedule that failed by the next one.
+    with pytest.raises((WorkflowFailureError, WorkflowContinuedAsNewError)):
         await asyncio.wait_for(generation.handle.result(follow_runs=False), _PATIENCE_SECONDS)
-    error = caught.value.cause
+    events = await generation.events()
+    last = events[-1]
+    failed, next_run = last.workflow_execution_failed_event_attributes, last.HasField(_NEXT_RUN)
+    failure = getattr(last, _NEXT_RUN).failure if next_run else failed.failure
+    error = await generation.rig.client.data_converter.decode_failure(failure)
     assert isinstance(error, ApplicationError)
     assert error.type == "InvalidRequest"
-    events = await generation.events()
     assert _TASK_FAILED not in [event.event_type for event in events]
     assert events[-1].ByteSize() < _MOST_FAILURE_BYTES
     assert generation.script.calls == []
@@ -139,14 +145,13 @@ async def test_no_run_of_a_cron_schedule_or_a_retry_is_believed(
     assert {problem.field for problem in details.problems} & {"cron_schedule", "retry_policy"}
     if "cron_schedule" in options:  # the next run is made all the same, and comes to no more
         await generation_of_next_run(generation, server)
-        await generation.handle.terminate("the test is over")
+        await server.client.get_workflow_handle(generation.handle.id).terminate("the test is over")
     assert generation.script.calls == []
 
 
 async def generation_of_next_run(generation: Generation, rig: Rig) -> None:
-    last = (await generation.events())[-1].workflow_execution_failed_event_attributes
-    assert last.new_execution_run_id
-    handle = rig.client.get_workflow_handle(generation.handle.id, run_id=last.new_execution_run_id)
+    run_id = getattr((await generation.events())[-1], _NEXT_RUN).new_execution_run_id
+    handle = rig.client.get_workflow_handle(generation.handle.id, run_id=run_id)
     await refused(Generation(rig, handle, generation.script))
 
 
