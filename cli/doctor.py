@@ -6,7 +6,6 @@ fails keeps no other from running. Nothing is paid, and nothing is written but t
 
 import asyncio
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack

@@ -38,7 +38,7 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
-from longtake.display import code
+from longtake.display import code, line, prose
 from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
@@ -414,7 +414,7 @@ class VideoClient:
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
-        return f"take over task {request.task_id[:80]}"
+        return f"take over task {line(request.task_id[:80])}"
     number, frames = len(request.images), MODELS[request.model].frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
@@ -428,7 +428,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
     facts = {
         "key": code(key),
         "model": code(request.model),
-        "size": request.size or "the gateway's default",
+        "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],

@@ -13,7 +13,7 @@ _BACKTICKS = re.compile(r"`+")
 
 
 def line(text: object) -> str:
-    """One line of printable characters, for a terminal: what is none (controls, bidi marks, ends of lines) as `\\u001b`.
+    """One line of printable characters, for a terminal; controls, bidi marks and ends of lines as JSON escapes them.
 
     A line's end in a text would begin a line that we never wrote, and an escape sequence could wipe ours out.
     """

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-
 _SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
 _MOST_FIELDS = 10
 

@@ -90,9 +90,7 @@ def message_for(stage: Stage, attention: Attention | None, offered: Sequence[Dec
 def advice_for(attention: Attention | None, key: str, offered: Sequence[DecisionAction] = ()) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
-        return "Decide: " + "; ".join(
-            f"{_decide(key, action)} ({_DECISIONS[action][2]})" for action in offered
-        )
+        return "Decide: " + "; ".join(f"{_decide(key, action)} ({_DECISIONS[action][2]})" for action in offered)
     return _ATTENTION[attention][1].format(resume=code(command("starter.py", "resume", key))) if attention else ""
 
 
@@ -119,9 +117,13 @@ def _title(status: GenerationStatus) -> str:
 
 def _going_on(status: GenerationStatus) -> str:
     if status.stage is Stage.FAILED:
-        return f"{status.outcome}: {prose(status.last_problem)}"
+        return f"{prose(status.outcome)}: {prose(status.last_problem)}"
     if status.stage is Stage.DONE:
-        return "the 15 s video is stored" if status.outcome == "full" else f"only the 8 s clip: {prose(status.last_problem)}"
+        return (
+            "the 15 s video is stored"
+            if status.outcome == "full"
+            else f"only the 8 s clip: {prose(status.last_problem)}"
+        )
     return status.message
 
 
@@ -147,7 +149,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
     return {
         "key": code(status.key),
         "model": status.model and code(status.model),
-        "outcome": status.outcome,
+        "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
         "submitted": in_words(status.submitted_at),
         "looks so far": status.polls or None,
