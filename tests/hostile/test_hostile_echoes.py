@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import GatewayError
-from longtake.gateway.wire import AnswerUnreadable, read_excerpt, read_submission, read_task
+from longtake.gateway.errors import AnswerUnreadable, GatewayError
+from longtake.gateway.wire import read_excerpt, read_submission, read_task
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from tests.unread import UnreadAnswers
 

@@ -22,9 +22,11 @@ from cli.progress import _Lines, describe, live
 from longtake.client import Execution, PendingStep, Snapshot, _details, _summary
 from longtake.display import code, command, line, prose
 from longtake.gateway import wire
+from longtake.gateway.errors import AnswerUnreadable
 from longtake.logs import JsonFormatter, TextFormatter
 from longtake.models import (
     Attention,
+    DecisionAction,
     FailureDetails,
     GenerateVideoInput,
     GenerationStatus,
@@ -90,7 +92,7 @@ def status_of(text: str, **fields: Any) -> GenerationStatus:
     known |= {"decisions": ("adopt", "submit_again", "abandon"), "paid": Paid.YES, "polls": 3, "progress": 61}
     known |= {"video": video, "first_video": video, "has_link": True} | fields
     status = GenerationStatus.model_validate(known)
-    offered = [narration.DecisionAction(decision) for decision in status.decisions]
+    offered = [DecisionAction(decision) for decision in status.decisions]
     return status.model_copy(
         update={
             "advice": narration.advice_for(status.attention, status.key, offered),
@@ -228,7 +230,7 @@ def test_a_line_of_the_log_is_one(text: str, formatter: logging.Formatter) -> No
     "name", ["a b", "task\x1b[2J", "task`id`", "$(id)", "../../x", "..", "t" * 256, "ta/sk", "täsk"]
 )
 def test_what_is_no_id_is_not_taken_for_one(name: str) -> None:
-    with pytest.raises(wire.AnswerUnreadable):
+    with pytest.raises(AnswerUnreadable):
         wire.read_submission({"id": name, "task_id": name}, status=200, request_id=None)
     harmless(wire.read_excerpt(json.dumps({"id": name, "task_id": name}).encode()))
     assert wire.read_request_id({"x-id": name}, "x-id") is None
