@@ -15,8 +15,8 @@ from cli.exits import CommandProblem, Exit, error_document, leave, print_json, t
 from longtake.display import line, lines
 from longtake.keyring import PayloadUnreadable
 
-_OF_SEVERAL_LINES = frozenset({"InvalidRequest", "InvalidSettings", "Usage"})
-"""Problems that name one thing in each line, made harmless one by one where foreign; all others are one line."""
+_ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
+"""Problems whose words are those of whoever typed the command, and may be several lines."""
 
 app = typer.Typer(
     name="starter.py",
@@ -368,7 +368,7 @@ def main() -> NoReturn:
 
 def _shown(problem: CommandProblem) -> str:
     """What goes wrong, in lines of our own making."""
-    own_lines = problem.kind in _OF_SEVERAL_LINES
+    own_lines = problem.own_lines or problem.kind in _ABOUT_OURSELVES
     return f"{problem.kind}: {lines(problem.message) if own_lines else line(problem.message)}"
 
 

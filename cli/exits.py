@@ -33,15 +33,18 @@ class CommandProblem(Exception):
         kind: The error's type, as it stands in the JSON.
         details: Everything known, or None.
         known: The key and the ids of the generation, as they stand in every JSON document.
+        own_lines: Whether the ends of lines in the message are ours, and no foreign text in it holds one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each a fact of its own
         self,
         code: Exit,
         kind: str,
         message: str,
         details: "FailureDetails | None" = None,
         known: dict[str, Any] | None = None,
+        *,
+        own_lines: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -49,6 +52,7 @@ class CommandProblem(Exception):
         self.message = message
         self.details = details
         self.known = known or {}
+        self.own_lines = own_lines
 
 
 def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
@@ -58,7 +62,8 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
     message = "the request cannot be sent; nothing was paid:\n" + "\n".join(
         line(f"  {problem.field}: {problem.rule}") for problem in problems
     )
-    return CommandProblem(Exit.USAGE, "InvalidRequest", message, FailureDetails(problems=problems, paid=Paid.NO))
+    details = FailureDetails(problems=problems, paid=Paid.NO)
+    return CommandProblem(Exit.USAGE, "InvalidRequest", message, details, own_lines=True)
 
 
 def typed(command: str, key: str) -> str:

@@ -493,7 +493,8 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         yield
     except InvalidRequest as error:
         problem = invalid(error.problems)
-        raise CommandProblem(problem.code, problem.kind, problem.message, problem.details, known) from None
+        problem.known = known
+        raise problem from None
     except (DecisionRejected, GenerationNotFound, WrongLedger) as error:
         raise CommandProblem(Exit.USAGE, type(error).__name__, str(error), known=known) from None
     except LedgerError as error:

@@ -92,9 +92,7 @@ def advice_for(
 ) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
-        return "Decide: " + "; ".join(
-            f"{_command(key, action, slot)} ({_DECISIONS[action][2]})" for action in offered
-        )
+        return "Decide: " + "; ".join(f"{_command(key, action, slot)} ({_DECISIONS[action][2]})" for action in offered)
     return _ATTENTION[attention][1].format(resume=code(command("starter.py", "resume", key))) if attention else ""
 
 

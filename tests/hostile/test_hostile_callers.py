@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from temporalio.api.enums.v1 import EventType
-from temporalio.api.failure.v1 import Failure
-from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
@@ -32,7 +30,7 @@ from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, co
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 _TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
-_NEXT_RUN = "workflow_execution_continued_as_new_event_attributes"
+_FAILED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED
 _PATIENCE_SECONDS = 30
 _MOST_FAILURE_BYTES = 100_000
 """Temporal takes two million; what travels with a failure is to be a small part of it."""
@@ -58,20 +56,11 @@ async def started(rig: Rig, name: str, *arguments: Any, script: Script | None = 
     return Generation(rig, first, script)
 
 
-def _failure(event: HistoryEvent) -> Failure | None:
-    """What a run has ended with; the server ends a failed run of a cron schedule by the next one."""
-    for name in (_NEXT_RUN, "workflow_execution_failed_event_attributes"):
-        if event.HasField(name):  # type: ignore[arg-type]  # one of the names that protobuf's stubs list
-            failure: Failure = getattr(event, name).failure
-            return failure
-    return None
-
-
 async def refused(generation: Generation) -> FailureDetails:
     """It has ended at once as a bad request, without a failed workflow task, and nothing was called for it."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not (failure := _failure((events := await generation.events())[-1])):  # noqa: ASYNC110 - a server is asked
-            await asyncio.sleep(0.05)
+    await generation.has_event(_FAILED)
+    events = await generation.events()
+    failure = events[-1].workflow_execution_failed_event_attributes.failure
     error = await generation.rig.client.data_converter.decode_failure(failure)
     assert isinstance(error, ApplicationError)
     assert error.type == "InvalidRequest"
@@ -166,7 +155,7 @@ async def test_no_run_of_a_cron_schedule_or_a_retry_is_believed(
 
 
 async def next_run_is_refused(generation: Generation, rig: Rig) -> None:
-    run_id = (await generation.events())[-1].workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+    run_id = (await generation.events())[-1].workflow_execution_failed_event_attributes.new_execution_run_id
     assert run_id
     handle = rig.client.get_workflow_handle(generation.handle.id, run_id=run_id)
     await refused(Generation(rig, handle, generation.script))

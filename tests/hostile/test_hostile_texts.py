@@ -203,7 +203,8 @@ async def test_the_list_and_the_status_survive_every_row(
 @given(texts)
 def test_what_a_command_complains_of(text: str) -> None:
     details = FailureDetails(advice=text)
-    harmless(cli_app._shown(CommandProblem(Exit.FAILED, "GenerationFailed", text, details)))
+    for kind in ("GenerationFailed", "InvalidRequest"):  # as a generation of somebody else ended with it
+        harmless(cli_app._shown(CommandProblem(Exit.FAILED, kind, text, details)))
     two = (Problem(field=text, rule=text), Problem(field="model", rule=text))
     harmless(cli_app._shown(invalid(two)), most_lines=3)
 
