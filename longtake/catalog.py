@@ -43,7 +43,7 @@ class Size:
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
-TASK_ID_RULE = "a task id of the gateway has 1 to 255 characters: letters, digits and . _ : -"
+TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 _TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,255}")
 """255 is where search attributes end on some databases."""
 _IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
