@@ -225,7 +225,6 @@ LAST = "an_empty_list_of_a_broken_database_is_no_evidence"
 MENDED_BY = {
     (NEWAPI, "the_short_clip_is_delivered_where_the_extension_failed"): "issue 11, number 1",
     (NEWAPI, "the_link_serves_it_where_the_gateways_own_route_is_broken"): "issue 11, number 1",
-    (NEWAPI, "a_local_image_is_sent_in_a_way_that_is_taken"): "issue 11, number 6",
     (NEWAPI, "what_it_cost_is_known"): "issue 11, number 2",
     (NEWAPI, "what_was_refunded_cost_nothing"): "issue 11, numbers 1 and 2",
     (NEWAPI, "a_paid_task_whose_answer_was_lost_is_found_in_the_list"): "issue 11, number 3",

@@ -149,7 +149,9 @@ async def running_site(
                 **workflow_setup(),
             )
             submitting = Worker(
-                environment.client, task_queue=SUBMISSION_TASK_QUEUE, activities=[submission.submit_generation]
+                environment.client,
+                task_queue=SUBMISSION_TASK_QUEUE,
+                activities=[submission.submit_generation, submission.await_api_key],
             )
             async with general, submitting:
                 yield Site(environment.client, sim, ledger)
