@@ -291,6 +291,6 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     """The workflow hands `paid: no` to callers, who then may take a new key."""
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
-        InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
+        InvalidRequest, ImageProblem, KeyReused, KeyRefused, QuotaExhausted, RequestRefused,
         GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem, SubmissionClosed,
     }  # fmt: skip
