@@ -50,7 +50,9 @@ NOT_CARRIED: Mapping[str, str] = {
     "watched": "the next run watches at once",
     **dict.fromkeys(("awaits_key", "waiting_since"), "of a submission; it was made long before"),
     "next_look_at": "the next run plans the next look at once",
-    **dict.fromkeys(("offered", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"),
+    **dict.fromkeys(
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+    ),
     **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
 }
 """The parts of `Generation` that are not in `CarriedGeneration`, and why."""
@@ -274,9 +276,9 @@ class Generation:
 
     @property
     def _advice(self) -> str:
-        return narration.advice_for(
-            self.attention, self.key, self.offered, self.key_problem, awaits_key=self.awaits_key
-        )
+        if self.awaits_key and self.key_problem:
+            return narration.advice_awaiting_key(self.key_problem, self.key)
+        return narration.advice_for(self.attention, self.key, self.offered, self.asked_slot, self.key_problem)
 
     def known(self, details: FailureDetails | None = None, *, advice: str) -> FailureDetails:
         """Everything known about a paid generation that ends without what was asked for."""

@@ -111,24 +111,37 @@ def advice_for(
     attention: Attention | None,
     key: str,
     offered: Sequence[DecisionAction] = (),
+    slot: int | None = None,
     key_problem: KeyProblem | None = None,
-    *,
-    awaits_key: bool = False,
 ) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
         return "Decide: " + "; ".join(
-            f"`starter.py decide {key} {_DECISIONS[action][0]}` ({_DECISIONS[action][2]})" for action in offered
+            f"`{_command(key, action, slot)}` ({_DECISIONS[action][2]})" for action in offered
         )
-    if awaits_key and key_problem:
-        return (_AWAITING_KEY[key_problem] + _UNTIL_THEN).format(key=key)
     return _why(attention, key_problem)[1].format(key=key) if attention else ""
+
+
+def advice_awaiting_key(key_problem: KeyProblem, key: str) -> str:
+    """The same for a submission that waits for the API key."""
+    return (_AWAITING_KEY[key_problem] + _UNTIL_THEN).format(key=key)
 
 
 def _why(attention: Attention, key_problem: KeyProblem | None) -> tuple[str, str]:
     """What is wrong, and what to do."""
     out_of_quota = attention is Attention.NEEDS_KEY and key_problem is KeyProblem.OUT_OF_QUOTA
     return _OUT_OF_QUOTA if out_of_quota else _ATTENTION[attention]
+
+
+def _command(key: str, action: DecisionAction, slot: int | None) -> str:
+    """What to type; it names the submission that it is about, so that it never decides about a later one."""
+    return f"starter.py decide {key} {_DECISIONS[action][0]}" + (f" --slot {slot}" if slot else "")
+
+
+def _input(action: DecisionAction, slot: int | None) -> str:
+    """The same for the update `decide`."""
+    given = _DECISIONS[action][1]
+    return f'{given[:-1]}, "slot": {slot}}}' if slot else given
 
 
 def markdown(status: GenerationStatus) -> str:
@@ -166,11 +179,11 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     yield ""
     yield "In a terminal, one of:"
     yield ""
-    yield from (f"- `starter.py decide {status.key} {_DECISIONS[one][0]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_command(status.key, one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
     yield ""
     yield "Or here, by More Actions, Send an Update, `decide`, with one of these as its input:"
     yield ""
-    yield from (f"- `{_DECISIONS[one][1]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_input(one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
 
 
 def _facts(status: GenerationStatus) -> dict[str, object]:
