@@ -99,13 +99,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         QuotaExhausted, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
-        who_acts="operator",
+        who_acts="operator", benign=True,
         advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; it goes on by "
         "itself.",
     ),
     Rule(
         KeyRefused, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
-        who_acts="operator",
+        who_acts="operator", benign=True,
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
     ),
     Rule(

@@ -90,8 +90,8 @@ TABLE = [
     Row(EMPTY, PREPARE, "SubmissionRefused", False, NO),
     Row(EMPTY, SUBMIT, "SubmissionRefused", False, NO),
     # Waited for, without an end.
-    Row(EMPTY, AWAIT_KEY, "KeyRefused", True, NO),
-    Row(KeyRefused("401", status=401), AWAIT_KEY, "KeyRefused", True, NO),
+    Row(EMPTY, AWAIT_KEY, "KeyRefused", True, NO, None, True),
+    Row(KeyRefused("401", status=401), AWAIT_KEY, "KeyRefused", True, NO, None, True),
     Row(GatewayUnreachable("refused"), AWAIT_KEY, "GatewayTrouble", True, NO),
     Row(AnswerUnreadable("an HTML page", status=200), AWAIT_KEY, "GatewayTrouble", True, NO),
     Row(GatewayBusy("wait", retry_after=PATIENCE), AWAIT_KEY, "GatewayTrouble", True, NO, PATIENCE),

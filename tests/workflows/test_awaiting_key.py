@@ -1,11 +1,15 @@
 """`on_key_refused`: a refused key ends one generation, and makes hundreds wait."""
 
+import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.client import WorkflowUpdateFailedError
+from temporalio.common import RetryPolicy
 
+from longtake.gateway import breaker
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -15,6 +19,7 @@ from longtake.models import (
     Paid,
     Stage,
 )
+from tests.workflows.real_site import PATIENCE_SECONDS, running_site
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -29,6 +34,7 @@ from tests.workflows.rig import (
     extend_failed,
     refusal,
 )
+from workflows import options
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -219,3 +225,30 @@ async def test_out_of_quota_while_looking_is_told_as_such(rig: Rig) -> None:
     assert "LONGTAKE_GATEWAY_API_KEY" not in status.advice
     assert (await generation.result()).outcome == "full"
     assert (await generation.status()).key_problem is None
+
+
+async def test_a_batch_on_the_real_server_goes_on_by_itself_after_a_top_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workflow, activities, ledger and gateway together; only the pauses are shorter."""
+    soon = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1)
+    monkeypatch.setitem(options.API_KEY, "retry_policy", soon)
+    monkeypatch.setattr(breaker, "TRIAL_PAUSE", timedelta(seconds=2))
+    keys = [f"batch-{number}" for number in range(12)]
+    async with running_site(tmp_path) as site:
+        site.sim.world.account_quota = 0
+        for key in keys:
+            await site.start(key, on_key_refused="wait")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for key in keys:
+                while not waiting(await site.status(key)):  # noqa: ASYNC110 - the server tells nobody
+                    await asyncio.sleep(0.1)
+        before = site.posts()
+        await asyncio.sleep(5)
+        assert site.posts() - before <= 3, "one trial in two seconds, for all of them"
+
+        site.sim.world.account_quota = 10**9
+        statuses = [await site.reaches(key, lambda status: status.task_id) for key in keys]
+    assert len({status.task_id for status in statuses}) == len(keys)
+    assert {(status.attention, status.paid) for status in statuses} == {(None, Paid.YES)}
+    assert site.sim.ledger.paid()["total"] == len(keys)
