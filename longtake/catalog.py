@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from longtake.models import GenerateVideoInput, OnExtendFailed, Problem, with_plain_scheme
+from longtake.models import GenerateVideoInput, OnExtendFailed, OnKeyRefused, Problem, with_plain_scheme
 
 MAX_PROMPT_CHARACTERS = 10_000
 """Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
@@ -245,7 +245,7 @@ def _shape_problem(details: Any) -> Problem:
         "missing": "is required",
         "extra_forbidden": f"is not a field of a request; the fields are {', '.join(GenerateVideoInput.model_fields)}",
         "string_type": "must be a string",
-        "enum": f"must be one of {', '.join(OnExtendFailed)}",
+        "enum": f"must be one of {', '.join(OnKeyRefused if field == 'on_key_refused' else OnExtendFailed)}",
     }
     return Problem(field=field or "input", rule=rules.get(details["type"], str(details["msg"])))
 

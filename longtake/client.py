@@ -52,6 +52,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationStatus,
     OnExtendFailed,
+    OnKeyRefused,
     Paid,
 )
 from longtake.storage import Store
@@ -91,6 +92,10 @@ _WISHES = {
     OnExtendFailed.RETRY: "pay for it again, where that is configured",
     OnExtendFailed.ASK: "a person decides",
     OnExtendFailed.FAIL: "it counts as failed",
+}
+_KEY_WISHES = {
+    OnKeyRefused.FAIL: "it ends, and nothing is paid",
+    OnKeyRefused.WAIT: "it waits until the gateway takes it again",
 }
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
@@ -322,7 +327,7 @@ class VideoClient:
         return await self._update(key, "decide", decision)
 
     async def resume(self, key: str) -> GenerationStatus:
-        """Look now, for example because the gateway's key has been mended.
+        """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
 
         Raises:
             GenerationNotFound: There is none of this key that still runs.
@@ -508,6 +513,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],
+        "if the API key is refused": _KEY_WISHES[request.on_key_refused],
         "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)

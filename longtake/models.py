@@ -41,6 +41,15 @@ class OnExtendFailed(StrEnum):
     """End as `ExtensionFailed`; the error names the stored clip."""
 
 
+class OnKeyRefused(StrEnum):
+    """What to do where the gateway refuses the API key, or it has no quota left, before anything is paid."""
+
+    FAIL = "fail"
+    """End as `SubmissionRefused`."""
+    WAIT = "wait"
+    """Wait, without an end, until the gateway takes the key again; then submit."""
+
+
 class ImageInput(_Payload):
     """One image of a request; the order of a request's images counts."""
 
@@ -75,6 +84,8 @@ class GenerateVideoInput(_Payload):
     """Store the first 8 s beside the full video too."""
     task_id: str | None = None
     """Take over this task, which something else submitted, instead of submitting."""
+    on_key_refused: OnKeyRefused = OnKeyRefused.FAIL
+    """Of the first submission; the retry of an extension never waits."""
 
 
 class MediaInfo(_Payload):
@@ -142,6 +153,15 @@ class Paid(StrEnum):
     UNKNOWN = "unknown"
 
 
+class KeyProblem(StrEnum):
+    """Why the gateway does not take the API key."""
+
+    REFUSED = "key_refused"
+    """It is wrong, disabled, expired or exhausted."""
+    OUT_OF_QUOTA = "out_of_quota"
+    """It is good, and it or its account has no quota left: top up."""
+
+
 class Problem(_Payload):
     """One thing wrong with a request."""
 
@@ -180,6 +200,8 @@ class FailureDetails(_Payload):
     slot: int | None = None
     """Which of the ledger's slots for this key it holds."""
     polls: int = 0
+    key_problem: KeyProblem | None = None
+    """Where the gateway refused the API key: why."""
 
 
 class TaskState(StrEnum):
@@ -292,6 +314,10 @@ class GenerationStatus(_Payload):
     """Tasks of the gateway's account that nobody owns and that it may be."""
     last_problem: str | None = None
     """Why the last look told nothing, if it did not."""
+    key_problem: KeyProblem | None = None
+    """Where the gateway refuses the API key: why."""
+    waiting_since: datetime | None = None
+    """Since when a submission waits for an API key that the gateway takes (`on_key_refused`)."""
     video: StoredVideo | None = None
     first_video: StoredVideo | None = None
     warnings: tuple[str, ...] = ()
@@ -382,6 +408,27 @@ class PrepareOrder(_Payload):
 
     key: str = ""
     request: GenerateVideoInput
+    trial: bool = False
+    """See `SubmitOrder.trial`."""
+
+
+class AwaitKeyInput(_Payload):
+    """What `await_api_key` is asked."""
+
+    key: str
+    stage: Stage | None = None
+    """For the log."""
+    details: FailureDetails = FailureDetails()
+    """How the gateway refused."""
+    message: str = ""
+    """The same in words."""
+
+
+class KeyTrial(_Payload):
+    """What `await_api_key` brings: a submission is worth a try."""
+
+    trial: bool
+    """Whether it is the one try of this worker, the key being taken as refused until it has gone well."""
 
 
 class ExtensionOrder(_Payload):
@@ -400,6 +447,8 @@ class SubmitOrder(_Payload):
     request: GenerateVideoInput
     extension: ExtensionOrder | None = None
     ledger_id: str = ""
+    trial: bool = False
+    """Whether the gateway is to be asked although it has just refused this worker's API key."""
 
     @property
     def ledger_key(self) -> str:
@@ -603,6 +652,7 @@ class CarriedGeneration(_Payload):
     last_problem: str | None = None
     lost_since: datetime | None = None
     missing_since: datetime | None = None
+    key_problem: KeyProblem | None = None
     stage: Stage | None = None
     """Which stage is being timed, and since when."""
     stage_since: datetime | None = None

@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     submit_concurrency: int = Field(
         4, ge=1, le=100, description="Submissions at once in one worker: a crash leaves at most this many in doubt."
     )
+    image_transfer: str = Field(
+        "auto",
+        pattern="^(auto|file|data_uri)$",
+        description="How images out of the store are sent: `file`, `data_uri`, or `auto`: as files and, once the "
+        "gateway has refused that (400 `invalid_media_input`, nothing charged), as data URIs.",
+    )
     delivery_window_hours: float = Field(
         24, gt=0, description="How long a delivery is tried again; links live about 24 hours."
     )

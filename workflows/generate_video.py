@@ -87,17 +87,19 @@ class GenerateVideoWorkflow:
         """Where this generation stands; works on finished ones too."""
         return self._generation.status()
 
-    @workflow.update(description="Look at the task now, for example because the key has been mended.")
+    @workflow.update(description="Ask the gateway now, for example because the key has been mended or topped up.")
     def resume(self) -> GenerationStatus:
-        """Look now instead of at the planned time."""
+        """Look, or submit what waits for the key, now instead of at the planned time."""
         self._generation.look_now = True
         return self._generation.status()
 
     @resume.validator
     def _check_resume(self) -> None:
-        if not self._generation.watched:
+        if not self._generation.watched and not self._generation.awaits_key:
             stage = self._generation.stage
-            raise ApplicationError(f"no task is looked at now: the stage is {stage}", type="NotWatched")
+            raise ApplicationError(
+                f"no task is looked at now, and none waits for the key: the stage is {stage}", type="NotWatched"
+            )
 
     @workflow.update(description='Decide what a person must decide, for example {"action": "accept"}.')
     def decide(self, decision: Decision) -> GenerationStatus:

@@ -130,7 +130,7 @@ class Watch:
             generation.last_problem = reason
         else:
             generation.lost_since = generation.last_problem = None
-        generation.missing_since = self._retry_after = None
+        generation.missing_since = generation.key_problem = self._retry_after = None
         before = generation.extension_record if self._extension else generation.record
         measuring.charged(record, before, self._task, generation.request, extension=self._extension)
         if self._extension:
@@ -141,7 +141,7 @@ class Watch:
 
     def _note_trouble(self, cause: Cause) -> None:
         generation = self._generation
-        generation.last_problem = cause.message
+        generation.last_problem, generation.key_problem = cause.message, cause.details.key_problem
         missing = cause.type == "TaskNotFound"
         generation.missing_since = (generation.missing_since or workflow.now()) if missing else None
         key_refused = cause.type == "KeyRefused"

@@ -18,7 +18,7 @@ from rich.console import Console
 from cli import app as cli_app
 from cli import generations
 from cli.exits import CommandProblem, Exit, invalid, print_json
-from cli.progress import _Lines, describe, live
+from cli.progress import Lines, describe, live
 from longtake.client import Execution, PendingStep, Snapshot, _details, _summary
 from longtake.display import code, command, line, prose
 from longtake.gateway import wire
@@ -156,7 +156,7 @@ def test_what_watching_shows(text: str) -> None:
     harmless(describe(snapshot(text)))
     harmless(describe(Snapshot(snapshot(text).execution, None, ())))
     console = Console(record=True, width=400, force_terminal=False, file=io.StringIO())
-    _Lines(console, "key")(describe(snapshot(text)))
+    Lines(console, "key")(describe(snapshot(text)))
     harmless(console.export_text().rstrip("\n"))
     assert all(not getattr(column, "markup", False) for column in live(console).columns)
 

@@ -46,6 +46,7 @@ GOOD_VALUES = {
     "SUBMIT_TIMEOUT_SECONDS": "60",
     "SUBMIT_WINDOW_MINUTES": "5",
     "SUBMIT_CONCURRENCY": "2",
+    "IMAGE_TRANSFER": "data_uri",
     "DELIVERY_WINDOW_HOURS": "3",
     "LOST_WATCH_MINUTES": "4",
     "DECISION_DAYS": "0.5",
@@ -95,6 +96,7 @@ BAD_VALUES = {
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
     "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
+    "IMAGE_TRANSFER": ["FILE", "data-uri", SECRET],
 }
 
 
