@@ -142,7 +142,7 @@ class _Search:
         unexplained = self._unexplained_charges(testimony, owners)
 
         accepted = None
-        if len(due) == 1 and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
+        if len(due) == 1 and due[0].model and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
             if testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained):
                 accepted = await self._adopt(due[0], owner)
             else:

@@ -34,12 +34,18 @@ class Account(Console):
         self.broken_lists = 0
         self.made: list[dict[str, object]] = []
 
-    def makes(self, task_id: str, at: datetime, *, model: str = MODEL, charged: bool = True) -> None:
+    def makes(
+        self, task_id: str, at: datetime, *, model: str = MODEL, charged: bool = True, request_id: str = ""
+    ) -> None:
         seconds = int(at.timestamp())
-        properties = {"origin_model_name": model}
+        properties = {"origin_model_name": model} if model else {}
         self.made.append({"task_id": task_id, "status": "SUCCESS", "submit_time": seconds, "properties": properties})
         if charged:
-            self.log.append({"created_at": seconds, "model_name": model, "type": 2, "other": "{}"})
+            self.charges(at, request_id=request_id)
+
+    def charges(self, at: datetime, *, request_id: str = "", model: str = MODEL) -> None:
+        named = {"request_id": request_id} if request_id else {}
+        self.log.append({"created_at": int(at.timestamp()), "model_name": model, "type": 2, "other": "{}", **named})
 
     def page(self) -> Behaviour:
         query = self.query(-1)
@@ -197,6 +203,37 @@ async def test_whoever_is_left_in_doubt_for_ever_does_not_stop_all_that_follow(s
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
     assert (await site.look()).accepted
+
+
+# --- Tasks of unknown model -------------------------------------------------------------------------------------------
+
+
+async def test_beside_a_task_of_unknown_model_nothing_is_adopted(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    site.account.makes("task_of_unknown_model", ago(minutes=18), model="", charged=False)
+    found = await site.look()
+    assert found.accepted is None
+    assert set(found.candidates) == {"task_orphan", "task_of_unknown_model"}
+
+
+async def test_the_only_task_is_not_adopted_where_its_model_is_unknown(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_of_unknown_model", ago(minutes=19), model="")
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_of_unknown_model",))
+
+
+async def test_a_task_of_unknown_model_that_is_ours_stops_nothing(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    site.account.made[0]["properties"] = {"input": ""}
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    found = await site.look()
+    assert found.accepted
+    assert found.accepted.task_id == "task_orphan"
 
 
 # --- Which list counts ------------------------------------------------------------------------------------------------
