@@ -220,6 +220,7 @@ async def _activities(
         policy=settings.policy(),
         extension=extension,
         fetcher=fetcher,
+        resubmit_not_charged=settings.resubmit_not_charged,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
     delivery = DeliveryActivities(

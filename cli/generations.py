@@ -175,6 +175,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "to do": status.advice,
             "decide until": in_words(status.decide_by),
             "paid": status.paid,
+            "charged": status.charged,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,
             "request id": status.request_id,
