@@ -50,6 +50,7 @@ GOOD_VALUES = {
     "LOST_WATCH_MINUTES": "4",
     "DECISION_DAYS": "0.5",
     "UNDECIDED": "wait",
+    "RESUBMIT_NOT_CHARGED": "true",
     "CONSOLE_TOKEN": "token",
     "CONSOLE_USER": "2",
     "EXTEND_URL": "https://other.example",
@@ -82,6 +83,7 @@ BAD_VALUES = {
     "LOST_WATCH_MINUTES": ["0", SECRET, "inf"],
     "DECISION_DAYS": ["-1", SECRET, "inf"],
     "UNDECIDED": [SECRET],
+    "RESUBMIT_NOT_CHARGED": ["perhaps", SECRET],
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
@@ -99,12 +101,22 @@ def test_every_variable_is_known_here_and_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
+@pytest.mark.parametrize("missing", ["CONSOLE_TOKEN", "CONSOLE_USER"])
+def test_submitting_again_by_itself_needs_the_task_list(environment: pytest.MonkeyPatch, missing: str) -> None:
+    given = {"RESUBMIT_NOT_CHARGED": "true", "CONSOLE_TOKEN": "token", "CONSOLE_USER": "2"}
+    assert load(environment, **given).resubmit_not_charged
+    assert f"{PREFIX}RESUBMIT_NOT_CHARGED" in problem(environment, **{**given, missing: ""})
+
+
 @pytest.mark.parametrize("name", GOOD_VALUES)
 def test_every_variable_is_read(environment: pytest.MonkeyPatch, name: str) -> None:
     field = name.lower()
-    extend_needs_a_key = {"EXTEND_API_KEY": "c"} if name == "EXTEND_URL" else {}
+    needs = {
+        "EXTEND_URL": {"EXTEND_API_KEY": "c"},
+        "RESUBMIT_NOT_CHARGED": {"CONSOLE_TOKEN": "token", "CONSOLE_USER": "2"},
+    }
     before = getattr(Settings.load(), field)
-    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **extend_needs_a_key), field)
+    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **needs.get(name, {})), field)
     assert after != before
 
 
