@@ -243,7 +243,7 @@ class Generation:
             stage=self.stage,
             attention=self.attention,
             message=narration.message_for(self.stage, self.attention, self.offered),
-            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered),
+            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered, self.asked_slot),
             outcome=self.outcome,
             paid=self.paid,
             charged=self.charged,

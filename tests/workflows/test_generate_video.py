@@ -1155,8 +1155,8 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
         "task_a",
         "task_b",
         "charged 1 times",
-        f"`starter.py decide {status.key} adopt TASK_ID`",
-        '{"action": "abandon"}',
+        f"`starter.py decide {status.key} adopt TASK_ID --slot 1`",
+        '{"action": "abandon", "slot": 1}',
         "paid: **nobody knows**",
         f"Without a decision by {status.decide_by:%Y-%m-%d %H:%M:%S} UTC it ends as `Abandoned`",
     ):
