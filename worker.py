@@ -223,6 +223,7 @@ async def _activities(
         extension=extension,
         fetcher=fetcher,
         image_transfer=settings.image_transfer,
+        resubmit_not_charged=settings.resubmit_not_charged,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
     delivery = DeliveryActivities(

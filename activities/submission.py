@@ -32,6 +32,7 @@ from longtake.models import (
     KeyProblem,
     KeyTrial,
     OnKeyRefused,
+    Paid,
     PrepareOrder,
     Problem,
     ReconcileOrder,
@@ -43,7 +44,7 @@ from longtake.models import (
     SubmitOrder,
 )
 from longtake.prompts import read_prompt, read_prompts
-from longtake.reconciliation import reconcile
+from longtake.reconciliation import Resubmit, reconcile
 from longtake.storage import Store
 
 _NO_SUCH_TASK = "the gateway has no such task (one of another account, or mistyped?)"
@@ -63,6 +64,7 @@ class SubmissionActivities:
         extension: ExtensionClient | None = None,
         fetcher: Fetcher | None = None,
         image_transfer: str = "auto",
+        resubmit_not_charged: bool = False,
     ) -> None:
         self._gateway = gateway
         self._preflight = Preflight(gateway)
@@ -75,6 +77,7 @@ class SubmissionActivities:
         self._policy = policy
         self._extension = extension
         self._fetcher = fetcher
+        self._resubmit_not_charged = resubmit_not_charged
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
@@ -250,6 +253,9 @@ class SubmissionActivities:
             return await self._reconcile(order)
 
     async def _reconcile(self, order: ReconcileOrder) -> Reconciliation:
+        resubmit = Resubmit.NEVER
+        if self._resubmit_not_charged:
+            resubmit = Resubmit.NOW if order.confirms_not_charged else Resubmit.IF_CONFIRMED
         try:
             await self._ledger.check_identity(order.ledger_id)
             finding = await reconcile(
@@ -260,6 +266,7 @@ class SubmissionActivities:
                 model=order.model,
                 owner=owner(),
                 digest=order.digest,
+                resubmit=resubmit,
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -267,6 +274,8 @@ class SubmissionActivities:
         evidence = finding.evidence
         if order.hide_words and evidence:
             evidence = (await in_the_store("\n".join(evidence), store=self._store, key=order.key),)
+        if finding.clear and finding.charged is Paid.NO:
+            activity.logger.warning("closed as not charged", extra={"resubmissions": finding.resubmissions})
         return Reconciliation(
             receipt=_receipt(accepted) if accepted else None,
             clear=finding.clear,
@@ -275,6 +284,9 @@ class SubmissionActivities:
             slot=order.slot,
             retry_after=finding.retry_after,
             elsewhere=finding.elsewhere or None,
+            charged=finding.charged,
+            resubmittable=finding.resubmittable,
+            resubmissions=finding.resubmissions,
         )
 
     @activity.defn

@@ -17,6 +17,7 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.findings import Finding, Site, ok, problem, warning
 from longtake.catalog import MODELS
+from longtake.charges import CLOCKS
 from longtake.delivery import DownloadsBlocked, Fetcher
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
@@ -30,7 +31,6 @@ from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.private_files import OTHERS
 from longtake.public_network import environment_proxies
-from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.tracing import exporter_names

@@ -188,6 +188,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "about submission": status.slot,
             "paid": status.paid,
             "waits since": in_words(status.waiting_since),
+            "charged": status.charged,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,
             "request id": status.request_id,

@@ -285,6 +285,9 @@ class GenerationStatus(_Payload):
     outcome: str | None = None
     paid: Paid | None = None
     """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
+    doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -506,6 +509,9 @@ class ReconcileOrder(_Payload):
     """For the log."""
     hide_words: bool = False
     """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
+    confirms_not_charged: bool = False
+    """Whether earlier checks, without one that said otherwise, found it `resubmittable`: a worker that may submit again
+    by itself closes it now, if it still is."""
 
 
 class Reconciliation(_Payload):
@@ -523,6 +529,12 @@ class Reconciliation(_Payload):
     """When checking again is worthwhile; None: at the next regular time."""
     elsewhere: str | None = None
     """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for it; None where nothing is in doubt."""
+    resubmittable: bool = False
+    """Whether usage log and task list both show no charge, and the worker may submit again by itself."""
+    resubmissions: int = 0
+    """How often this payment was closed as not charged, and so submitted again without a person."""
 
 
 class SettleOrder(_Payload):

@@ -115,7 +115,13 @@ class Settings(BaseSettings):
     undecided: str = Field(
         "abandon",
         pattern="^(abandon|wait)$",
-        description="When nobody has decided by then: `abandon`, or `wait` on. Nothing is ever sent unasked.",
+        description="When nobody has decided by then: `abandon`, or `wait` on. Neither sends anything.",
+    )
+    resubmit_not_charged: bool = Field(
+        default=False,
+        description="Lets the worker submit again by itself, at most twice for a key, where usage log and task list "
+        "both show that a submission of unknown outcome was not charged. It pays without asking. Needs "
+        "`LONGTAKE_CONSOLE_TOKEN`.",
     )
     console_token: SecretStr | None = Field(
         None,
@@ -263,6 +269,11 @@ class Settings(BaseSettings):
         if settings.extend_url and not settings.extend_api_key and not settings.retries_at_the_gateway:
             # A key goes to the gateway's own origin only, ours as little as anybody's.
             problems.append(f"{PREFIX}EXTEND_API_KEY: is needed, because {PREFIX}EXTEND_URL is another gateway")
+        if settings.resubmit_not_charged and not (settings.console_token and settings.console_user):
+            problems.append(
+                f"{PREFIX}RESUBMIT_NOT_CHARGED: needs {PREFIX}CONSOLE_TOKEN and {PREFIX}CONSOLE_USER, because the task "
+                "list must confirm what the usage log shows"
+            )
         if settings.encryption_keys and importlib.util.find_spec("cryptography") is None:
             problems.append(
                 f"{PREFIX}ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'"

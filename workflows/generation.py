@@ -51,7 +51,8 @@ NOT_CARRIED: Mapping[str, str] = {
     **dict.fromkeys(("awaits_key", "waiting_since"), "of a submission; it was made long before"),
     "next_look_at": "the next run plans the next look at once",
     **dict.fromkeys(
-        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence", "charged"),
+        "of a question; none is open then",
     ),
     **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
 }
@@ -107,6 +108,7 @@ class Generation:
         self.asked_slot: int | None = None
         self.candidates: tuple[str, ...] = ()
         self.evidence: tuple[str, ...] = ()
+        self.charged: Paid | None = None
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
         self.uncollected: UncollectedExtension | None = None
@@ -249,6 +251,7 @@ class Generation:
             advice=self.advice or self._advice,
             outcome=self.outcome,
             paid=self.paid,
+            charged=self.charged,
             model=self.asked.model if self.asked else None,
             progress=record.progress if record else None,
             polls=self.polls,
@@ -306,6 +309,7 @@ class Generation:
         self.last_problem, self.advice = ending.message, ending.details.advice
         if self.paid is not Paid.UNKNOWN:
             self.candidates = self.evidence = ()
+            self.charged = None
         self.enter(Stage.FAILED)
         benign = ending.kind in _BENIGN_KINDS
         logbook.log_failure(self, ending.kind, ending.details, benign=benign)
@@ -331,6 +335,7 @@ class Generation:
             self.last_problem = None
         if self.uncollected is None:
             self.candidates = self.evidence = ()
+            self.charged = None
         else:
             self.advice = (
                 "An extension was paid for again, or perhaps was, and is not delivered: start again with the same key "

@@ -93,6 +93,14 @@ _OTHERWISE = {
 _PAID = {Paid.NO: "no", Paid.YES: "yes", Paid.UNKNOWN: "**nobody knows**: a submission was sent and not answered"}
 
 
+_CHARGED = {
+    Paid.NO: "no, as far as the account's records show",
+    Paid.YES: "yes: the account's records show the charge",
+    Paid.UNKNOWN: "the account's records do not say",
+}
+"""What the account's records show of a submission in doubt; the evidence below says why."""
+
+
 def message_for(
     stage: Stage,
     attention: Attention | None,
@@ -202,6 +210,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
         "waits since": in_words(status.waiting_since),
+        "charged": status.charged and _CHARGED[status.charged],
         "submitted": in_words(status.submitted_at),
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",

@@ -9,7 +9,7 @@ from unittest import mock
 
 from longtake import ledger as ledger_module
 from longtake.gateway.errors import GatewayError
-from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, _Attempt, _path
+from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import LONGEST_EXCHANGE
 
@@ -45,8 +45,10 @@ class ClaimsAfterwards(SubmissionLedger):
 
 
 class AdoptsWhatIsOwned(SubmissionLedger):
-    async def _claim(self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False) -> None:
-        await super()._claim(key, task_id, nonce, account)
+    async def _claim(
+        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: object
+    ) -> None:
+        await super()._claim(key, task_id, nonce, account, **known)
 
 
 class HeedsNoFence(SubmissionLedger):
@@ -74,7 +76,7 @@ class SeesNoRivals(SubmissionLedger):
 
 
 class SeesNoOwners(AdoptsWhatIsOwned):
-    async def owners_of(self, task_ids: Any) -> dict[str, str]:
+    async def owners_of(self, task_ids: Any) -> dict[str, TaskOwner]:
         return {task_id: found for task_id, found in (await super().owners_of(task_ids)).items() if "known" in task_id}
 
 
