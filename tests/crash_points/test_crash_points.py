@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.crash_points.processes import (
     PROCESSES,
     attempt_of,
     end_of,
+    intents_of,
     let_an_hour_pass,
     run,
     start,
@@ -69,7 +71,7 @@ class Case:
             self.key,
             blow=self.blow,
             at=self.at,
-            stale_after_seconds=STALE_SECONDS if self.blow == "stop" else 5.0,
+            stale_after_seconds=STALE_SECONDS if self.blow == "stop" else Attempt.stale_after_seconds,
         )
         self.attempts = 1
         self.wrong: list[str] = []
@@ -84,14 +86,29 @@ class Case:
         """One more attempt: of the same activity, which is given the heartbeat, or of another run."""
         self.attempts += 1
         heartbeat_of = 1 if retry else 0
-        return replace(self.first, blow="none", at=0, number=self.attempts, heartbeat_of=heartbeat_of)
+        return replace(
+            self.first,
+            blow="none",
+            at=0,
+            number=self.attempts,
+            heartbeat_of=heartbeat_of,
+            stale_after_seconds=Attempt.stale_after_seconds,
+        )
 
-    def hear(self, end: str | None) -> str | None:
+    @property
+    def senders(self) -> list[str]:
+        """Whose intents the ledger holds."""
+        return [record["owner"].rpartition(" ")[2] for record in intents_of(self.first)]
+
+    def hear(self, attempt: Attempt, end: str | None) -> str | None:
         """Hold what an attempt says against what the gateway knows when it says so."""
         if end and end.startswith("accepted") and end.split()[1] not in self.paid:
             self.wrong.append(f"{end}, which is not what was paid: {self.paid}")
-        if end and end.startswith("failed") and end not in {*IN_DOUBT, UNKNOWN} and self.paid:
-            self.wrong.append(f"{end}, which says that nothing was paid, but {self.paid} was")
+        if end and end.startswith("failed") and end not in {*IN_DOUBT, UNKNOWN}:
+            # It says that it has sent nothing: then others must have sent what was paid.
+            others = [sender for sender in self.senders if sender != str(attempt.number)]
+            if len(self.paid) > len(others):
+                self.wrong.append(f"{end}, which says that it sent nothing, but {self.paid} was paid")
         return end
 
     async def strike(self) -> None:
@@ -100,31 +117,33 @@ class Case:
         if self.blow == "stop":
             await self._freeze(process)
         elif self.workers == 1:
-            self.hear(await end_of(process, self.first))
+            self.hear(self.first, await end_of(process, self.first))
         else:
             other = self.again(retry=False)
             ends = await asyncio.gather(end_of(process, self.first), run(other))
-            for end in ends:
-                self.hear(end)
+            self.hear(self.first, ends[0])
+            self.hear(other, ends[1])
 
-    async def _freeze(self, process: object) -> None:
+    async def _freeze(self, process: ForkServerProcess) -> None:
         """Longer than a process may sleep around its intent; with a second worker for a whole other attempt."""
-        is_stopped = await until_stopped(process)  # type: ignore[arg-type]
+        is_stopped = await until_stopped(process)
         if self.workers == 1:
             await asyncio.sleep(STALE_SECONDS * 1.5)
-        else:
-            end = self.hear(await run(self.again(retry=True)))
-            if end in IN_DOUBT:
-                let_an_hour_pass(self.first)
-                self.hear(await run(self.again(retry=True)))
-        if is_stopped:
-            os.kill(process.pid, signal.SIGCONT)  # type: ignore[attr-defined]
-        self.hear(await end_of(process, self.first))  # type: ignore[arg-type]
+        elif await self._once_more() in IN_DOUBT:
+            let_an_hour_pass(self.first)
+            await self._once_more()
+        if is_stopped and process.pid:
+            os.kill(process.pid, signal.SIGCONT)
+        self.hear(self.first, await end_of(process, self.first))
+
+    async def _once_more(self) -> str | None:
+        attempt = self.again(retry=True)
+        return self.hear(attempt, await run(attempt))
 
     async def end(self) -> str:
         """What is known in the end, by attempts that nothing disturbs."""
         for _ in range(4):
-            end = self.hear(await run(self.again(retry=True)))
+            end = await self._once_more()
             if end not in IN_DOUBT and not _is_tried_again(end):
                 break
             let_an_hour_pass(self.first)
@@ -185,9 +204,9 @@ async def test_no_instant_of_a_submission_pays_twice_or_says_what_is_not_so(
     with capsys.disabled():
         figures = ", ".join(f"{end}: {count}" for end, count in sorted(ends.items()))
         print(f"\n{blow}, {workers} workers: {len(instants)} instants; {figures}")  # noqa: T201 - the figures count
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert sim.ledger.paid()["paid_twice"] == []
-    assert ends["accepted, 1 paid"] > len(instants) // 2
+    assert ends["accepted, 1 paid"] > len(instants) // 3
     assert sim.ledger.violations() == []
 
 
@@ -235,7 +254,7 @@ async def test_no_instant_of_a_delivery_loses_the_clip_or_shows_half_of_it(
     await all_of([_bound(strike, at) for at in chosen])
     with capsys.disabled():
         print(f"\ndelivery, {blow}: {len(chosen)} of {len(instants)} instants")  # noqa: T201 - the figures count
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def _coarse(instants: list[str]) -> Iterator[int]:
