@@ -23,6 +23,7 @@ from longtake.models import DeliverOrder, DeliveryKind, GenerateVideoInput, Subm
 from longtake.storage import Store
 from tests.activities.conftest import Worker
 from tests.crash_points.instants import Blow, Instants
+from tests.exploration.broken import arms_without_a_record
 
 API_KEY = "key-of-the-struck"
 SUBMIT_SECONDS = 20.0
@@ -47,6 +48,8 @@ class Attempt:
     heartbeat_of: int = 0
     """Which attempt's heartbeat it is given, as Temporal gives it to a retry; 0: none's."""
     stale_after_seconds: float = 5.0
+    without_record: bool = False
+    """A broken ledger: nothing is written before the send."""
 
     @property
     def result(self) -> Path:
@@ -68,6 +71,8 @@ def main(attempt: Attempt) -> None:
     logging.disable()
     httpx.create_ssl_context = lambda *_, **__: _TLS  # reading certificates would take a third of a life
     ledger_module._STALE_AFTER_SECONDS = attempt.stale_after_seconds
+    if attempt.without_record:
+        ledger_module._Attempt._arm = arms_without_a_record  # type: ignore[method-assign]
     instants = Instants(attempt.blow, attempt.at)
     instants.run(_make(attempt, instants))
 

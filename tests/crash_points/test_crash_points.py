@@ -62,6 +62,7 @@ class Case:
     blow: Blow
     at: int
     workers: int
+    without_record: bool = False
 
     def __post_init__(self) -> None:
         self.key = f"{self.blow}-{self.workers}-{self.at}"
@@ -71,6 +72,7 @@ class Case:
             self.key,
             blow=self.blow,
             at=self.at,
+            without_record=self.without_record,
             stale_after_seconds=STALE_SECONDS if self.blow == "stop" else Attempt.stale_after_seconds,
         )
         self.attempts = 1
@@ -208,6 +210,22 @@ async def test_no_instant_of_a_submission_pays_twice_or_says_what_is_not_so(
     assert sim.ledger.paid()["paid_twice"] == []
     assert ends["accepted, 1 paid"] > len(instants) // 3
     assert sim.ledger.violations() == []
+
+
+async def test_a_ledger_that_writes_nothing_before_it_sends_pays_twice_under_the_same_blows(
+    sim: Simulator, tmp_path: Path
+) -> None:
+    instants = await instants_of(attempt_of(sim, tmp_path, "undisturbed", without_record=True))
+    paid: list[int] = []
+
+    async def strike(at: int) -> None:
+        case = Case(sim, tmp_path, "kill", at, 1, without_record=True)
+        await case.strike()
+        await case.end()
+        paid.append(len(case.paid))
+
+    await all_of([_bound(strike, at) for at in range(len(instants) // 3, len(instants) + 1, 2)])
+    assert max(paid) > 1, "the blows show nothing"
 
 
 def _bound(strike: Callable[[int], Awaitable[None]], at: int) -> Callable[[], Awaitable[None]]:
