@@ -46,7 +46,7 @@ class ClaimsAfterwards(SubmissionLedger):
 
 class AdoptsWhatIsOwned(SubmissionLedger):
     async def _claim(
-        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: object
+        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: Any
     ) -> None:
         await super()._claim(key, task_id, nonce, account, **known)
 

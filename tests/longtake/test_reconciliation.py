@@ -437,7 +437,7 @@ class Charged(Site):
     """A submission in doubt by the account's key, and other ones of the same key, each charge named."""
 
     @property
-    def payer(self) -> dict[str, str]:
+    def payer(self) -> dict[str, Any]:
         return {"gateway": self.witnesses.origin, "account": self.witnesses.account}
 
     async def doubt(self, error: Exception = BROKEN, *, sent_at: datetime = SENT, slot: int = 1) -> None:
@@ -497,7 +497,7 @@ async def test_without_the_log_nothing_is_said(charged: Charged, status: int) ->
 
 
 async def test_the_log_of_another_key_says_nothing(charged: Charged) -> None:
-    former = {"account": fingerprint("sk-of-last-week")}
+    former: dict[str, Any] = {"account": fingerprint("sk-of-last-week")}
     await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **former})
     await charged.pays("after", SENT + timedelta(minutes=10), **former)
     assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
@@ -675,7 +675,7 @@ async def test_a_late_task_that_nobody_owns_leaves_it_unknown(charged: Charged, 
 
 
 @pytest.mark.parametrize("payer", [{"gateway": ""}, {"account": ""}])
-async def test_where_the_ledger_does_not_say_who_paid_it_is_unknown(charged: Charged, payer: dict[str, str]) -> None:
+async def test_where_the_ledger_does_not_say_who_paid_it_is_unknown(charged: Charged, payer: dict[str, Any]) -> None:
     await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **payer})
     await charged.pays("after", SENT + timedelta(minutes=10))
     assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
