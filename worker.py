@@ -32,12 +32,14 @@ from longtake.client import VideoClient
 from longtake.delivery import Fetcher
 from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
-from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.metrics import ACTIVITIES, SUBMISSION_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -169,7 +171,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
             submitting = Worker(
                 client,
                 task_queue=SUBMISSION_TASK_QUEUE,
-                activities=[submission.submit_generation, submission.submit_extension],
+                activities=[submission.submit_generation, submission.submit_extension, submission.await_api_key],
                 deployment_config=version,
                 interceptors=[LogContext(), compare_clocks],
                 max_concurrent_activities=settings.submit_concurrency,
@@ -220,6 +222,7 @@ async def _activities(
         policy=settings.policy(),
         extension=extension,
         fetcher=fetcher,
+        image_transfer=settings.image_transfer,
         resubmit_not_charged=settings.resubmit_not_charged,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
@@ -264,6 +267,8 @@ async def main(
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
+        if needless := await needless_private_addresses(settings):
+            logger.warning("private addresses allowed", extra={"error": needless})
         client, missing = await _connect_patiently(settings.metrics_address)
         if missing:
             raise SettingsProblem(
@@ -329,7 +334,7 @@ async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
     here = {"namespace": client.namespace, "task_queue": TASK_QUEUE}
     start_at_zero(meter.with_additional_attributes(here | {"workflow_type": WORKFLOW_TYPE}), WORKFLOW)
     for name in ACTIVITIES:
-        queue = SUBMISSION_TASK_QUEUE if name in PAYING_ACTIVITIES else TASK_QUEUE
+        queue = SUBMISSION_TASK_QUEUE if name in SUBMISSION_ACTIVITIES else TASK_QUEUE
         start_at_zero(meter.with_additional_attributes(here | {"task_queue": queue, "activity_type": name}), name)
     fleet = meter.with_additional_attributes({"namespace": client.namespace})
     watching = asyncio.create_task(watch_fleet(VideoClient(client), fleet))
@@ -366,6 +371,7 @@ async def _idle(client: Client) -> None:
 
 
 if __name__ == "__main__":
+    keep_files_private()
     parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
     parser.add_argument(

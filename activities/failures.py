@@ -4,7 +4,7 @@ The table in `docs/failures.md` is generated from `RULES`, and a test goes throu
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -20,6 +20,7 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    QuotaExhausted,
     RequestRefused,
     TaskNotFound,
     TaskNotVisible,
@@ -37,10 +38,11 @@ from longtake.ledger import (
     SubmissionInDoubt,
     TaskOwned,
 )
-from longtake.models import FailureDetails, Paid, Problem
+from longtake.models import FailureDetails, KeyProblem, Paid, Problem
 from longtake.storage import StoreProblem
 
 MAX_MESSAGE_CHARACTERS = 800
+_CODE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Step(StrEnum):
@@ -48,6 +50,7 @@ class Step(StrEnum):
 
     PREPARE = "prepare"
     SUBMIT = "submit"
+    AWAIT_KEY = "await key"
     SETTLE = "settle"
     LOOK = "look"
     DELIVER = "deliver"
@@ -85,9 +88,31 @@ RULES: tuple[Rule, ...] = (
         advice="Start this request with a new key.",
     ),
     Rule(
+        QuotaExhausted, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
+        who_acts="operator",
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; then start again "
+        "with the same key.",
+    ),
+    Rule(
         KeyRefused, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
         who_acts="operator",
-        advice="Mend LONGTAKE_GATEWAY_API_KEY or top up the account, then start again with the same key.",
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY, then start again with the same key.",
+    ),
+    Rule(
+        QuotaExhausted, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
+        who_acts="operator", benign=True,
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; it goes on by "
+        "itself.",
+    ),
+    Rule(
+        KeyRefused, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
+        who_acts="operator", benign=True,
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
+    ),
+    Rule(
+        GatewayError, (Step.AWAIT_KEY,), "GatewayTrouble", retried=True, paid=Paid.NO,
+        who_acts="nobody",
+        advice="The gateway cannot be asked just now whether it takes the key; it is asked again.",
     ),
     Rule(
         RequestRefused, (Step.SUBMIT,), "SubmissionRefused", retried=False, paid=Paid.NO,
@@ -177,6 +202,12 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
     ),
     Rule(
+        QuotaExhausted, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
+        who_acts="operator",
+        advice="Out of quota: top up the gateway's account, or give the worker another key of it; it goes on by "
+        "itself.",
+    ),
+    Rule(
         KeyRefused, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
@@ -228,7 +259,8 @@ RULES: tuple[Rule, ...] = (
         advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True, paid=Paid.UNKNOWN,
+        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True,
+        paid=Paid.UNKNOWN,
         who_acts="developer",
         advice="A defect in longtake: report it; it is tried again.",
     ),
@@ -240,8 +272,20 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
+def foreign_words(error: BaseException, step: Step) -> str | None:
+    """An error's text where somebody else's words may be in it; None where all of it is ours."""
+    # An unknown outcome repeats what ended the exchange.
+    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
+    return str(error) if foreign else None
+
+
+def code_or_none(code: str | None) -> str | None:
+    """A code as it is; nothing where prose stands in its place."""
+    return code if code and _CODE.fullmatch(code) else None
+
+
 def application_error(
-    error: Exception, step: Step, *, gone_for_good: bool = False, hide: Callable[[str], str] = str
+    error: Exception, step: Step, *, gone_for_good: bool = False, instead: str | None = None
 ) -> ApplicationError:
     """Translate a domain error; raise the result `from None`.
 
@@ -249,14 +293,18 @@ def application_error(
         error: What the domain raised.
         step: What was being done.
         gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
-        hide: Takes out of the words what must not be shown.
+        instead: What is shown instead of words that are not ours, where those are hidden (`activities.hiding`).
     """
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
-    text = hide(str(error)) if rule.error is not Exception else f"{type(error).__name__}: {hide(str(error))}"
     details = details_of(error, step)
-    if details.gateway_message:
-        details = details.model_copy(update={"gateway_message": hide(details.gateway_message)})
+    if instead is None:
+        text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
+    else:
+        code = code_or_none(details.gateway_code)
+        details = details.model_copy(update={"gateway_message": None, "gateway_code": code})
+        known = (f"HTTP {details.http_status}" if details.http_status else None, code, instead)
+        text = f"{_kind(error)}: {', '.join(part for part in known if part)}"
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],
         details,
@@ -265,6 +313,11 @@ def application_error(
         next_retry_delay=_delay(error),
         category=ApplicationErrorCategory.BENIGN if rule.benign else ApplicationErrorCategory.UNSPECIFIED,
     )
+
+
+def _kind(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, OutcomeUnknown) else None
+    return type(error).__name__ + (f" ({type(cause).__name__})" if cause else "")
 
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
@@ -302,6 +355,7 @@ def details_of(error: BaseException, step: Step) -> FailureDetails:
     if isinstance(source, GatewayError):
         return details.model_copy(
             update={
+                "key_problem": key_problem(source),
                 "http_status": source.status,
                 "gateway_code": source.code,
                 "gateway_message": source.gateway_message,
@@ -309,3 +363,10 @@ def details_of(error: BaseException, step: Step) -> FailureDetails:
             }
         )
     return details
+
+
+def key_problem(error: GatewayError) -> KeyProblem | None:
+    """Why the gateway does not take the API key, if that is what it says."""
+    if not isinstance(error, KeyRefused):
+        return None
+    return KeyProblem.OUT_OF_QUOTA if isinstance(error, QuotaExhausted) else KeyProblem.REFUSED

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 STEPS: Mapping[str, options.Options] = {
     "PREPARE": options.PREPARE,
     "submission": options.submission(GenerationPolicy()),
+    "API_KEY": options.API_KEY,
     "RECORD": options.RECORD,
     "closing": options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN),
     "reconciliation": options.reconciliation(GenerationPolicy()),
@@ -47,6 +48,7 @@ STEPS: Mapping[str, options.Options] = {
 ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "PREPARE": ("prepare_generation",),
     "submission": ("submit_generation", "submit_extension"),
+    "API_KEY": ("await_api_key",),
     "RECORD": ("record_submission",),
     "closing": ("close_submission",),
     "reconciliation": ("reconcile_submission",),
@@ -62,6 +64,8 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.client", "_REACH_SECONDS", ""),
     ("longtake.gateway.wire", "LONGEST_RETRY_AFTER", ""),
     ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
+    ("longtake.gateway.breaker", "TRIAL_PAUSE", ""),
+    ("longtake.gateway.breaker", "LONGEST_TRIAL_PAUSE", ""),
     ("longtake.ledger", "MARGIN", ""),
     ("longtake.ledger", "_LONGEST_APPROACH_SECONDS", ""),
     ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),

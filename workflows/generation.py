@@ -18,6 +18,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationPolicy,
     GenerationStatus,
+    KeyProblem,
     Paid,
     Stage,
     StoredVideo,
@@ -47,6 +48,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "clock": "carried as `stage` and `stage_since`",
     "paid": "a run continues as new only while it watches what is paid for",
     "watched": "the next run watches at once",
+    **dict.fromkeys(("awaits_key", "waiting_since"), "of a submission; it was made long before"),
     "next_look_at": "the next run plans the next look at once",
     **dict.fromkeys(
         ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence", "charged"),
@@ -92,6 +94,9 @@ class Generation:
         self.stage = Stage.PREPARING
         self.attention: Attention | None = None
         self.last_problem: str | None = None
+        self.key_problem: KeyProblem | None = None
+        self.awaits_key = False
+        self.waiting_since: datetime | None = None
         self.lost_since: datetime | None = None
         self.missing_since: datetime | None = None
         self.next_look_at: datetime | None = None
@@ -242,8 +247,8 @@ class Generation:
             key=self.key,
             stage=self.stage,
             attention=self.attention,
-            message=narration.message_for(self.stage, self.attention, self.offered),
-            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered, self.asked_slot),
+            message=narration.message_for(self.stage, self.attention, self.offered, self.key_problem),
+            advice=self.advice or self._advice,
             outcome=self.outcome,
             paid=self.paid,
             charged=self.charged,
@@ -265,10 +270,18 @@ class Generation:
             evidence=self.evidence,
             candidates=self.candidates,
             last_problem=self.last_problem,
+            key_problem=self.key_problem,
+            waiting_since=self.waiting_since if self.awaits_key else None,
             video=self.video,
             first_video=self.first_video,
             warnings=tuple(self.warnings),
         )
+
+    @property
+    def _advice(self) -> str:
+        if self.awaits_key and self.key_problem:
+            return narration.advice_awaiting_key(self.key_problem, self.key)
+        return narration.advice_for(self.attention, self.key, self.offered, self.asked_slot, self.key_problem)
 
     def known(self, details: FailureDetails | None = None, *, advice: str) -> FailureDetails:
         """Everything known about a paid generation that ends without what was asked for."""

@@ -94,7 +94,8 @@ async def _closes_whose_ever_it_is(self: _Attempt, reason: str) -> None:
         await self._ledger._create(_path(self._key, self.slot, "outcome"), outcome)
 
 
-async def _arms_without_a_record(self: _Attempt) -> None:
+async def arms_without_a_record(self: _Attempt) -> None:
+    """Let it send, and write nothing down before."""
     self._tried = self._armed = True
 
 
@@ -141,7 +142,7 @@ DEFECTS = (
         _TWO,
         patches=((_Attempt, "_close", _closes_whose_ever_it_is),),
     ),
-    Defect("no record before the send", _TWO, patches=((_Attempt, "_arm", _arms_without_a_record),)),
+    Defect("no record before the send", _TWO, patches=((_Attempt, "_arm", arms_without_a_record),)),
     Defect("a lost race is not noticed", _TWO, patches=((_Attempt, "_arm", _ignores_a_lost_race),)),
     Defect("who slept sends", _TWO, patches=((ledger_module, "_STALE_AFTER_SECONDS", float("inf")),)),
     Defect("a lost answer counts as not made", _TWO, patches=((ledger_module, "_NOTHING_MADE", (GatewayError,)),)),

@@ -46,6 +46,7 @@ GOOD_VALUES = {
     "SUBMIT_TIMEOUT_SECONDS": "60",
     "SUBMIT_WINDOW_MINUTES": "5",
     "SUBMIT_CONCURRENCY": "2",
+    "IMAGE_TRANSFER": "data_uri",
     "DELIVERY_WINDOW_HOURS": "3",
     "LOST_WATCH_MINUTES": "4",
     "DECISION_DAYS": "0.5",
@@ -62,10 +63,12 @@ GOOD_VALUES = {
     "MAX_VIDEO_MEBIBYTES": "100",
     "BUILD_ID": "2026-11-22.abc",
     "ENCRYPTION_KEYS": "k1:" + "A" * 43 + "=",
+    "REQUIRE_ENCRYPTION": "true",
     "CODEC_SERVER": "127.0.0.1:8081",
     "CODEC_ORIGINS": "http://127.0.0.1:8080",
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "TEMPORAL_BINARY_CHECKSUM": "a" * 64,
     "TRACE_GATEWAY": "true",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
@@ -87,12 +90,15 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "REQUIRE_ENCRYPTION": ["perhaps", "true"],
     "TRACE_GATEWAY": ["perhaps", SECRET],
     "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "BUILD_ID": [f"a b {SECRET}", "a" * 129],
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
+    "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
+    "IMAGE_TRANSFER": ["FILE", "data-uri", SECRET],
 }
 
 
@@ -113,6 +119,7 @@ def test_every_variable_is_read(environment: pytest.MonkeyPatch, name: str) -> N
     field = name.lower()
     needs = {
         "EXTEND_URL": {"EXTEND_API_KEY": "c"},
+        "REQUIRE_ENCRYPTION": {"ENCRYPTION_KEYS": GOOD_VALUES["ENCRYPTION_KEYS"]},
         "RESUBMIT_NOT_CHARGED": {"CONSOLE_TOKEN": "token", "CONSOLE_USER": "2"},
     }
     before = getattr(Settings.load(), field)

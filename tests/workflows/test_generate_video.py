@@ -12,6 +12,7 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionSta
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from longtake.catalog import prompt_path
+from longtake.display import prose
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -246,7 +247,7 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
     assert status.last_problem
     assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
     page = await generation.page()
-    for told in (status.last_problem, "it dies at 2030-01-02 03:04:05 UTC"):
+    for told in (prose(status.last_problem), "it dies at 2030-01-02 03:04:05 UTC"):
         assert told in page
 
     shown.let_go()
@@ -854,7 +855,7 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
-TASK_ID_RULE = "a task id has 1 to 200 characters and no spaces"
+TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
