@@ -16,10 +16,13 @@ from typing import TypedDict
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
+from activities.clocks import CompareClocks, WorkerClock
 from activities.delivery import DeliveryActivities
 from activities.log_context import LogContext
 from activities.polling import PollingActivities
@@ -130,6 +133,10 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
     """
     async with AsyncExitStack() as stack:
         submission, polling, delivery = await _activities(settings, stack)
+        meter = (client.service_client.config.runtime or Runtime.default()).metric_meter
+        compare_clocks = CompareClocks(WorkerClock(meter.with_additional_attributes({"namespace": client.namespace})))
+        setup = workflow_setup()
+        setup["interceptors"].append(compare_clocks)
         drain = settings.submit_timeout + DRAIN_MARGIN
         version = deployment(settings)
         if only is not Part.SUBMISSION:
@@ -148,7 +155,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 max_concurrent_activities=64,
                 graceful_shutdown_timeout=drain,
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-                **workflow_setup(),
+                **setup,
             )
             await stack.enter_async_context(general)
         if only is not Part.GENERAL:
@@ -157,7 +164,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 task_queue=SUBMISSION_TASK_QUEUE,
                 activities=[submission.submit_generation, submission.submit_extension],
                 deployment_config=version,
-                interceptors=[LogContext()],
+                interceptors=[LogContext(), compare_clocks],
                 max_concurrent_activities=settings.submit_concurrency,
                 graceful_shutdown_timeout=drain,
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -332,9 +339,18 @@ async def _parent_gone() -> None:
 
 async def _idle(client: Client) -> None:
     """Return when no generation runs any more."""
+    silent = False
     while True:
         await asyncio.sleep(5)  # the list that is counted here is some moments behind
-        count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        try:
+            count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        except RPCError as error:
+            # Nobody knows whether a generation runs: that is no reason to leave it alone.
+            if not silent:
+                logger.warning("running generations cannot be counted: %s", error.message)
+            silent = True
+            continue
+        silent = False
         if not count.count:
             return
 

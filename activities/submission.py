@@ -1,5 +1,7 @@
 """Before and around the paid POSTs."""
 
+import itertools
+
 from temporalio import activity
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
@@ -16,6 +18,7 @@ from longtake.images import prepare_parts
 from longtake.ledger import Accepted, SubmissionLedger
 from longtake.logs import note
 from longtake.models import (
+    ExtensionOrder,
     GenerateVideoInput,
     GenerationPolicy,
     PrepareOrder,
@@ -69,6 +72,7 @@ class SubmissionActivities:
             request = check_request(order.request)
             ledger_id = await self._ledger.identity()
             # What was paid for is collected whatever has become of its images, the store and the API key since.
+            extensions_sent = 0
             if await self._ledger.is_untouched(order.key):
                 await self._store.probe()
                 await read_prompts(self._store, request)
@@ -78,9 +82,21 @@ class SubmissionActivities:
                     await self._fetcher.preflight()
                 if request.task_id:
                     await self._check_task(request.task_id)
+            else:
+                extensions_sent = await self._extensions_sent(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.PREPARE) from None
-        return self._policy.model_copy(update={"ledger_id": ledger_id})
+        return self._policy.model_copy(update={"ledger_id": ledger_id, "extensions_sent": extensions_sent})
+
+    async def _extensions_sent(self, order: PrepareOrder) -> int:
+        """How many retries of the extension earlier runs of this key have submitted, or perhaps have."""
+        for number in itertools.count(1):
+            payment = SubmitOrder(
+                key=order.key, request=order.request, extension=ExtensionOrder(remix_id="", number=number)
+            )
+            if await self._ledger.is_untouched(payment.ledger_key):
+                break
+        return number - 1
 
     async def _check_task(self, task_id: str) -> None:
         """See that a task to take over is there: looks would go on for hours, and a mistyped id would take the key.

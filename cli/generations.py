@@ -174,6 +174,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "request id": status.request_id,
             "remix_id": status.remix_id,
             "remix_id_extend": status.remix_id_extend,
+            "extension task": status.extension_task_id,
             "link dies": None if status.video else in_words(status.link_expires_at),
             "last problem": status.last_problem,
             "evidence": "; ".join(status.evidence),

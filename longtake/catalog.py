@@ -6,7 +6,7 @@ Source: the contract's tables "Submit" and its list of models.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +19,10 @@ MAX_PROMPT_CHARACTERS = 10_000
 """Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
 
 MAX_INLINE_IMAGE_CHARACTERS = 1_000_000
-"""Per `data:` URI inside the workflow's input. Temporal refuses payloads above 2 MiB; `longtake` puts larger images
-into the store and passes their address instead."""
+"""Of all `data:` URIs of a request together. Temporal refuses payloads above 2 MiB, and the request travels with what
+else is known; `longtake` puts larger images into the store and passes their address instead."""
+MAX_REQUEST_BYTES = 1_250_000
+"""Of the whole request as JSON: room for the images above, both prompts and addresses."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ MODELS: Mapping[str, VideoModel] = {
 }
 
 
+def pace_of(model: str) -> float:
+    """`VideoModel.pace`; of a model that has been retired since it was paid for, that of a plain one."""
+    known = MODELS.get(model)
+    return known.pace if known else 1.0
+
+
 class InvalidRequest(Exception):
     """The request breaks rules of the contract; nothing was sent and nothing was paid."""
 
@@ -129,17 +137,17 @@ def check_request(raw: object) -> GenerateVideoInput:
 
 def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
     """What is allowed but probably not meant."""
-    model = MODELS[request.model]
-    if request.size and SIZES[request.size].is_1080p and not model.hd:
+    model, size = MODELS.get(request.model), SIZES.get(request.size or "")
+    if model and size and size.is_1080p and not model.hd:
         return (f"size {request.size} is 1080p, but {model.name} is not an -hd model: expect a smaller picture",)
     return ()
 
 
 def expected_size(request: GenerateVideoInput) -> Size | None:
     """The picture size that the delivered video should have, or None where the gateway chooses."""
-    if request.size is None:
+    if request.model not in MODELS or warnings_for(request):  # a retired model was paid for all the same
         return None
-    return None if warnings_for(request) else SIZES[request.size]
+    return SIZES.get(request.size or "")
 
 
 def prompt_path(text: str) -> str:
@@ -211,6 +219,7 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])
+    yield from _size_problems(fields, [image["uri"] for image in images])
     if "model" not in fields:
         return
     model = MODELS.get(fields["model"])
@@ -236,6 +245,24 @@ def prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
         yield Problem(field=name, rule="must not hold a NUL character")
 
 
+def _size_problems(fields: Mapping[str, Any], uris: Sequence[str]) -> Iterator[Problem]:
+    """What does not fit into one of Temporal's payloads."""
+    inline = {index: uri for index, uri in enumerate(uris) if uri.startswith("data:")}
+    total = sum(map(len, inline.values()))
+    if total > MAX_INLINE_IMAGE_CHARACTERS:
+        longest = max(inline, key=lambda index: len(inline[index]))
+        yield Problem(
+            field=f"images[{longest}].uri",
+            rule=f"all data URIs together have {total:,} characters, and {MAX_INLINE_IMAGE_CHARACTERS:,} fit into the "
+            "workflow's input; put images into the store (`starter.py generate --image` does it) or pass their "
+            "https:// addresses",
+        )
+        return
+    size = len(json.dumps(fields, ensure_ascii=False, default=str).encode(errors="replace"))
+    if size > MAX_REQUEST_BYTES:
+        yield Problem(field="input", rule=f"must be at most {MAX_REQUEST_BYTES:,} bytes long as JSON; it has {size:,}")
+
+
 def _image_problems(field: str, uri: str) -> Iterator[Problem]:
     if not _is_unicode(uri):
         yield Problem(field=field, rule="must be valid Unicode; it holds half a surrogate pair")
@@ -243,12 +270,6 @@ def _image_problems(field: str, uri: str) -> Iterator[Problem]:
     if uri.startswith("data:"):
         if not re.match(r"data:image/(jpeg|png|webp);base64,", uri):
             yield Problem(field=field, rule="a data URI must begin with data:image/(jpeg|png|webp);base64,")
-        if len(uri) > MAX_INLINE_IMAGE_CHARACTERS:
-            yield Problem(
-                field=field,
-                rule="a data URI this long does not fit into the workflow's input; put the image into the store "
-                "(starter.py does it) or pass its https:// address",
-            )
     elif re.match(r"https?:", uri):
         if not _is_complete_url(uri):
             yield Problem(field=field, rule="must be a complete URL with a host, without a user name or spaces")

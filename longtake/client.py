@@ -321,10 +321,10 @@ class VideoClient:
         The submission ledger keeps the new run from paying for what an earlier one paid, and from another request.
         """
         try:
-            await self.result(key)
+            result = await self.result(key)
         except GenerationFailure as failure:
             return failure.kind in _STARTS_ANEW or failure.details.paid is Paid.NO
-        return False
+        return result.uncollected is not None
 
     async def _request_of(self, key: str) -> GenerateVideoInput | None:
         """What the generation of this key was started with; None where that cannot be read."""
@@ -335,9 +335,10 @@ class VideoClient:
             decoded = await self._temporal.data_converter.decode(payloads[:1])
             try:
                 first = decoded[0]
-                # A run that continued as new carries the request inside.
-                return check_request(first.get("request", first) if isinstance(first, dict) else first)
-            except InvalidRequest:
+                if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
+                    return GenerateVideoInput.model_validate(first["request"])
+                return check_request(first)
+            except (InvalidRequest, KeyError, ValidationError):
                 return None
         return None
 

@@ -266,11 +266,17 @@ FLEET_SEEN: Final = Metric(
     "When this worker last learnt from Temporal what all generations are doing, in Unix seconds.",
     (WORKER,),
 )
+WORKER_CLOCK_SKEW: Final = Metric(
+    "longtake_worker_clock_skew_seconds",
+    Kind.GAUGE,
+    "By how much this worker's clock is ahead of Temporal's (negative: behind), estimated at its latest activities.",
+    (WORKER,),
+)
 
 CATALOGUE: Final = (
     *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, IN_DOUBT),
     *(DELIVERED_BYTES, FAILED_STEPS, GATEWAY_ERRORS),
-    *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN),
+    *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN, WORKER_CLOCK_SKEW),
 )
 
 _MINUTES = 60

@@ -82,6 +82,17 @@ class StoredVideo(MediaInfo):
     bytes: int
 
 
+class UncollectedExtension(_Payload):
+    """An extension that was paid for again, or perhaps was, and of which no video has been delivered."""
+
+    number: int
+    """1 for the first retry. The ledger knows it as `<key>#extend-<number>`."""
+    task_id: str | None = None
+    """None where nobody knows which task the submission made, if any."""
+    reason: str
+    """Why it was not delivered: a failure type and what it said."""
+
+
 class GenerateVideoResult(_Payload):
     """What a generation that delivered a video returns."""
 
@@ -92,7 +103,13 @@ class GenerateVideoResult(_Payload):
     model: str
     task_id: str
     remix_id: str | None = None
+    """The upstream id of the first segment."""
     remix_id_extend: str | None = None
+    """The upstream id of the extension; never a task of the gateway."""
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
+    uncollected: UncollectedExtension | None = None
+    """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
     quota: int | None = None
     """What the gateway says it cost, in the gateway's own unit."""
     polls: int
@@ -130,6 +147,8 @@ class FailureDetails(_Payload):
     task_id: str | None = None
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     quota: int | None = None
     http_status: int | None = None
     gateway_code: str | None = None
@@ -235,7 +254,10 @@ class GenerationStatus(_Payload):
     """The gateway's own name for the request that submitted it."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     submitted_at: datetime | None = None
+    """By Temporal's clock where this run submitted it, otherwise as the ledger has it, but never in the future."""
     next_look_at: datetime | None = None
     has_link: bool = False
     """Whether the gateway has given a link to what it made; the link itself is a secret."""
@@ -287,6 +309,8 @@ class GenerationPolicy(_Payload):
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
     hide_prompts: bool = False
     """Whether prompts are to be kept out of Temporal: a request that holds them gets a warning."""
+    extensions_sent: int = 0
+    """How many retries of the extension earlier runs of this key have submitted, as the ledger knows."""
 
 
 class SubmissionReceipt(_Payload):
@@ -461,8 +485,15 @@ class Decision(_Payload):
 
 
 class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new."""
+    """What one run of the workflow hands to the next when it continues as new.
 
+    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
+    workflow task, and a newer worker takes it.
+    """
+
+    carried: Literal[1] = 1
+    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
+    must not go on with what a newer one has written."""
     request: GenerateVideoInput
     policy: GenerationPolicy
     receipt: SubmissionReceipt
@@ -471,7 +502,14 @@ class CarriedGeneration(_Payload):
     extension: SubmissionReceipt | None = None
     """The retried extension that is being watched."""
     extension_number: int = 0
+    extension_record: TaskRecord | None = None
     polls: int = 0
+    looks: int = 0
+    """Those at the task that is being watched."""
+    watch_since: datetime | None = None
+    """When this watch of that task began."""
+    look_now: bool = False
+    """Whether somebody asked for a look while the last one was under way."""
     warnings: tuple[str, ...] = ()
     attention: Attention | None = None
     last_problem: str | None = None

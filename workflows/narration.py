@@ -146,6 +146,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "request id": status.request_id and f"`{status.request_id}`",
         "first segment": status.remix_id and f"`{status.remix_id}`",
         "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
+        "task of the extension": status.extension_task_id and f"`{status.extension_task_id}`",
         "link": _link(status),
         "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
         "video": status.video and f"`{status.video.uri}`",

@@ -132,8 +132,7 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
 async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
     measuring.paid(receipt, order.request, extension=order.extension is not None)
-    if order.extension is None:
-        generation.own(receipt)
+    generation.own(receipt, extension=order.extension is not None)
     if receipt.recorded:
         return
     try:

@@ -198,3 +198,24 @@ async def test_a_store_that_cannot_hold_the_ledger_is_refused(
     # Nothing is paid yet: whoever asked is told at once, rather than after an hour of patience.
     assert not failure.retried
     assert ("permission" if fault == "read-only" else "If-None-Match") in failure.message
+
+
+async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
+    worker: Worker, request_for: Request
+) -> None:
+    """What they paid for, or perhaps did, is collected before anything else; a key that is new has none."""
+    order = PrepareOrder(key="again", request=request_for())
+
+    async def prepared() -> int:
+        return (await worker.run(worker.submission.prepare_generation, order)).extensions_sent
+
+    async def paid(key: str, task_id: str) -> None:
+        await worker.ledger.adopt(key, digest="d", task_id=task_id, owner="test", model="m")
+
+    assert await prepared() == 0
+    await paid("again", "task_1")
+    assert await prepared() == 0
+    await paid("again#extend-1", "task_2")
+    assert await prepared() == 1
+    await paid("again#extend-2", "task_3")
+    assert await prepared() == 2

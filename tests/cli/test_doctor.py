@@ -26,6 +26,7 @@ from cli.codec_server import application
 from cli.findings import Finding, Level, Site, ok
 from longtake.keyring import KeyRing, new_key, parse_keys
 from longtake.ledger import SubmissionLedger
+from longtake.metrics import WORKER_CLOCK_SKEW
 from longtake.reconciliation import CLOCKS
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store
@@ -242,6 +243,16 @@ async def test_the_gateways_clock(ahead: timedelta, level: Level) -> None:
 async def test_a_gateway_that_tells_no_time_is_no_problem(gateway: Any) -> None:
     assert await findings(check_parts.clock, **gateway.settings, gateway_api_key=KEY) == [(OK, "it tells no time")]
     assert judge_clock("Temporal", timedelta(0)).level is OK
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(-10, OK), (0, OK), (1, WARNING), (10, PROBLEM), (None, OK)])
+async def test_temporals_clock_is_judged_by_what_can_be_compared(minutes: int | None, level: Level) -> None:
+    """Only that this machine is behind can be seen; of workers on other machines nothing is claimed."""
+    ahead = None if minutes is None else timedelta(minutes=minutes)
+    found = check_temporal.judge_newest(ahead)
+    assert found.level is level
+    assert "agree" not in found.what
+    assert (WORKER_CLOCK_SKEW.exposed in found.what) == (level is OK)
 
 
 # --- Encryption, metrics, traces --------------------------------------------------------------------------------------

@@ -484,7 +484,8 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
     result = await generation.result()
 
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
-    assert (result.task_id, result.remix_id_extend, result.warnings) == (TASK_ID, "task_extend_1", ())
+    assert (result.task_id, result.extension_task_id, result.warnings) == (TASK_ID, "task_extend_1", ())
+    assert result.remix_id_extend == "video_second", "an upstream id, never a task of the gateway"
     (order,) = generation.script.orders("submit_extension")
     assert (order.ledger_key, order.extension.remix_id) == ("order-40#extend-1", "video_first")
     first, *later = generation.script.orders("query_generation")
@@ -611,7 +612,7 @@ async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, mon
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
     assert (result.outcome, result.polls, result.first_video) == ("full", 5, FIRST_CLIP)
-    assert result.remix_id_extend == "task_extend_1"
+    assert (result.extension_task_id, result.remix_id_extend) == ("task_extend_1", "video_second")
     names = [name for name, _ in script.calls]
     assert (names.count("submit_generation"), names.count("submit_extension"), names.count("deliver_video")) == (
         1,
@@ -1108,6 +1109,83 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
     slow.let_go()
     assert (await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)).progress == 20
     await generation.result()
+
+
+@pytest.mark.parametrize("stage", ["preparing", "delivering", "awaiting_decision"])
+async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage: str) -> None:
+    held = Held(GenerationPolicy() if stage == "preparing" else FULL[0])
+    script = {
+        "preparing": Script(prepare=[held], looks=[completed()], deliver=FULL),
+        "delivering": Script(looks=[completed()], deliver=[held]),
+        "awaiting_decision": Script(looks=[extend_failed()], deliver=FIRST),
+    }[stage]
+    generation = await own_rig.generate(script, on_extend_failed="ask")
+    if stage == "awaiting_decision":
+        await own_rig.pass_time(timedelta(seconds=70))
+        await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    else:
+        await generation.skip_to(held)
+
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("resume")
+
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert rejection.value.cause.type == "NotWatched"
+    held.let_go()
+
+
+async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wait(own_rig: Rig) -> None:
+    verdict = Held(extend_failed())
+    policy = GenerationPolicy(extension_retries=1)
+    script = Script(
+        prepare=[policy],
+        looks=[verdict, completed(task_id="task_extend_1")],
+        extend=[accepted(task_id="task_extend_1")],
+        deliver=[*FIRST, *FULL],
+    )
+    generation = await own_rig.generate(script, on_extend_failed="retry")
+    await generation.skip_to(verdict)
+    await generation.handle.execute_update("resume")
+    verdict.let_go()
+    assert (await generation.result()).outcome == "full"
+    (submitted,) = script.times("submit_extension")
+    assert script.times("query_generation")[1] - submitted > timedelta(seconds=20), "another task, another wait"
+
+
+# --- Ended pages -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
+    """A week went by and nobody decided: what can be done now is something else."""
+    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_WITNESS)))
+    await generation.failure()
+    status = await generation.status()
+    assert (status.decisions, status.decide_by) == ((), None)
+    assert status.advice
+    assert status.advice in await generation.page()
+    assert status.evidence, "what is known of the doubt helps whoever looks for it"
+    assert "starter.py decide" not in await generation.page()
+
+
+async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> None:
+    policy = GenerationPolicy(decision_window=timedelta(days=1))
+    generation = await rig.generate(
+        Script(prepare=[policy], looks=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
+    )
+    assert (await generation.result()).outcome == "fallback"
+    status = await generation.status()
+    assert (status.decisions, status.decide_by, status.advice) == ((), None, "")
+    assert "starter.py decide" not in await generation.page()
+
+
+async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> None:
+    generation = await in_doubt(own_rig)
+    await generation.handle.cancel()
+    await generation.cancellation()
+    status = await generation.status()
+    assert (status.decisions, status.decide_by, status.paid) == ((), None, Paid.UNKNOWN)
+    assert status.advice
+    assert "starter.py decide" not in await generation.page()
 
 
 @pytest.mark.parametrize("kind", ["AnswerUnreadable", "TaskNotFound", "Defect", "NeverHeardOf"])
