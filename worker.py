@@ -34,6 +34,7 @@ from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
+from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
@@ -49,7 +50,9 @@ from longtake.temporal import (
     missing_search_attributes,
     sdk_runtime,
 )
+from longtake.temporal_ledger import claim
 from workflows.generate_video import GenerateVideoWorkflow
+from workflows.ledger_registration import LedgerRegistrationWorkflow
 from workflows.one_input import OneInput
 
 logger = logging.getLogger("longtake.worker")
@@ -76,9 +79,11 @@ class WorkflowSetup(TypedDict):
 
 
 def workflow_setup() -> WorkflowSetup:
-    """The workflow, its sandbox, and what stands before it: for worker, tests and replayer alike."""
+    """The workflows, their sandbox, and what stands before it: for worker, tests and replayer alike."""
     return WorkflowSetup(
-        workflows=[GenerateVideoWorkflow], workflow_runner=sandbox(), interceptors=[OneInput(), LogContext()]
+        workflows=[GenerateVideoWorkflow, LedgerRegistrationWorkflow],
+        workflow_runner=sandbox(),
+        interceptors=[OneInput(), LogContext()],
     )
 
 
@@ -130,9 +135,10 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
     Raises:
         SettingsProblem: The gateway is not configured.
         StoreProblem: The store cannot hold the ledger.
+        WrongLedger: The namespace belongs to another ledger than the store's; nothing polls.
     """
     async with AsyncExitStack() as stack:
-        submission, polling, delivery = await _activities(settings, stack)
+        submission, polling, delivery = await _activities(client, settings, stack)
         meter = (client.service_client.config.runtime or Runtime.default()).metric_meter
         compare_clocks = CompareClocks(WorkerClock(meter.with_additional_attributes({"namespace": client.namespace})))
         setup = workflow_setup()
@@ -174,13 +180,17 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
 
 
 async def _activities(
-    settings: Settings, stack: AsyncExitStack
+    client: Client, settings: Settings, stack: AsyncExitStack
 ) -> tuple[SubmissionActivities, PollingActivities, DeliveryActivities]:
     """The activities with their clients, which live as long as the stack."""
     base_url, api_keys = settings.require_gateway()
     tracing.know_gateway(base_url, trace_it=settings.trace_gateway)
     store = Store.open(settings.store_location)
     await store.probe()
+    ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
+    # Before anything polls: with another store the same keys would be paid again.
+    identity = await claim(client, ledger)
+    logger.info("ledger in use", extra={"ledger": identity, "store": store.url, "data_dir": str(settings.data_dir)})
     console = None
     if settings.console_token and settings.console_user:
         console = ConsoleAccess(settings.console_token, settings.console_user)
@@ -201,8 +211,6 @@ async def _activities(
         )
         extension_fetcher = await _fetcher(settings, stack, settings.extend_url, extension)
     fetcher = await _fetcher(settings, stack, base_url, gateway)
-    ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
-    await ledger.establish()
     submission = SubmissionActivities(
         gateway=gateway,
         store=store,
@@ -277,7 +285,7 @@ async def main(
                 watchers.append(asyncio.create_task(_idle(client)))
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
             logger.info("draining: no new work is taken, submissions under way are finished")
-    except (LedgerError, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
+    except (LedgerError, PayloadUnreadable, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
         return 1 if isinstance(error, TemporalProblem) else 2
     finally:

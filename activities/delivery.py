@@ -10,8 +10,9 @@ from activities.failures import Step, application_error
 from activities.heartbeats import heartbeating
 from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import GatewayError
+from longtake.gateway.errors import GatewayError, TaskNotVisible
 from longtake.gateway.extension import ExtensionClient
+from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.records import load_record, save_record, video_directory
@@ -78,6 +79,9 @@ class DeliveryActivities:
         link = kept and _link(kept, order.kind)
         if link:
             yield Source("the link", link)
+        # The kept link needs no gateway; everything else must be asked of the one that was paid: "gone" from another
+        # gateway would end the delivery of a video that is there.
+        check_gateway(self._source_gateway(order), order.gateway, setting=url_setting(extension=order.extension))
         fresh = await self._fresh_record(order)
         answered += [fresh] if fresh else []
         fresh_link = fresh and _link(fresh, order.kind)
@@ -96,7 +100,9 @@ class DeliveryActivities:
     async def _fresh_record(self, order: DeliverOrder) -> GatewayRecord | None:
         """Ask for fresh links; None where the gateway does not answer."""
         try:
-            record = await self._source_gateway(order).query(order.task_id)
+            record = await query_task(self._source_gateway(order), order.task_id, account=order.account)
+        except TaskNotVisible:
+            raise
         except GatewayError as error:
             activity.logger.info("no fresh link", exc_info=error)
             return None

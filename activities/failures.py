@@ -22,6 +22,8 @@ from longtake.gateway.errors import (
     KeyRefused,
     RequestRefused,
     TaskNotFound,
+    TaskNotVisible,
+    WrongGateway,
 )
 from longtake.images import ImageProblem
 from longtake.ledger import (
@@ -182,6 +184,16 @@ RULES: tuple[Rule, ...] = (
         AnswerUnreadable, (Step.LOOK,), "AnswerUnreadable", retried=False, paid=Paid.YES,
         who_acts="nobody, or operator",
         advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
+    ),
+    Rule(
+        WrongGateway, (Step.LOOK, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Give the workers the gateway that the message names, until its tasks have ended; it goes on by itself.",
+    ),
+    Rule(
+        TaskNotVisible, (Step.LOOK, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
     ),
     Rule(
         GatewayError, (Step.LOOK,), "GatewayTrouble", retried=True, paid=Paid.YES,

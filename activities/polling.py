@@ -7,6 +7,7 @@ from activities.heartbeats import heartbeating
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
+from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import LookOrder, TaskRecord, TaskState
 from longtake.prompts import hider
@@ -33,10 +34,9 @@ class PollingActivities:
 
     async def _look(self, order: LookOrder) -> GatewayRecord:
         try:
-            if order.extension and self._extension:
-                record = await self._extension.query(order.task_id)
-            else:
-                record = await self._gateway.query(order.task_id)
+            client = (self._extension if order.extension else None) or self._gateway
+            check_gateway(client, order.gateway, setting=url_setting(extension=order.extension))
+            record = await query_task(client, order.task_id, account=order.account)
             if record.state is TaskState.LOST and not order.extension:
                 record = await self._second_witness(order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind

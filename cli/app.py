@@ -29,8 +29,9 @@ KeyArgument = Annotated[str, typer.Argument(help="The generation's key.", show_d
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
 DataDir = Annotated[
     Path | None,
+    # Without `envvar`: a relative path means the current folder here, and is refused in the environment.
     typer.Option(
-        help="The embedded server's folder.", envvar="LONGTAKE_DATA_DIR", show_default="~/.local/share/longtake"
+        help="The embedded server's folder, instead of LONGTAKE_DATA_DIR.", show_default="~/.local/share/longtake"
     ),
 ]
 
@@ -48,7 +49,8 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
     key: Annotated[
         str | None,
         typer.Option(
-            help="Your own name for it: the same key again attaches and never pays again.", show_default="a new one"
+            help="Your own name for it: the same key again attaches and, with the same ledger, never pays again.",
+            show_default="a new one",
         ),
     ] = None,
     on_extend_failed: Annotated[
@@ -242,11 +244,28 @@ def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def setup(*, data_dir: DataDir = None) -> None:
-    """Register the search attributes in Temporal's namespace; doing it again changes nothing."""
+def setup(
+    *,
+    new_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--new-ledger",
+            help="The namespace belongs to this store's ledger from now on; keys of another one are paid again.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --new-ledger is meant.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Register search attributes and the ledger in Temporal's namespace; doing it again changes nothing."""
     from cli import generations  # noqa: PLC0415
 
-    _run(generations.setup(data_dir))
+    def confirm(question: str) -> bool:
+        if yes:
+            typer.echo(question.removesuffix("Is that meant?").rstrip(), err=True)
+            return True
+        return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+    _run(generations.setup(data_dir, new_ledger=new_ledger, confirm=confirm))
 
 
 @app.command("encryption-key")

@@ -84,7 +84,7 @@ async def ledger(site: Site) -> Findings:
     """Which ledger the store holds."""
     there = Store.open(site.settings.store_location)
     if await there.head(LEDGER_IDENTITY) is None:
-        yield ok("none yet: the first worker makes it")
+        yield ok("none yet: `starter.py setup` or the first worker makes it")
         return
     try:
         identity = await SubmissionLedger(there, longest_exchange=site.settings.submit_timeout).identity()
@@ -96,7 +96,7 @@ async def ledger(site: Site) -> Findings:
 
 async def disk(site: Site) -> Findings:
     """Whether the next videos fit, where store or embedded server lie on a disk of ours."""
-    folders = [] if site.distributed else [site.settings.data_dir.expanduser().absolute()]
+    folders = [] if site.distributed else [site.settings.data_dir]
     location = urlsplit(site.settings.store_location)
     if location.scheme in {"", "file"}:
         folders.append(Path(unquote(location.path)))

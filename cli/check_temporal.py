@@ -29,6 +29,7 @@ from longtake.temporal import (
     missing_search_attributes,
     target,
 )
+from longtake.temporal_ledger import check
 
 Findings = AsyncIterator[Finding]
 
@@ -193,6 +194,23 @@ async def open_generations(site: TemporalSite) -> Findings:
             )
     if not needy:
         yield ok(f"{total} under way, none needs anybody")
+
+
+async def namespace_ledger(site: TemporalSite) -> Findings:
+    """Whether the namespace belongs to the ledger of this store."""
+    ledger = SubmissionLedger(Store.open(site.settings.store_location), longest_exchange=site.settings.submit_timeout)
+    to_do = f"Mend LONGTAKE_STORE_URL, mount or restore the store. {RUNBOOK}#a-new-ledger"
+    try:
+        registered = await check(site.client, ledger)
+    except LedgerError as error:
+        yield problem(str(error), to_do)
+    except PayloadUnreadable as error:
+        yield problem(str(error), "Give every worker and client the same LONGTAKE_ENCRYPTION_KEYS.")
+    else:
+        if registered is None:
+            yield warning("none is registered yet", "`starter.py setup`, or start the first worker.")
+        else:
+            yield ok(f"{registered.ledger} in {registered.store}, as this store")
 
 
 async def ledger_and_keys(site: TemporalSite) -> Findings:

@@ -96,8 +96,10 @@ async def run(videos: Path, *, keep: bool, like: str) -> Exit:
         settings = _settings(folder, gateway_url)
         server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
-        session = Session(VideoClient(await connect_when_healthy(server.address)), server.address, server.ui_url)
+        temporal = await connect_when_healthy(server.address)
+        session = Session(VideoClient(temporal), temporal, server.address, server.ui_url)
         _say(console, f"Temporal {server.address}, UI {server.ui_url}, simulated gateway {gateway_url} (like {like})")
+        _say(console, f"data folder {settings.data_dir}, ledger in {settings.store_location}")
         scenes = _scenes(folder)
         store = Store.open(settings.store_location)
         for scene in scenes:

@@ -52,6 +52,7 @@ TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
     "versions": check_temporal.versions,
     "Temporal's clock": check_temporal.clock,
     "generations": check_temporal.open_generations,
+    "namespace's ledger": check_temporal.namespace_ledger,
     "ledger and generations": check_temporal.ledger_and_keys,
 }
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from enum import IntEnum
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # these cost most of the time that --help may take
@@ -64,6 +65,8 @@ def typed(command: str, key: str) -> str:
     given = sys.argv[1:]
     folder = next((after for word, after in pairwise([*given, ""]) if word == "--data-dir"), "")
     folder = folder or next((word.partition("=")[2] for word in given if word.startswith("--data-dir=")), "")
+    if folder:  # what is typed next may be typed in another folder
+        folder = str(Path(folder).expanduser().absolute())
     return shlex.join(["starter.py", command, key, *(["--data-dir", folder] if folder else [])])
 
 

@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from temporalio.service import RPCError, RPCStatusCode
 
+from cli import known_ledgers
 from cli.exits import CommandProblem, Exit, invalid, print_json, typed
 from cli.progress import describe, follow
 from cli.requests import build_request, new_key, read_request_file
@@ -34,17 +35,19 @@ from longtake.client import (
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
+from longtake.keyring import PayloadUnreadable
+from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, Stage, StoredVideo
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
     InvalidKey,
     TemporalProblem,
-    connect,
     is_configured,
     register_search_attributes,
     workflow_id,
 )
+from longtake.temporal_ledger import begin_anew, claim, registration
 from workflows.narration import in_words
 
 _CANCEL_SECONDS = 20.0
@@ -80,7 +83,10 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     if embedded:
         await _check_gateway(settings)
     known = _known(key)
-    async with open_session(settings, worker=True, stay_behind=not order.wait) as session, _errors(known):
+    session_of = open_session(settings, worker=True, stay_behind=not order.wait, store=store)
+    async with session_of as session, _errors(known):
+        await _show_ledger(settings, store, quiet=order.as_json)
+        await _warn_of_other_ledgers(key, store)
         run_id, started = await session.client.start(key, request)
         known["run_id"] = run_id
         if not order.as_json:
@@ -284,17 +290,54 @@ async def decide(key: str, action: str, task_id: str | None, data_dir: Path | No
     return Exit.DELIVERED
 
 
-async def setup(data_dir: Path | None) -> Exit:
-    """Register the search attributes."""
-    load_settings(data_dir)  # a misspelt variable is told here too
+async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Callable[[str], bool]) -> Exit:
+    """Register the search attributes, and which ledger the namespace belongs to.
+
+    Args:
+        data_dir: The flag.
+        new_ledger: Whether the namespace is to belong to the configured store from now on, whatever it belonged to.
+        confirm: Asks a person whether that is meant.
+    """
+    settings = load_settings(data_dir)
+    if not is_configured() and not new_ledger:
+        sys.stdout.write("the embedded server registers everything by itself: nothing to do\n")
+        return Exit.DELIVERED
+    async with open_session(settings, worker=False) as session, _errors({}):
+        added = await register_search_attributes(session.temporal)
+        said = f"registered: {', '.join(added)}" if added else "all search attributes are registered already"
+        sys.stdout.write(f"{said}\n")
+        if is_configured() and settings.store_url is None:
+            sys.stdout.write("LONGTAKE_STORE_URL is not set here: the first worker registers its ledger\n")
+            return Exit.USAGE if new_ledger else Exit.DELIVERED
+        ledger = SubmissionLedger(_open_store(settings), longest_exchange=settings.submit_timeout)
+        if new_ledger:
+            return await _begin_new_ledger(session, ledger, confirm)
+        await claim(session.temporal, ledger)
+        _, now = await begin_anew(session.temporal, ledger)  # the same ledger; its store may have been moved
+        sys.stdout.write(f"the namespace belongs to the ledger {now.ledger} in {now.store}\n")
+    return Exit.DELIVERED
+
+
+async def _begin_new_ledger(session: Session, ledger: SubmissionLedger, confirm: Callable[[str], bool]) -> Exit:
+    found, before = await ledger.known_identity(), None
     try:
-        if not is_configured():
-            sys.stdout.write("the embedded server registers its search attributes by itself: nothing to do\n")
-            return Exit.DELIVERED
-        added = await register_search_attributes(await connect())
-    except TemporalProblem as error:
-        raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
-    sys.stdout.write(f"registered: {', '.join(added)}\n" if added else "everything is registered already\n")
+        before = await registration(session.temporal)
+        was = f"the ledger {before.ledger} ({before.store})" if before else "no ledger that it could name"
+    except PayloadUnreadable as error:
+        was = f"a ledger that cannot be read here ({error})"
+    if before is not None and before.ledger == found:
+        sys.stdout.write(f"the namespace belongs to the ledger {found} in {ledger.store_url} already: nothing to do\n")
+        return Exit.DELIVERED
+    question = (
+        f"The namespace {session.namespace!r} belongs to {was}. From now on it is to belong to "
+        f"{f'the ledger {found}' if found else 'a new, empty ledger'} in {ledger.store_url}.\n"
+        "Whatever was submitted with another ledger is unknown here: the SAME KEY, STARTED AGAIN, IS PAID AGAIN. "
+        "Stop all workers first.\nIs that meant?"
+    )
+    if not confirm(question):
+        raise CommandProblem(Exit.USAGE, "NotConfirmed", "nothing was changed; --yes confirms without being asked")
+    _, now = await begin_anew(session.temporal, ledger)
+    sys.stdout.write(f"the namespace belongs to the ledger {now.ledger} in {now.store}\n")
     return Exit.DELIVERED
 
 
@@ -307,8 +350,10 @@ async def up(data_dir: Path | None) -> Exit:
         )
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
     _require_gateway(settings)
-    async with open_session(settings, worker=True) as session:
-        _say(f"Temporal {session.address}, UI {session.ui_url}, store {settings.store_location}")
+    store = _open_store(settings)
+    async with open_session(settings, worker=True, store=store) as session:
+        _say(f"Temporal {session.address}, UI {session.ui_url}")
+        await _show_ledger(settings, store)
         _say(f"clients elsewhere: TEMPORAL_ADDRESS={session.address}. Ctrl-C drains and ends it.")
         try:
             await asyncio.Event().wait()
@@ -327,7 +372,31 @@ def load_settings(data_dir: Path | None) -> Settings:
         settings = Settings.load()
     except SettingsProblem as error:
         raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
-    return settings.model_copy(update={"data_dir": data_dir}) if data_dir else settings
+    return settings.in_folder(data_dir) if data_dir else settings
+
+
+async def _show_ledger(settings: Settings, store: Store, *, quiet: bool = False) -> None:
+    """Say where everything lies, and remember it: a key is safe with one ledger, not with another.
+
+    Raises:
+        CommandProblem: The store cannot be read.
+    """
+    try:
+        identity = await known_ledgers.remember(store)
+    except LedgerError as error:
+        raise CommandProblem(Exit.USAGE, "LedgerUnavailable", str(error)) from None
+    if not quiet:
+        folder = "" if is_configured() else f"data folder {settings.data_dir}, "
+        _say(f"{folder}ledger {identity or '(none yet: the first worker makes it)'} in {store.url}")
+
+
+async def _warn_of_other_ledgers(key: str, store: Store) -> None:
+    """On standard error even with --json: it is about money."""
+    for url in await known_ledgers.elsewhere(key, store):
+        _say(
+            f"warning: the key {key} is known to another ledger of yours, {url}: here it is PAID ANEW. If you want "
+            "that video, cancel this one and use that data folder or store"
+        )
 
 
 def _fields(order: Order) -> dict[str, Any]:
@@ -419,12 +488,12 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
     except InvalidRequest as error:
         problem = invalid(error.problems)
         raise CommandProblem(problem.code, problem.kind, problem.message, problem.details, known) from None
+    except (DecisionRejected, GenerationNotFound, WrongLedger) as error:
+        raise CommandProblem(Exit.USAGE, type(error).__name__, str(error), known=known) from None
+    except LedgerError as error:
+        raise CommandProblem(Exit.UNREACHABLE, "LedgerUnavailable", str(error), known=known) from None
     except KeyInUse as error:
         raise CommandProblem(Exit.USAGE, "InvalidRequest", str(error), known=known) from None
-    except DecisionRejected as error:
-        raise CommandProblem(Exit.USAGE, "DecisionRejected", str(error), known=known) from None
-    except GenerationNotFound as error:
-        raise CommandProblem(Exit.USAGE, "GenerationNotFound", str(error), known=known) from None
     except GenerationFailure as error:
         unreachable = error.kind == "NotSubmitted"
         code = Exit.UNREACHABLE if unreachable else Exit.FAILED

@@ -1,6 +1,6 @@
 """The typed client: what a backend, the command line and an operator do with a generation.
 
-client = VideoClient(await longtake.temporal.connect())
+client = VideoClient(await longtake.temporal.connect(), store=Store.open("s3://bucket/prefix"))
 await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
 result = await client.result("order-17")
 """
@@ -38,6 +38,7 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
+from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
     FailureDetails,
@@ -47,6 +48,7 @@ from longtake.models import (
     OnExtendFailed,
     Paid,
 )
+from longtake.storage import Store
 from longtake.temporal import (
     GATEWAY_TASK_ID,
     TASK_QUEUE,
@@ -59,6 +61,7 @@ from longtake.temporal import (
     key_of,
     workflow_id,
 )
+from longtake.temporal_ledger import check
 
 _STARTS_ANEW = frozenset(
     {
@@ -164,15 +167,23 @@ class Snapshot:
 class VideoClient:
     """Generations by their business key."""
 
-    def __init__(self, temporal: Client) -> None:
+    def __init__(self, temporal: Client, *, store: Store | None = None) -> None:
+        """Use a connection.
+
+        Args:
+            temporal: Connected, with the product's data converter.
+            store: The store that this client shares with the workers: before the first start its ledger is compared
+                with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
+        """
         self._temporal = temporal
+        self._unchecked = store
 
     async def start(self, key: str, request: GenerateVideoInput) -> tuple[str, bool]:
         """Start a generation, or attach to the one that this key names.
 
         Args:
             key: The caller's own name for this generation, such as an order number. Starting the same key again never
-                pays again.
+                pays again, as long as the workers keep the same submission ledger.
             request: What to make.
 
         Returns:
@@ -182,9 +193,13 @@ class VideoClient:
             InvalidRequest: The request breaks rules; nothing was started.
             InvalidKey: The key cannot be used.
             KeyInUse: The key names another request.
+            WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
         """
         request = check_request(request)
         name = workflow_id(key)
+        if self._unchecked is not None:
+            await check(self._temporal, SubmissionLedger(self._unchecked, longest_exchange=timedelta(0)))
+            self._unchecked = None
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
         except WorkflowAlreadyStartedError:
@@ -450,7 +465,7 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
         except ValidationError:
             details = FailureDetails()
         return GenerationFailure(cause.type or "Defect", cause.message, details)
-    advice = "Starting again with the same key goes on where it was and pays nothing twice."
+    advice = "Starting again with the same key, and the same ledger, goes on where it was and pays nothing twice."
     if isinstance(cause, CancelledError):
         message = "it was cancelled; what was submitted may still be made, and cost"
         return GenerationFailure("Cancelled", message, FailureDetails(advice=advice))

@@ -137,12 +137,14 @@ FAILURES: Final = (
     *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
     *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 """The types of `activities.failures.RULES`."""
 
 _LOOKS = (
     *TaskState,
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "StoreRefused", "Defect", "TimedOut"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 
 GATEWAY_CODES: Final = (

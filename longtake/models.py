@@ -326,6 +326,19 @@ class SubmissionReceipt(_Payload):
     nonce: str = ""
     """Of the attempt that sent it, as the ledger knows it."""
     request_id: str | None = None
+    gateway: str = ""
+    """The origin of the gateway that it was sent to, `https://host[:port]`; empty where that is not known."""
+    account: str = ""
+    """The fingerprint of the API key that paid for it; empty where that is not known."""
+
+
+class LedgerRegistration(_Payload):
+    """Which submission ledger a Temporal namespace belongs to; kept in the memo of the workflow `longtake-ledger`."""
+
+    ledger: str
+    """The identity that the ledger's store holds in `submit/identity`."""
+    store: str = ""
+    """The store's URL when it was registered, without secrets: for people; the identity is what counts."""
 
 
 class DeliveryKind(StrEnum):
@@ -445,6 +458,10 @@ class LookOrder(_Payload):
     """For the log."""
     hidden_prompts: tuple[str, ...] = ()
     """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
+    gateway: str = ""
+    """The origin of the gateway where the task lives; empty where that is not known."""
+    account: str = ""
+    """A fingerprint of the API key that paid; empty where that is not known."""
 
 
 class DeliverOrder(_Payload):
@@ -457,6 +474,10 @@ class DeliverOrder(_Payload):
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
     extension: bool = False
+    gateway: str = ""
+    """The origin of the gateway where the task lives; empty where that is not known."""
+    account: str = ""
+    """A fingerprint of the API key that paid; empty where that is not known."""
 
 
 class DecisionAction(StrEnum):

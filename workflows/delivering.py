@@ -42,6 +42,7 @@ async def deliver(
     """
     generation.enter(Stage.DELIVERING)
     size = expected_size(generation.request)
+    task = generation.extension if task_id is not None and generation.extension else generation.task
     order = DeliverOrder(
         key=generation.key,
         task_id=task_id or generation.task.task_id,
@@ -49,6 +50,8 @@ async def deliver(
         width=size.width if size else None,
         height=size.height if size else None,
         extension=task_id is not None,
+        gateway=task.gateway,
+        account=task.account,
     )
     until = workflow.now() + (window or generation.policy.delivery_window)
     try:
@@ -59,7 +62,7 @@ async def deliver(
         cause = cause_of(error)
         advice = (
             "The video was made and paid. Mend what the message names, then start again with the same key: it is "
-            "delivered without paying again, as long as the gateway has it."
+            "delivered without paying again, as long as the ledger is the same and the gateway has it."
         )
         raise Ending("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings

@@ -101,6 +101,8 @@ class Watch:
                     extension=self._extension,
                     stage=generation.stage,
                     hidden_prompts=prompt_paths(generation.request),
+                    gateway=self._task.gateway,
+                    account=self._task.account,
                 ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
@@ -163,7 +165,7 @@ class Watch:
             Ending: See `verdict`.
         """
         generation, policy, now = self._generation, self._generation.policy, workflow.now()
-        again = "Starting again with the same key looks again and pays nothing."
+        again = "Starting again with the same key, on the same ledger, looks again and pays nothing."
         if record and generation.lost_since and now - generation.lost_since >= policy.lost_watch:
             raise Ending(
                 "GatewayLost",

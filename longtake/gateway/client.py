@@ -15,6 +15,7 @@ from signed links with httpx must set the logger `httpx` to WARNING.
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -298,6 +299,11 @@ class GatewayClient:
         """`scheme://host[:port]` of the gateway."""
         return _origin(httpx.URL(self._base_url))
 
+    @property
+    def account(self) -> str:
+        """A fingerprint of the key that pays, which can be written down: tells one account from another."""
+        return fingerprint(self._keys[0])
+
     def content_url(self, task_id: str) -> str:
         """Where the gateway itself serves the video of a task; it needs the key (`key_for`)."""
         return f"{self._base_url}{_task_path(task_id)}/content"
@@ -309,6 +315,10 @@ class GatewayClient:
         except (httpx.InvalidURL, ValueError):
             return None
         return SecretStr(self._keys[self._good_key]) if same else None
+
+    def has_key_of(self, account: str) -> bool:
+        """Whether one of the keys has this fingerprint: all of them are of one account."""
+        return any(fingerprint(key) == account for key in self._keys)
 
     async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmissionAnswer:
         """Pay for one generation: one POST, sent at most once.
@@ -721,3 +731,8 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
     return value
+
+
+def fingerprint(key: str) -> str:
+    """What can be written down of an API key; the prefix keeps it from matching another program's hash of that key."""
+    return hashlib.sha256(f"longtake gateway account\n{key}".encode()).hexdigest()[:16]

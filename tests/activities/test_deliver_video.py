@@ -215,3 +215,27 @@ async def test_a_private_address_is_refused_unless_it_is_allowed(hire: Hire, ord
     worker = hire(allow_private_addresses=False)
     failure = await failure_of(deliver(worker, order))
     assert "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in failure.message
+
+
+# --- Another gateway, another account ---------------------------------------------------------------------------------
+
+
+async def test_a_kept_link_needs_no_gateway(worker: Worker, order_for: OrderFor) -> None:
+    order = (await order_for()).model_copy(update={"gateway": "https://elsewhere.example"})
+    assert (await deliver(worker, order)).video.bytes
+
+
+async def test_without_a_link_the_wrong_gateway_is_not_asked(
+    worker: Worker, sim: Simulator, order_for: OrderFor
+) -> None:
+    order = (await order_for(looked=False)).model_copy(update={"gateway": "https://elsewhere.example"})
+    asked = len(sim.ledger.entries)
+    failure = await failure_of(worker.run(worker.delivery.deliver_video, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("WrongGateway", True, Paid.YES)
+    assert asked_since(sim, asked) == []
+
+
+async def test_a_task_that_this_account_does_not_show_is_not_gone(worker: Worker, order_for: OrderFor) -> None:
+    order = (await order_for("task_not_exist", looked=False)).model_copy(update={"account": "f" * 16})
+    failure = await failure_of(worker.run(worker.delivery.deliver_video, order))
+    assert (failure.type, failure.retried) == ("TaskNotVisible", True)

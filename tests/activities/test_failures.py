@@ -22,6 +22,8 @@ from longtake.gateway.errors import (
     KeyRefused,
     RequestRefused,
     TaskNotFound,
+    TaskNotVisible,
+    WrongGateway,
 )
 from longtake.images import ImageProblem
 from longtake.ledger import (
@@ -33,6 +35,8 @@ from longtake.ledger import (
     SlotTaken,
     SubmissionInDoubt,
     TaskOwned,
+    WrongLedger,
+    WrongSide,
 )
 from longtake.models import DeliveryKind, Paid, Problem
 from longtake.storage import StoreProblem
@@ -104,11 +108,15 @@ TABLE = [
     Row(SendHookDidNotFire("?"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.GENERATION), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
     Row(TaskNotFound("mistyped"), SETTLE, "InvalidRequest", False, UNKNOWN, None, True),
     Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),
     Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.WORKER), SETTLE, "LedgerUnavailable", True, UNKNOWN),
+    # A good worker beside it may take the next attempt.
+    Row(WrongLedger("another", side=WrongSide.WORKER), PREPARE, "LedgerUnavailable", True, UNKNOWN),
     Row(IN_DOUBT, SETTLE, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
     Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
@@ -120,12 +128,16 @@ TABLE = [
     Row(GatewayBusy("wait", retry_after=PATIENCE), LOOK, "GatewayTrouble", True, YES, PATIENCE),
     Row(AnswerLost("502"), LOOK, "GatewayTrouble", True, YES),
     Row(RequestRefused("400"), LOOK, "GatewayTrouble", True, YES),
+    Row(WrongGateway("elsewhere"), LOOK, "WrongGateway", True, YES),
+    Row(TaskNotVisible("another key"), LOOK, "TaskNotVisible", True, YES),
     Row(STORE, LOOK, "StoreRefused", True, YES),
     Row(HOPELESS, LOOK, "StoreRefused", True, YES),
     Row(DEFECT, LOOK, "Defect", True, UNKNOWN),
     # Bringing it home: paid, so nothing is given up.
     Row(LATER, DELIVER, "DeliveryFailed", True, YES),
     Row(GONE, DELIVER, "DeliveryFailed", True, YES),
+    Row(WrongGateway("elsewhere"), DELIVER, "WrongGateway", True, YES),
+    Row(TaskNotVisible("another key"), DELIVER, "TaskNotVisible", True, YES),
     Row(STORE, DELIVER, "StoreRefused", True, YES),
     Row(HOPELESS, DELIVER, "StoreRefused", True, YES),
     Row(DEFECT, DELIVER, "Defect", True, UNKNOWN),
@@ -169,10 +181,13 @@ APPEARS = {
     RequestRefused: {SUBMIT, LOOK},
     KeyRefused: {PREPARE, SUBMIT, LOOK},
     TaskNotFound: {LOOK, SETTLE},
+    WrongGateway: {LOOK, DELIVER},
+    TaskNotVisible: {LOOK, DELIVER},
     AnswerLost: {LOOK},
     AnswerUnreadable: {PREPARE, LOOK},
     LedgerError: set(),  # never raised itself
     LedgerUnavailable: {SUBMIT, SETTLE},
+    WrongLedger: {PREPARE, SUBMIT, SETTLE},
     KeyReused: {SUBMIT, SETTLE},
     TaskOwned: {SETTLE},
     SendSuspended: {SUBMIT},

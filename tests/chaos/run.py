@@ -251,7 +251,9 @@ class Run:
                 waiting = await self._listed(f'ExecutionStatus = "Running" AND VideoAttention IN ({_FOR_PEOPLE})')
                 ended = await self._listed(f'ExecutionStatus = "Failed" AND VideoOutcome IN ({_START_AGAIN})')
                 await asyncio.gather(*map(self._attend, waiting), *map(self._start_again, ended))
-                running = await self.temporal.count_workflows('ExecutionStatus = "Running"')
+                running = await self.temporal.count_workflows(
+                    'WorkflowType = "GenerateVideo" AND ExecutionStatus = "Running"'
+                )
                 # The list is some moments behind.
                 quiet = quiet + 1 if all(task.done() for task in tasks) and not running.count else 0
                 if quiet == _QUIET_LOOKS:

@@ -32,6 +32,8 @@ SPEED = 30
 MARK = "pangolin"
 """Stands in every prompt of these tests, so that a prompt in a log can be recognised."""
 _SIGNED_LINK = re.compile(r"Signature=|Expires=|Key-Pair-Id=")
+_STATE = tempfile.mkdtemp(prefix="longtake-state-")
+"""Which ledgers were used is remembered there, not in the developer's home."""
 _T = TypeVar("_T")
 
 
@@ -41,6 +43,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {
         **inherited,
         "TEMPORAL_CONFIG_FILE": os.devnull,
+        "XDG_STATE_HOME": _STATE,
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
         "LONGTAKE_LOOK_FLOOR_SECONDS": "1",

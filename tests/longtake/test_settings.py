@@ -131,8 +131,46 @@ def test_data_folder_follows_the_desktop_standard(environment: pytest.MonkeyPatc
 
 def test_store_is_an_absolute_url_wherever_it_is_started(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment.chdir(tmp_path)
-    assert load(environment, DATA_DIR="here").store_location == (tmp_path / "here/store").as_uri()
     assert load(environment, DATA_DIR="~/there").store_location == (tmp_path / "there/store").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "absolute"),
+    [
+        ("DATA_DIR", "here", "here"),
+        ("DATA_DIR", ".", ""),
+        ("STORE_URL", "store", "store"),
+        ("STORE_URL", "./store", "store"),
+        ("STORE_URL", "file:store", "store"),
+        ("STORE_URL", "file://store", "store"),
+        ("STORE_URL", "file://./store", "store"),
+    ],
+)
+def test_a_path_that_depends_on_the_current_folder_is_refused(
+    environment: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, absolute: str
+) -> None:
+    """From another folder the same key would meet another ledger, and be paid again."""
+    environment.chdir(tmp_path)
+    said = problem(environment, **{name: value})
+    assert said.startswith(f"{PREFIX}{name}: ")
+    assert str(tmp_path / absolute) in said, "it names what to set"
+
+
+def test_a_relative_folder_of_the_desktop_standard_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("XDG_DATA_HOME", "xdg")
+    environment.chdir(tmp_path)
+    assert str(tmp_path / "xdg/longtake") in problem(environment)
+    assert load(environment, DATA_DIR="/data").data_dir == Path("/data")
+
+
+@pytest.mark.parametrize("value", ["/store", "~/store", "file:///store", "file:/store", "file://localhost/store"])
+def test_an_absolute_store_is_taken(environment: pytest.MonkeyPatch, value: str) -> None:
+    assert load(environment, STORE_URL=value).store_url is not None
+
+
+def test_a_folder_that_is_typed_is_absolute_at_once(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.chdir(tmp_path)
+    assert Settings.load().in_folder(Path("typed")).data_dir == tmp_path / "typed"
 
 
 # --- The gateway -----------------------------------------------------------------------------------------------------

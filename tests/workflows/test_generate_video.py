@@ -100,6 +100,36 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
     }
 
 
+async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) -> None:
+    home = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
+    retried = {"gateway": "https://extend.example", "account": "fedcba9876543210"}
+    generation = await rig.generate(
+        Script(
+            prepare=(GenerationPolicy(extension_retries=1),),
+            submit=(accepted(**home),),
+            looks=[extend_failed(), completed(task_id="task_extend")],
+            deliver=(delivered(FIRST_CLIP), delivered(FULL_VIDEO)),
+            extend=(accepted(task_id="task_extend", **retried),),
+        ),
+        on_extend_failed="retry",
+    )
+    assert (await generation.result()).outcome == "full"
+    for name in ("query_generation", "deliver_video"):
+        first, second = generation.script.orders(name)
+        assert [(one.gateway, one.account) for one in (first, second)] == [
+            tuple(home.values()),
+            tuple(retried.values()),
+        ]
+
+
+@pytest.mark.parametrize("kind", ["WrongGateway", "TaskNotVisible"])
+async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
+    """`TaskNotFound` for that long would end it: its row is missing."""
+    elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    assert (await generation.result()).outcome == "full"
+
+
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
     generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
     await generation.result()
