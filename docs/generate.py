@@ -38,6 +38,7 @@ STEPS: Mapping[str, options.Options] = {
     "RECORD": options.RECORD,
     "reconciliation": options.reconciliation(GenerationPolicy()),
     "LOOK": options.LOOK,
+    "REFUND": options.REFUND,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
 """What `workflows/options.py` holds, under its names there, in the order of a generation, with the default policy."""
@@ -48,6 +49,7 @@ ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "RECORD": ("record_submission", "settle_submission"),
     "reconciliation": ("reconcile_submission",),
     "LOOK": ("query_generation",),
+    "REFUND": ("query_generation",),
     "delivery": ("deliver_video",),
 }
 """Which activities run under them; a test holds it against the workflow."""

@@ -47,6 +47,15 @@ LOOK = Options(
     ),
 )
 
+REFUND = Options(
+    # As a look.
+    start_to_close_timeout=timedelta(seconds=90),
+    # The video is stored, and somebody waits for it: what it cost must not hold it up.
+    schedule_to_close_timeout=timedelta(seconds=90),
+    heartbeat_timeout=HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=2),
+)
+
 RECORD = Options(
     start_to_close_timeout=timedelta(seconds=30),
     # The id is safe in the workflow's own history; the ledger is the second place, so this ends some time. Whoever
