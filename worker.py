@@ -152,6 +152,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 activities=[
                     submission.prepare_generation,
                     submission.record_submission,
+                    submission.close_submission,
                     submission.reconcile_submission,
                     submission.settle_submission,
                     polling.query_generation,

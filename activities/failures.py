@@ -33,6 +33,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
 )
@@ -124,6 +125,11 @@ RULES: tuple[Rule, ...] = (
         SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="Nothing was sent; it is tried again.",
+    ),
+    Rule(
+        SubmissionClosed, (Step.SUBMIT,), "SubmissionClosed", retried=False, paid=Paid.NO,
+        who_acts="nobody",
+        advice="Nothing was sent: its generation had ended by then. Start it again with the same key.",
     ),
     Rule(
         SlotTaken, (Step.SUBMIT,), "SlotTaken", retried=True, paid=Paid.UNKNOWN,
@@ -248,7 +254,7 @@ def application_error(
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
     text = hide(str(error)) if rule.error is not Exception else f"{type(error).__name__}: {hide(str(error))}"
-    details = _details(error, rule)
+    details = details_of(error, step)
     if details.gateway_message:
         details = details.model_copy(update={"gateway_message": hide(details.gateway_message)})
     return ApplicationError(
@@ -274,15 +280,25 @@ def _delay(error: BaseException) -> timedelta | None:
     return error.wait if isinstance(error, SubmissionInDoubt) else None
 
 
-def _details(error: BaseException, rule: Rule) -> FailureDetails:
+def details_of(error: BaseException, step: Step) -> FailureDetails:
+    """Everything that an error says, as the workflow gets it."""
+    rule = rule_for(error, step)
     details = FailureDetails(paid=rule.paid, advice=rule.advice)
     if isinstance(error, InvalidRequest):
         return details.model_copy(update={"problems": error.problems})
     if isinstance(error, ImageProblem):
         return details.model_copy(update={"problems": (Problem(field=error.field or "images", rule=error.rule),)})
+    source = error
     if isinstance(error, OutcomeUnknown):
-        details = details.model_copy(update={"slot": error.slot, "sent_at": error.sent_at})
-    source = error.cause if isinstance(error, OutcomeUnknown) else error
+        source = error.cause or error
+        details = details.model_copy(
+            update={
+                "slot": error.slot,
+                "sent_at": error.sent_at,
+                "http_status": error.status,
+                "request_id": error.request_id,
+            }
+        )
     if isinstance(source, GatewayError):
         return details.model_copy(
             update={

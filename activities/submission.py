@@ -5,7 +5,7 @@ import itertools
 from temporalio import activity
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
-from activities.failures import Step, application_error
+from activities.failures import Step, application_error, details_of
 from activities.heartbeats import heartbeating
 from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
 from longtake.delivery import Fetcher
@@ -15,9 +15,11 @@ from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
 from longtake.images import prepare_parts
-from longtake.ledger import Accepted, SubmissionLedger
+from longtake.ledger import Accepted, OutcomeUnknown, SubmissionLedger
 from longtake.logs import note
 from longtake.models import (
+    ClosedSubmission,
+    CloseInput,
     ExtensionOrder,
     GenerateVideoInput,
     GenerationPolicy,
@@ -119,7 +121,7 @@ class SubmissionActivities:
         request = order.request
         if request.task_id:
             return await self._adopt(order, request.task_id)
-        return await self._pay(order, request_digest(request), self._first_post(request))
+        return await self._pay(order, request_digest(request), self._first_post(request), self._gateway)
 
     @activity.defn
     async def submit_extension(self, order: SubmitOrder) -> SubmissionReceipt:
@@ -134,20 +136,41 @@ class SubmissionActivities:
             text = await read_prompt(self._store, "prompt_extend", prompt)
             return await client.submit(extension.remix_id, text, before_send=before_send)
 
-        return await self._pay(order, extension_digest(extension.remix_id, prompt), post)
+        return await self._pay(order, extension_digest(extension.remix_id, prompt), post, client)
 
     @activity.defn
     async def record_submission(self, order: RecordOrder) -> None:
         """Write the outcome of a paid submission that the store did not take at once."""
         receipt = order.receipt
         accepted = Accepted(
-            receipt.task_id, receipt.slot, receipt.submitted_at, request_id=receipt.request_id, nonce=receipt.nonce
+            receipt.task_id,
+            receipt.slot,
+            receipt.submitted_at,
+            request_id=receipt.request_id,
+            nonce=receipt.nonce,
+            gateway=receipt.gateway,
+            account=receipt.account,
         )
         try:
             await self._ledger.check_identity(order.ledger_id)
             await self._ledger.record_accepted(order.key, accepted)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
+
+    @activity.defn
+    async def close_submission(self, order: CloseInput) -> ClosedSubmission:
+        """Tell what the ledger knows of a key, and let nothing be sent any more that was scheduled before this."""
+        # The first attempt's time, by Temporal's clock: the submissions that this is about ended before it was
+        # scheduled, and one that is scheduled later, by a reset or a new run, may send.
+        fence = activity.info().scheduled_time
+        try:
+            await self._ledger.check_identity(order.ledger_id)
+            accepted = await self._ledger.close_unsent(order.key, fence=fence, owner=owner(), digest=order.digest)
+        except OutcomeUnknown as doubt:
+            return ClosedSubmission(in_doubt=details_of(doubt, Step.SUBMIT))
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.SETTLE) from None
+        return ClosedSubmission(receipt=_receipt(accepted) if accepted else None)
 
     @activity.defn
     async def reconcile_submission(self, order: ReconcileOrder) -> Reconciliation:
@@ -175,38 +198,54 @@ class SubmissionActivities:
             clear=finding.clear,
             candidates=finding.candidates,
             evidence=finding.evidence,
+            slot=order.slot,
+            retry_after=finding.retry_after,
+            elsewhere=finding.elsewhere or None,
         )
 
     @activity.defn
     async def settle_submission(self, order: SettleOrder) -> Settlement:
         """Write down what a person decided about a submission whose outcome is unknown."""
+        async with heartbeating():
+            return await self._settle(order)
+
+    async def _settle(self, order: SettleOrder) -> Settlement:
         try:
             await self._ledger.check_identity(order.ledger_id)
             if order.task_id is not None:
                 # What is written down stays: a mistyped id would be watched for hours, and the true one be refused.
                 await _see(self._extension if order.extension else self._gateway, order.task_id)
-            slot = await self._ledger.open_slot(order.key)
-            if slot is not None:
-                accepted = await self._ledger.settle(
-                    order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
-                )
-            elif order.task_id is not None:
-                accepted = await self._ledger.adopt(
-                    order.key, digest=order.digest, task_id=order.task_id, owner=owner(), model=order.model
-                )
-            else:
-                accepted = None
+            accepted = await self._write_down(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         return Settlement(receipt=_receipt(accepted) if accepted else None)
 
-    async def _pay(self, order: SubmitOrder, digest: str, post: Post) -> SubmissionReceipt:
+    async def _write_down(self, order: SettleOrder) -> Accepted | None:
+        """Settle the submission that the person was asked about; where it is settled already, that stands.
+
+        Another one in doubt is left alone: nobody was asked about it, so the next attempt meets it and asks again.
+        """
+        ledger, key, task_id = self._ledger, order.key, order.task_id
+        if order.slot is not None:
+            accepted = await ledger.settle(key, order.slot, task_id=task_id, reason="decided", owner=owner())
+            if accepted is not None or task_id is None:
+                return accepted
+        if task_id is None or await ledger.open_slot(key) is not None:
+            return None
+        # The slot says that nothing was made, and the person knows of a task: it is taken over, in a slot of its own.
+        return await ledger.adopt(key, digest=order.digest, task_id=task_id, owner=owner(), model=order.model)
+
+    async def _pay(
+        self, order: SubmitOrder, digest: str, post: Post, gateway: GatewayClient | ExtensionClient
+    ) -> SubmissionReceipt:
         async with heartbeating() as heartbeat:
             exchange = PaidExchange(
                 ledger=self._ledger,
                 ledger_key=order.ledger_key,
                 digest=digest,
                 model=order.request.model,
+                gateway=gateway.origin,
+                account=gateway.account,
                 post=post,
                 heartbeat=heartbeat,
             )
@@ -275,4 +314,6 @@ def _receipt(accepted: Accepted) -> SubmissionReceipt:
         recorded=accepted.recorded,
         request_id=accepted.request_id,
         nonce=accepted.nonce,
+        gateway=accepted.gateway,
+        account=accepted.account,
     )

@@ -4,22 +4,30 @@ The gateway has no idempotency, so this is where "never pay twice" is kept. For 
 is a row of slots in the store, every record created once, atomically, and never changed or deleted:
 
     submit/<hash of the key>/<n>/intent     "I am about to send": made after connect and TLS, before the first byte
+    submit/<hash of the key>/<n>/response   "my exchange is over, and what came back does not say what was made"
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
     submit/<hash of the key>/<n>/late       an owner's own task id, where a person had settled the slot before it came
     submit/owners/<hash of a task id>       whose a task is
     submit/identity                         which ledger this is: made once, when the first worker starts
+    open/<hash of the key>.<n>              an index of the slots without an outcome: made before the intent, deleted
+                                            when the outcome stands
 
 Whoever wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": that is the answer, nothing
 is sent. Outcome "not_sent": the next slot, unless its owner came back later with a task. An intent without an outcome
-belongs to somebody who may still be alive: it is waited for until the longest exchange must be over, and is in doubt
-after that. Because the records hang on the key, not on a workflow run or an activity attempt, no retry, reset,
-termination or repeated start gets around them.
+belongs to somebody who may still be alive: it is waited for until the longest exchange must be over, or its response
+says that it is, and is in doubt after that. Because the records hang on the key, not on a workflow run or an activity
+attempt, no retry, reset, termination or repeated start gets around them.
+
+Whoever must be sure that nothing will be sent any more closes the free slot with an intent of its own
+(`close_unsent`). That one record is the whole closing, so no crash leaves half of it. It holds a fence: no submission
+that Temporal scheduled before it is sent by any later slot either.
 
 An intent is made as late as possible, so that a connection that fails leaves no record, and a crash before the first
 byte is simply sent again. What remains in doubt is what the gateway received and did not answer.
 
 The records are few and small (about 300 bytes each), and losing them means paying twice: no lifecycle rule and no
-delete permission on `submit/`.
+delete permission on `submit/`. The index `open/` only keeps one generation from adopting another one's task: it needs
+the delete permission, and its records are worth keeping as long as anything is in doubt.
 """
 
 import asyncio
@@ -28,7 +36,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -42,13 +50,13 @@ from longtake.storage import Store, StoreProblem
 logger = logging.getLogger(__name__)
 
 PREFIX = "submit"
+OPEN = "open"
+"""Where the index of what has no outcome yet lies. No part of `submit/`, where nothing is ever deleted."""
 IDENTITY = f"{PREFIX}/identity"
 """Where the store keeps which ledger it holds."""
 MARGIN = timedelta(seconds=30)
 """Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
 
-_CLOCK_SKEW = timedelta(hours=1)
-"""Between the store's clock and ours, when records are chosen by their age."""
 _LONGEST_APPROACH_SECONDS = 55.0
 """From the walk through the slots to the first byte: images are read and a connection is made. An attempt that took
 longer was stopped on the way, and what the ledger said then may not hold any more."""
@@ -57,6 +65,10 @@ _STALE_AFTER_SECONDS = 5.0
 LOOK_AGAIN = timedelta(seconds=5)
 _MOST_SLOTS = 1000
 _WRITE_TRIES = 4
+_MOST_READS_AT_ONCE = 16
+_RESPONSE_SECONDS = 10.0  # the record helps, and nobody waits longer for it than for the store's usual answer
+MOST_EXCERPT_CHARS = 500
+"""Of what a gateway answered, in `response`."""
 _NOTHING_MADE = (GatewayUnreachable, GatewayBusy, RequestRefused)
 # CLOCK_BOOTTIME counts while the machine sleeps; where there is none the monotonic clock is the best there is.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -117,6 +129,10 @@ class SlotTaken(LedgerError):
     """Another attempt took the slot in the same moment; nothing was sent by this one."""
 
 
+class SubmissionClosed(LedgerError):
+    """It was closed before this attempt came to send: nothing was sent, and this attempt never will be."""
+
+
 class SubmissionInDoubt(LedgerError):
     """An earlier attempt sent, or was about to, and may still be alive; nothing was sent by this one.
 
@@ -136,13 +152,27 @@ class OutcomeUnknown(LedgerError):
         slot: The slot that it holds.
         sent_at: When it left, by its owner's clock.
         cause: What the gateway's boundary said, where this very attempt sent it.
+        request_id: The gateway's name for the request, where it answered.
+        status: The HTTP status, where it answered.
+        excerpt: Of the answer, redacted; empty where there was none.
     """
 
-    def __init__(self, message: str, *, slot: int, sent_at: datetime, cause: GatewayError | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        slot: int,
+        sent_at: datetime,
+        cause: GatewayError | None = None,
+        response: "Response | None" = None,
+    ) -> None:
         super().__init__(message)
         self.slot = slot
         self.sent_at = sent_at
         self.cause = cause
+        self.request_id = response.request_id if response else None
+        self.status = response.status if response else None
+        self.excerpt = response.excerpt if response else ""
 
 
 class _Record(BaseModel):
@@ -157,6 +187,8 @@ class _Owner(_Record):
 
     folder: str
     """Of the key, in the ledger."""
+    account: str = ""
+    """See `Intent.account`."""
 
 
 class _Identity(BaseModel):
@@ -166,6 +198,7 @@ class _Identity(BaseModel):
 
 
 _R = TypeVar("_R", bound=_Record)
+_T = TypeVar("_T")
 
 
 class Intent(_Record):
@@ -179,6 +212,14 @@ class Intent(_Record):
     owner: str
     """The workflow id, run and attempt: for people."""
     model: str = ""
+    gateway: str = ""
+    """The origin that it is sent to; empty: not known."""
+    account: str = ""
+    """Which key pays: its fingerprint (`GatewayClient.account`); empty: not known."""
+    closing: bool = False
+    """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
+    fence: datetime | None = None
+    """Of a closing one: what Temporal scheduled until then is not sent any more."""
 
     @property
     def over_at(self) -> datetime:
@@ -194,16 +235,42 @@ class Outcome(_Record):
     request_id: str | None = None
     reason: str = ""
     at: datetime
+    decided: bool = False
+    """True where a person said "not sent": it counts, and yet a task may turn up that this submission made."""
+    fence: datetime | None = None
+    """See `Intent.fence`."""
+
+
+class Response(_Record):
+    """The exchange of an intent is over, and what came back does not say whether anything was made."""
+
+    at: datetime
+    status: int | None = None
+    request_id: str | None = None
+    reason: str = ""
+    excerpt: str = ""
+    """Of the answer, redacted, at most `MOST_EXCERPT_CHARS`: an id that no program can read may be in it."""
+
+
+class _OpenEntry(_Record):
+    """One entry of the index, for people: whoever reads the index goes by the slot's own records."""
+
+    model: str = ""
+    sent_at: datetime
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """What else was submitted around a time, by any generation of this ledger."""
+class Doubt:
+    """A submission without an outcome."""
 
-    owned: frozenset[str]
-    """Task ids that belong to somebody."""
-    rivals: tuple[Intent, ...]
-    """Other submissions of the same model that are in doubt as well: an orphan may be theirs."""
+    slot: int
+    intent: Intent
+    response: Response | None
+
+    @property
+    def exchange_is_over(self) -> bool:
+        """Whether its owner will surely bring nothing any more."""
+        return self.response is not None or datetime.now(UTC) >= self.intent.over_at
 
 
 @dataclass(frozen=True)
@@ -213,6 +280,8 @@ class Accepted:
     Attributes:
         attached: True where an earlier attempt sent it.
         recorded: False where the store did not take the outcome: write it again with `record_accepted`.
+        gateway: The origin where the task lives; empty where the ledger does not know.
+        account: The fingerprint of the key that paid; empty where the ledger does not know.
     """
 
     task_id: str
@@ -222,6 +291,8 @@ class Accepted:
     attached: bool = False
     recorded: bool = True
     nonce: str = ""
+    gateway: str = ""
+    account: str = ""
 
 
 class Evidence(BaseModel):
@@ -370,6 +441,9 @@ class SubmissionLedger:
         model: str = "",
         evidence: Evidence | None = None,
         on_evidence: Callable[[Evidence], None] = lambda _: None,
+        gateway: str = "",
+        account: str = "",
+        scheduled_at: datetime | None = None,
     ) -> Accepted:
         """Send once for this key, or find what was sent before.
 
@@ -381,13 +455,17 @@ class SubmissionLedger:
             model: For people and for reconciliation.
             evidence: What an earlier attempt of ours left in its heartbeat.
             on_evidence: Told at once what came of it, before that is written to the store.
+            gateway: The origin that `send` sends to.
+            account: The fingerprint of the key that pays.
+            scheduled_at: When Temporal scheduled this step, by the server's clock: `close_unsent` stops what is older.
 
         Raises:
             GatewayUnreachable, GatewayBusy, RequestRefused: From `send`; nothing was made, the slot is closed.
             LedgerUnavailable, KeyReused, SendSuspended, SlotTaken, SubmissionInDoubt: Nothing was sent by this call.
+            SubmissionClosed: Nothing was sent by this call, and it never will be.
             OutcomeUnknown: Something may have been sent, by this call or an earlier one.
         """
-        slot_or_accepted = await self._find_slot(key, digest, evidence)
+        slot_or_accepted = await self._find_slot(key, digest, evidence, scheduled_at)
         if isinstance(slot_or_accepted, Accepted):
             return slot_or_accepted
         intent = Intent(
@@ -397,6 +475,8 @@ class SubmissionLedger:
             window_seconds=self._window.total_seconds(),
             owner=owner,
             model=model,
+            gateway=gateway,
+            account=account,
         )
         attempt = _Attempt(self, key, slot_or_accepted, intent, on_evidence)
         answer = await attempt.run(send)
@@ -404,7 +484,13 @@ class SubmissionLedger:
             Evidence(nonce=intent.nonce, outcome="accepted", task_id=answer.task_id, request_id=answer.request_id)
         )
         accepted = Accepted(
-            answer.task_id, attempt.slot, attempt.intent.sent_at, request_id=answer.request_id, nonce=intent.nonce
+            answer.task_id,
+            attempt.slot,
+            attempt.intent.sent_at,
+            request_id=answer.request_id,
+            nonce=intent.nonce,
+            gateway=gateway,
+            account=account,
         )
         try:
             await self.record_accepted(key, accepted)
@@ -427,11 +513,13 @@ class SubmissionLedger:
             request_id=accepted.request_id,
             at=datetime.now(UTC),
         )
-        stored = await self._conclude(key, accepted.slot, outcome)
+        # Claimed first: once the ledger says whose a task is, nobody else can take it, whoever crashes in between.
+        await self._claim(key, accepted.task_id, accepted.nonce, accepted.account)
+        stored = await self._conclude(key, accepted.slot, outcome, accepted.account)
         if stored.task_id != accepted.task_id:
-            # A person settled it meanwhile. The task is ours all the same: nobody else may take it for an orphan.
+            # A person settled it meanwhile. The task is ours all the same.
             await self._create(_path(key, accepted.slot, "late"), outcome)
-            await self._claim(key, accepted.task_id, accepted.nonce)
+            await self._forget(key, accepted.slot)
             logger.error(
                 "a task was accepted, but its slot says something else",
                 extra={"task_id": accepted.task_id, "outcome": stored.outcome, "reason": stored.reason},
@@ -447,7 +535,7 @@ class SubmissionLedger:
             intent = await self._read(Intent, _path(key, slot, "intent"))
             if intent is None:
                 return True
-            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+            outcome = await self._outcome(key, slot, intent)
             if outcome is None or outcome.outcome == "accepted" or await self._late(key, slot, intent):
                 return False
         return True
@@ -480,7 +568,7 @@ class SubmissionLedger:
             intent = await self._read(Intent, _path(key, slot, "intent"))
             if intent is None:
                 break
-            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+            outcome = await self._outcome(key, slot, intent)
             if outcome is None or (digest and intent.digest != digest):
                 continue
             if outcome.outcome == "accepted" and outcome.task_id:
@@ -495,11 +583,66 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not answer.
         """
         for slot in range(1, _MOST_SLOTS):
-            if await self._read(Intent, _path(key, slot, "intent")) is None:
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
                 return None
-            if await self._read(Outcome, _path(key, slot, "outcome")) is None:
+            if await self._outcome(key, slot, intent) is None:
                 return slot
         return None
+
+    async def doubt(self, key: str, slot: int) -> Doubt | None:
+        """What is known of a submission without an outcome; None where it has one.
+
+        Raises:
+            LedgerUnavailable: The store did not answer, or has no such slot.
+        """
+        intent, outcome = await self._slot(key, slot)
+        return None if outcome else Doubt(slot, intent, await self._response(key, slot, intent))
+
+    async def close_unsent(self, key: str, *, fence: datetime, owner: str, digest: str = "") -> Accepted | None:
+        """Make sure that no submission of this key that Temporal scheduled until `fence` is sent any more.
+
+        An attempt that was frozen on its way to the gateway finds its slot taken, and one that comes later `fence`.
+
+        Args:
+            key: The generation's business key.
+            fence: By the clock of Temporal's server, as `submit`'s `scheduled_at` is; never by a worker's clock.
+            owner: Who closes it, for people who read the record.
+            digest: Of the request, where only its own submission counts.
+
+        Returns:
+            The paid submission, where there is one. None: nothing was made, and nothing older than `fence` will be.
+
+        Raises:
+            SubmissionInDoubt, OutcomeUnknown: Something may have been sent; nothing was closed.
+            LedgerUnavailable: The store did not answer; perhaps it was closed.
+        """
+        closed = False
+        for slot in range(1, _MOST_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                accepted = await self.accepted(key, digest) if slot > 1 else None
+                if accepted is not None or closed:
+                    return accepted
+                closing = Intent(
+                    nonce=uuid.uuid4().hex,
+                    digest=digest,
+                    sent_at=datetime.now(UTC),
+                    window_seconds=0,
+                    owner=owner,
+                    closing=True,
+                    fence=fence,
+                )
+                with contextlib.suppress(SlotTaken):
+                    await self._create(_path(key, slot, "intent"), closing)
+                intent = await self._read(Intent, _path(key, slot, "intent")) or closing
+            outcome = await self._outcome(key, slot, intent)
+            if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
+                raise await self._why_in_doubt(key, slot, intent)
+            if outcome.outcome == "accepted":
+                return _accepted(slot, intent, outcome) if not digest or intent.digest == digest else None
+            closed = closed or (outcome.fence is not None and outcome.fence >= fence)
+        raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
     async def settle(
         self, key: str, slot: int, *, task_id: str | None, reason: str, owner: str = ""
@@ -524,24 +667,36 @@ class SubmissionLedger:
         """
         intent, outcome = await self._slot(key, slot)
         if outcome is None:
-            doubt = self._doubt(slot, intent)
+            doubt = await self._why_in_doubt(key, slot, intent)
             if isinstance(doubt, SubmissionInDoubt):
                 raise doubt
             if task_id is not None:
-                await self._check_owner(key, task_id)
+                # Claimed first: of two generations that are given the same task at once, one is refused.
+                await self._claim(key, task_id, intent.nonce, intent.account, only=True)
             wanted = Outcome(
                 nonce=intent.nonce,
                 outcome="not_sent" if task_id is None else "accepted",
                 task_id=task_id,
                 reason=f"{reason} ({owner})" if owner else reason,
                 at=datetime.now(UTC),
+                decided=task_id is None,
             )
-            outcome = await self._conclude(key, slot, wanted)
+            outcome = await self._conclude(key, slot, wanted, intent.account)
         if outcome.outcome == "not_sent" or not outcome.task_id:
             return await self._late(key, slot, intent)
         return _accepted(slot, intent, outcome)
 
-    async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
+    async def adopt(  # noqa: PLR0913 - each is a fact of its own, named at the call
+        self,
+        key: str,
+        *,
+        digest: str,
+        task_id: str,
+        owner: str,
+        model: str,
+        gateway: str = "",
+        account: str = "",
+    ) -> Accepted:
         """Take over a task that something else submitted: an intent and its outcome, without sending anything.
 
         Raises:
@@ -556,142 +711,205 @@ class SubmissionLedger:
             slot = await self.settle(key, doubt.slot, task_id=task_id, reason=reason, owner=owner) or doubt.slot
         if isinstance(slot, Accepted):
             return slot
-        await self._check_owner(key, task_id)
+        nonce = uuid.uuid4().hex
+        await self._claim(key, task_id, nonce, account, only=True)
         intent = Intent(
-            nonce=uuid.uuid4().hex,
+            nonce=nonce,
             digest=digest,
             sent_at=datetime.now(UTC),
             window_seconds=0,
             owner=owner,
             model=model,
+            gateway=gateway,
+            account=account,
         )
         await self._create(_path(key, slot, "intent"), intent)
-        accepted = Accepted(task_id, slot, intent.sent_at, attached=True, nonce=intent.nonce)
+        accepted = Accepted(
+            task_id, slot, intent.sent_at, attached=True, nonce=intent.nonce, gateway=gateway, account=account
+        )
         await self.record_accepted(key, accepted)
         return accepted
 
-    async def neighbours(self, key: str, *, model: str, since: datetime) -> Neighbours:
-        """What other keys submitted since then. Reads many records: for reconciliation, which is rare.
+    async def rivals(self, key: str, model: str) -> tuple[Intent, ...]:
+        """Other keys' submissions of this model of which nobody knows what they made: an orphan may be theirs.
+
+        Reads the records of what is open, and nothing of what was ever closed. What a crash left half written there is
+        finished, so ask for owners (`owners_of`) after it.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        own = _folder(key)
-        intents: dict[str, Intent] = {}
-        settled: set[str] = set()
-        owned: set[str] = set()
+        own = _hash(key)
+        slots: list[tuple[str, int]] = []
         try:
-            async for path, modified in self._store.entries(PREFIX):
-                slot, _, name = path.rpartition("/")
-                if path == IDENTITY or slot.startswith(f"{own}/") or modified < since - _CLOCK_SKEW:
-                    continue
-                if name == "intent" and (intent := await self._read(Intent, path)):
-                    intents[slot] = intent
-                if name in {"outcome", "late"} and (outcome := await self._read(Outcome, path)):
-                    settled.add(slot)
-                    if outcome.task_id:
-                        owned.add(outcome.task_id)
+            async for path, _ in self._store.entries(OPEN):
+                folder, _, number = path.removeprefix(f"{OPEN}/").rpartition(".")
+                if folder != own and number.isdecimal():
+                    slots.append((folder, int(number)))
         except StoreProblem as error:
             raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
-        rivals = [intent for slot, intent in intents.items() if slot not in settled and intent.model == model]
-        return Neighbours(frozenset(owned), tuple(rivals))
+        found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
+        return tuple(intent for intent in found if intent is not None and intent.model == model)
 
-    async def window_of(self, key: str, slot: int) -> tuple[datetime, datetime]:
-        """When a submission left at the earliest, and when it must have been over.
+    async def owners_of(self, task_ids: Iterable[str]) -> dict[str, str]:
+        """Which of these tasks belong to a generation of this ledger, and which account paid for each.
 
         Raises:
-            LedgerUnavailable: The store did not answer, or there is no such slot.
+            LedgerUnavailable: The store did not answer.
         """
-        intent, _ = await self._slot(key, slot)
-        return intent.sent_at, intent.over_at
+        asked = sorted(set(task_ids))
+        owners = await _at_once(self._read(_Owner, _owner_path(task_id)) for task_id in asked)
+        return {task_id: owner.account for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
+
+    async def _open_intent(self, folder: str, slot: int) -> Intent | None:
+        """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
+        place = f"{PREFIX}/{folder}/{slot}"
+        intent = await self._read(Intent, f"{place}/intent")
+        if intent is None:
+            return None  # its owner may be just about to make it: the entry stays
+        outcome = await self._read(Outcome, f"{place}/outcome")
+        if outcome is None:
+            return intent
+        if outcome.decided and await self._read(Outcome, f"{place}/late") is None:
+            return intent
+        if outcome.task_id:
+            # Its writer may have died before it did this.
+            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account)
+        await self._forget_at(folder, slot)
+        return None
 
     async def _slot(self, key: str, slot: int) -> tuple[Intent, Outcome | None]:
         intent = await self._read(Intent, _path(key, slot, "intent"))
         if intent is None:
             raise LedgerUnavailable(f"the ledger has no slot {slot} for {key!r}: is LONGTAKE_STORE_URL the right one?")
-        return intent, await self._read(Outcome, _path(key, slot, "outcome"))
+        return intent, await self._outcome(key, slot, intent)
+
+    async def _outcome(self, key: str, slot: int, intent: Intent) -> Outcome | None:
+        """What came of a slot; a closing intent says so itself."""
+        if intent.closing:
+            closed = "closed: nothing older is sent"
+            return Outcome(nonce=intent.nonce, outcome="not_sent", reason=closed, at=intent.sent_at, fence=intent.fence)
+        return await self._read(Outcome, _path(key, slot, "outcome"))
+
+    async def _response(self, key: str, slot: int, intent: Intent) -> Response | None:
+        response = await self._read(Response, _path(key, slot, "response"))
+        return response if response is not None and response.nonce == intent.nonce else None
 
     async def _late(self, key: str, slot: int, intent: Intent) -> Accepted | None:
         """What the owner of a slot brought after a person had settled it."""
         late = await self._read(Outcome, _path(key, slot, "late"))
         return _accepted(slot, intent, late) if late is not None and late.task_id else None
 
-    async def _conclude(self, key: str, slot: int, outcome: Outcome) -> Outcome:
+    async def _conclude(self, key: str, slot: int, outcome: Outcome, account: str) -> Outcome:
         """Write an outcome, and return the one that stands: the first one does."""
         path = _path(key, slot, "outcome")
         await self._create(path, outcome)
         stands = await self._read(Outcome, path) or outcome
         if stands.task_id:
-            await self._claim(key, stands.task_id, stands.nonce)
+            await self._claim(key, stands.task_id, stands.nonce, account)
+        if not stands.decided:
+            await self._forget(key, slot)
         return stands
 
-    async def _claim(self, key: str, task_id: str, nonce: str) -> None:
-        """Write down whose a task is; the first claim stands."""
-        with contextlib.suppress(SlotTaken):
-            await self._create(_owner_path(task_id), _Owner(nonce=nonce, folder=_folder(key)))
-
-    async def _check_owner(self, key: str, task_id: str) -> None:
-        """See that a task is nobody else's.
+    async def _claim(self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False) -> None:
+        """Write down whose a task is; the first claim stands.
 
         Raises:
-            TaskOwned: It is.
+            TaskOwned: It is another's, and `only` an owner may go on.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._read(_Owner, _owner_path(task_id))
-        if owner is not None and owner.folder != _folder(key):
+        owner = await self._claim_for(_hash(key), task_id, nonce, account)
+        if only and owner != _folder(key):
             raise TaskOwned(f"the task {task_id} belongs to another generation")
 
-    async def _find_slot(self, key: str, digest: str, evidence: Evidence | None) -> int | Accepted:
+    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str) -> str:
+        """The same for a folder; returns whose it is."""
+        path, claim = _owner_path(task_id), _Owner(nonce=nonce, folder=f"{PREFIX}/{folder}", account=account)
+        try:
+            await self._create(path, claim)
+        except SlotTaken:
+            stands = await self._read(_Owner, path)
+            return stands.folder if stands else ""
+        return claim.folder
+
+    async def _forget(self, key: str, slot: int) -> None:
+        await self._forget_at(_hash(key), slot)
+
+    async def _forget_at(self, folder: str, slot: int) -> None:
+        """Take a slot out of the index. One that stays there is taken out by whoever reads it next."""
+        try:
+            await self._store.delete(f"{OPEN}/{folder}.{slot}")
+        except StoreProblem as problem:
+            logger.info("an entry of the ledger's index was not deleted", exc_info=problem)
+
+    async def _find_slot(
+        self, key: str, digest: str, evidence: Evidence | None, scheduled_at: datetime | None = None
+    ) -> int | Accepted:
         """The first free slot, or the accepted submission.
 
         Raises:
-            KeyReused, SubmissionInDoubt, OutcomeUnknown, LedgerUnavailable: See `submit`.
+            KeyReused, SubmissionClosed, SubmissionInDoubt, OutcomeUnknown, LedgerUnavailable: See `submit`.
         """
+        fence: datetime | None = None
         for slot in range(1, _MOST_SLOTS):
             intent = await self._read(Intent, _path(key, slot, "intent"))
             if intent is None:
                 # What came late was paid all the same: it is not sent again.
-                return (slot > 1 and await self.accepted(key, digest)) or slot
-            outcome = await self._read(Outcome, _path(key, slot, "outcome"))
+                accepted = await self.accepted(key, digest) if slot > 1 else None
+                if accepted is None and fence and scheduled_at and scheduled_at <= fence:
+                    raise SubmissionClosed(
+                        f"what was scheduled until {fence:%Y-%m-%d %H:%M:%S} UTC was closed: nothing was sent"
+                    )
+                return accepted or slot
+            outcome = await self._outcome(key, slot, intent)
+            if evidence and evidence.nonce == intent.nonce:
+                believed = await self._believe(key, slot, intent, outcome, evidence)
+                if isinstance(believed, Accepted):
+                    return believed
+                outcome = believed
             if outcome is not None and outcome.outcome == "not_sent":
+                if outcome.fence is not None:
+                    fence = max(fence or outcome.fence, outcome.fence)
                 continue  # whatever it was, nothing was made: the key is still free
             if intent.digest != digest:
                 raise KeyReused(f"the key {key!r} was already used for another request: use a new key for this one")
-            if outcome is None and evidence and evidence.nonce == intent.nonce:
-                outcome = Outcome(at=datetime.now(UTC), **evidence.model_dump())
-                try:
-                    await self._create(_path(key, slot, "outcome"), outcome)
-                except LedgerUnavailable:
-                    if not evidence.task_id:
-                        raise
-                    # It is paid for and its id is known: hand the id on, whatever the store says.
-                    return Accepted(
-                        evidence.task_id,
-                        slot,
-                        intent.sent_at,
-                        evidence.request_id,
-                        attached=True,
-                        recorded=False,
-                        nonce=intent.nonce,
-                    )
-            if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
-                raise self._doubt(slot, intent)
-            if outcome.outcome == "accepted" and outcome.task_id:
-                return _accepted(slot, intent, outcome)
+            if outcome is None or not outcome.task_id:
+                raise await self._why_in_doubt(key, slot, intent)
+            return _accepted(slot, intent, outcome)
         raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
-    def _doubt(self, slot: int, intent: Intent) -> LedgerError:
+    async def _believe(
+        self, key: str, slot: int, intent: Intent, outcome: Outcome | None, evidence: Evidence
+    ) -> Outcome | Accepted:
+        """What came of our own slot, by what is left of the attempt that it belongs to."""
+        said = Outcome(at=datetime.now(UTC), **evidence.model_dump())
+        if not evidence.task_id:
+            return outcome or await self._conclude(key, slot, said, intent.account)
+        if outcome is not None and outcome.task_id == evidence.task_id:
+            return outcome
+        # It is paid for and its id is known: hand the id on, whatever the store or a person says.
+        accepted = _accepted(slot, intent, said)
+        try:
+            await self.record_accepted(key, accepted)
+        except LedgerError:
+            return replace(accepted, recorded=False)
+        return accepted
+
+    async def _why_in_doubt(self, key: str, slot: int, intent: Intent) -> SubmissionInDoubt | OutcomeUnknown:
+        response = await self._response(key, slot, intent)
         wait = intent.over_at - datetime.now(UTC)
-        if wait > timedelta(0):
+        if response is None and wait > timedelta(0):
             return SubmissionInDoubt(
                 f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
                 f"waiting {wait.total_seconds():.0f} s for its outcome",
                 min(wait, LOOK_AGAIN),
             )
+        left = f"got no answer that says what was made: {response.reason}" if response else "left no outcome"
         return OutcomeUnknown(
-            f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and left no outcome",
+            f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and {left}",
             slot=slot,
             sent_at=intent.sent_at,
+            response=response,
         )
 
     async def _read(self, kind: type[_R], path: str) -> _R | None:
@@ -764,11 +982,20 @@ class _Attempt:
                 await self._close(type(error).__name__)
                 raise
             # Armed, and then anything else, cancellation and defects included: the request may be on its way.
+            cause = error if isinstance(error, GatewayError) else None
+            reason = f"{type(error).__name__}: {error}"[:500]
+            response = Response(
+                nonce=self.intent.nonce,
+                at=datetime.now(UTC),
+                status=cause and cause.status,
+                request_id=cause and cause.request_id,
+                reason=reason,
+                excerpt=((cause and cause.excerpt) or "")[:MOST_EXCERPT_CHARS],
+            )
+            if isinstance(error, Exception | asyncio.CancelledError):  # else the process is going
+                await self._say_that_it_is_over(response)
             raise OutcomeUnknown(
-                f"{type(error).__name__}: {error}"[:500],
-                slot=self.slot,
-                sent_at=self.intent.sent_at,
-                cause=error if isinstance(error, GatewayError) else None,
+                reason, slot=self.slot, sent_at=self.intent.sent_at, cause=cause, response=response
             ) from None
         if not self._armed:
             raise RuntimeError("a submission was answered although it never asked whether it may be sent")
@@ -782,6 +1009,9 @@ class _Attempt:
         self._started = time.clock_gettime(_CLOCK)
         if self._started - self._created > _LONGEST_APPROACH_SECONDS:
             raise SendSuspended("the worker was stopped on its way to the gateway: nothing was sent")
+        entry = _OpenEntry(nonce=self.intent.nonce, model=self.intent.model, sent_at=self.intent.sent_at)
+        with contextlib.suppress(SlotTaken):  # of an attempt that got no further: the entry is there
+            await self._ledger._create(_open_path(self._key, self.slot), entry)  # noqa: SLF001 - same module
         await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)  # noqa: SLF001 - same module
         if time.clock_gettime(_CLOCK) - self._started > _STALE_AFTER_SECONDS:
             raise SendSuspended(
@@ -789,6 +1019,14 @@ class _Attempt:
                 "to write a record: nothing was sent"
             )
         self._armed = True
+
+    async def _say_that_it_is_over(self, response: Response) -> None:
+        """Spare others the wait for the end of the window; where it cannot be written they wait."""
+        try:
+            async with asyncio.timeout(_RESPONSE_SECONDS):
+                await self._ledger._create(_path(self._key, self.slot, "response"), response)  # noqa: SLF001 - same module
+        except (LedgerError, TimeoutError, asyncio.CancelledError) as error:
+            logger.warning("ledger response not written", exc_info=error)
 
     async def _close(self, reason: str) -> None:
         """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
@@ -801,23 +1039,51 @@ class _Attempt:
             if stored is None or stored.nonce != self.intent.nonce:
                 return
             outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
-            await ledger._create(_path(self._key, self.slot, "outcome"), outcome)  # noqa: SLF001 - same module
+            await ledger._conclude(self._key, self.slot, outcome, self.intent.account)  # noqa: SLF001 - same module
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
             logger.warning("ledger slot not closed", exc_info=error)
 
 
+async def _at_once(reads: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Await them all, a few at a time; the first error counts."""
+    gate = asyncio.Semaphore(_MOST_READS_AT_ONCE)
+
+    async def read(one: Awaitable[_T]) -> _T:
+        async with gate:
+            return await one
+
+    return list(await asyncio.gather(*map(read, reads)))
+
+
 def _accepted(slot: int, intent: Intent, outcome: Outcome) -> Accepted:
     """A submission whose task id the ledger knows."""
-    return Accepted(outcome.task_id or "", slot, intent.sent_at, outcome.request_id, attached=True, nonce=intent.nonce)
+    return Accepted(
+        outcome.task_id or "",
+        slot,
+        intent.sent_at,
+        outcome.request_id,
+        attached=True,
+        nonce=intent.nonce,
+        gateway=intent.gateway,
+        account=intent.account,
+    )
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def _folder(key: str) -> str:
-    return f"{PREFIX}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return f"{PREFIX}/{_hash(key)}"
 
 
 def _owner_path(task_id: str) -> str:
-    return f"{PREFIX}/owners/{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
+    return f"{PREFIX}/owners/{_hash(task_id)}"
+
+
+def _open_path(key: str, slot: int) -> str:
+    return f"{OPEN}/{_hash(key)}.{slot}"
 
 
 def _path(key: str, slot: int, name: str) -> str:

@@ -33,6 +33,7 @@ ACTIVITIES: Final = (
     "submit_generation",
     "submit_extension",
     "record_submission",
+    "close_submission",
     "reconcile_submission",
     "settle_submission",
     "query_generation",
@@ -135,7 +136,8 @@ ENDINGS: Final = (
 
 FAILURES: Final = (
     *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
-    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
+    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionClosed"),
+    *("SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
     *("WrongGateway", "TaskNotVisible"),
 )

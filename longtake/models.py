@@ -238,6 +238,8 @@ class Attention(StrEnum):
     """The last look failed or could not be read; the generation goes on looking."""
     DELIVERY_TROUBLE = "delivery_trouble"
     """The video is made, and could not be brought home yet; its link may be dying."""
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    """The submission ledger cannot be read or written, so it is not known whether anything was sent."""
 
 
 class GenerationStatus(_Payload):
@@ -274,6 +276,8 @@ class GenerationStatus(_Payload):
     """What can be decided now, for the update `decide`."""
     decide_by: datetime | None = None
     """When the decision is taken without a person; None where it is waited for without an end."""
+    slot: int | None = None
+    """Which submission the decision is about: its slot in the ledger. Send it with the decision."""
     evidence: tuple[str, ...] = ()
     """What is known about a submission whose outcome is unknown, in words."""
     candidates: tuple[str, ...] = ()
@@ -407,6 +411,30 @@ class RecordOrder(_Payload):
     ledger_id: str = ""
 
 
+class CloseInput(_Payload):
+    """What `close_submission` is asked."""
+
+    key: str
+    """The ledger's."""
+    ledger_id: str = ""
+    digest: str = ""
+    """Of what was to be paid for; empty where whatever the key paid for counts."""
+    stage: Stage | None = None
+    """For the log."""
+
+
+class ClosedSubmission(_Payload):
+    """What the ledger knows of a key, once no submission scheduled before can be sent any more.
+
+    With neither field set, nothing was made, and nothing that was scheduled before will be.
+    """
+
+    receipt: SubmissionReceipt | None = None
+    """The paid submission."""
+    in_doubt: FailureDetails | None = None
+    """A submission that was sent and has no known outcome: its slot, and when it was sent."""
+
+
 class ReconcileOrder(_Payload):
     """What `reconcile_submission` is asked."""
 
@@ -433,6 +461,12 @@ class Reconciliation(_Payload):
     """True where the ledger has nothing in doubt (any more): submitting again attaches, or sends for the first time."""
     candidates: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
+    slot: int | None = None
+    """Which submission this is about."""
+    retry_after: timedelta | None = None
+    """When checking again is worthwhile; None: at the next regular time."""
+    elsewhere: str | None = None
+    """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
 
 
 class SettleOrder(_Payload):
@@ -448,6 +482,8 @@ class SettleOrder(_Payload):
     ledger_id: str = ""
     extension: bool = False
     """Whether it is about an extension that was paid for again: then the task is at the gateway that retries them."""
+    slot: int | None = None
+    """Which submission the person was asked about: this one only is written down, whatever else is in doubt."""
 
 
 class Settlement(_Payload):
@@ -513,6 +549,8 @@ class Decision(_Payload):
     action: DecisionAction
     task_id: str | None = None
     """Which task to adopt."""
+    slot: int | None = None
+    """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
 
 
 class CarriedGeneration(_Payload):

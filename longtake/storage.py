@@ -403,11 +403,11 @@ class Store:
         where = f"{self.url}/{path}" if path else self.url
         text = str(error)
         if "No space left" in text or "os error 28" in text or "quota exceeded" in text.lower():
+            # Often it is freed without us, by what tidies the disk: every step tries again until its time is over.
             return StoreProblem(
                 f"no space left on the disk that holds {self._root or self.url}: free some;"
                 " nothing is lost, it will be tried again",
                 retryable=True,
-                needs_operator=True,
             )
         absent = isinstance(error, FileNotFoundError)
         if "NoSuchBucket" in text or "ContainerNotFound" in text or (absent and verb == "write"):

@@ -30,9 +30,9 @@ with workflow.unsafe.imports_passed_through():
         UncollectedExtension,
     )
     from longtake.temporal import key_of
-    from workflows import submitting
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
+    from workflows.submitting import prepare, submit, submit_extension
     from workflows.watching import Watch, look_for_refund
 
 
@@ -63,8 +63,8 @@ class GenerateVideoWorkflow:
             else:
                 generation.asked = _accept(request)
                 generation.warnings += warnings_for(generation.request)
-                await submitting.prepare(generation)
-                await submitting.submit(generation)
+                await prepare(generation)
+                await submit(generation)
             verdict = await self._verdict()
             match verdict.state:
                 case TaskState.COMPLETED:
@@ -113,6 +113,10 @@ class GenerateVideoWorkflow:
         if decision.action not in offered:
             choices = ", ".join(offered)
             raise ApplicationError(f"{decision.action} is not offered now; choose one of: {choices}", type="NotOffered")
+        asked = self._generation.asked_slot
+        if decision.slot is not None and decision.slot != asked:
+            rule = f"this decision is about submission {decision.slot}, and {asked or 'none'} is asked about now"
+            raise ApplicationError(f"{rule}: look at the status, then decide again", type="NotOffered")
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
         if decision.task_id is not None and not is_task_id(decision.task_id):
@@ -217,14 +221,14 @@ class GenerateVideoWorkflow:
             Ending: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
         """
         generation = self._generation
-        remix_id = generation.record and generation.record.remix_id
+        remix_id = generation.record.remix_id if generation.record else None
         assert remix_id is not None  # noqa: S101 - `_no_retry_because`
         for number in numbers:
             try:
                 if generation.extension_number != number:  # else continued as new while it is watched
                     generation.extension_number = number
                     generation.extension = generation.extension_record = None
-                    await submitting.submit_extension(generation, remix_id, number)
+                    await submit_extension(generation, remix_id, number)
                 extension = generation.retried
                 record = await Watch(generation, extension, extension=True).verdict()
             except Ending as ending:

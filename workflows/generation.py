@@ -97,6 +97,7 @@ class Generation:
         self.advice = ""
         self.offered: tuple[DecisionAction, ...] = ()
         self.decide_by: datetime | None = None
+        self.asked_slot: int | None = None
         self.candidates: tuple[str, ...] = ()
         self.evidence: tuple[str, ...] = ()
         self.outcome: str | None = None
@@ -145,14 +146,13 @@ class Generation:
     @property
     def remix_id_extend(self) -> str | None:
         """The upstream id of the extension: of the one that was paid for again, once that has one."""
-        of_retry = self.extension_record and self.extension_record.remix_id_extend
-        return of_retry or (self.record and self.record.remix_id_extend)
+        known = (record.remix_id_extend for record in (self.extension_record, self.record) if record)
+        return next((remix_id for remix_id in known if remix_id), None)
 
     def cancelled(self) -> None:
         """Nobody waits any more; what is known about money stays known."""
-        if self.paid is None:
-            # An attempt that was lost before the cancellation arrived may have sent it.
-            self.paid = Paid.NO if self.stage is Stage.PREPARING else Paid.UNKNOWN
+        # Before it is submitted, and while it is, the ledger has been asked by now (`workflows.settling`).
+        self.paid = self.paid or Paid.UNKNOWN
         if self.paid is not Paid.NO:
             self.advice = _SAME_KEY_AGAIN
         self.enter(Stage.CANCELLED)
@@ -200,14 +200,15 @@ class Generation:
         self.receipt, self.paid = receipt, Paid.YES
         workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id), VIDEO_PAID.value_set(Paid.YES)])
 
-    def offer(self, actions: Iterable[DecisionAction], *, by: datetime | None) -> None:
+    def offer(self, actions: Iterable[DecisionAction], *, by: datetime | None, slot: int | None = None) -> None:
         """Let the update `decide` choose one of these; it can from now on, until it is taken.
 
         Args:
             actions: The choices.
             by: When nobody is waited for any more; None where that has no end.
+            slot: Which submission it is about, if it is about one.
         """
-        self.offered, self.decide_by = tuple(actions), by
+        self.offered, self.decide_by, self.asked_slot = tuple(actions), by, slot
         self.enter(Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
 
     async def decision(self, *, within: timedelta | None) -> Decision | None:
@@ -255,6 +256,7 @@ class Generation:
             link_expires_at=record.link_expires_at if record else None,
             decisions=tuple(self.offered),
             decide_by=self.decide_by if self.offered else None,
+            slot=self.asked_slot if self.offered else None,
             evidence=self.evidence,
             candidates=self.candidates,
             last_problem=self.last_problem,

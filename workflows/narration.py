@@ -42,6 +42,10 @@ _ATTENTION = {
         "the video is made and paid, and cannot be brought home yet",
         "Mend what the last problem names, before the link dies; it is tried again by itself.",
     ),
+    Attention.LEDGER_UNAVAILABLE: (
+        "the submission ledger cannot be used, so it is not known whether anything was sent",
+        "Fix the store that the last problem names. The ledger is asked again by itself; nothing is sent meanwhile.",
+    ),
 }
 
 _DECISIONS = {

@@ -181,14 +181,15 @@ PAID_TABLE: tuple[PaidRow, ...] = (
         "the gateway failed before it called upstream",
         GatewayBusy,
         frozenset({500}),
-        frozenset({"get_channel_failed", "build_request_failed"}),
+        frozenset({"build_request_failed"}),
     ),
     # Nothing was made, and never will be.
     PaidRow("no such route", RequestRefused, frozenset({404, 405}), advice=_CHECK_URL),
     # A time-out is ambiguous under a 4xx number too: 408 may be the upstream's, handed on; 499 is nginx's own.
     PaidRow("a time-out", AnswerLost, frozenset({408, 499})),
     PaidRow("the request was refused", RequestRefused, range(400, 500)),
-    # Unknown: 5xx that are not above, other redirects, numbers outside HTTP.
+    # Unknown: 5xx that are not above, other redirects, numbers outside HTTP. `get_channel_failed` too: in stock it
+    # follows a first try that failed, and hides what became of that (field notes).
     PaidRow("an answer that does not say whether a job was made", AnswerLost, range(1000)),
 )
 """Read from the top, the first row that fits decides. Redirects to the same route are told apart before it."""
@@ -390,12 +391,12 @@ class GatewayClient:
                 f"HTTP {answer.status} came without the hook before the first byte having fired: stop submitting, "
                 "and install the versions of httpx and httpcore that longtake was released with"
             )
-        refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
-        if refusal is not None:
-            raise refusal
-        said = _parse(answer, secrets)
-        task_id = wire.read_submission(said, status=answer.status, request_id=answer.request_id, secrets=secrets)
-        return SubmissionAnswer(task_id, answer.request_id, answer.status)
+        try:
+            return _read_submission(answer, path, secrets)
+        except (AnswerLost, AnswerUnreadable) as error:
+            # Whoever has to find the task may see more in the answer than we do.
+            error.excerpt = wire.read_excerpt(answer.body, secrets=secrets)
+            raise
 
     async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
         """Ask once how a task stands.
@@ -623,6 +624,15 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
     finally:
         told["seconds"] = round(time.monotonic() - started, 3)
         logger.info("%s %s", request.method, path, extra=told)
+
+
+def _read_submission(answer: HttpAnswer, path: str, secrets: Sequence[str]) -> SubmissionAnswer:
+    refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
+    if refusal is not None:
+        raise refusal
+    said = _parse(answer, secrets)
+    task_id = wire.read_submission(said, status=answer.status, request_id=answer.request_id, secrets=secrets)
+    return SubmissionAnswer(task_id, answer.request_id, answer.status)
 
 
 def _parse(answer: HttpAnswer, secrets: Sequence[str]) -> object:

@@ -27,9 +27,10 @@ class GatewayError(Exception):
         gateway_message: The gateway's own words, shortened and without links, or None.
         request_id: The gateway's `X-Oneapi-Request-Id`, or None.
         retry_after: How long the gateway asked us to wait, capped; or None.
+        excerpt: Of an answer that does not say what was made: its body, redacted and bounded; or None.
     """
 
-    def __init__(  # noqa: PLR0913 - five optional facts, each named at every call
+    def __init__(  # noqa: PLR0913 - six optional facts, each named at every call
         self,
         message: str,
         *,
@@ -38,6 +39,7 @@ class GatewayError(Exception):
         gateway_message: str | None = None,
         request_id: str | None = None,
         retry_after: timedelta | None = None,
+        excerpt: str | None = None,
     ) -> None:
         super().__init__(f"[{request_id}] {message}" if request_id else message)
         self.status = status
@@ -45,6 +47,7 @@ class GatewayError(Exception):
         self.gateway_message = gateway_message
         self.request_id = request_id
         self.retry_after = retry_after
+        self.excerpt = excerpt
 
 
 class GatewayUnreachable(GatewayError):

@@ -16,15 +16,17 @@ Nothing but the errors named in each docstring leaves this module, whatever the 
 Unicode of bounded length, so that they survive a Temporal payload.
 """
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from html import escape
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,6 +43,9 @@ _T = TypeVar("_T")
 _MOST_LAYERS = 6  # wrapper, envelope, the same of a second gateway, record; deeper is not ours
 _MOST_MESSAGE_CHARS = 300
 _MOST_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a text, and pages can be long
+MOST_EXCERPT_CHARS = 500
+_MOST_EXCERPT_CHARS_READ = 20_000
+_MOST_EXCERPT_ITEMS = 20  # of an object or a list
 _MOST_ID_CHARS = 256
 _MOST_LINK_CHARS = 8_192
 _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
@@ -48,6 +53,9 @@ _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
 _SHORTEST_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
 _SECRET_BEGINNING_CHARS = 24
 _SECOND_SEGMENT_PROGRESS = 50
+
+_PRIVATE_NAME = re.compile(r"prompt|input|messages|content|key|secret|token$|authorization|signature", re.IGNORECASE)
+_ANY_LINK = re.compile(r"[a-z][a-z0-9+.-]{0,20}:\\?/\\?/[^\s\"'<>]+|data:[^\s\"'<>]+", re.IGNORECASE)
 
 _DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
 _FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
@@ -366,6 +374,63 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     return text[:-_LONGEST_LOGIN_CHARS] if is_cut else text
 
 
+def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
+    """What an answer says, for a person who must find what a program cannot read: an id that is a number, or a path.
+
+    Without keys, prompts, links and images: whatever is under a name for such things goes, and so does any text that
+    holds one of the `secrets`, also where it is escaped once more.
+
+    Args:
+        body: As it came; anything at all.
+        secrets: Texts that must not come back: the keys and prompts that were sent.
+
+    Returns:
+        One line of at most 500 characters.
+    """
+    hidden = _spellings(secrets)
+    try:
+        text = json.dumps(_excerpt(read_json(body), hidden, _MOST_LAYERS), ensure_ascii=False)
+    except ValueError:
+        text = _hide(body[:_MOST_EXCERPT_CHARS_READ].decode(errors="replace"), hidden)
+    return _one_line(text, MOST_EXCERPT_CHARS)
+
+
+def _excerpt(value: object, hidden: Sequence[str], depth: int) -> object:
+    """`value` without what must not be shown, and not too much of it."""
+    nested = read_object(value) if isinstance(value, str) else None
+    value = value if nested is None else nested
+    if isinstance(value, str):
+        return _hide(value[:_MOST_EXCERPT_CHARS_READ], hidden)
+    if isinstance(value, dict | list) and depth == 0:
+        return "…"
+    if isinstance(value, dict):
+        few = itertools.islice(value.items(), _MOST_EXCERPT_ITEMS)
+        return {
+            _hide(name, hidden): "…" if _PRIVATE_NAME.search(name) else _excerpt(inner, hidden, depth - 1)
+            for name, inner in few
+        }
+    if isinstance(value, list):
+        return [_excerpt(inner, hidden, depth - 1) for inner in value[:_MOST_EXCERPT_ITEMS]]
+    return value
+
+
+def _hide(text: str, hidden: Sequence[str]) -> str:
+    whole = text.strip()
+    if any(whole == secret or (len(secret) >= _SHORTEST_SECRET_CHARS and secret in text) for secret in hidden):
+        return "…"
+    return _ANY_LINK.sub("…", redact(text, secrets=hidden))
+
+
+def _spellings(secrets: Iterable[str]) -> list[str]:
+    """Each secret as it may come back: escaped as JSON writes it, once or twice, or as HTML or a URL does."""
+    found: dict[str, None] = {}
+    for secret in filter(None, (secret.strip() for secret in secrets)):
+        once = [json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]]
+        twice = [json.dumps(text)[1:-1] for text in once]
+        found.update(dict.fromkeys([secret, *once, *twice, escape(secret), quote(secret, safe="")]))
+    return list(found)
+
+
 def read_layers(body: object) -> list[_Json]:
     """The chain of objects along `data`, from the outside in."""
     layers: list[_Json] = []
@@ -504,9 +569,14 @@ def _text(value: object) -> str | None:
 
 
 def _shorten(text: str) -> str:
-    """One line of at most 300 printable characters; a lone surrogate would break the JSON that it is written into."""
+    """One line of at most 300 printable characters."""
+    return _one_line(text, _MOST_MESSAGE_CHARS)
+
+
+def _one_line(text: str, most_chars: int) -> str:
+    """One line of printable characters; a lone surrogate would break the JSON that it is written into."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= _MOST_MESSAGE_CHARS else line[: _MOST_MESSAGE_CHARS - 1] + "…"
+    return line if len(line) <= most_chars else line[: most_chars - 1] + "…"
 
 
 def _short(value: object) -> str | None:

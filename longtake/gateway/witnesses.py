@@ -6,9 +6,11 @@ Two witnesses (field notes: "Witnesses for an unknown outcome"), each optional a
 - the key's log, `GET /api/log/token`, which needs the API key: it shows whether anything was charged.
 
 An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and are remembered for a while.
-Together they may be asked 20 times in 20 minutes. A witness that could not be heard completely is not heard at all:
-from half a task list a wrong orphan would be adopted. And no witness proves that nothing was made: an operator can
-switch the log off, and in rare cases a task's row is lost.
+The log may be asked 20 times in 20 minutes, the list far more often (field notes). A witness that could not be heard
+completely is not heard at all: from half a task list a wrong orphan would be adopted. And no witness proves that
+nothing was made: an operator can switch the log off, in rare cases a task's row is lost, and stock answers an error of
+its database with an empty list. So the list counts only where somebody who knows confirms it (`reconciliation`): for
+that it shows all tasks of the time in question (`Testimony.seen`), and the newest ones of any time (`ask_newest`).
 """
 
 import math
@@ -33,19 +35,23 @@ from longtake.gateway.wire import read_count, read_layers, read_object, read_tim
 TASKS_PATH = "/api/task/self"
 LOG_PATH = "/api/log/token"
 
-MOST_CALLS = 20
-CALLS_WINDOW = timedelta(minutes=20)
+MOST_LOG_CALLS = 20
+LOG_CALLS_WINDOW = timedelta(minutes=20)
+MOST_LIST_CALLS = 60
+LIST_CALLS_WINDOW = timedelta(seconds=180)
+"""Stock allows 360 there, to everybody behind one address; older ones 180."""
 CLOSED_FOR = timedelta(minutes=15)
 """How long a closed witness is left alone: operators open routes and renew tokens, though rarely."""
 _AFTER_TROUBLE = timedelta(minutes=1)
 _AFTER_429 = timedelta(minutes=5)
+_LIST_AFTER_429 = LIST_CALLS_WINDOW
 
 _TASKS = "the account's task list"
 _LOG = "the key's log"
 _LATER = frozenset({408, 425, 429})  # of the 4xx the ones that do not mean "closed"
 _TOO_MANY_REQUESTS = 429
 _PAGE_SIZE = 100  # the most that the gateway gives
-_MOST_PAGES = 10  # half of the calls that are allowed
+_MOST_PAGES = 10
 _SHORTEST_CUT_LOG = 100  # the log shows the last rows only (stock: 1000); a shorter one is taken for the whole
 _MOST_WRAPPERS = 6
 _CHARGE, _REFUND = 2, 6
@@ -69,13 +75,24 @@ class OrphanCandidate(_Statement):
     quota: int | None = None
 
 
+class SeenTask(_Statement):
+    """One row of the task list, of any model."""
+
+    task_id: str
+    submitted_at: datetime | None
+
+
 class Testimony(_Statement):
     """What the witnesses say."""
 
     tasks: tuple[OrphanCandidate, ...] | None = None
     """All tasks of the model that were submitted in the window, the oldest first; None where the list was not heard."""
+    seen: tuple[SeenTask, ...] = ()
+    """All tasks that the list showed, of any model: some of them should be known."""
     charges: int | None = None
     """How often the key was charged for the model in the window; None where the log was not heard."""
+    charged_at: tuple[datetime, ...] = ()
+    """When, by the gateway's clock, the oldest first."""
     refunds: int | None = None
     """How often it got that back in the window (a refund comes when a task fails)."""
     notes: tuple[str, ...] = ()
@@ -157,7 +174,10 @@ class Witnesses:
             self._secrets.append(token)
         self._gateway = GatewayClient(base_url=base_url, api_keys=[api_key], transport=transport)
         self._clock = clock
-        self._calls = CallWindow(MOST_CALLS, CALLS_WINDOW, clock=clock)
+        self._calls = {
+            _TASKS: CallWindow(MOST_LIST_CALLS, LIST_CALLS_WINDOW, clock=clock),
+            _LOG: CallWindow(MOST_LOG_CALLS, LOG_CALLS_WINDOW, clock=clock),
+        }
         self._closed: dict[str, tuple[float, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -172,7 +192,17 @@ class Witnesses:
         """Close all connections."""
         await self._gateway.aclose()
 
-    async def ask(self, *, model: str, since: datetime, until: datetime) -> Testimony:
+    @property
+    def origin(self) -> str:
+        """`scheme://host[:port]` of the gateway that is asked."""
+        return self._gateway.origin
+
+    @property
+    def account(self) -> str:
+        """Whose log is asked: a fingerprint of the key (`GatewayClient.account`)."""
+        return self._gateway.account
+
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool = True) -> Testimony:
         """What is known of submissions for `model` between two moments.
 
         Trouble of any kind is a note in the testimony, never an exception.
@@ -181,40 +211,66 @@ class Witnesses:
             model: As it was submitted.
             since: The earliest moment, with a time zone; allow for the gateway's clock and for whole seconds.
             until: The latest one.
+            log: False leaves the log out, such as where another key paid.
         """
         window = _Window(model, since, until)
         notes: list[str] = []
         waits: list[timedelta] = []
-        tasks, charges, refunds = None, None, None
+        tasks: tuple[OrphanCandidate, ...] | None = None
+        seen: tuple[SeenTask, ...] = ()
+        charged_at: tuple[datetime, ...] | None = None
+        refunds: int | None = None
         try:
-            tasks = await self._ask_tasks(window)
+            tasks, seen = await self._ask_tasks(window)
             notes.append(f"{_TASKS} answered: {len(tasks)} of this model at that time")
         except _Unheard as unheard:
             notes.append(f"{_TASKS} {unheard}")
             waits += [unheard.retry_after] if unheard.retry_after else []
         try:
-            charges, refunds = await self._ask_log(window)
-            notes.append(f"{_LOG} answered: {charges} charges and {refunds} refunds of this model at that time")
+            if log:
+                charged_at, refunds = await self._ask_log(window)
+                said = f"{len(charged_at)} charges and {refunds} refunds of this model at that time"
+                notes.append(f"{_LOG} answered: {said}")
         except _Unheard as unheard:
             notes.append(f"{_LOG} {unheard}")
             waits += [unheard.retry_after] if unheard.retry_after else []
         return Testimony(
-            tasks=tasks, charges=charges, refunds=refunds, notes=tuple(notes), retry_after=max(waits, default=None)
+            tasks=tasks,
+            seen=seen,
+            charges=None if charged_at is None else len(charged_at),
+            charged_at=charged_at or (),
+            refunds=refunds,
+            notes=tuple(notes),
+            retry_after=min(waits, default=None),
         )
 
-    async def _ask_tasks(self, window: "_Window") -> tuple[OrphanCandidate, ...]:
+    async def ask_newest(self) -> Testimony:
+        """The newest tasks of the account, of any model and time (`seen`): does the list show anything at all?
+
+        Trouble of any kind is a note in the testimony, never an exception.
+        """
+        try:
+            rows, _ = self._rows(await self._get_tasks({"p": 1, "page_size": _PAGE_SIZE}))
+        except _Unheard as unheard:
+            return Testimony(notes=(f"{_TASKS} {unheard}",), retry_after=unheard.retry_after)
+        return Testimony(seen=_seen(rows))
+
+    async def _ask_tasks(self, window: "_Window") -> tuple[tuple[OrphanCandidate, ...], tuple[SeenTask, ...]]:
         """All pages of the list; the newest task comes first.
 
         A task that is submitted meanwhile moves the others one place on: some then come twice, and none is missed.
         """
-        if self._console is None:
-            raise _Unheard("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
         seen: set[str] = set()
+        shown: dict[str, SeenTask] = {}
         found: dict[str, OrphanCandidate] = {}
+        total: int | None = None
         for page in range(1, _MOST_PAGES + 1):
             params = {**window.params(), "p": page, "page_size": _PAGE_SIZE}
-            rows, total = self._rows(await self._get(_TASKS, TASKS_PATH, self._console, params))
+            rows, said = self._rows(await self._get_tasks(params))
+            # The error of a database that comes between two pages reads as "none in all"; the first page knew better.
+            total = max(total or 0, said or 0) or None
             before = len(seen)
+            shown.update((task.task_id, task) for task in _seen(rows))
             for place, row in enumerate(rows):
                 task_id = _task_id(row)
                 seen.add(task_id or f"the row {place} of page {page}")
@@ -228,15 +284,20 @@ class Witnesses:
             raise _Unheard(f"goes on after {_MOST_PAGES} pages: too many tasks at that time")
         if total is not None and not whole:
             raise _Unheard(f"is incomplete: it showed {len(seen)} tasks of {total}", _AFTER_TROUBLE)
-        return tuple(sorted(found.values(), key=lambda task: task.submitted_at))
+        return tuple(sorted(found.values(), key=lambda task: task.submitted_at)), tuple(shown.values())
 
-    async def _ask_log(self, window: "_Window") -> tuple[int, int]:
+    async def _get_tasks(self, params: Mapping[str, str | int]) -> HttpAnswer:
+        if self._console is None:
+            raise _Unheard("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
+        return await self._get(_TASKS, TASKS_PATH, self._console, params)
+
+    async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int]:
         headers = {"Authorization": f"Bearer {self._api_key}"}
         rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
         moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
         if len(rows) >= _SHORTEST_CUT_LOG and (not moments or min(moments) >= window.since):
             raise _Unheard(f"shows only its last {len(rows)} rows, and they do not reach back to that time")
-        return window.count(rows, _CHARGE), window.count(rows, _REFUND)
+        return window.moments(rows, _CHARGE), len(window.moments(rows, _REFUND))
 
     async def _get(
         self, witness: str, path: str, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
@@ -249,7 +310,7 @@ class Witnesses:
         until, reason = self._closed.get(witness, (-math.inf, ""))
         if self._clock() < until:
             raise _Unheard(f"is closed: {reason}")
-        wait = self._calls.take()
+        wait = self._calls[witness].take()
         if wait is not None:
             raise _Unheard(f"may be asked again in {_in_words(wait)}: the rate limit", wait)
         try:
@@ -259,8 +320,10 @@ class Witnesses:
         except GatewayError as error:
             raise _Unheard(f"could not be asked: {error}", _AFTER_TROUBLE) from None
         if answer.status == _TOO_MANY_REQUESTS:
-            wait = wire.read_retry_after(answer.headers) or _AFTER_429
-            self._calls.block(wait)
+            wait = wire.read_retry_after(answer.headers) or (_AFTER_429 if witness == _LOG else _LIST_AFTER_429)
+            # The log has a limit of its own, that of the list is everything's.
+            for window in self._calls.values() if witness == _TASKS else [self._calls[_LOG]]:
+                window.block(wait)
             raise _Unheard(f"may be asked again in {_in_words(wait)}: the gateway has had too many requests", wait)
         closed = self._says_closed(answer)
         if closed is not None:
@@ -343,7 +406,8 @@ class _Window:
             raise _Unheard("holds a row that cannot be read") from None
         # What was asked for goes before the record's own model, which is the upstream's name for it.
         properties = [read_object(layer.get("properties")) or {} for layer in read_layers(row)]
-        asked = (found.get("origin_model_name") for found in properties)
+        asked = [found.get("origin_model_name") for found in properties]
+        asked += [layer.get("model_name") for layer in read_layers(row)]  # seen on a NewAPI of July 2026
         model = next((name.strip() for name in asked if isinstance(name, str) and name.strip()), record.model)
         moment = record.submitted_at
         if (model is not None and model != self.model) or (moment is not None and not self.holds(moment)):
@@ -354,13 +418,13 @@ class _Window:
             task_id=task_id, submitted_at=moment, model=model, status=record.gateway_status, quota=record.quota
         )
 
-    def count(self, rows: list[Any], kind: int) -> int:
-        """How many rows of the log are of this kind, model and time.
+    def moments(self, rows: list[Any], kind: int) -> tuple[datetime, ...]:
+        """The times of the log's rows of this kind, model and time, the oldest first.
 
         Raises:
             _Unheard: One may be, but cannot be read.
         """
-        number = 0
+        moments: list[datetime] = []
         for row in rows:
             its_kind, model = read_count(_field(row, "type")), _field(row, "model_name")
             moment = read_time(_field(row, "created_at"))
@@ -372,8 +436,8 @@ class _Window:
                 continue
             if its_kind is None or moment is None or not isinstance(model, str) or not model.strip():
                 raise _Unheard("holds a row of that time that cannot be read")
-            number += 1
-        return number
+            moments.append(moment)
+        return tuple(sorted(moments))
 
 
 def _task_id(row: object) -> str | None:
@@ -381,6 +445,17 @@ def _task_id(row: object) -> str | None:
         return wire.read_submission(row, status=None, request_id=None)
     except AnswerUnreadable:
         return None
+
+
+def _seen(rows: list[Any]) -> tuple[SeenTask, ...]:
+    """All rows that have an id."""
+    found: list[SeenTask] = []
+    for row in rows:
+        task_id = _task_id(row)
+        moments = [read_time(layer.get(name)) for layer in read_layers(row) for name in ("submit_time", "created_at")]
+        if task_id is not None:
+            found.append(SeenTask(task_id=task_id, submitted_at=next(filter(None, moments), None)))
+    return tuple(found)
 
 
 def _field(row: object, name: str) -> object:

@@ -33,6 +33,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
     WrongLedger,
@@ -94,6 +95,7 @@ TABLE = [
     Row(GatewayBusy("wait"), SUBMIT, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait", status=429, retry_after=PATIENCE), SUBMIT, "GatewayBusy", True, NO, PATIENCE),
     Row(SendSuspended("asleep"), SUBMIT, "SendSuspended", True, NO),
+    Row(SubmissionClosed("closed"), SUBMIT, "SubmissionClosed", False, NO),
     # Nothing is sent, but what an earlier attempt did cannot be read either.
     Row(LedgerUnavailable("away"), PREPARE, "LedgerUnavailable", True, UNKNOWN),
     Row(LedgerUnavailable("away"), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
@@ -191,6 +193,7 @@ APPEARS = {
     KeyReused: {SUBMIT, SETTLE},
     TaskOwned: {SETTLE},
     SendSuspended: {SUBMIT},
+    SubmissionClosed: {SUBMIT},
     SlotTaken: {SUBMIT, SETTLE},
     SubmissionInDoubt: {SUBMIT, SETTLE},
     OutcomeUnknown: {SUBMIT, SETTLE},
@@ -272,5 +275,5 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
         InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
-        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem,
+        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem, SubmissionClosed,
     }  # fmt: skip

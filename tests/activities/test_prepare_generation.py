@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from longtake.delivery import Fetcher
-from longtake.models import GenerateVideoInput, Paid, PrepareOrder, SubmitOrder
+from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareOrder, SubmitOrder
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -207,7 +207,8 @@ async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
     order = PrepareOrder(key="again", request=request_for())
 
     async def prepared() -> int:
-        return (await worker.run(worker.submission.prepare_generation, order)).extensions_sent
+        policy: GenerationPolicy = await worker.run(worker.submission.prepare_generation, order)
+        return policy.extensions_sent
 
     async def paid(key: str, task_id: str) -> None:
         await worker.ledger.adopt(key, digest="d", task_id=task_id, owner="test", model="m")

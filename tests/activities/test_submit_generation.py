@@ -111,13 +111,13 @@ FAULTS = [
     ("rate_limited", "GatewayBusy", True, Paid.NO, 429, None),
     ("rate_limited,retry_after=7", "GatewayBusy", True, Paid.NO, 429, timedelta(seconds=7)),
     ("no_channel", "GatewayBusy", True, Paid.NO, 503, None),
-    ("get_channel_failed", "GatewayBusy", True, Paid.NO, 500, None),
     ("build_request_failed", "GatewayBusy", True, Paid.NO, 500, None),
     ("submit_521", "GatewayUnreachable", True, Paid.NO, 521, None),
     ("submit_522", "GatewayUnreachable", True, Paid.NO, 522, None),
     ("submit_523", "GatewayUnreachable", True, Paid.NO, 523, None),
     ("submit_525", "GatewayUnreachable", True, Paid.NO, 525, None),
     ("submit_526", "GatewayUnreachable", True, Paid.NO, 526, None),
+    ("get_channel_failed", "SubmissionOutcomeUnknown", False, Paid.UNKNOWN, 500, None),
     ("do_request_failed", "SubmissionOutcomeUnknown", False, Paid.UNKNOWN, 500, None),
     ("new_api_panic", "SubmissionOutcomeUnknown", False, Paid.UNKNOWN, 500, None),
     ("fail_to_fetch_task", "SubmissionOutcomeUnknown", False, Paid.UNKNOWN, 500, None),
@@ -157,7 +157,7 @@ async def test_every_class_of_fault(
         assert sim.ledger.paid()["total"] == 0, "told not paid, and was"
     worker.environment.info = replace(worker.environment.info, heartbeat_details=list(worker.heartbeats[-1]))
     if paid is Paid.UNKNOWN:
-        assert (await failure_of(submit(worker, tag))).type == "SubmissionInDoubt"
+        assert (await failure_of(submit(worker, tag))).type == "SubmissionOutcomeUnknown"
         assert len(sim.ledger.submissions()) == 1
 
 

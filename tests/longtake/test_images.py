@@ -113,7 +113,8 @@ def test_refuses_decompression_bombs(side: int) -> None:
 def test_takes_what_a_phone_photographs(image_format: str) -> None:
     image = Image.new("RGB", (4032, 3024), "teal")
     buffer = io.BytesIO()
-    image.save(buffer, image_format, **{"JPEG": {"progressive": True}, "WEBP": {"method": 0}}.get(image_format, {}))
+    options: dict[str, dict[str, Any]] = {"JPEG": {"progressive": True}, "WEBP": {"method": 0}}
+    image.save(buffer, image_format, **options.get(image_format, {}))
     assert check_image_bytes(buffer.getvalue(), name="it").width == 4032
 
 

@@ -1,13 +1,15 @@
 """The ledger on real stores: at most one paid job for a key, whatever fails, stops, races or is cancelled."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +25,7 @@ from longtake.gateway.errors import (
     RequestRefused,
 )
 from longtake.ledger import (
+    OPEN,
     PREFIX,
     Accepted,
     Answer,
@@ -36,6 +39,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     SubmissionLedger,
     TaskOwned,
@@ -73,12 +77,10 @@ def disk(tmp_path: Path) -> Store:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses between tries take no time."""
 
-    class Hurried:
-        @staticmethod
-        async def sleep(_seconds: float) -> None:
-            await asyncio.sleep(0)
+    async def sleep(_seconds: float) -> None:
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr(ledger_module, "asyncio", Hurried)
+    monkeypatch.setattr(ledger_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
 
 
 @dataclass
@@ -378,9 +380,10 @@ async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: 
     assert caught.value.__cause__ is None  # a chained traceback is too long for Temporal
     assert await outcome_in(disk) is None
     assert caller.evidence is None
-    with pytest.raises(SubmissionInDoubt):
-        await caller.submit()
-    await let_an_hour_pass(disk)
+    if isinstance(error, KeyboardInterrupt):  # the process is going: it has said nothing
+        with pytest.raises(SubmissionInDoubt):
+            await caller.submit()
+        await let_an_hour_pass(disk)
     with pytest.raises(OutcomeUnknown):
         await caller.submit()
     assert gateway.sent == 1
@@ -511,6 +514,9 @@ class FailingStore(Store):
     async def create(self, path: str, content: bytes) -> bool:
         return await self._call(lambda: self._inner.create(path, content))
 
+    async def delete(self, path: str) -> None:
+        await self._call(lambda: self._inner.delete(path))
+
     async def _call(self, operation: Callable[[], Awaitable[_T]]) -> _T:
         self.calls += 1
         fails = self.calls >= self._at if self._lasting else self.calls == self._at
@@ -610,8 +616,8 @@ async def _follow_up(caller: Caller, key: str) -> Accepted | OutcomeUnknown:
 @pytest.mark.usefixtures("hurried")
 async def test_an_accepted_id_that_was_not_recorded_is_written_later(disk: Store) -> None:
     gateway = Gateway()
-    # Calls: read the intent, create it, and from the third on the disk is away.
-    away = FailingStore(disk, at=3, performed=False, lasting=True)
+    # Calls: read the intent, create the index's entry and the intent, and from the fourth on the disk is away.
+    away = FailingStore(disk, at=4, performed=False, lasting=True)
     accepted = await Caller(away, gateway).submit()
     assert (accepted.task_id, accepted.recorded) == ("task-1", False)
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
@@ -877,31 +883,414 @@ async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(s
     assert (finished.task_id, finished.slot) == ("task-7", 1)
 
 
-async def test_neighbours_are_what_others_own_and_what_may_be_theirs(store: Store) -> None:
-    ledger, gateway = ledger_of(store), Gateway()
-    sent_at = await in_doubt(store, KEY)
-    await Caller(store, gateway).submit(key="paid")
+async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
+    ledger = ledger_of(store)
+    await in_doubt(store, KEY)
+    await Caller(store, Gateway()).submit(key="paid")
     await in_doubt(store, "rival")
     await in_doubt(store, "of another model", model="veo_3_1-remix")
     with pytest.raises(GatewayBusy):
         await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
-    found = await ledger.neighbours(KEY, model="veo_3_1-fast-remix", since=sent_at)
-    assert found.owned == {"task-1"}
-    assert [intent.owner for intent in found.rivals] == ["owner of rival"]
-    later = await ledger.neighbours(KEY, model="veo_3_1-fast-remix", since=datetime.now(UTC) + timedelta(days=1))
-    assert (later.owned, later.rivals) == (frozenset(), ())
+    rivals = await ledger.rivals(KEY, "veo_3_1-fast-remix")
+    assert [intent.owner for intent in rivals] == ["owner of rival"]
+    assert await ledger.owners_of(["task-1", "task-2"]) == {"task-1": ""}
 
 
-async def test_neighbours_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
+async def test_rivals_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
     """Whoever took an absent list for an empty one would adopt somebody else's task."""
     await Caller(disk, Gateway()).submit(key="paid")
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     with pytest.raises(LedgerUnavailable):
-        await ledger_of(disk).neighbours(KEY, model="", since=datetime.now(UTC))
+        await ledger_of(disk).rivals(KEY, "")
+    with pytest.raises(LedgerUnavailable):
+        await ledger_of(disk).owners_of(["task-1"])
 
 
-async def test_the_window_of_a_submission(disk: Store) -> None:
+async def test_the_doubt_about_a_submission(disk: Store) -> None:
     await write_intent(disk, age=timedelta(seconds=10), window=timedelta(minutes=2))
-    since, until = await ledger_of(disk).window_of(KEY, 1)
-    assert until - since == timedelta(minutes=2)
-    assert since <= datetime.now(UTC) - timedelta(seconds=10)
+    doubt = await ledger_of(disk).doubt(KEY, 1)
+    assert doubt
+    assert (doubt.exchange_is_over, doubt.response) == (False, None)
+    assert doubt.intent.over_at - doubt.intent.sent_at == timedelta(minutes=2)
+    await write_outcome(disk, "not_sent")
+    assert await ledger_of(disk).doubt(KEY, 1) is None
+
+
+async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> None:
+    async def submit() -> Accepted:
+        return await ledger_of(store).submit(
+            KEY,
+            digest=DIGEST,
+            send=Gateway().send,
+            owner="us",
+            gateway="https://gateway.example",
+            account="0123456789abcdef",
+        )
+
+    first, attached = await submit(), await submit()
+    intent = await intent_in(store)
+    assert intent
+    for record in (first, attached, intent):
+        assert (record.gateway, record.account) == ("https://gateway.example", "0123456789abcdef")
+    assert await ledger_of(store).owners_of(["task-1"]) == {"task-1": "0123456789abcdef"}
+
+
+# --- An exchange that is over, and no id ------------------------------------------------------------------------------
+
+
+async def test_an_answer_that_does_not_help_spares_everybody_the_wait(store: Store) -> None:
+    error = AnswerUnreadable("no id", status=200, request_id="req-7", excerpt="x" * 600)
+    with pytest.raises(OutcomeUnknown) as sent:
+        await patient(store, Gateway(after_arming=error)).submit()
+    with pytest.raises(OutcomeUnknown) as found:
+        await patient(store, Gateway()).submit()
+    for caught in (sent, found):
+        assert (caught.value.status, caught.value.request_id, caught.value.excerpt) == (200, "req-7", "x" * 500)
+        assert caught.value.slot == 1
+    ledger = ledger_of(store)
+    assert (await ledger.open_slot(KEY), await ledger.is_untouched(KEY)) == (1, False)
+    doubt = await ledger.doubt(KEY, 1)
+    assert doubt
+    assert doubt.exchange_is_over
+    assert doubt.intent.over_at > datetime.now(UTC)
+    settled = await ledger.settle(KEY, 1, task_id="task-7", reason="decided")
+    assert settled
+    assert (await patient(store, Gateway()).submit()).task_id == "task-7"
+
+
+async def test_a_time_out_of_ours_spares_the_wait_as_well(disk: Store) -> None:
+    with pytest.raises(OutcomeUnknown):
+        await patient(disk, Gateway(after_arming=AnswerLost("read timeout"))).submit()
+    with pytest.raises(OutcomeUnknown) as found:
+        await patient(disk, Gateway()).submit()
+    assert (found.value.status, found.value.request_id, found.value.excerpt) == (None, None, "")
+
+
+async def test_the_response_of_another_attempt_says_nothing(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(0))
+    response = {"nonce": "another", "at": datetime.now(UTC).isoformat()}
+    await disk.put(path_of(1, "response"), json.dumps(response).encode())
+    with pytest.raises(SubmissionInDoubt):
+        await ledger_of(disk).settle(KEY, 1, task_id=None, reason="decided")
+
+
+async def test_a_store_that_hangs_does_not_keep_the_doubt_back(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Store):
+        async def create(self, path: str, content: bytes) -> bool:
+            if path.endswith("response"):
+                await asyncio.Event().wait()
+            return await super().create(path, content)
+
+    monkeypatch.setattr(ledger_module, "_RESPONSE_SECONDS", 0.05)
+    hanging = Hanging(disk._backend, disk.url, disk._root)
+    with pytest.raises(OutcomeUnknown):
+        await patient(hanging, Gateway(after_arming=AnswerLost("reset"))).submit()
+    with pytest.raises(SubmissionInDoubt):
+        await patient(disk, Gateway()).submit()
+
+
+class Patient(Caller):
+    """A caller whose exchange may take two minutes."""
+
+    async def submit(
+        self,
+        *,
+        key: str = KEY,
+        digest: str = DIGEST,
+        owner: str = "us",
+        scheduled_at: datetime | None = None,
+        send: Callable[[Arm], Awaitable[Answer]] | None = None,
+    ) -> Accepted:
+        ledger = SubmissionLedger(self.store, longest_exchange=timedelta(minutes=2))
+        return await ledger.submit(
+            key,
+            digest=digest,
+            send=send or self.gateway.send,
+            owner=owner,
+            model="veo_3_1-fast-remix",
+            evidence=self.evidence,
+            on_evidence=self._keep,
+            scheduled_at=scheduled_at,
+        )
+
+
+def patient(store: Store, gateway: Gateway) -> Patient:
+    return Patient(store, gateway)
+
+
+# --- Making sure that nothing is sent any more ------------------------------------------------------------------------
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+async def close(store: Store, fence: datetime = NOON) -> Accepted | None:
+    return await ledger_of(store).close_unsent(KEY, fence=fence, owner="the closer", digest=DIGEST)
+
+
+async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store: Store) -> None:
+    gateway = Gateway()
+    assert await close(store) is None
+    for scheduled_at in (NOON - SECOND, NOON):
+        with pytest.raises(SubmissionClosed):
+            await patient(store, gateway).submit(scheduled_at=scheduled_at)
+    assert gateway.sent == 0
+    ledger = ledger_of(store)
+    assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY)) == (True, None)
+    assert await ledger.doubt(KEY, 1) is None
+    assert await ledger.outcome_of(KEY, 1) == (None, True)
+    accepted = await patient(store, gateway).submit(scheduled_at=NOON + SECOND)
+    assert (accepted.slot, gateway.sent) == (2, 1)
+    # What was paid since is found by everybody, however old.
+    assert (await patient(store, gateway).submit(scheduled_at=NOON - SECOND)).task_id == accepted.task_id
+    closed = await close(store)
+    assert closed
+    assert closed.task_id == accepted.task_id
+    assert gateway.sent == 1
+
+
+async def test_a_straggler_on_its_way_to_the_gateway_finds_its_slot_closed(store: Store) -> None:
+    """It has walked the slots and is in TLS when the workflow gives it up."""
+
+    async def send(arm: Arm) -> Answer:
+        assert await close(store) is None
+        await arm()
+        raise AssertionError("sent")
+
+    caller = patient(store, Gateway())
+    with pytest.raises(SlotTaken):
+        await caller.submit(scheduled_at=NOON - SECOND, send=send)
+    with pytest.raises(SubmissionClosed):
+        await caller.submit(scheduled_at=NOON - SECOND)
+    assert await close(store) is None
+
+
+async def test_a_straggler_that_was_faster_is_in_doubt_and_not_told_as_unsent(disk: Store) -> None:
+    class Raced(Store):
+        """Somebody takes the slot in the very moment when it is closed."""
+
+        async def create(self, path: str, content: bytes) -> bool:
+            if path.endswith("/1/intent"):
+                await write_intent(disk, age=timedelta(0))
+            return await super().create(path, content)
+
+    with pytest.raises(SubmissionInDoubt):
+        await close(Raced(disk._backend, disk.url, disk._root))
+    await write_outcome(disk, "accepted", "task-7")
+    closed = await close(disk)
+    assert closed
+    assert closed.task_id == "task-7"
+
+
+@pytest.mark.parametrize("racers", [2, 10])
+async def test_of_closers_and_stragglers_at_once_nobody_is_told_what_is_not_so(store: Store, racers: int) -> None:
+    gateway = Gateway()
+    stragglers = [patient(store, gateway).submit(scheduled_at=NOON) for _ in range(racers)]
+    ended = await asyncio.gather(*(close(store) for _ in range(racers)), *stragglers, return_exceptions=True)
+    closings = ended[:racers]
+    assert all(end is None or isinstance(end, Accepted | SubmissionInDoubt) for end in closings), closings
+    if None in closings:
+        assert gateway.sent == 0
+    with contextlib.suppress(SubmissionClosed):
+        await patient(store, gateway).submit(scheduled_at=NOON)
+    assert gateway.sent == (0 if None in closings else 1)
+
+
+async def test_closing_again_takes_no_further_slot_unless_the_fence_is_later(disk: Store) -> None:
+    for _ in range(3):
+        assert await close(disk) is None
+    assert await close(disk, NOON - SECOND) is None
+    assert await intent_in(disk, 2) is None
+    assert await close(disk, NOON + SECOND) is None
+    assert await intent_in(disk, 2)
+    with pytest.raises(SubmissionClosed):
+        await patient(disk, Gateway()).submit(scheduled_at=NOON + SECOND)
+
+
+async def test_what_may_have_been_sent_is_not_closed(store: Store) -> None:
+    with pytest.raises(OutcomeUnknown):
+        await patient(store, Gateway(after_arming=AnswerLost("reset"))).submit()
+    with pytest.raises(OutcomeUnknown):
+        await close(store)
+    await ledger_of(store).settle(KEY, 1, task_id=None, reason="decided")
+    assert await close(store) is None
+    with pytest.raises(OutcomeUnknown):
+        await patient(store, Gateway(after_arming=AnswerLost("reset"))).submit(scheduled_at=NOON + SECOND)
+    with pytest.raises(OutcomeUnknown):
+        await close(store)  # though nothing older can be sent: what came later is in doubt
+
+
+async def test_what_came_late_is_told_by_who_closes(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "not_sent")
+    late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))
+    await disk.put(path_of(1, "late"), late.model_dump_json().encode())
+    closed = await close(disk)
+    assert closed
+    assert closed.task_id == "task-9"
+    assert await intent_in(disk, 2) is None
+
+
+async def test_what_another_request_of_the_key_brought_is_not_ours_to_tell(disk: Store) -> None:
+    await Caller(disk, Gateway()).submit(digest="another request")
+    assert await close(disk) is None
+    with pytest.raises(KeyReused):
+        await patient(disk, Gateway()).submit(scheduled_at=NOON - SECOND)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(store: Store) -> None:
+    async def run(failing: FailingStore, key: str) -> None:
+        closed = False
+        with contextlib.suppress(LedgerUnavailable):
+            assert await ledger_of(failing).close_unsent(key, fence=NOON, owner="closer") is None
+            closed = True
+        gateway, ledger = Gateway(), ledger_of(store)
+        assert (await ledger.is_untouched(key), await ledger.open_slot(key)) == (True, None)
+        with contextlib.suppress(SubmissionClosed):
+            await patient(store, gateway).submit(key=key, scheduled_at=NOON)
+        assert gateway.sent == 0 or not closed
+        if not gateway.sent:
+            assert await ledger.close_unsent(key, fence=NOON, owner="closer") is None
+
+    assert await each_failure(store, run) >= 12
+
+
+# --- The index of what is open ----------------------------------------------------------------------------------------
+
+
+async def open_entries(store: Store) -> list[str]:
+    return sorted([path async for path, _ in store.entries(OPEN)])
+
+
+async def test_what_is_open_is_in_the_index_from_before_the_first_byte_until_its_outcome(store: Store) -> None:
+    seen: list[list[str]] = []
+
+    async def send(arm: Arm) -> Answer:
+        await arm()
+        seen.append(await open_entries(store))
+        return Answer("task-1")
+
+    await patient(store, Gateway()).submit(send=send)
+    assert seen == [[ledger_module._open_path(KEY, 1)]]
+    assert await open_entries(store) == []
+    with pytest.raises(GatewayBusy):
+        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+    assert await open_entries(store) == []
+    await in_doubt(store, "another")
+    assert len(await open_entries(store)) == 1
+    await ledger_of(store).settle("another", 1, task_id="task-2", reason="decided")
+    assert await open_entries(store) == []
+
+
+async def test_an_entry_without_an_intent_is_no_rival_and_stays(store: Store) -> None:
+    """Its owner may be just about to make the intent."""
+    await store.put(f"{OPEN}/{'0' * 32}.1", b"{}")
+    assert await ledger_of(store).rivals(KEY, "") == ()
+    assert len(await open_entries(store)) == 1
+
+
+async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner(store: Store) -> None:
+    """Killed between the outcome and what follows it."""
+    await Caller(store, Gateway()).submit(key="paid")
+    owner = ledger_module._owner_path("task-1")
+    await store.delete(owner)
+    await store.put(ledger_module._open_path("paid", 1), b"{}")
+    ledger = ledger_of(store)
+    assert await ledger.rivals(KEY, "veo_3_1-fast-remix") == ()
+    assert set(await ledger.owners_of(["task-1"])) == {"task-1"}
+    assert await open_entries(store) == []
+
+
+async def test_a_rival_in_flight_counts(store: Store) -> None:
+    rivals: list[Intent] = []
+
+    async def send(arm: Arm) -> Answer:
+        await arm()
+        rivals.extend(await ledger_of(store).rivals("another", "veo_3_1-fast-remix"))
+        return Answer("task-1")
+
+    await patient(store, Gateway()).submit(send=send)
+    assert [rival.owner for rival in rivals] == ["us"]
+
+
+class CountingStore(Store):
+    """Another store that counts what is asked of it, and what a listing brings."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner._backend, inner.url, inner._root)
+        self.calls = 0
+
+    async def get(self, path: str) -> bytes | None:
+        self.calls += 1
+        return await super().get(path)
+
+    async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
+        self.calls += 1
+        async for entry in super().entries(prefix):
+            self.calls += 1
+            yield entry
+
+
+async def test_how_much_is_read_does_not_grow_with_the_number_of_keys(disk: Store) -> None:
+    await in_doubt(disk, KEY)
+    await in_doubt(disk, "rival")
+    calls = []
+    for keys in (1, 30):
+        for number in range(keys):
+            gateway = Gateway(made=[f"{keys}-{number}"])
+            await Caller(disk, gateway).submit(key=f"paid {keys}-{number}")
+        counting = CountingStore(disk)
+        ledger = ledger_of(counting)
+        assert len(await ledger.rivals(KEY, "veo_3_1-fast-remix")) == 1
+        await ledger.owners_of(["task-2", "task-3"])
+        calls.append(counting.calls)
+    assert calls[0] == calls[1] < 12
+
+
+# --- Whose a task is --------------------------------------------------------------------------------------------------
+
+
+async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(store: Store) -> None:
+    keys = [f"order-{number}" for number in range(4)]
+    for key in keys:
+        await in_doubt(store, key)
+    ledger = ledger_of(store)
+    ended = await asyncio.gather(
+        *(ledger.settle(key, 1, task_id="task-7", reason="decided") for key in keys[:2]),
+        *(ledger.adopt(f"new {key}", digest=DIGEST, task_id="task-7", owner="anna", model="") for key in keys[2:]),
+        return_exceptions=True,
+    )
+    assert len([end for end in ended if isinstance(end, Accepted)]) == 1
+    assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
+
+
+async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store: Store) -> None:
+    """A person said "nothing was made", and the worker was killed before it could write its id down."""
+    await in_doubt(store, KEY)
+    intent = await intent_in(store)
+    assert intent
+    await ledger_of(store).settle(KEY, 1, task_id=None, reason="decided")
+    evidence = Evidence(nonce=intent.nonce, outcome="accepted", task_id="task-9")
+    gateway = Gateway()
+    found = await Caller(store, gateway, evidence).submit()
+    assert (found.task_id, found.attached, gateway.sent) == ("task-9", True, 0)
+    assert (await Caller(store, gateway).submit()).task_id == "task-9"
+    assert set(await ledger_of(store).owners_of(["task-9"])) == {"task-9"}
+    assert gateway.sent == 0
+
+
+async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_touched(store: Store) -> None:
+    """A decision that is replayed, such as by a reset, when the next submission is in doubt too."""
+    await in_doubt(store, KEY)
+    ledger = ledger_of(store)
+    assert await ledger.settle(KEY, 1, task_id=None, reason="decided") is None
+    with pytest.raises(OutcomeUnknown):
+        await patient(store, Gateway(after_arming=AnswerLost("reset"))).submit()
+    assert await ledger.settle(KEY, 1, task_id=None, reason="decided") is None
+    assert await ledger.settle(KEY, 1, task_id="task-7", reason="decided") is None
+    assert await outcome_in(store, 2) is None
+    assert await ledger.owners_of(["task-7"]) == {}
+    with pytest.raises(OutcomeUnknown) as caught:
+        await patient(store, Gateway()).submit()
+    assert caught.value.slot == 2

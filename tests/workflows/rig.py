@@ -30,6 +30,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from longtake.models import (
+    ClosedSubmission,
+    CloseInput,
     DeliverOrder,
     DeliveryReceipt,
     FailureDetails,
@@ -206,6 +208,7 @@ class Script:
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
     record: Iterable[Answer] = ()
+    close: Iterable[Answer] = ()
     reconcile: Iterable[Answer] = ()
     settle: Iterable[Answer] = ()
     extend: Iterable[Answer] = ()
@@ -222,6 +225,7 @@ class Script:
             "record_submission": iter(self.record),
             "query_generation": iter(self.looks),
             "deliver_video": iter(self.deliver),
+            "close_submission": iter(self.close),
             "reconcile_submission": iter(self.reconcile),
             "settle_submission": iter(self.settle),
             "submit_extension": iter(self.extend),
@@ -268,6 +272,10 @@ class Fakes:
     @activity.defn(name="record_submission")
     async def record(self, order: RecordOrder) -> None:
         await self._perform(order)
+
+    @activity.defn(name="close_submission")
+    async def close(self, order: CloseInput) -> ClosedSubmission:
+        return ClosedSubmission.model_validate(await self._perform(order))
 
     @activity.defn(name="reconcile_submission")
     async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
@@ -512,6 +520,7 @@ async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> Asy
             activities=[
                 fakes.prepare,
                 fakes.record,
+                fakes.close,
                 fakes.reconcile,
                 fakes.settle,
                 fakes.query,

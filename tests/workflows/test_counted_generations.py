@@ -119,7 +119,7 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     await (await rig.generate(Script(looks=[generate_failed()]))).failure()
     await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST))).result()
     await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="fail")).failure()
-    unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key")], submit=[])
+    unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
     await (
         await rig.start(Script(prepare=[], submit=[]), {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})

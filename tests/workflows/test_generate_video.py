@@ -14,7 +14,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from longtake.catalog import prompt_path
 from longtake.models import (
     Attention,
+    ClosedSubmission,
     DeliveryKind,
+    FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
     PacingPolicy,
@@ -53,7 +55,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 FULL = (delivered(FULL_VIDEO),)
+NOTHING_SENT = ClosedSubmission()
 FIRST = (delivered(FIRST_CLIP),)
+
+
+async def closed_as_paid(order: Any) -> ClosedSubmission:
+    """An attempt that nobody heard of was paid."""
+    return ClosedSubmission(receipt=await accepted(attached=True)(order))
 
 
 def summaries(generation_events: Any) -> list[str]:
@@ -592,7 +600,7 @@ async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) ->
 
 
 async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
-    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     script = Script(
         prepare=[RETRYING],
         looks=[extend_failed(), completed()],
@@ -719,7 +727,7 @@ async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: R
     no = refusal(
         "SubmissionRefused", "[req-9] bad size", paid=Paid.NO, http_status=422, gateway_code="bad_size", advice="mend"
     )
-    generation = await rig.generate(Script(submit=[no]), key="order-20")
+    generation = await rig.generate(Script(submit=[no], close=[NOTHING_SENT]), key="order-20")
 
     error, details = await generation.failure()
 
@@ -750,19 +758,60 @@ async def test_refusal_found_out_while_preparing_submits_nothing(rig: Rig) -> No
     assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
 
 
-@pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway", "Defect"])
+@pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway"])
 async def test_worker_that_cannot_prepare_means_not_submitted(rig: Rig, kind: str) -> None:
-    generation = await rig.generate(Script(prepare=[refusal(kind, "the store refuses", advice="Mend the store.")]))
+    no = refusal(kind, "the store refuses", paid=Paid.NO, advice="Mend the store.")
+    generation = await rig.generate(Script(prepare=[no]))
     error, details = await generation.failure()
     assert (error.type, error.message) == ("NotSubmitted", "the store refuses")
     assert (details.paid, details.advice) == (Paid.NO, "Mend the store.")
     assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "paid", "task_id"),
+    [
+        (ClosedSubmission(), Paid.NO, None),
+        (ClosedSubmission(in_doubt=FailureDetails(slot=1)), Paid.UNKNOWN, None),
+        (refusal("LedgerUnavailable", "away"), Paid.UNKNOWN, None),
+        (closed_as_paid, Paid.YES, TASK_ID),
+    ],
+    ids=["untouched", "in doubt", "no answer", "paid"],
+)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        refusal("Defect", "KeyError", paid=Paid.UNKNOWN),
+        ApplicationError("Activity function close is not registered", type="NotFoundError", non_retryable=True),
+    ],
+    ids=lambda error: error.type,
+)
+async def test_defect_while_preparing_says_what_the_ledger_says(
+    rig: Rig, failure: ApplicationError, answer: Any, paid: Paid, task_id: str | None
+) -> None:
+    """An earlier run of the same key may have been paid."""
+    generation = await rig.generate(Script(prepare=[failure], close=[answer]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid, details.task_id) == ("NotSubmitted", paid, task_id)
+    assert (await generation.status()).paid == paid
+    assert (await generation.attributes())["VideoPaid"] == paid
+    assert generation.script.count("submit_generation") == 0
+
+
+async def test_ledger_that_is_away_while_preparing_leaves_it_unknown(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", paid=Paid.UNKNOWN)
+    generation = await rig.generate(Script(prepare=[away]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.UNKNOWN)
+    assert generation.script.count("close_submission") == 0
+
+
 @pytest.mark.parametrize("step", ["prepare", "submit"])
 async def test_gateway_that_takes_nothing_within_the_window_means_not_submitted(rig: Rig, step: str) -> None:
     busy = again(refusal("GatewayBusy", "no channel", retried=True, paid=Paid.NO, http_status=503))
-    generation = await rig.generate(Script(prepare=busy) if step == "prepare" else Script(submit=busy))
+    generation = await rig.generate(
+        Script(prepare=busy) if step == "prepare" else Script(submit=busy, close=[NOTHING_SENT])
+    )
 
     error, details = await generation.failure()
 
@@ -824,15 +873,20 @@ async def adopted(order: Any) -> Settlement:
     [
         UNKNOWN,
         # An activity may not know what the workflow knows: only the ledger can say "no".
-        refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
-        refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, http_status=502),
+        refusal("SlotTaken", "no answer", paid=Paid.NO, http_status=502),
         # Nor a worker that has not the key to what an attempt before it has told.
-        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, http_status=502),
+        # What proves nothing, whatever it calls itself: an earlier attempt may have died in the middle of the POST.
+        refusal("Defect", "no answer", paid=Paid.NO, http_status=502),
+        refusal("NotFoundError", "no answer", paid=Paid.NO, http_status=502),
+        refusal("ofTheFuture", "no answer", paid=Paid.NO, http_status=502),
     ],
     ids=lambda error: error.type,
 )
 async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: ApplicationError) -> None:
-    generation = await rig.generate(Script(submit=[unknown], reconcile=[NO_WITNESS]))
+    asked = [] if unknown is UNKNOWN else [ClosedSubmission(in_doubt=FailureDetails(slot=1))]
+    generation = await rig.generate(Script(submit=[unknown], close=asked, reconcile=[NO_WITNESS]))
 
     error, details = await generation.failure()
 
@@ -842,16 +896,19 @@ async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: A
     assert [name for name, _ in generation.script.calls] == [
         "prepare_generation",
         "submit_generation",
+        *["close_submission"] * len(asked),
         "reconcile_submission",
     ]
+    assert generation.script.orders("reconcile_submission")[0].slot == 1
     assert (await generation.attributes())["VideoOutcome"] == "SubmissionOutcomeUnknown"
     scheduled = [e for e in await generation.events() if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
-    assert len(scheduled) == 3
+    assert len(scheduled) == 3 + len(asked)
 
 
 async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
     doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=2 * MINUTE, paid=Paid.UNKNOWN)
-    generation = await rig.generate(Script(submit=again(doubt), reconcile=[NO_WITNESS]))
+    closed = ClosedSubmission(in_doubt=FailureDetails(slot=1))
+    generation = await rig.generate(Script(submit=again(doubt), close=[closed], reconcile=[NO_WITNESS]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == ("SubmissionOutcomeUnknown", "still sending?", Paid.UNKNOWN)
     tries = generation.script.times("submit_generation")
@@ -881,12 +938,136 @@ async def test_ledger_without_doubt_lets_it_be_submitted_once_more(rig: Rig) -> 
 async def test_submission_that_always_breaks_before_anything_is_sent_ends(rig: Rig) -> None:
     """A defect before the first byte is reported as unknown, and the ledger says that nothing is in doubt."""
     broken = refusal("SubmissionOutcomeUnknown", "KeyError: 'x'", paid=Paid.UNKNOWN)
-    clear = Reconciliation(clear=True)
-    generation = await rig.generate(Script(submit=[broken] * 20, reconcile=[clear] * 20))
-    error, _ = await generation.failure()
-    assert error.message == "KeyError: 'x'"
-    assert error.type in {"NotSubmitted", "SubmissionOutcomeUnknown"}
-    assert generation.script.count("submit_generation") < 20, "a hot loop fills the history"
+    generation = await rig.generate(Script(submit=[broken], close=[NOTHING_SENT]))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.paid) == ("NotSubmitted", "KeyError: 'x'", Paid.NO)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN),
+        refusal("SubmissionInDoubt", "still sending?", retried=True, paid=Paid.UNKNOWN),
+        ApplicationError("Activity function submit_generation is not registered", type="NotFoundError"),
+    ],
+    ids=["the store is away", "in doubt", "an older worker"],
+)
+async def test_nothing_sent_within_its_time_is_not_submitted(rig: Rig, failure: Any) -> None:
+    """Whatever its last attempt said: the ledger has nothing, and lets nothing be sent any more."""
+    generation = await rig.generate(Script(submit=again(failure), close=[NOTHING_SENT]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
+    assert (await generation.attributes())["VideoPaid"] == "no"
+    assert generation.script.count("reconcile_submission") == 0
+
+
+async def test_paid_attempt_whose_answer_got_lost_is_found_in_the_ledger(rig: Rig) -> None:
+    script = Script(
+        submit=[refusal("Defect", "?")], close=[closed_as_paid], looks=[completed()], deliver=FULL, reconcile=[]
+    )
+    generation = await rig.generate(script)
+    assert (await generation.result()).task_id == TASK_ID
+    assert (await generation.attributes())["VideoPaid"] == "yes"
+
+
+async def test_refusal_stands_where_the_ledger_is_away(rig: Rig) -> None:
+    """The attempt that was refused had walked the ledger."""
+    no = refusal("SubmissionRefused", "bad size", paid=Paid.NO)
+    away = again(refusal("LedgerUnavailable", "the store is away", retried=True))
+    generation = await rig.generate(Script(submit=[no], close=away))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionRefused", Paid.NO)
+
+
+async def test_refusal_does_not_stand_where_another_attempt_is_sending(rig: Rig) -> None:
+    no = refusal("SubmissionRefused", "bad size", paid=Paid.NO)
+    sending = again(refusal("SubmissionInDoubt", "it may be sending", retried=True))
+    generation = await rig.generate(Script(submit=[no], close=sending))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+
+async def test_while_the_ledger_is_away_nobody_is_asked_about_a_submission_that_nobody_knows_of(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN)
+    script = Script(
+        prepare=[PATIENT], submit=[refusal("Defect", "?")], close=changing(3 * HOUR, away, NOTHING_SENT), reconcile=[]
+    )
+    generation = await rig.generate(script)
+    await rig.pass_time(HOUR)
+    status = await generation.reaches(lambda status: status.attention is Attention.LEDGER_UNAVAILABLE)
+    assert (status.stage, status.paid, status.decisions) == (Stage.SUBMITTING, Paid.UNKNOWN, ())
+    assert status.last_problem == "the store is away"
+    with pytest.raises(WorkflowUpdateFailedError):
+        await generation.handle.execute_update("decide", {"action": "submit_again"})
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
+    assert len(await generation.events()) < 60, "an outage must not fill the history"
+
+
+async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig: Rig) -> None:
+    away = again(refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN))
+    policy = GenerationPolicy(decision_window=HOUR)
+    generation = await rig.generate(Script(prepare=[policy], submit=[refusal("Defect", "?")], close=away))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+
+async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
+    """After another one the ledger is asked about that one: an old decision says nothing about it."""
+    second = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=2)
+    script = {"submit": [UNKNOWN, second, accepted()], "settle": [Settlement()] * 2}
+    generation = await in_doubt(rig, **script, looks=[completed()], deliver=FULL)
+    assert (await generation.status()).slot == 1
+    await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+    await generation.reaches(lambda status: status.slot == 2)
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert rejection.value.cause.type == "NotOffered"
+    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    assert (await generation.result()).outcome == "full"
+    assert [order.slot for order in generation.script.orders("settle_submission")] == [1, 2]
+    assert [order.slot for order in generation.script.orders("reconcile_submission")] == [1, 2]
+    assert (await generation.status()).slot is None
+
+
+async def test_decision_refused_in_the_last_wait_is_asked_for_again(rig: Rig) -> None:
+    """Whoever has just answered is there: it does not end as if nobody were."""
+    no = refusal("InvalidRequest", "task_a is another's")
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, after=timedelta(seconds=20))
+    script = Script(
+        prepare=[GenerationPolicy(decision_window=MINUTE)],
+        submit=[UNKNOWN],
+        reconcile=again(NO_WITNESS),
+        settle=[away, no, adopted],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    await rig.pass_time(timedelta(seconds=50))
+    await generation.reaches(lambda status: status.decisions)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    await rig.pass_time(timedelta(seconds=21))
+    status = await generation.reaches(lambda status: status.last_problem == "task_a is another's" and status.decisions)
+    assert status.decide_by is not None
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_b"})
+    assert (await generation.result()).task_id == "task_b"
+
+
+async def test_witnesses_are_heard_at_once_and_more_often_at_first(rig: Rig) -> None:
+    generation = await in_doubt(rig)
+    await rig.pass_time(timedelta(minutes=11))
+    heard = generation.script.times("reconcile_submission")
+    assert [round((at - heard[0]).total_seconds()) for at in heard] == pytest.approx([0, 15, 60, 180, 600], abs=5)
+
+
+async def test_finding_says_when_hearing_again_is_worthwhile(rig: Rig) -> None:
+    soon = NO_WITNESS.model_copy(update={"retry_after": timedelta(seconds=20)})
+    generation = await in_doubt(rig, reconcile=again(soon))
+    await rig.pass_time(timedelta(days=6))
+    heard = generation.script.times("reconcile_submission")
+    assert any(after - before < timedelta(seconds=25) for before, after in pairwise(heard[4:]))
+    assert len(heard) < 150, "it is heard more and more rarely all the same"
 
 
 async def in_doubt(rig: Rig, **script: Any) -> Generation:

@@ -481,6 +481,26 @@ class TestOutcomeUnknown:
             await client.submit(FORM, before_send=Arm())
         assert (caught.value.status, caught.value.request_id) == (200, "req-1")
 
+    @pytest.mark.parametrize(
+        ("status", "body", "shows"),
+        [
+            (200, {"id": 4711, "prompt": FORM.prompt}, "4711"),
+            (200, {"id": "videos/9f/1", "echo": FORM.prompt}, "videos/9f/1"),
+            (200, b"queued as 12/7", "12/7"),
+            (500, {"code": "new_api_panic", "message": "sk-first", "task": "t 1"}, "t 1"),
+        ],
+    )
+    async def test_an_answer_that_says_too_little_is_kept_as_an_excerpt(
+        self, gateway: RawGateway, client: GatewayClient, status: int, body: object, shows: str
+    ) -> None:
+        gateway.will(answer(status, body))
+        with pytest.raises((AnswerUnreadable, AnswerLost)) as caught:
+            await client.submit(FORM, before_send=Arm())
+        assert caught.value.excerpt
+        assert shows in caught.value.excerpt
+        for secret in ("cat", "jumps", "sk-first"):
+            assert secret not in caught.value.excerpt
+
     async def test_an_answer_without_end(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(200, b" " * (4 * 1024 * 1024 + 1)))
         with pytest.raises(AnswerUnreadable, match="larger than"):

@@ -54,12 +54,12 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
     *[(429, body, GatewayBusy) for body in (relay("x"), relay("fail_to_fetch_task"), HTML, b"")],
     (503, routing("model_not_found"), GatewayBusy),
     (503, relay("model_not_found"), GatewayBusy),
-    (500, relay("get_channel_failed"), GatewayBusy),
     (500, relay("build_request_failed"), GatewayBusy),
     # Unknown.
     *[
         (500, relay(code), AnswerLost)
         for code in (
+            "get_channel_failed",  # in stock it hides the error of a first try, `do_request_failed` perhaps
             "do_request_failed",
             "read_response_body_failed",
             "unmarshal_response_body_failed",

@@ -3,8 +3,10 @@
 import copy
 import json
 from datetime import UTC, datetime, timedelta
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -16,6 +18,7 @@ from longtake.gateway.wire import (
     ErrorFacts,
     GatewayRecord,
     read_error,
+    read_excerpt,
     read_json,
     read_retry_after,
     read_submission,
@@ -451,6 +454,73 @@ class TestErrors:
             f"{around} https://{secret}:{secret}@cdn.example/v.mp4 {around}",
         ):
             assert redact(text).count(secret) <= 2 * around.count(secret)
+
+
+PROMPT = 'A "red" cat\nwalks over the moon – 猫, slowly, and looks back at the earth'
+API_KEY = "my-own-key-without-a-prefix"
+
+
+class TestExcerpt:
+    @pytest.mark.parametrize(
+        ("body", "shows"),
+        [
+            ({"id": 4711, "status": "queued"}, '"id": 4711'),
+            ({"id": "videos/9f/1?x"}, "videos/9f/1?x"),
+            ({"data": {"task": {"uuid": "0b1e 77"}}}, "0b1e 77"),
+            ({"code": "ok", "message": json.dumps({"inner": {"id": 12}})}, '"id": 12'),
+            ([1, [2, {"id": 3}]], '[1, [2, {"id": 3}]]'),
+            ("task/1", '"task/1"'),
+        ],
+    )
+    def test_what_may_name_the_task_is_shown(self, body: object, shows: str) -> None:
+        assert shows in read_excerpt(json.dumps(body).encode(), secrets=(PROMPT, API_KEY))
+
+    def test_what_is_no_json(self) -> None:
+        assert read_excerpt(b"queued as job 12/7\r\n\xff", secrets=()).startswith("queued as job 12/7")
+        assert read_excerpt(b"") == ""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            json.dumps({"id": 1, "echo": PROMPT}),
+            json.dumps({"id": 1, "echo": PROMPT}, ensure_ascii=False),
+            json.dumps({"id": 1, "echo": f"you said: {PROMPT}!"}),
+            json.dumps({"id": 1, "echo": PROMPT[:40]}),
+            json.dumps({"id": 1, "message": json.dumps({"echo": PROMPT})}),
+            json.dumps({"id": 1, "message": "got " + json.dumps({"echo": PROMPT}) + " from you"}),
+            json.dumps({"id": 1, PROMPT: 1}),
+            json.dumps({"id": 1, "prompt": "a cat, told in other words"}),
+            json.dumps({"id": 1, "properties": {"input": "a cat, told in other words"}}),
+            f"broken JSON: {{'echo': '{PROMPT}'",
+            f"<p>{escape(PROMPT)}</p>",
+            f"prompt={quote(PROMPT, safe='')}",
+            json.dumps({"id": 1, "key": API_KEY, "at": f"Authorization: Bearer {API_KEY}"}),
+            json.dumps({"id": 1, "x": "sk-abcdef0123456789", "y": "Bearer abcdef0123456789"}),
+            json.dumps({"id": 1, "url": "https://cdn.example/cat/walks.mp4?Signature=abcdef0123456789"}),
+            json.dumps({"id": 1, "url": "https:\\/\\/cdn.example\\/cat\\/walks.mp4"}),
+            "see https://user:abcdef0123456789@cdn.example/cat/walks.mp4",
+            json.dumps({"id": 1, "image": "data:image/png;base64,YWJjZGVmMDEyMzQ1Njc4OQ=="}),
+        ],
+    )
+    def test_no_secret_comes_back(self, body: str) -> None:
+        shown = read_excerpt(body.encode(), secrets=(API_KEY, PROMPT))
+        for secret in ("cat", "walks", "own-key", "abcdef", "YWJj", "cdn.example", "\\u732b", "猫"):
+            assert secret not in shown
+
+    def test_short_prompts_too(self) -> None:
+        shown = read_excerpt(json.dumps({"id": 1, "echo": "a cat"}).encode(), secrets=("a cat",))
+        assert "cat" not in shown
+        assert '"id": 1' in shown
+
+    @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+    def test_anything_at_all(self, body: bytes) -> None:
+        assert len(read_excerpt(body)) <= 500
+
+    @pytest.mark.parametrize("body", [b"[" * 90_000, b'{"a":' * 90, json.dumps(["x" * 900] * 900).encode()])
+    def test_it_is_short(self, body: bytes) -> None:
+        shown = read_excerpt(body)
+        assert len(shown) <= 500
+        assert shown.isprintable()
 
 
 class TestRetryAfter:

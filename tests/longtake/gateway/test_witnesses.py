@@ -185,25 +185,61 @@ class TestSimulator:
             "the key's log is closed",
         ]
 
-    async def test_never_above_the_limit(self, sim: Simulator, clock: Clock) -> None:
-        async with connect(sim.url, clock=clock) as witnesses:
-            for _ in range(10):
-                assert (await ask(witnesses)).retry_after is None
-            clock.now += 60
-            said = await ask(witnesses)
-        assert (said.tasks, said.charges, said.retry_after) == (None, None, timedelta(minutes=19))
-        asked = [entry["status"] for entry in sim.ledger.entries if entry.get("kind") == "witness"]
-        assert asked == [200] * 20
 
-    async def test_others_used_the_limit_up(self, sim: Simulator, clock: Clock) -> None:
-        sim.world.settings = SimulatorSettings(sim.settings.data_dir, KEY, access_token=TOKEN, api_calls=0)
-        async with connect(sim.url, clock=clock) as witnesses:
-            said = await ask(witnesses)
-            assert (said.tasks, said.charges, said.retry_after) == (None, None, timedelta(minutes=5))
-            clock.now += 299
-            assert (await ask(witnesses)).retry_after == timedelta(seconds=1)
-        # The 429 of the first witness keeps the second one, and the next question, from being asked at all.
-        assert len([entry for entry in sim.ledger.entries if entry.get("kind") == "witness"]) == 1
+class TestRationing:
+    """Field notes: the log may be asked 20 times in 20 minutes, all of `/api` 180 to 360 times in 180 seconds."""
+
+    async def test_the_log_never_above_its_limit_and_the_list_all_the_same(
+        self, console: Console, witnesses: Witnesses, clock: Clock
+    ) -> None:
+        for _ in range(20):
+            assert (await ask(witnesses)).retry_after is None
+        clock.now += 60
+        said = await ask(witnesses)
+        assert (said.tasks, said.charges, said.retry_after) == ((), None, timedelta(minutes=19))
+        assert console.asked.count(LOG) == 20
+        clock.now += 19 * 60
+        assert (await ask(witnesses)).charges == 0
+
+    async def test_the_list_never_above_its_own(self, console: Console, witnesses: Witnesses, clock: Clock) -> None:
+        for _ in range(60):
+            await witnesses.ask(model=MODEL, since=NOON, until=NOON, log=False)
+        clock.now += 60
+        said = await witnesses.ask(model=MODEL, since=NOON, until=NOON, log=False)
+        assert (said.tasks, said.retry_after) == (None, timedelta(minutes=2))
+        assert console.asked == [TASKS] * 60
+
+    async def test_others_used_the_limit_of_everything_up(
+        self, console: Console, witnesses: Witnesses, clock: Clock
+    ) -> None:
+        console.on[TASKS] = answer(429, b"")
+        said = await ask(witnesses)
+        assert (said.tasks, said.charges, said.retry_after) == (None, None, timedelta(minutes=3))
+        clock.now += 179
+        assert (await ask(witnesses)).retry_after == timedelta(seconds=1)
+        assert console.asked == [TASKS], "it keeps the log, and the next question, from being asked at all"
+
+    async def test_others_used_the_limit_of_the_log_up(self, console: Console, witnesses: Witnesses) -> None:
+        console.on[LOG] = answer(429, b"")
+        assert (await ask(witnesses)).retry_after == timedelta(minutes=5)
+        said = await ask(witnesses)
+        assert (said.tasks, said.charges) == ((), None)
+        assert console.asked == [TASKS, LOG, TASKS]
+
+
+class TestNewest:
+    async def test_any_model_and_any_time(self, console: Console, witnesses: Witnesses) -> None:
+        console.tasks = [task(2, properties={"origin_model_name": "other"}), task(1, submit_time=0), {"id": 7}]
+        said = await witnesses.ask_newest()
+        assert [(seen.task_id, seen.submitted_at) for seen in said.seen] == [("task_2", NOON), ("task_1", None)]
+        assert console.query(0) == {"p": "1", "page_size": "100"}
+        assert type(said).model_validate_json(said.model_dump_json()) == said
+
+    async def test_trouble_is_a_note(self, console: Console, witnesses: Witnesses) -> None:
+        console.on[TASKS] = answer(502, b"")
+        said = await witnesses.ask_newest()
+        assert (said.seen, said.retry_after) == ((), timedelta(minutes=1))
+        assert said.notes
 
 
 class TestTaskList:
@@ -250,6 +286,7 @@ class TestTaskList:
             task(submit_time=str(SECONDS)),
             task(properties=json.dumps({"origin_model_name": MODEL})),
             task(properties=None, data={"model": MODEL, "status": "queued"}),
+            task(properties={"input": ""}, model_name=MODEL),
             task(data=None, status="NOT_START"),
             task(data={"error": {"message": "upstream", "code": "x"}}, status="FAILURE"),
             {"code": "success", "data": task()},
@@ -320,6 +357,26 @@ class TestTaskList:
         assert (said.tasks, said.retry_after) == (None, timedelta(minutes=1))
         assert "incomplete: it showed 1 tasks of 3" in said.notes[0]
 
+    async def test_a_database_that_fails_between_two_pages(self, console: Console, witnesses: Witnesses) -> None:
+        """Stock answers that with an empty list: none in all."""
+        hundred = [task(number) for number in range(100)]
+        console.on[TASKS] = taking_turns(
+            answer(200, rows({"total": 150, "items": hundred})), answer(200, rows({"total": 0, "items": []}))
+        )
+        said = await ask(witnesses)
+        assert (said.tasks, said.seen, said.retry_after) == (None, (), timedelta(minutes=1))
+
+    async def test_a_database_that_cannot_count(self, console: Console, witnesses: Witnesses) -> None:
+        pages = [[task(number) for number in range(100)], [task(number) for number in range(100, 120)], []]
+        console.on[TASKS] = taking_turns(*(answer(200, rows({"total": 0, "items": page})) for page in pages))
+        assert len((await ask(witnesses)).tasks or ()) == 120
+
+    async def test_all_that_it_shows_can_be_known_again(self, console: Console, witnesses: Witnesses) -> None:
+        console.tasks = [task(2, properties={"origin_model_name": "veo_3_1-remix"}), task(1)]
+        said = await ask(witnesses)
+        assert [seen.task_id for seen in said.seen] == ["task_2", "task_1"]
+        assert [found.task_id for found in said.tasks or ()] == ["task_1"]
+
     async def test_a_page_that_fails_makes_it_none(self, console: Console, witnesses: Witnesses) -> None:
         console.on[TASKS] = taking_turns(answer(200, rows({"total": 200, "items": [task(1)]})), answer(502, b"<html>"))
         said = await ask(witnesses)
@@ -350,6 +407,7 @@ class TestLog:
         ]
         said = await ask(witnesses)
         assert (said.charges, said.refunds) == (3, 1)
+        assert said.charged_at == (NOON,) * 3
 
     @pytest.mark.parametrize(
         "row", [None, {}, log_row(None), log_row(created_at=None), log_row(model_name=None), log_row(model_name="")]

@@ -1,0 +1,374 @@
+"""What is adopted, shown and said of a submission in doubt: real ledger, real HTTP, an account made up for it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from longtake import ledger as ledger_module
+from longtake.gateway.client import fingerprint
+from longtake.gateway.errors import AnswerLost, AnswerUnreadable
+from longtake.gateway.witnesses import ConsoleAccess, Witnesses
+from longtake.ledger import Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
+from longtake.reconciliation import LATE, Finding, reconcile
+from longtake.storage import Store
+from tests.longtake.gateway.test_client import Behaviour, answer
+from tests.longtake.gateway.test_witnesses import LOG, TASKS, Console, rows
+
+KEY, MODEL = "order-1", "veo_3_1-fast-remix"
+API_KEY = "sk-simulator-key"
+WINDOW = timedelta(seconds=150)  # two minutes of exchange, and the ledger's margin
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+class Account(Console):
+    """A console that filters by submit time and pages, as stock does, and a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken_lists = 0
+        self.made: list[dict[str, object]] = []
+
+    def makes(self, task_id: str, at: datetime, *, model: str = MODEL, charged: bool = True) -> None:
+        seconds = int(at.timestamp())
+        properties = {"origin_model_name": model}
+        self.made.append({"task_id": task_id, "status": "SUCCESS", "submit_time": seconds, "properties": properties})
+        if charged:
+            self.log.append({"created_at": seconds, "model_name": model, "type": 2, "other": "{}"})
+
+    def page(self) -> Behaviour:
+        query = self.query(-1)
+        since, until = int(query.get("start_timestamp", 0)), int(query.get("end_timestamp", 2**40))
+        newest = sorted(self.made, key=lambda row: -int(str(row["submit_time"])))
+        self.tasks = [row for row in newest if since <= int(str(row["submit_time"])) <= until]
+        if self.broken_lists:
+            self.broken_lists -= 1
+            return answer(200, rows({"total": 0, "items": []}))
+        return super().page()
+
+
+@pytest.fixture
+async def account() -> AsyncIterator[Account]:
+    raw = Account()
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
+    raw.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield raw
+
+
+@pytest.fixture
+async def witnesses(account: Account) -> AsyncIterator[Witnesses]:
+    console = ConsoleAccess(SecretStr("token-of-the-console"), "2")
+    async with Witnesses(base_url=account.url, api_key=SecretStr(API_KEY), console=console) as witnesses:
+        yield witnesses
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path))
+
+
+@pytest.fixture
+def ledger(store: Store) -> SubmissionLedger:
+    return SubmissionLedger(store, longest_exchange=timedelta(seconds=120))
+
+
+class Site:
+    """Generations of this ledger, at times of the past."""
+
+    def __init__(self, ledger: SubmissionLedger, store: Store, account: Account, witnesses: Witnesses) -> None:
+        self.ledger, self.store, self.account, self.witnesses = ledger, store, account, witnesses
+
+    async def lost(self, key: str, *, sent_at: datetime, killed: bool = True, **options: Any) -> None:
+        """One whose answer was lost, with its process or without."""
+        error = AnswerLost("reset")
+        with pytest.raises(OutcomeUnknown):
+            await self._submit(key, error, **options)
+        await self._date(key, sent_at)
+        if killed:
+            await self.store.delete(ledger_module._path(key, 1, "response"))
+
+    async def answered(self, key: str, *, sent_at: datetime, error: Exception) -> None:
+        """One that the gateway answered with nothing that helps."""
+        with pytest.raises(OutcomeUnknown):
+            await self._submit(key, error)
+        await self._date(key, sent_at)
+
+    async def paid(self, key: str, task_id: str, at: datetime, **options: Any) -> None:
+        """One that went well."""
+        await self._submit(key, task_id, **options)
+        await self._date(key, at)
+        self.account.makes(task_id, at)
+
+    async def look(self, key: str = KEY) -> Finding:
+        return await reconcile(
+            self.ledger, self.witnesses, key=key, slot=None, model=MODEL, owner="the test", digest="what is sent"
+        )
+
+    async def _submit(self, key: str, end: str | Exception, **options: Any) -> None:
+        async def send(arm: Arm) -> Answer:
+            await arm()
+            if isinstance(end, Exception):
+                raise end
+            return Answer(end, "request-of-" + key)
+
+        await self.ledger.submit(key, digest="what is sent", send=send, owner=f"owner of {key}", model=MODEL, **options)
+
+    async def _date(self, key: str, sent_at: datetime) -> None:
+        path = ledger_module._path(key, 1, "intent")
+        record = json.loads(await self.store.get(path) or b"")
+        await self.store.put(path, json.dumps(record | {"sent_at": sent_at.isoformat()}).encode())
+
+
+@pytest.fixture
+def site(ledger: SubmissionLedger, store: Store, account: Account, witnesses: Witnesses) -> Site:
+    return Site(ledger, store, account, witnesses)
+
+
+def ago(**units: float) -> datetime:
+    return NOW - timedelta(**units)
+
+
+async def test_the_only_orphan_of_its_time_is_adopted(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    found = await site.look()
+    assert found.accepted
+    assert (found.accepted.task_id, found.clear) == ("task_orphan", False)
+
+
+# --- Another generation's orphan (X is sent, accepted very late; Y of the same model is sent in between) --------------
+
+
+async def x_and_y(site: Site) -> None:
+    start = ago(hours=1)
+    await site.paid("earlier", "task_ours", start)
+    await site.lost("X", sent_at=start)
+    await site.lost("Y", sent_at=start + timedelta(seconds=300))
+    site.account.makes("task_of_X", start + timedelta(seconds=400))
+
+
+async def test_another_generations_late_orphan_is_not_adopted(site: Site) -> None:
+    await x_and_y(site)
+    found = await site.look("Y")
+    assert found.accepted is None
+    assert found.candidates == ("task_of_X",)
+
+
+async def test_a_late_orphan_is_shown_and_not_adopted(site: Site) -> None:
+    await x_and_y(site)
+    found = await site.look("X")
+    assert found.accepted is None
+    assert found.candidates == ("task_of_X",)
+
+
+async def test_a_late_orphan_is_not_adopted_even_where_nobody_else_is_in_doubt(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(hours=1))
+    await site.lost(KEY, sent_at=ago(hours=1))
+    site.account.makes("task_late", ago(hours=1) + WINDOW + LATE + timedelta(seconds=5))
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_late",))
+
+
+async def test_when_the_rival_is_settled_the_other_ones_orphan_is_adopted(site: Site) -> None:
+    await x_and_y(site)
+    await site.ledger.settle("X", 1, task_id="task_of_X", reason="decided")
+    site.account.makes("task_of_Y", ago(hours=1) + timedelta(seconds=310))
+    found = await site.look("Y")
+    assert found.accepted
+    assert found.accepted.task_id == "task_of_Y"
+
+
+async def test_whom_a_person_believed_to_have_made_nothing_may_have_made_it_all_the_same(site: Site) -> None:
+    await x_and_y(site)
+    await site.ledger.settle("X", 1, task_id=None, reason="decided")
+    assert (await site.look("Y")).accepted is None
+
+
+async def test_whoever_is_left_in_doubt_for_ever_does_not_stop_all_that_follow(site: Site) -> None:
+    await site.lost("abandoned", sent_at=ago(days=3))
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    assert (await site.look()).accepted
+
+
+# --- Which list counts ------------------------------------------------------------------------------------------------
+
+
+async def test_an_orphan_in_a_list_that_shows_nothing_of_ours_is_not_adopted(site: Site) -> None:
+    """It may be another account's list, or an account that we know nothing of."""
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    assert any("could not be confirmed" in line for line in found.evidence)
+
+
+async def test_a_list_that_shows_a_task_of_ours_outside_the_window_is_confirmed(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(days=2))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    assert (await site.look()).accepted
+
+
+async def test_the_empty_list_of_a_broken_database_says_nothing(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(days=2))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    for broken in (1, 2, 3):
+        site.account.broken_lists = broken
+        found = await site.look()
+        site.account.broken_lists = 0
+        assert (found.accepted, found.clear) == (None, False)
+        assert any("could not be confirmed" in line for line in found.evidence)
+    assert (await site.look()).accepted
+
+
+async def test_a_confirmed_list_without_an_orphan_says_so_without_a_doubt(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ())
+    assert not any("could not be confirmed" in line for line in found.evidence)
+
+
+async def test_a_task_of_another_account_confirms_nothing(site: Site) -> None:
+    """The console's token may be of the account that was used before."""
+    await site.paid("earlier", "task_ours", ago(minutes=21), account="the one before")
+    await site.lost(KEY, sent_at=ago(minutes=20), account=site.witnesses.account)
+    site.account.makes("task_orphan", ago(minutes=19))
+    assert (await site.look()).accepted is None
+    await site.paid("later", "task_too", ago(minutes=20), account=site.witnesses.account)
+    assert (await site.look()).accepted
+
+
+# --- Charges ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_key_was_not_charged_for_is_not_adopted(site: Site) -> None:
+    """The charges of that time are all explained by tasks of ours."""
+    await site.paid("earlier", "task_ours", ago(minutes=19))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_of_another_key", ago(minutes=19), charged=False)
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_of_another_key",))
+
+
+async def test_charges_that_nobody_owns_are_shown_with_their_times(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    charged = ago(minutes=19)
+    site.account.log.append({"created_at": int(charged.timestamp()), "model_name": MODEL, "type": 2, "other": "{}"})
+    found = await site.look()
+    assert found.accepted is None
+    (line,) = [line for line in found.evidence if f"{charged:%Y-%m-%d %H:%M:%S}" in line]
+    assert f"{ago(minutes=20):%H:%M:%S}" not in line
+
+
+async def test_only_so_many_charges_are_shown(site: Site) -> None:
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    for number in range(30):
+        site.account.makes(f"task_{number}", ago(minutes=19, seconds=number), model=MODEL)
+    site.account.made.clear()
+    found = await site.look()
+    assert max(len(line) for line in found.evidence) < 400
+    assert any("and 20 more" in line for line in found.evidence)
+
+
+# --- When to look -----------------------------------------------------------------------------------------------------
+
+
+async def test_after_an_answer_it_is_looked_for_at_once(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=1))
+    error = AnswerLost("a failure (HTTP 500)", status=500, request_id="req-7", excerpt='{"id": 4711}')
+    await site.answered(KEY, sent_at=ago(seconds=3), error=error)
+    found = await site.look()
+    assert found.accepted is None
+    assert found.retry_after
+    assert any("req-7" in line for line in found.evidence)
+    assert any("4711" in line for line in found.evidence)
+    site.account.makes("task_orphan", ago(seconds=2))
+    assert (await site.look()).accepted
+
+
+@pytest.mark.parametrize("error", [AnswerLost("a reset"), AnswerLost("HTTP 524", status=524)])
+async def test_while_the_gateway_may_go_on_the_first_orphan_is_only_shown(site: Site, error: AnswerLost) -> None:
+    """Ours may come after another one's: no answer, or that of a proxy, says nothing of what the gateway still does."""
+    await site.paid("earlier", "task_ours", ago(minutes=1))
+    await site.answered(KEY, sent_at=ago(seconds=3), error=error)
+    site.account.makes("task_orphan", ago(seconds=2))
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    assert found.retry_after
+    assert found.retry_after <= timedelta(minutes=1)
+
+
+async def test_while_its_owner_may_be_alive_nobody_is_asked(site: Site) -> None:
+    await site.lost(KEY, sent_at=ago(seconds=3))
+    with pytest.raises(SubmissionInDoubt):
+        await site.look()
+    assert site.account.asked == []
+
+
+async def test_long_after_it_nothing_new_is_expected(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    assert (await site.look()).retry_after is None
+
+
+async def test_a_day_too_long_to_list_does_not_spoil_the_time_that_counts(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(hours=20))
+    await site.lost(KEY, sent_at=ago(hours=20))
+    site.account.makes("task_orphan", ago(hours=20))
+    for number in range(1200):
+        site.account.makes(f"task_{number}", ago(hours=10), charged=False)
+    assert (await site.look()).accepted
+
+
+# --- Another gateway, another key -------------------------------------------------------------------------------------
+
+
+async def test_a_submission_to_another_gateway_is_not_looked_for_here(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    await site.lost(KEY, sent_at=ago(minutes=20), gateway="https://the.former.example")
+    site.account.makes("task_orphan", ago(minutes=19))
+    found = await site.look()
+    assert (found.accepted, found.candidates, found.elsewhere) == (None, (), "https://the.former.example")
+    assert site.account.asked == []
+
+
+async def test_a_submission_to_another_gateway_is_no_rival_here(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    await site.lost(KEY, sent_at=ago(minutes=20), gateway=site.witnesses.origin)
+    await site.lost("X", sent_at=ago(minutes=20), gateway="https://the.former.example")
+    site.account.makes("task_orphan", ago(minutes=19))
+    assert (await site.look()).accepted
+
+
+async def test_the_log_of_another_key_is_not_asked(site: Site) -> None:
+    former = fingerprint("sk-of-last-week")
+    await site.paid("earlier", "task_ours", ago(minutes=20), account=former)
+    await site.lost(KEY, sent_at=ago(minutes=20), account=former)
+    site.account.makes("task_orphan", ago(minutes=19), charged=False)
+    found = await site.look()
+    assert LOG not in site.account.asked
+    assert found.accepted, "the same account, with another key"
+    assert any("another API key" in line for line in found.evidence)
+
+
+# --- An id that no program can read -----------------------------------------------------------------------------------
+
+
+async def test_an_id_that_cannot_be_read_is_shown_to_whoever_must_find_it(site: Site) -> None:
+    error = AnswerUnreadable("no id", status=200, request_id="req-7", excerpt='{"id": "videos/9f/1"}')
+    await site.answered(KEY, sent_at=ago(minutes=20), error=error)
+    assert any("videos/9f/1" in line for line in (await site.look()).evidence)
+    site.account.on[TASKS] = site.account.on[LOG] = answer(403, b"")
+    assert any("videos/9f/1" in line for line in (await site.look()).evidence)
