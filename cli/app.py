@@ -171,7 +171,7 @@ def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 
 @app.command()
-def decide(
+def decide(  # noqa: PLR0913 - one parameter for each flag
     key: KeyArgument,
     action: Annotated[
         str,
@@ -183,13 +183,21 @@ def decide(
     ],
     task_id: Annotated[str | None, typer.Argument(help="The task to adopt.", show_default=False)] = None,
     *,
+    slot: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The submission that the decision is about, as `status` shows it.",
+            show_default="the one that is asked about now",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
     """Take a decision that a generation waits for; `status KEY` shows which."""
     from cli import generations  # noqa: PLC0415
 
-    _run(generations.decide(key, action, task_id, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(generations.decide(key, action, task_id, data_dir, slot=slot, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()

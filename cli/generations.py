@@ -174,6 +174,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "outcome": status.outcome,
             "to do": status.advice,
             "decide until": in_words(status.decide_by),
+            "about submission": status.slot,
             "paid": status.paid,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,
@@ -274,8 +275,10 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     return Exit.DELIVERED
 
 
-async def decide(key: str, action: str, task_id: str | None, data_dir: Path | None, *, as_json: bool) -> Exit:
-    """Send a decision."""
+async def decide(  # noqa: PLR0913 - one for each flag
+    key: str, action: str, task_id: str | None, data_dir: Path | None, *, slot: int | None = None, as_json: bool
+) -> Exit:
+    """Send a decision, about the submission that was seen."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
     try:
@@ -284,8 +287,10 @@ async def decide(key: str, action: str, task_id: str | None, data_dir: Path | No
         message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
-        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
-        status = await session.client.decide(key, decision)
+        snapshot = await session.client.snapshot(key)
+        known["run_id"] = snapshot.execution.run_id
+        seen = snapshot.status.slot if snapshot.status else None
+        status = await session.client.decide(key, decision.model_copy(update={"slot": slot or seen}))
     _print_status(status.model_dump(mode="json"), f"decided: {decision.action}", known, as_json=as_json)
     return Exit.DELIVERED
 

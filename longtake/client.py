@@ -256,9 +256,16 @@ class VideoClient:
             result: GenerateVideoResult = await handle.result()
             return result
         except WorkflowFailureError as error:
-            raise _failure(error) from None
+            failure = _failure(error)
         except RPCError as error:
             raise _not_found(key, error) from None
+        if failure.kind == "Cancelled":
+            # Temporal carries no details of a cancellation: what is known of the money stands in the list.
+            execution, _ = await self._describe(key)
+            paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
+            known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
+            failure.details = failure.details.model_copy(update=known)
+        raise failure
 
     async def cancel(self, key: str) -> None:
         """Stop waiting for it. What was submitted may still be made, and cost; its ids are kept.

@@ -48,7 +48,9 @@ NOT_CARRIED: Mapping[str, str] = {
     "paid": "a run continues as new only while it watches what is paid for",
     "watched": "the next run watches at once",
     "next_look_at": "the next run plans the next look at once",
-    **dict.fromkeys(("offered", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"),
+    **dict.fromkeys(
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+    ),
     **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
 }
 """The parts of `Generation` that are not in `CarriedGeneration`, and why."""
@@ -239,7 +241,7 @@ class Generation:
             stage=self.stage,
             attention=self.attention,
             message=narration.message_for(self.stage, self.attention, self.offered),
-            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered),
+            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered, self.asked_slot),
             outcome=self.outcome,
             paid=self.paid,
             model=self.asked.model if self.asked else None,

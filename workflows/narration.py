@@ -86,13 +86,26 @@ def message_for(stage: Stage, attention: Attention | None, offered: Sequence[Dec
     return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
 
 
-def advice_for(attention: Attention | None, key: str, offered: Sequence[DecisionAction] = ()) -> str:
+def advice_for(
+    attention: Attention | None, key: str, offered: Sequence[DecisionAction] = (), slot: int | None = None
+) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
         return "Decide: " + "; ".join(
-            f"`starter.py decide {key} {_DECISIONS[action][0]}` ({_DECISIONS[action][2]})" for action in offered
+            f"`{_command(key, action, slot)}` ({_DECISIONS[action][2]})" for action in offered
         )
     return _ATTENTION[attention][1].format(key=key) if attention else ""
+
+
+def _command(key: str, action: DecisionAction, slot: int | None) -> str:
+    """What to type; it names the submission that it is about, so that it never decides about a later one."""
+    return f"starter.py decide {key} {_DECISIONS[action][0]}" + (f" --slot {slot}" if slot else "")
+
+
+def _input(action: DecisionAction, slot: int | None) -> str:
+    """The same for the update `decide`."""
+    given = _DECISIONS[action][1]
+    return f'{given[:-1]}, "slot": {slot}}}' if slot else given
 
 
 def markdown(status: GenerationStatus) -> str:
@@ -130,11 +143,11 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     yield ""
     yield "In a terminal, one of:"
     yield ""
-    yield from (f"- `starter.py decide {status.key} {_DECISIONS[one][0]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_command(status.key, one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
     yield ""
     yield "Or here, by More Actions, Send an Update, `decide`, with one of these as its input:"
     yield ""
-    yield from (f"- `{_DECISIONS[one][1]}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- `{_input(one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
 
 
 def _facts(status: GenerationStatus) -> dict[str, object]:

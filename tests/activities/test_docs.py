@@ -22,7 +22,6 @@ FAILURES = (ROOT / "docs/failures.md").read_text()
 # Durations that are no limit on anything that is waited for.
 NO_TIMEOUTS = {
     ("longtake.pacing", "_STALLED_LOOK"): "how often to look is told in the design, and measured by a benchmark",
-    ("longtake.ledger", "_CLOCK_SKEW"): "chooses records by their age",
 }
 
 

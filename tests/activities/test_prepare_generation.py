@@ -1,5 +1,7 @@
+import contextlib
 import io
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,34 @@ async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
     assert await prepared() == 1
     await paid("again#extend-2", "task_3")
     assert await prepared() == 2
+
+
+async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
+    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    """A really full file system: it used to end every new generation at its first attempt."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=False)  # noqa: ASYNC221 - it is quick; wherever the system has it
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs a privilege that this machine does not give")
+    try:
+        worker = hire(store=Store.open(str(folder)))
+        await worker.ledger.establish()
+        ballast = folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        order = PrepareOrder(request=request_for(), key="order-1")
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.NO)
+        submit = SubmitOrder(request=request_for(), key="order-1")
+        failure = await failure_of(worker.run(worker.submission.submit_generation, submit))
+        assert (failure.type, failure.retried) == ("LedgerUnavailable", True)
+        assert sim.ledger.submissions() == []
+        ballast.unlink()
+        await worker.run(worker.submission.prepare_generation, order)
+        await worker.run(worker.submission.submit_generation, submit)
+        assert sim.ledger.paid()["total"] == 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221 - likewise

@@ -1125,8 +1125,8 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
         "task_a",
         "task_b",
         "charged 1 times",
-        f"`starter.py decide {status.key} adopt TASK_ID`",
-        '{"action": "abandon"}',
+        f"`starter.py decide {status.key} adopt TASK_ID --slot 1`",
+        '{"action": "abandon", "slot": 1}',
         "paid: **nobody knows**",
         f"Without a decision by {status.decide_by:%Y-%m-%d %H:%M:%S} UTC it ends as `Abandoned`",
     ):
@@ -1420,7 +1420,8 @@ async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> No
 
 
 async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> None:
-    generation = await in_doubt(own_rig)
+    doubt = ClosedSubmission(in_doubt=FailureDetails(paid=Paid.UNKNOWN, slot=1))
+    generation = await in_doubt(own_rig, close=again(doubt))
     await generation.handle.cancel()
     await generation.cancellation()
     status = await generation.status()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import EventType
 
-from longtake.models import GenerationPolicy, Paid, Reconciliation, Stage
+from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Stage
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -105,6 +105,7 @@ async def test_the_result_says_whether_a_paid_extension_is_uncollected(
         prepare=[RETRYING],
         looks=[extend_failed(), *looks],
         extend=extend,
+        close=again(ClosedSubmission()),
         reconcile=again(Reconciliation(evidence=("charged once",))),
         deliver=[FIRST],
     )
