@@ -170,7 +170,7 @@ async def test_links_to_private_addresses_do_not_end_a_delivery(hire: Hire, subm
 
 
 async def test_a_delivery_tells_what_the_verdict_could_not(
-    worker: Worker, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, sim: Simulator, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = await submit("extend_failed")
     with other_route_fails(worker, monkeypatch, AnswerLost("502", status=502)):
@@ -178,8 +178,20 @@ async def test_a_delivery_tells_what_the_verdict_could_not(
         assert (record.state, record.quota, record.has_video_link) == (TaskState.EXTEND_FAILED, None, False)
         failure = await failure_of(deliver(worker, task_id, FIRST))
         assert (failure.type, failure.retried) == ("DeliveryFailed", True)
+        asked = [(entry["path"], entry["key_ok"]) for entry in sim.ledger.entries if entry["kind"] == "content"]
+        assert asked == [(f"/v1/videos/{task_id}/content", True)], "another build may serve it"
     receipt = await deliver(worker, task_id, FIRST)
     assert (receipt.quota, receipt.refunded, round(receipt.video.duration_seconds)) == (0, True, 8)
+
+
+@pytest.mark.parametrize("like", [DOCUMENT, NEWAPI])
+async def test_a_clip_whose_sources_are_all_gone_is_given_up(worker: Worker, submit: Submit) -> None:
+    task_id = await submit("extend_failed,links_expired")
+    await look(worker, task_id)
+    hours_ago = datetime.now(UTC) - timedelta(hours=2)
+    worker.environment.info = replace(worker.environment.info, scheduled_time=hours_ago, attempt=9)
+    failure = await failure_of(deliver(worker, task_id, FIRST))
+    assert (failure.type, failure.retried) == ("DeliveryFailed", False)
 
 
 @pytest.mark.parametrize("like", [DOCUMENT])
