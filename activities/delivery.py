@@ -19,8 +19,7 @@ from longtake.records import load_record, save_record, video_directory
 from longtake.storage import Store, StoreProblem
 
 GONE_AFTER = timedelta(hours=1)
-"""When every source says "gone" this long after the first attempt, both routes' fresh answers too, it is believed.
-"""
+"""When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
 _GONE_ATTEMPTS = 6
 _ROUTES = 2
 

@@ -51,7 +51,7 @@ async def look_for_refund(generation: Generation) -> None:
 def learn_cost(generation: Generation, quota: int | None, refunded: bool | None) -> None:  # noqa: FBT001 - a fact, as it came
     """Keep what the gateway tells of a task's cost after its verdict; what it no longer tells stays known."""
     before = generation.record
-    if before is None or quota is None:
+    if before is None or quota is None or (refunded is None and before.quota is not None):
         return
     generation.record = before.model_copy(update={"quota": quota, "refunded": refunded})
     measuring.charged(generation.record, before, generation.task, generation.request, extension=False)

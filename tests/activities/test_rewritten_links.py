@@ -1,11 +1,10 @@
 """A gateway whose flat record has its own content route instead of each link, and no quota (field notes, seen live)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -41,7 +40,7 @@ def like() -> str:
 
 
 @pytest.fixture
-async def visitors() -> AsyncIterator[list[str]]:
+def visitors() -> list[str]:
     return []
 
 
@@ -58,7 +57,7 @@ async def server_address(visitors: list[str]) -> AsyncIterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_is_asked(sim: Simulator, visitors: list[str]) -> AsyncIterator[None]:
+def _nobody_else_is_asked(sim: Simulator, visitors: list[str]) -> Iterator[None]:
     yield
     assert visitors == []
     assert sim.ledger.violations() == []
@@ -86,7 +85,7 @@ async def deliver(worker: Worker, task_id: str, kind: DeliveryKind) -> DeliveryR
 
 
 @contextmanager
-def other_route_fails(worker: Worker, monkeypatch: pytest.MonkeyPatch, error: GatewayError) -> Any:
+def other_route_fails(worker: Worker, monkeypatch: pytest.MonkeyPatch, error: GatewayError) -> Iterator[None]:
     """The simulator's faults of queries spare that route."""
     query = worker.gateway.query
 

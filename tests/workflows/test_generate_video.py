@@ -416,6 +416,8 @@ REFUNDED = extend_failed(quota=0, refunded=True)
         ([CHARGED], {"quota": 0, "refunded": True}, (0, True)),
         ([running(10, quota=425_000), extend_failed()], {}, (425_000, None)),
         ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
+        # An answer of another state knows nothing of refunds.
+        ([REFUNDED], {"quota": 425_000}, (0, True)),
         ([extend_failed()], {}, (None, None)),
     ],
 )
