@@ -64,7 +64,8 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     client: Starter, site: Site, collector: Collector, simulator: SimulatorProcess
 ) -> None:
     await site.start()
-    # The links of both routes are refused, twice, and `/content` leads to the CDN: the gateway is asked, and left, in every way.
+    # The links of both routes are refused, twice, and `/content` leads to the CDN: the gateway is asked, and left, in
+    # every way.
     prompt = f"traced {MARK} [sim:link_403,links=4,content_redirect,seconds=240,label=traced]"
     generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
     await eventually(lambda: [span for span in collector.spans if is_look(span)], "a look", unless=[generate])
