@@ -550,6 +550,7 @@ class TestExcerpt:
             json.dumps({"id": 1, "echo": PROMPT[:40]}),
             json.dumps({"id": 1, "message": json.dumps({"echo": PROMPT})}),
             json.dumps({"id": 1, "message": "got " + json.dumps({"echo": PROMPT}) + " from you"}),
+            json.dumps({"id": 1, "message": json.dumps({"echo": PROMPT})})[:-1],  # broken off: no JSON any more
             json.dumps({"id": 1, PROMPT: 1}),
             json.dumps({"id": 1, "prompt": "a cat, told in other words"}),
             json.dumps({"id": 1, "properties": {"input": "a cat, told in other words"}}),
