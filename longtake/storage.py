@@ -279,6 +279,13 @@ class Store:
                 await writer.__aexit__(type(error), error, error.__traceback__)
             raise
         try:
+            # What fits into the buffer is written now, all of it: the folder may have gone since the first chunk.
+            await self._check_root()
+        except StoreProblem as problem:
+            with contextlib.suppress(*_BACKEND_ERRORS):
+                await writer.__aexit__(type(problem), problem, problem.__traceback__)
+            raise
+        try:
             await writer.close()
         except _BACKEND_ERRORS as error:
             raise self._problem("write", path, error) from None
