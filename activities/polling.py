@@ -2,15 +2,15 @@
 
 from temporalio import activity
 
-from activities.failures import Step, application_error
+from activities.failures import Step
 from activities.heartbeats import heartbeating
+from activities.hiding import hiding_error, without_words
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import TaskGateway, check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import LookOrder, TaskRecord, TaskState
-from longtake.prompts import hider
 from longtake.records import save_record
 from longtake.storage import Store, StoreProblem
 
@@ -31,9 +31,10 @@ class PollingActivities:
         """
         async with heartbeating():
             record = await self._look(order)
-        if record.video_url or record.first_video_url:
+        if (record.video_url or record.first_video_url) and not order.clip_is_stored:
             await self._keep(order, record)
-        return await self._without_prompts(order, record.without_links())
+        shown = record.without_links()
+        return await without_words(shown, store=self._store, key=order.key) if order.hidden_prompts else shown
 
     async def _look(self, order: LookOrder) -> GatewayRecord:
         try:
@@ -43,8 +44,8 @@ class PollingActivities:
             if record.state is not TaskState.RUNNING:
                 record = await self._ask_other_route(client, order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            hide = await hider(self._store, order.hidden_prompts)
-            raise application_error(error, Step.LOOK, hide=hide) from None
+            hidden = bool(order.hidden_prompts)
+            raise await hiding_error(error, Step.LOOK, store=self._store, key=order.key, hidden=hidden) from None
         return record
 
     async def _ask_other_route(self, client: TaskGateway, task_id: str, record: GatewayRecord) -> GatewayRecord:
@@ -56,12 +57,6 @@ class PollingActivities:
         if record.state is TaskState.LOST and other.state is not TaskState.LOST:
             return other.completed_by(record)
         return record.completed_by(other)
-
-    async def _without_prompts(self, order: LookOrder, record: TaskRecord) -> TaskRecord:
-        if record.error_message is None or not order.hidden_prompts:
-            return record
-        hide = await hider(self._store, order.hidden_prompts)
-        return record.model_copy(update={"error_message": hide(record.error_message)})
 
     async def _keep(self, order: LookOrder, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from longtake.models import GenerateVideoInput, OnExtendFailed, Problem
+from longtake.models import LONGEST_TASK_ID, GenerateVideoInput, OnExtendFailed, Problem
 
 MAX_PROMPT_CHARACTERS = 10_000
 """Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
@@ -38,6 +38,7 @@ class Size:
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
+TASK_ID_FORM = f"1 to {LONGEST_TASK_ID} characters and no spaces"
 _IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
 
 SIZES: Mapping[str, Size] = {
@@ -179,7 +180,7 @@ def extension_digest(remix_id: str, prompt: str) -> str:
 
 def is_task_id(text: str) -> bool:
     """Whether the gateway could have given this id: it goes into URLs, records and a search attribute."""
-    return re.fullmatch(r"\S{1,200}", text) is not None and _is_unicode(text)
+    return re.fullmatch(rf"\S{{1,{LONGEST_TASK_ID}}}", text) is not None and _is_unicode(text)
 
 
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
@@ -215,7 +216,7 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
     if fields.get("size") is not None and fields["size"] not in SIZES:
         yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
     if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
-        yield Problem(field="task_id", rule="must be a task id of the gateway: up to 200 characters without spaces")
+        yield Problem(field="task_id", rule=f"must be a task id of the gateway: {TASK_ID_FORM}")
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])

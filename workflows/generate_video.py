@@ -12,7 +12,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from longtake.catalog import InvalidRequest, check_request, is_task_id, warnings_for
+    from longtake.catalog import TASK_ID_FORM, InvalidRequest, check_request, is_task_id, warnings_for
     from longtake.models import (
         CarriedGeneration,
         Decision,
@@ -120,7 +120,7 @@ class GenerateVideoWorkflow:
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
         if decision.task_id is not None and not is_task_id(decision.task_id):
-            rule = "a task id has 1 to 200 characters and no spaces"
+            rule = f"a task id has {TASK_ID_FORM}"
             raise ApplicationError(f"this cannot be a task of the gateway: {rule}", type="NotOffered")
 
     async def _verdict(self) -> TaskRecord:

@@ -35,7 +35,7 @@ async def look_for_refund(generation: Generation) -> None:
     try:
         told = await workflow.execute_activity_method(
             PollingActivities.query_generation,
-            _order(generation, generation.task),
+            _order(generation, generation.task).model_copy(update={"clip_is_stored": True}),
             summary=f"look {generation.polls}: was it refunded?",
             **options.REFUND,
         )

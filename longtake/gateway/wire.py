@@ -32,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
 from longtake.gateway.links import expires_at
-from longtake.models import Stage, TaskRecord, TaskState
+from longtake.models import LONGEST_TASK_ID, Stage, TaskRecord, TaskState
 
 LONGEST_RETRY_AFTER = timedelta(minutes=15)
 """Longer waits that a gateway asks for are cut to this: a typo there must not park a generation for a day."""
@@ -43,10 +43,10 @@ _T = TypeVar("_T")
 _MOST_LAYERS = 6  # wrapper, envelope, the same of a second gateway, record; deeper is not ours
 _MOST_MESSAGE_CHARS = 300
 _MOST_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a text, and pages can be long
+_MOST_WORD_CHARS = 256
 MOST_EXCERPT_CHARS = 500
 _MOST_EXCERPT_CHARS_READ = 20_000
 _MOST_EXCERPT_ITEMS = 20  # of an object or a list
-_MOST_ID_CHARS = 256
 _MOST_LINK_CHARS = 8_192
 _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
 _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
@@ -545,7 +545,7 @@ def _outline(body: object) -> str:
     layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
-    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_ID_CHARS] for name in layers[0])[:12])))
+    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_WORD_CHARS] for name in layers[0])[:12])))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
@@ -582,7 +582,7 @@ def _one_line(text: str, most_chars: int) -> str:
 def _short(value: object) -> str | None:
     """A word, such as a status or a model's name."""
     text = _text(value)
-    return None if text is None else _shorten(redact(text))[:_MOST_ID_CHARS] or None
+    return None if text is None else _shorten(redact(text))[:_MOST_WORD_CHARS] or None
 
 
 def _code(value: object) -> str | None:
@@ -598,7 +598,7 @@ def _id(value: object) -> str | None:
     if not isinstance(value, str):
         return None
     text = value.strip()
-    fits = 0 < len(text) <= _MOST_ID_CHARS and text.isprintable() and not re.search(r"[\s/?#{}\[\]\"<>\\]", text)
+    fits = 0 < len(text) <= LONGEST_TASK_ID and text.isprintable() and not re.search(r"[\s/?#{}\[\]\"<>\\]", text)
     return text if fits and text.strip(".") else None
 
 

@@ -147,6 +147,24 @@ async def test_each_clip_comes_from_its_own_address(  # noqa: PLR0917 - a row of
 
 
 @pytest.mark.parametrize("like", [DOCUMENT, NEWAPI])
+async def test_the_links_of_a_stored_clip_are_not_kept_again(worker: Worker, submit: Submit) -> None:
+    task_id = await submit("extend_failed")
+
+    async def has_link() -> bool:
+        kept = await load_record(worker.store, KEY, task_id)
+        assert kept
+        return bool(kept.video_url)
+
+    await look(worker, task_id)
+    assert await has_link()
+    await deliver(worker, task_id, FIRST)
+    assert not await has_link()
+    last = LookOrder(key=KEY, task_id=task_id, clip_is_stored=True)
+    assert (await worker.run(worker.polling.query_generation, last)).has_video_link
+    assert not await has_link()
+
+
+@pytest.mark.parametrize("like", [DOCUMENT, NEWAPI])
 @pytest.mark.parametrize(
     ("tag", "source"),
     [("ok,content_502", "the link"), ("links_expired", "the gateway's content route")],
