@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from cli.exits import CommandProblem, Exit, error_document, leave, print_json, typed
+from longtake.display import line, lines
 from longtake.keyring import PayloadUnreadable
+
+_ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
+"""Problems whose words are those of whoever typed the command, and may be several lines."""
 
 app = typer.Typer(
     name="starter.py",
@@ -61,6 +65,14 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
             show_default="fallback",
         ),
     ] = None,
+    on_key_refused: Annotated[
+        str | None,
+        typer.Option(
+            help="fail: end where the gateway refuses the API key or it is out of quota; wait: submit once it is taken "
+            "again, however long that takes (for batches).",
+            show_default="fail",
+        ),
+    ] = None,
     keep_first: Annotated[
         bool, typer.Option("--keep-first", help="Store the first 8 s beside the full video.")
     ] = False,
@@ -85,6 +97,7 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
         "prompt_extend": prompt_extend,
         "size": size,
         "on_extend_failed": on_extend_failed,
+        "on_key_refused": on_key_refused,
         "keep_first": keep_first or None,
     }
     order = generations.Order(
@@ -164,7 +177,7 @@ def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 @app.command()
 def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Look at a generation now, for example because the gateway's key has been mended."""
+    """Ask the gateway about a generation now, for example because its key has been mended or topped up."""
     from cli import generations  # noqa: PLC0415
 
     _run(generations.resume(key, data_dir, as_json=as_json), as_json=as_json, key=key)
@@ -362,11 +375,17 @@ def main() -> NoReturn:
     leave(code or 0)
 
 
+def _shown(problem: CommandProblem) -> str:
+    """What goes wrong, in lines of our own making."""
+    own_lines = problem.own_lines or problem.kind in _ABOUT_OURSELVES
+    return f"{problem.kind}: {lines(problem.message) if own_lines else line(problem.message)}"
+
+
 def _complain(problem: CommandProblem) -> None:
     if "--json" in sys.argv:
         print_json(error_document(problem, {}))
     else:
-        typer.echo(f"{problem.kind}: {problem.message}", err=True)
+        typer.echo(_shown(problem), err=True)
 
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
@@ -385,9 +404,9 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
         if as_json:
             print_json(error_document(problem, known))
         else:
-            typer.echo(f"{problem.kind}: {problem.message}", err=True)
+            typer.echo(_shown(problem), err=True)
             if problem.details and problem.details.advice:
-                typer.echo(problem.details.advice, err=True)
+                typer.echo(line(problem.details.advice), err=True)
     except PayloadUnreadable as error:
         code = Exit.USAGE
         _complain(CommandProblem(code, "PayloadUnreadable", str(error)))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from longtake.client import Snapshot, TemporalUnavailable, VideoClient
+from longtake.display import line as shown
 from longtake.models import GenerationStatus
 
 _INTERVAL_SECONDS = 0.7
@@ -21,7 +22,7 @@ _REPEAT_SECONDS = 60.0
 
 def describe(snapshot: Snapshot, *, advice: bool = True) -> str:
     """One line: stage, progress, polls, what is wrong, what comes next, and what to do."""
-    return " · ".join(part for part in (_where(snapshot), _trouble(snapshot, advice=advice)) if part)
+    return shown(" · ".join(part for part in (_where(snapshot), _trouble(snapshot, advice=advice)) if part))
 
 
 def _where(snapshot: Snapshot) -> str:
@@ -75,9 +76,9 @@ def live(console: Console) -> Progress:
     """Live rows on a terminal; nothing elsewhere."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[line]}"),
+        TextColumn("{task.fields[line]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
@@ -105,7 +106,7 @@ async def _until_ended(client: VideoClient, key: str, show: Callable[[str, str],
             show("waiting", "Temporal does not answer")
         else:
             last_answer = time.monotonic()
-            show(_where(snapshot), _trouble(snapshot, advice=True))
+            show(shown(_where(snapshot)), shown(_trouble(snapshot, advice=True)))
             if not snapshot.running:
                 return snapshot
         await asyncio.sleep(_INTERVAL_SECONDS)

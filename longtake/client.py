@@ -43,6 +43,7 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
+from longtake.display import code, line, prose
 from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
@@ -51,6 +52,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationStatus,
     OnExtendFailed,
+    OnKeyRefused,
     Paid,
 )
 from longtake.storage import Store
@@ -90,6 +92,10 @@ _WISHES = {
     OnExtendFailed.RETRY: "pay for it again, where that is configured",
     OnExtendFailed.ASK: "a person decides",
     OnExtendFailed.FAIL: "it counts as failed",
+}
+_KEY_WISHES = {
+    OnKeyRefused.FAIL: "it ends, and nothing is paid",
+    OnKeyRefused.WAIT: "it waits until the gateway takes it again",
 }
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
@@ -143,6 +149,7 @@ class Execution:
     """One generation as Temporal's list shows it."""
 
     key: str
+    """What the workflow's id says, whoever chose it: it may be no key that a command takes."""
     run_id: str
     state: str
     """Temporal's: `RUNNING`, `COMPLETED`, `FAILED`, …"""
@@ -154,6 +161,7 @@ class Execution:
     paid: str | None
     model: str | None
     task_id: str | None
+    workflow_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -319,7 +327,7 @@ class VideoClient:
         return await self._update(key, "decide", decision)
 
     async def resume(self, key: str) -> GenerationStatus:
-        """Look now, for example because the gateway's key has been mended.
+        """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
 
         Raises:
             GenerationNotFound: There is none of this key that still runs.
@@ -487,7 +495,7 @@ class VideoClient:
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
-        return f"take over task {request.task_id[:80]}"
+        return f"take over task {line(request.task_id[:80])}"
     number, frames = len(request.images), MODELS[request.model].frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
@@ -499,13 +507,14 @@ def _details(key: str, request: GenerateVideoInput) -> str:
     Without the prompts: Temporal's UI has this rendered by a request that carries it in its URL, and URLs are logged.
     """
     facts = {
-        "key": f"`{key}`",
-        "model": f"`{request.model}`",
-        "size": request.size or "the gateway's default",
+        "key": code(key),
+        "model": code(request.model),
+        "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],
-        "takes over": request.task_id and f"`{request.task_id[:80]}`",
+        "if the API key is refused": _KEY_WISHES[request.on_key_refused],
+        "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
 
@@ -513,7 +522,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
 def _image(uri: str) -> str:
     if uri.startswith("data:"):
         return "one inside the request"
-    return f"`{uri.split('?', maxsplit=1)[0][:200]}`"
+    return code(uri.split("?", maxsplit=1)[0][:200])
 
 
 def _execution(execution: WorkflowExecution) -> Execution:
@@ -530,6 +539,7 @@ def _execution(execution: WorkflowExecution) -> Execution:
         paid=attributes.get(VIDEO_PAID),
         model=attributes.get(VIDEO_MODEL),
         task_id=attributes.get(GATEWAY_TASK_ID),
+        workflow_id=execution.id,
     )
 
 

@@ -5,14 +5,21 @@ the bytes of images and videos never appear here: they go through the store (cla
 whether a request makes sense; this module only gives it a shape.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-LONGEST_TASK_ID = 255
-"""In characters: it becomes a search attribute, and Temporal's SQL stores end a Keyword there."""
+_SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
+_MOST_FIELDS = 10
+
+
+def with_plain_scheme(uri: str) -> str:
+    """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
+    found = _SCHEME.match(uri)
+    return found[0].lower() + uri[found.end() :] if found else uri
 
 
 class _Payload(BaseModel):
@@ -34,6 +41,15 @@ class OnExtendFailed(StrEnum):
     """End as `ExtensionFailed`; the error names the stored clip."""
 
 
+class OnKeyRefused(StrEnum):
+    """What to do where the gateway refuses the API key, or it has no quota left, before anything is paid."""
+
+    FAIL = "fail"
+    """End as `SubmissionRefused`."""
+    WAIT = "wait"
+    """Wait, without an end, until the gateway takes the key again; then submit."""
+
+
 class ImageInput(_Payload):
     """One image of a request; the order of a request's images counts."""
 
@@ -42,6 +58,11 @@ class ImageInput(_Payload):
     uri: str = Field(repr=False)
     """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
     below the store's URL, as `longtake.images` returns it."""
+
+    @field_validator("uri")
+    @classmethod
+    def _plain_scheme(cls, uri: str) -> str:
+        return with_plain_scheme(uri)
 
 
 class GenerateVideoInput(_Payload):
@@ -63,6 +84,8 @@ class GenerateVideoInput(_Payload):
     """Store the first 8 s beside the full video too."""
     task_id: str | None = None
     """Take over this task, which something else submitted, instead of submitting."""
+    on_key_refused: OnKeyRefused = OnKeyRefused.FAIL
+    """Of the first submission; the retry of an extension never waits."""
 
 
 class MediaInfo(_Payload):
@@ -132,6 +155,15 @@ class Paid(StrEnum):
     UNKNOWN = "unknown"
 
 
+class KeyProblem(StrEnum):
+    """Why the gateway does not take the API key."""
+
+    REFUSED = "key_refused"
+    """It is wrong, disabled, expired or exhausted."""
+    OUT_OF_QUOTA = "out_of_quota"
+    """It is good, and it or its account has no quota left: top up."""
+
+
 class Problem(_Payload):
     """One thing wrong with a request."""
 
@@ -173,6 +205,8 @@ class FailureDetails(_Payload):
     slot: int | None = None
     """Which of the ledger's slots for this key it holds."""
     polls: int = 0
+    key_problem: KeyProblem | None = None
+    """Where the gateway refused the API key: why."""
 
 
 class TaskState(StrEnum):
@@ -258,6 +292,9 @@ class GenerationStatus(_Payload):
     outcome: str | None = None
     paid: Paid | None = None
     """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
+    doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -287,6 +324,10 @@ class GenerationStatus(_Payload):
     """Tasks of the gateway's account that nobody owns and that it may be."""
     last_problem: str | None = None
     """Why the last look told nothing, if it did not."""
+    key_problem: KeyProblem | None = None
+    """Where the gateway refuses the API key: why."""
+    waiting_since: datetime | None = None
+    """Since when a submission waits for an API key that the gateway takes (`on_key_refused`)."""
     video: StoredVideo | None = None
     first_video: StoredVideo | None = None
     warnings: tuple[str, ...] = ()
@@ -380,6 +421,27 @@ class PrepareOrder(_Payload):
 
     key: str = ""
     request: GenerateVideoInput
+    trial: bool = False
+    """See `SubmitOrder.trial`."""
+
+
+class AwaitKeyInput(_Payload):
+    """What `await_api_key` is asked."""
+
+    key: str
+    stage: Stage | None = None
+    """For the log."""
+    details: FailureDetails = FailureDetails()
+    """How the gateway refused."""
+    message: str = ""
+    """The same in words."""
+
+
+class KeyTrial(_Payload):
+    """What `await_api_key` brings: a submission is worth a try."""
+
+    trial: bool
+    """Whether it is the one try of this worker, the key being taken as refused until it has gone well."""
 
 
 class ExtensionOrder(_Payload):
@@ -398,6 +460,8 @@ class SubmitOrder(_Payload):
     request: GenerateVideoInput
     extension: ExtensionOrder | None = None
     ledger_id: str = ""
+    trial: bool = False
+    """Whether the gateway is to be asked although it has just refused this worker's API key."""
 
     @property
     def ledger_key(self) -> str:
@@ -455,6 +519,9 @@ class ReconcileOrder(_Payload):
     """For the log."""
     hide_words: bool = False
     """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
+    confirms_not_charged: bool = False
+    """Whether earlier checks, without one that said otherwise, found it `resubmittable`: a worker that may submit again
+    by itself closes it now, if it still is."""
 
 
 class Reconciliation(_Payload):
@@ -472,6 +539,12 @@ class Reconciliation(_Payload):
     """When checking again is worthwhile; None: at the next regular time."""
     elsewhere: str | None = None
     """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for it; None where nothing is in doubt."""
+    resubmittable: bool = False
+    """Whether usage log and task list both show no charge, and the worker may submit again by itself."""
+    resubmissions: int = 0
+    """How often this payment was closed as not charged, and so submitted again without a person."""
 
 
 class SettleOrder(_Payload):
@@ -563,6 +636,14 @@ class Decision(_Payload):
     slot: int | None = None
     """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_much(cls, given: Any) -> Any:
+        """One short error for what nobody means: one for each of thousands of fields is more than Temporal takes."""
+        if isinstance(given, dict) and (len(given) > _MOST_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
+            raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
+        return given
+
 
 class CarriedGeneration(_Payload):
     """What one run of the workflow hands to the next when it continues as new.
@@ -595,6 +676,7 @@ class CarriedGeneration(_Payload):
     last_problem: str | None = None
     lost_since: datetime | None = None
     missing_since: datetime | None = None
+    key_problem: KeyProblem | None = None
     stage: Stage | None = None
     """Which stage is being timed, and since when."""
     stage_since: datetime | None = None

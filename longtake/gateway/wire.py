@@ -30,9 +30,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from longtake.catalog import is_task_id
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
 from longtake.gateway.links import expires_at
-from longtake.models import LONGEST_TASK_ID, Stage, TaskRecord, TaskState
+from longtake.models import Stage, TaskRecord, TaskState
 
 LONGEST_RETRY_AFTER = timedelta(minutes=15)
 """Longer waits that a gateway asks for are cut to this: a typo there must not park a generation for a day."""
@@ -80,6 +81,8 @@ class GatewayRecord:
     """The innermost status as it was written: the middleware's, where its record is there."""
     answered_task_id: str | None = None
     """The task id that the answer itself names; differs from `task_id` where a relay renames tasks."""
+    answered_ids: tuple[str, ...] = ()
+    """Everything in the answer that may be a name of the task, from the outside in."""
     progress: int | None = None
     """0 to 100; not monotonic, and 100 on failures."""
     remix_id: str | None = None
@@ -124,6 +127,12 @@ class GatewayRecord:
             names += ["video_url", "result_url", "submitted_at", "started_at", "updated_at", "finished_at"]
         told: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
         return replace(self, content_route=self.content_route or other.content_route, **told)
+
+    @property
+    def own_task_id(self) -> str:
+        """The id as the gateway writes it: its database may ignore case, and another spelling is the same task."""
+        same = [name for name in self.answered_ids if name.casefold() == self.task_id.casefold()]
+        return self.task_id if self.task_id in same or not same else same[0]
 
     @property
     def stage(self) -> Stage:
@@ -250,6 +259,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         gateway_status=_first(outside_in, _short, "status") or "",
         inner_status=_first(inside_out, _short, "status") or "",
         answered_task_id=answered,
+        answered_ids=tuple(filter(None, (_id(layer.get(name)) for layer in layers for name in ("task_id", "id")))),
         progress=_first(inside_out, _progress, "progress"),
         remix_id=_first(inside_out, _id, "remix_id"),
         remix_id_extend=_first(inside_out, _id, "remix_id_extend"),
@@ -355,14 +365,28 @@ _SECRETS = (
 )
 
 
+_never_shown: dict[str, None] = {}
+
+
+def never_show(secret: str) -> None:
+    """From now on no text that this process reads from a gateway shows this secret, whichever gateway it was for."""
+    if len(secret) >= _SHORTEST_SECRET_CHARS:
+        _never_shown[secret] = None
+
+
+def holds_secret(text: str) -> bool:
+    """Whether one of these stands in it."""
+    return any(secret in text for secret in _never_shown)
+
+
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """`text` without queries and logins of URLs, keys, embedded images and the `secrets` given.
+    """`text` without queries and logins of URLs, keys, embedded images, the `secrets` given and those of `never_show`.
 
     Only its first 4,000 characters are read: the patterns look ahead, so their work grows faster than a text does.
     """
     is_cut = len(text) > _MOST_MESSAGE_CHARS_READ
     text = text[:_MOST_MESSAGE_CHARS_READ]
-    for secret in secrets:
+    for secret in (*_never_shown, *secrets):
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
         while len(beginning) >= _SHORTEST_SECRET_CHARS and (at := text.find(beginning)) >= 0:
@@ -387,7 +411,7 @@ def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
     Returns:
         One line of at most 500 characters.
     """
-    hidden = _spellings(secrets)
+    hidden = _spellings((*_never_shown, *secrets))
     try:
         text = json.dumps(_excerpt(read_json(body), hidden, _MOST_LAYERS), ensure_ascii=False)
     except ValueError:
@@ -594,12 +618,16 @@ def _code(value: object) -> str | None:
 
 
 def _id(value: object) -> str | None:
-    """An id that can be stored, logged and put into a path: printable, unbroken, short, and no JSON or link."""
+    """An id that can be stored, logged, copied to a shell and put into a path; whatever else stands there is none."""
     if not isinstance(value, str):
         return None
     text = value.strip()
-    fits = 0 < len(text) <= LONGEST_TASK_ID and text.isprintable() and not re.search(r"[\s/?#{}\[\]\"<>\\]", text)
-    return text if fits and text.strip(".") else None
+    return text if is_task_id(text) and not holds_secret(text) else None
+
+
+def read_request_id(headers: Mapping[str, str], name: str) -> str | None:
+    """The gateway's own name for a request, where it is such an id."""
+    return _id(_header(headers, name) or "")
 
 
 def _link(value: object) -> str | None:

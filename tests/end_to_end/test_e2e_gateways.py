@@ -15,7 +15,17 @@ import httpx
 import pytest
 
 from longtake.client import GenerationFailure, VideoClient
-from longtake.models import Decision, DecisionAction, GenerateVideoResult, GenerationStatus, Paid, Stage, StoredVideo
+from longtake.models import (
+    Attention,
+    Decision,
+    DecisionAction,
+    GenerateVideoResult,
+    GenerationStatus,
+    KeyProblem,
+    Paid,
+    Stage,
+    StoredVideo,
+)
 from simulator.personalities import DOCUMENT, NEWAPI
 from tests.end_to_end.processes import (
     API_KEY,
@@ -115,7 +125,21 @@ class Gateway:
             await self._client.result("empty")
         assert (failure.value.kind, failure.value.details.paid) == ("SubmissionRefused", Paid.NO)
         assert failure.value.details.gateway_code == "pre_consume_token_quota_failed"
+        assert failure.value.details.key_problem is KeyProblem.OUT_OF_QUOTA
         assert self.simulator.paid(prompt) == 0
+
+    async def a_key_out_of_quota_is_waited_for_where_that_is_wanted(self) -> None:
+        prompt = f"a {MARK} [sim:key_without_quota,times=1,label=wait]"
+        await self._client.start("wait", request(prompt, on_key_refused="wait"))
+        waited = []
+        while status := await self._waits_for_key("wait"):
+            waited.append(status)
+            await self._client.resume("wait")  # the quota is there again
+        assert waited
+        assert {(one.attention, one.key_problem) for one in waited} == {(Attention.NEEDS_KEY, KeyProblem.OUT_OF_QUOTA)}
+        assert Paid.YES not in {one.paid for one in waited}
+        result = await self._client.result("wait")
+        assert (result.outcome, self.simulator.paid(prompt)) == ("full", 1)
 
     # --- Doubt ------------------------------------------------------------------------------------------------------
 
@@ -193,6 +217,16 @@ class Gateway:
                 return None
             await asyncio.sleep(0.3)
 
+    async def _waits_for_key(self, key: str) -> GenerationStatus | None:
+        """Wait until a generation waits for the gateway's key; None where it knows its task."""
+        while True:
+            snapshot = await self._client.snapshot(key)
+            if snapshot.status and snapshot.status.waiting_since:
+                return snapshot.status
+            if not snapshot.running or (snapshot.status and snapshot.status.task_id):
+                return None
+            await asyncio.sleep(0.3)
+
     async def _set(self, what: str, body: dict[str, Any]) -> None:
         async with httpx.AsyncClient() as http:
             (await http.post(f"{self.simulator.url}/_simulator/{what}", json=body)).raise_for_status()
@@ -216,6 +250,7 @@ STORIES = [
     "what_it_cost_is_known",
     "what_was_refunded_cost_nothing",
     "a_key_without_quota_pays_nothing",
+    "a_key_out_of_quota_is_waited_for_where_that_is_wanted",
     "a_paid_task_whose_answer_was_lost_is_found_in_the_list",
     "an_answered_error_is_sent_again_only_when_a_person_says_so",
     "an_answered_error_names_its_request_to_whoever_decides",
@@ -223,7 +258,6 @@ STORIES = [
 ]
 LAST = "an_empty_list_of_a_broken_database_is_no_evidence"
 MENDED_BY = {
-    (NEWAPI, "a_local_image_is_sent_in_a_way_that_is_taken"): "issue 11, number 6",
     (NEWAPI, "a_paid_task_whose_answer_was_lost_is_found_in_the_list"): "issue 11, number 3",
 }
 """Which number of which issue mends what fails today. Strict: whoever mends it takes its line away."""
