@@ -41,6 +41,7 @@ STEPS: Mapping[str, options.Options] = {
     "reconciliation": options.reconciliation(GenerationPolicy()),
     "SETTLE": options.SETTLE,
     "LOOK": options.LOOK,
+    "REFUND": options.REFUND,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
 """What `workflows/options.py` holds, under its names there, in the order of a generation, with the default policy."""
@@ -54,6 +55,7 @@ ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "reconciliation": ("reconcile_submission",),
     "SETTLE": ("settle_submission",),
     "LOOK": ("query_generation",),
+    "REFUND": ("query_generation",),
     "delivery": ("deliver_video",),
 }
 """Which activities run under them; a test holds it against the workflow."""

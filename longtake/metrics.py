@@ -212,6 +212,13 @@ QUOTA: Final = Metric(
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
+REFUNDED_QUOTA: Final = Metric(
+    "longtake_refunded_quota",
+    Kind.COUNTER,
+    "What the gateway gave back of `longtake_quota_total`, as it says itself.",
+    (WORKFLOW,),
+    {"task": _TASK, "model": _MODEL},
+)
 IN_DOUBT: Final = Metric(
     "longtake_submissions_in_doubt",
     Kind.COUNTER,
@@ -282,7 +289,7 @@ WORKER_CLOCK_SKEW: Final = Metric(
 )
 
 CATALOGUE: Final = (
-    *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, IN_DOUBT),
+    *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, REFUNDED_QUOTA, IN_DOUBT),
     *(DELIVERED_BYTES, FAILED_STEPS, GATEWAY_ERRORS),
     *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN, WORKER_CLOCK_SKEW),
 )

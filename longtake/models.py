@@ -138,6 +138,8 @@ class GenerateVideoResult(_Payload):
     """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
     quota: int | None = None
     """What the gateway says it cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave back what a failed extension cost (`quota` is then 0); None where it does not say."""
     polls: int
     """How often the gateway was asked."""
     warnings: tuple[str, ...] = ()
@@ -185,6 +187,9 @@ class FailureDetails(_Payload):
     extension_task_id: str | None = None
     """The gateway's task of an extension that was paid for again."""
     quota: int | None = None
+    """What the gateway says it cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave it back (`quota` is then 0); None where it does not say."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
@@ -230,6 +235,8 @@ class TaskRecord(_Payload):
     """The middleware's own id (`data.id`)."""
     model: str | None = None
     quota: int | None = None
+    refunded: bool | None = None
+    """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
@@ -404,6 +411,9 @@ class DeliveryReceipt(_Payload):
     source: str = ""
     """Where it came from, in words, without the link."""
     already_stored: bool = False
+    quota: int | None = None
+    """What the task cost, where the gateway was asked on the way and told."""
+    refunded: bool | None = None
 
 
 class PrepareOrder(_Payload):
@@ -576,6 +586,8 @@ class LookOrder(_Payload):
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
     """A fingerprint of the API key that paid; empty where that is not known."""
+    clip_is_stored: bool = False
+    """Whether the links are of no more use: then they are not kept."""
 
 
 class DeliverOrder(_Payload):

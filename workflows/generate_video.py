@@ -35,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
     from workflows.submitting import prepare, submit, submit_extension
-    from workflows.watching import Watch
+    from workflows.watching import Watch, look_for_refund
 
 
 _NOTHING = RawValue(Payload())
@@ -149,16 +149,21 @@ class GenerateVideoWorkflow:
         ):  # else continued as new while it is being retried: that has problems of its own
             generation.last_problem = reason
         if video := await self._collect_extension():
-            return generation.result("full", video)
+            return await self._end_after_failed_extension("full", video)
         match await self._wish_after_failed_extension():
             case OnExtendFailed.FAIL:
+                await look_for_refund(generation)
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
                 raise Ending("ExtensionFailed", reason, generation.known(advice=advice))
             case OnExtendFailed.RETRY:
                 if video := await self._retry_extension():
-                    return generation.result("full", video)
+                    return await self._end_after_failed_extension("full", video)
         generation.last_problem = generation.last_problem or reason
-        return generation.result("fallback", clip)
+        return await self._end_after_failed_extension("fallback", clip)
+
+    async def _end_after_failed_extension(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
+        await look_for_refund(self._generation)
+        return self._generation.result(outcome, video)
 
     async def _wish_after_failed_extension(self) -> OnExtendFailed:
         generation = self._generation

@@ -50,6 +50,16 @@ LOOK = Options(
     ),
 )
 
+REFUND = Options(
+    # As a look.
+    start_to_close_timeout=timedelta(seconds=90),
+    # The video is stored, and somebody waits for it: what it cost must not hold it up.
+    schedule_to_close_timeout=timedelta(seconds=90),
+    heartbeat_timeout=HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=2),
+)
+
+API_KEY = Options(
 API_KEY = Options(
     # The two free requests of a trial, 20 s each, and the other keys of the ring.
     start_to_close_timeout=timedelta(seconds=90),

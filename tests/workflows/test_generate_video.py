@@ -404,6 +404,38 @@ async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
     assert (attributes["VideoOutcome"], attributes["VideoStage"]) == ("fallback", "done")
 
 
+CHARGED = extend_failed(quota=425_000, refunded=False)
+REFUNDED = extend_failed(quota=0, refunded=True)
+
+
+@pytest.mark.parametrize(
+    ("looks", "receipt", "cost"),
+    [
+        ([REFUNDED], {}, (0, True)),
+        ([CHARGED, REFUNDED], {}, (0, True)),
+        ([CHARGED, CHARGED], {}, (425_000, False)),
+        ([CHARGED, *[refusal("GatewayTrouble", "502", retried=True)] * 2], {}, (425_000, False)),
+        ([CHARGED, refusal("TaskNotFound", "its row was lost")], {}, (425_000, False)),
+        ([CHARGED], {"quota": 0, "refunded": True}, (0, True)),
+        ([running(10, quota=425_000), extend_failed()], {}, (425_000, None)),
+        ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
+        # An answer of another state knows nothing of refunds.
+        ([REFUNDED], {"quota": 425_000}, (0, True)),
+        ([extend_failed()], {}, (None, None)),
+    ],
+)
+@pytest.mark.parametrize("wish", ["fallback", "fail"])
+async def test_what_a_failed_extension_cost_in_the_end(
+    rig: Rig, looks: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
+) -> None:
+    clip = delivered(FIRST_CLIP).model_copy(update=receipt)
+    generation = await rig.generate(Script(looks=looks, deliver=[clip]), on_extend_failed=wish)
+    end = await generation.result() if wish == "fallback" else (await generation.failure())[1]
+    assert (end.quota, end.refunded) == cost
+    assert end.first_video == FIRST_CLIP
+    assert generation.script.count("query_generation") == len(looks)
+
+
 async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
     script = Script(looks=[extend_failed(quota=425_000)], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="fail", key="order-18")
