@@ -87,6 +87,11 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.witnesses", "LOG_CALLS_WINDOW", "Field notes: the log may be asked 20 times in 20 minutes."),
     ("longtake.gateway.witnesses", "LIST_CALLS_WINDOW", "The list is asked 60 times in it at most."),
     ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
+    (
+        "longtake.charges",
+        "_UNTIL_THE_NEXT_CHARGE",
+        "Until the log shows a charge later than a submission in doubt, it says nothing of it: asked again after this.",
+    ),
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
     ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
     ("longtake.gateway.witnesses", "_AFTER_429", "A log that asked for patience and did not say how long."),
@@ -115,6 +120,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
         "_QUERY_TIMEOUT",
         "The query `status` needs a worker; without one the server's record is shown.",
     ),
+    ("longtake.client", "PATIENCE", ""),
     ("longtake.client", "_UPDATE_TIMEOUT", "Without a worker an update is not taken, and whoever sends it is told."),
 )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -30,6 +31,7 @@ async def await_key(generation: Generation, cause: Cause) -> bool | None:
     generation.last_problem, generation.key_problem = cause.message, cause.details.key_problem
     generation.waiting_since = generation.waiting_since or workflow.now()
     generation.awaits_key, generation.look_now = True, False
+    soonest = workflow.now() + generation.policy.pacing.floor
     generation.enter(generation.stage, Attention.NEEDS_KEY)
     waiting = workflow.start_activity_method(
         SubmissionActivities.await_api_key,
@@ -42,6 +44,9 @@ async def await_key(generation: Generation, cause: Cause) -> bool | None:
     try:
         await workflow.wait_condition(lambda: waiting.done() or generation.look_now)
         if generation.look_now:
+            # However often it is asked for: the gateway is not asked more often than about a task.
+            if (early := soonest - workflow.now()) > timedelta(0):
+                await workflow.sleep(early, summary="until the gateway may be asked again")
             return True
         found: KeyTrial = await waiting
         return found.trial

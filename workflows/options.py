@@ -60,7 +60,6 @@ REFUND = Options(
 )
 
 API_KEY = Options(
-API_KEY = Options(
     # The two free requests of a trial, 20 s each, and the other keys of the ring.
     start_to_close_timeout=timedelta(seconds=90),
     # All waiting generations together ask the gateway no oftener (`longtake.gateway.breaker`); a pause in between costs
