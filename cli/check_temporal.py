@@ -271,7 +271,7 @@ async def forgotten(site: TemporalSite) -> Findings:
         yield warning(
             f"{'at least ' if cut_short else ''}{count} paid tasks of the last {DAYS} days are not delivered, and "
             "Temporal does not know their generations",
-            f"`starter.py recover` lists them, `--yes` fetches them without paying. {RUNBOOK}#temporal-has-lost-generations",
+            f"`starter.py recover` lists them, `--yes` fetches them unpaid: {RUNBOOK}#temporal-has-lost-generations",
         )
     elif cut_short:
         yield warning(f"not counted within {_WALK_SECONDS} s", "`starter.py recover` takes the time that it needs.")

@@ -880,7 +880,9 @@ class SubmissionLedger:
     async def _paid_task(self, owner_path: str, key_of: Callable[[str], str]) -> PaidTask | None:
         """The task that a claim is about; None where its outcome was never written."""
         owner = await self._read(TaskOwner, owner_path)
-        for slot in range(1, _MOST_SLOTS) if owner else ():
+        if owner is None:
+            return None
+        for slot in range(1, _MOST_SLOTS):
             place = f"{owner.folder}/{slot}"
             intent = await self._read(Intent, f"{place}/intent")
             if intent is None:
