@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-system screenshots chaos mutants check lint format-check types imports lock compose-check clean
+.PHONY: help setup demo test test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,12 +71,17 @@ $(VENV)/.system: requirements/system.txt $(VENV)/.test
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
+$(VENV)/.sbom: requirements/sbom.txt $(VENV)/.uv
+	$(call step,installing what writes bills of materials,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
 comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running.
-	@$(BIN)/python starter.py demo $(if $(KEEP),--keep)
+demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
+	@$(BIN)/python starter.py demo $(if $(KEEP),--keep) $(if $(LIKE),--like $(LIKE))
 
 # Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
 # together. In the order of their names the files that wait longest come early, and the rest fills their waits; xdist's
@@ -97,8 +102,8 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, up to 7 minutes; SEED=7 GENERATIONS=300 S3=1.
-	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
+chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 3 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
+	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
 # In a copy and an environment of its own: the tool writes its mutants beside the code. Run again it goes on.
 MUTANTS := .mutants
@@ -132,6 +137,16 @@ compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and t
 	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+wheel: $(VENV)/.uv ## Build the wheel into dist/, with the build backend of requirements/build.txt.
+	@$(hand_over_index); $(BIN)/uv build --quiet --wheel --require-hashes --build-constraints requirements/build.txt
+
+# Of Python's packages: those of the base image are in its publisher's own bill of materials (deploy/README.md).
+sbom: $(VENV)/.sbom ## Bills of materials (CycloneDX) of wheel and images into dist/.
+	@mkdir -p dist
+	@for part in wheel run simulator; do \
+	  $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON --mc-type application --pyproject pyproject.toml \
+	    -o dist/longtake-$$part.cdx.json requirements/$$part.txt || exit 1; done
+
 # There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
 # files hold names, versions and hashes only, for every platform and Python from 3.11 on.
 # All of them take their versions from test.txt, so that what is tested is what runs.
@@ -145,6 +160,9 @@ lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=
 	@$(PART) --extra simulator -o requirements/simulator.txt
 	@$(PART) --extra cli --extra embedded --extra encryption --extra otel --extra simulator -o requirements/demo.txt
 	@$(PART) --extra system -o requirements/system.txt
+	@$(PART) --extra sbom -o requirements/sbom.txt
+	@$(PART) -o requirements/wheel.txt
+	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(COMPILE) --no-annotate - -o requirements/build.txt
 	@$(PART) --extra mutants -o requirements/mutants.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.

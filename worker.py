@@ -16,10 +16,13 @@ from typing import TypedDict
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import SandboxImportNotificationPolicy
 
+from activities.clocks import CompareClocks, WorkerClock
 from activities.delivery import DeliveryActivities
 from activities.log_context import LogContext
 from activities.polling import PollingActivities
@@ -29,11 +32,14 @@ from longtake.client import VideoClient
 from longtake.delivery import Fetcher
 from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
+from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -46,7 +52,9 @@ from longtake.temporal import (
     missing_search_attributes,
     sdk_runtime,
 )
+from longtake.temporal_ledger import claim
 from workflows.generate_video import GenerateVideoWorkflow
+from workflows.ledger_registration import LedgerRegistrationWorkflow
 from workflows.one_input import OneInput
 
 logger = logging.getLogger("longtake.worker")
@@ -73,9 +81,11 @@ class WorkflowSetup(TypedDict):
 
 
 def workflow_setup() -> WorkflowSetup:
-    """The workflow, its sandbox, and what stands before it: for worker, tests and replayer alike."""
+    """The workflows, their sandbox, and what stands before it: for worker, tests and replayer alike."""
     return WorkflowSetup(
-        workflows=[GenerateVideoWorkflow], workflow_runner=sandbox(), interceptors=[OneInput(), LogContext()]
+        workflows=[GenerateVideoWorkflow, LedgerRegistrationWorkflow],
+        workflow_runner=sandbox(),
+        interceptors=[OneInput(), LogContext()],
     )
 
 
@@ -127,9 +137,14 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
     Raises:
         SettingsProblem: The gateway is not configured.
         StoreProblem: The store cannot hold the ledger.
+        WrongLedger: The namespace belongs to another ledger than the store's; nothing polls.
     """
     async with AsyncExitStack() as stack:
-        submission, polling, delivery = await _activities(settings, stack)
+        submission, polling, delivery = await _activities(client, settings, stack)
+        meter = (client.service_client.config.runtime or Runtime.default()).metric_meter
+        compare_clocks = CompareClocks(WorkerClock(meter.with_additional_attributes({"namespace": client.namespace})))
+        setup = workflow_setup()
+        setup["interceptors"].append(compare_clocks)
         drain = settings.submit_timeout + DRAIN_MARGIN
         version = deployment(settings)
         if only is not Part.SUBMISSION:
@@ -139,6 +154,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 activities=[
                     submission.prepare_generation,
                     submission.record_submission,
+                    submission.close_submission,
                     submission.reconcile_submission,
                     submission.settle_submission,
                     polling.query_generation,
@@ -148,7 +164,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 max_concurrent_activities=64,
                 graceful_shutdown_timeout=drain,
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-                **workflow_setup(),
+                **setup,
             )
             await stack.enter_async_context(general)
         if only is not Part.GENERAL:
@@ -157,7 +173,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                 task_queue=SUBMISSION_TASK_QUEUE,
                 activities=[submission.submit_generation, submission.submit_extension],
                 deployment_config=version,
-                interceptors=[LogContext()],
+                interceptors=[LogContext(), compare_clocks],
                 max_concurrent_activities=settings.submit_concurrency,
                 graceful_shutdown_timeout=drain,
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -167,13 +183,17 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
 
 
 async def _activities(
-    settings: Settings, stack: AsyncExitStack
+    client: Client, settings: Settings, stack: AsyncExitStack
 ) -> tuple[SubmissionActivities, PollingActivities, DeliveryActivities]:
     """The activities with their clients, which live as long as the stack."""
     base_url, api_keys = settings.require_gateway()
     tracing.know_gateway(base_url, trace_it=settings.trace_gateway)
     store = Store.open(settings.store_location)
     await store.probe()
+    ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
+    # Before anything polls: with another store the same keys would be paid again.
+    identity = await claim(client, ledger)
+    logger.info("ledger in use", extra={"ledger": identity, "store": store.url, "data_dir": str(settings.data_dir)})
     console = None
     if settings.console_token and settings.console_user:
         console = ConsoleAccess(settings.console_token, settings.console_user)
@@ -194,8 +214,6 @@ async def _activities(
         )
         extension_fetcher = await _fetcher(settings, stack, settings.extend_url, extension)
     fetcher = await _fetcher(settings, stack, base_url, gateway)
-    ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
-    await ledger.establish()
     submission = SubmissionActivities(
         gateway=gateway,
         store=store,
@@ -203,6 +221,7 @@ async def _activities(
         witnesses=witnesses,
         policy=settings.policy(),
         extension=extension,
+        fetcher=fetcher,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
     delivery = DeliveryActivities(
@@ -246,6 +265,8 @@ async def main(
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
+        if needless := await needless_private_addresses(settings):
+            logger.warning("private addresses allowed", extra={"error": needless})
         client, missing = await _connect_patiently(settings.metrics_address)
         if missing:
             raise SettingsProblem(
@@ -269,7 +290,7 @@ async def main(
                 watchers.append(asyncio.create_task(_idle(client)))
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
             logger.info("draining: no new work is taken, submissions under way are finished")
-    except (LedgerError, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
+    except (LedgerError, PayloadUnreadable, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
         logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
         return 1 if isinstance(error, TemporalProblem) else 2
     finally:
@@ -331,14 +352,24 @@ async def _parent_gone() -> None:
 
 async def _idle(client: Client) -> None:
     """Return when no generation runs any more."""
+    silent = False
     while True:
         await asyncio.sleep(5)  # the list that is counted here is some moments behind
-        count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        try:
+            count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
+        except RPCError as error:
+            # Nobody knows whether a generation runs: that is no reason to leave it alone.
+            if not silent:
+                logger.warning("running generations cannot be counted: %s", error.message)
+            silent = True
+            continue
+        silent = False
         if not count.count:
             return
 
 
 if __name__ == "__main__":
+    keep_files_private()
     parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
     parser.add_argument(

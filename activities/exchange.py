@@ -25,6 +25,8 @@ class PaidExchange:
         ledger_key: str,
         digest: str,
         model: str,
+        gateway: str,
+        account: str,
         post: Post,
         heartbeat: Heartbeat,
     ) -> None:
@@ -32,6 +34,8 @@ class PaidExchange:
         self._ledger_key = ledger_key
         self._digest = digest
         self._model = model
+        self._gateway = gateway
+        self._account = account
         self._post = post
         self._heartbeat = heartbeat
         self._sending = False
@@ -69,6 +73,10 @@ class PaidExchange:
             model=self._model,
             evidence=_evidence_of_earlier_attempt(),
             on_evidence=lambda evidence: self._heartbeat.tell(evidence.model_dump()),
+            gateway=self._gateway,
+            account=self._account,
+            # The same for all attempts of this activity: when the ledger is closed after it, none of them sends.
+            scheduled_at=activity.info().scheduled_time,
         )
 
 

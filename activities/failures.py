@@ -4,7 +4,7 @@ The table in `docs/failures.md` is generated from `RULES`, and a test goes throu
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import measuring
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.errors import (
     AnswerUnreadable,
     GatewayBusy,
@@ -22,6 +22,8 @@ from longtake.gateway.errors import (
     KeyRefused,
     RequestRefused,
     TaskNotFound,
+    TaskNotVisible,
+    WrongGateway,
 )
 from longtake.images import ImageProblem
 from longtake.ledger import (
@@ -31,6 +33,7 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
 )
@@ -38,6 +41,7 @@ from longtake.models import FailureDetails, Paid, Problem
 from longtake.storage import StoreProblem
 
 MAX_MESSAGE_CHARACTERS = 800
+_CODE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Step(StrEnum):
@@ -102,6 +106,12 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
     ),
     Rule(
+        DownloadsBlocked, (Step.PREPARE,), "DownloadsBlocked", retried=True, paid=Paid.NO,
+        who_acts="operator",
+        advice="Nothing was paid: what cannot be downloaded is not ordered. Set HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE "
+        "for the worker as the message says, and restart it; it is tried again.",
+    ),
+    Rule(
         GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="The gateway made nothing and asks for patience; it is tried again.",
@@ -116,6 +126,11 @@ RULES: tuple[Rule, ...] = (
         SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="Nothing was sent; it is tried again.",
+    ),
+    Rule(
+        SubmissionClosed, (Step.SUBMIT,), "SubmissionClosed", retried=False, paid=Paid.NO,
+        who_acts="nobody",
+        advice="Nothing was sent: its generation had ended by then. Start it again with the same key.",
     ),
     Rule(
         SlotTaken, (Step.SUBMIT,), "SlotTaken", retried=True, paid=Paid.UNKNOWN,
@@ -178,6 +193,16 @@ RULES: tuple[Rule, ...] = (
         advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
     ),
     Rule(
+        WrongGateway, (Step.LOOK, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Give the workers the gateway that the message names, until its tasks have ended; it goes on by itself.",
+    ),
+    Rule(
+        TaskNotVisible, (Step.LOOK, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
+    ),
+    Rule(
         GatewayError, (Step.LOOK,), "GatewayTrouble", retried=True, paid=Paid.YES,
         who_acts="nobody",
         advice="The gateway cannot be asked just now; it is tried again, and then at the next look.",
@@ -216,8 +241,20 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
+def foreign_words(error: BaseException, step: Step) -> str | None:
+    """An error's text where somebody else's words may be in it; None where all of it is ours."""
+    # An unknown outcome repeats what ended the exchange.
+    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
+    return str(error) if foreign else None
+
+
+def code_or_none(code: str | None) -> str | None:
+    """A code as it is; nothing where prose stands in its place."""
+    return code if code and _CODE.fullmatch(code) else None
+
+
 def application_error(
-    error: Exception, step: Step, *, gone_for_good: bool = False, hide: Callable[[str], str] = str
+    error: Exception, step: Step, *, gone_for_good: bool = False, instead: str | None = None
 ) -> ApplicationError:
     """Translate a domain error; raise the result `from None`.
 
@@ -225,14 +262,18 @@ def application_error(
         error: What the domain raised.
         step: What was being done.
         gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
-        hide: Takes out of the words what must not be shown.
+        instead: What is shown instead of words that are not ours, where those are hidden (`activities.hiding`).
     """
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
-    text = hide(str(error)) if rule.error is not Exception else f"{type(error).__name__}: {hide(str(error))}"
-    details = _details(error, rule)
-    if details.gateway_message:
-        details = details.model_copy(update={"gateway_message": hide(details.gateway_message)})
+    details = details_of(error, step)
+    if instead is None:
+        text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
+    else:
+        code = code_or_none(details.gateway_code)
+        details = details.model_copy(update={"gateway_message": None, "gateway_code": code})
+        known = (f"HTTP {details.http_status}" if details.http_status else None, code, instead)
+        text = f"{_kind(error)}: {', '.join(part for part in known if part)}"
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],
         details,
@@ -241,6 +282,11 @@ def application_error(
         next_retry_delay=_delay(error),
         category=ApplicationErrorCategory.BENIGN if rule.benign else ApplicationErrorCategory.UNSPECIFIED,
     )
+
+
+def _kind(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, OutcomeUnknown) else None
+    return type(error).__name__ + (f" ({type(cause).__name__})" if cause else "")
 
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
@@ -256,15 +302,25 @@ def _delay(error: BaseException) -> timedelta | None:
     return error.wait if isinstance(error, SubmissionInDoubt) else None
 
 
-def _details(error: BaseException, rule: Rule) -> FailureDetails:
+def details_of(error: BaseException, step: Step) -> FailureDetails:
+    """Everything that an error says, as the workflow gets it."""
+    rule = rule_for(error, step)
     details = FailureDetails(paid=rule.paid, advice=rule.advice)
     if isinstance(error, InvalidRequest):
         return details.model_copy(update={"problems": error.problems})
     if isinstance(error, ImageProblem):
         return details.model_copy(update={"problems": (Problem(field=error.field or "images", rule=error.rule),)})
+    source = error
     if isinstance(error, OutcomeUnknown):
-        details = details.model_copy(update={"slot": error.slot, "sent_at": error.sent_at})
-    source = error.cause if isinstance(error, OutcomeUnknown) else error
+        source = error.cause or error
+        details = details.model_copy(
+            update={
+                "slot": error.slot,
+                "sent_at": error.sent_at,
+                "http_status": error.status,
+                "request_id": error.request_id,
+            }
+        )
     if isinstance(source, GatewayError):
         return details.model_copy(
             update={

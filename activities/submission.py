@@ -1,20 +1,28 @@
 """Before and around the paid POSTs."""
 
+import itertools
+
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
-from activities.failures import Step, application_error
+from activities.failures import Step, application_error, details_of
 from activities.heartbeats import heartbeating
-from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
+from activities.hiding import hiding_error, in_the_store
+from longtake.catalog import InvalidRequest, check_request, extension_digest, prompt_paths, request_digest
+from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
 from longtake.gateway.errors import GatewayError, TaskNotFound
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
 from longtake.images import prepare_parts
-from longtake.ledger import Accepted, SubmissionLedger
+from longtake.ledger import Accepted, OutcomeUnknown, SubmissionLedger
 from longtake.logs import note
 from longtake.models import (
+    ClosedSubmission,
+    CloseInput,
+    ExtensionOrder,
     GenerateVideoInput,
     GenerationPolicy,
     PrepareOrder,
@@ -46,6 +54,7 @@ class SubmissionActivities:
         witnesses: Witnesses,
         policy: GenerationPolicy,
         extension: ExtensionClient | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self._gateway = gateway
         self._preflight = Preflight(gateway)
@@ -54,6 +63,7 @@ class SubmissionActivities:
         self._witnesses = witnesses
         self._policy = policy
         self._extension = extension
+        self._fetcher = fetcher
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
@@ -66,16 +76,31 @@ class SubmissionActivities:
             request = check_request(order.request)
             ledger_id = await self._ledger.identity()
             # What was paid for is collected whatever has become of its images, the store and the API key since.
+            extensions_sent = 0
             if await self._ledger.is_untouched(order.key):
                 await self._store.probe()
                 await read_prompts(self._store, request)
                 await prepare_parts(self._store, request.images)
                 await self._preflight.check()
+                if self._fetcher:  # what is paid for must be possible to bring home
+                    await self._fetcher.preflight()
                 if request.task_id:
                     await self._check_task(request.task_id)
+            else:
+                extensions_sent = await self._extensions_sent(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.PREPARE) from None
-        return self._policy.model_copy(update={"ledger_id": ledger_id})
+            raise await self._error(error, Step.PREPARE, order.key, order.request) from None
+        return self._policy.model_copy(update={"ledger_id": ledger_id, "extensions_sent": extensions_sent})
+
+    async def _extensions_sent(self, order: PrepareOrder) -> int:
+        """How many retries of the extension earlier runs of this key have submitted, or perhaps have."""
+        for number in itertools.count(1):
+            payment = SubmitOrder(
+                key=order.key, request=order.request, extension=ExtensionOrder(remix_id="", number=number)
+            )
+            if await self._ledger.is_untouched(payment.ledger_key):
+                break
+        return number - 1
 
     async def _check_task(self, task_id: str) -> None:
         """See that a task to take over is there: looks would go on for hours, and a mistyped id would take the key.
@@ -98,7 +123,7 @@ class SubmissionActivities:
         request = order.request
         if request.task_id:
             return await self._adopt(order, request.task_id)
-        return await self._pay(order, request_digest(request), self._first_post(request))
+        return await self._pay(order, request_digest(request), self._first_post(request), self._gateway)
 
     @activity.defn
     async def submit_extension(self, order: SubmitOrder) -> SubmissionReceipt:
@@ -113,20 +138,41 @@ class SubmissionActivities:
             text = await read_prompt(self._store, "prompt_extend", prompt)
             return await client.submit(extension.remix_id, text, before_send=before_send)
 
-        return await self._pay(order, extension_digest(extension.remix_id, prompt), post)
+        return await self._pay(order, extension_digest(extension.remix_id, prompt), post, client)
 
     @activity.defn
     async def record_submission(self, order: RecordOrder) -> None:
         """Write the outcome of a paid submission that the store did not take at once."""
         receipt = order.receipt
         accepted = Accepted(
-            receipt.task_id, receipt.slot, receipt.submitted_at, request_id=receipt.request_id, nonce=receipt.nonce
+            receipt.task_id,
+            receipt.slot,
+            receipt.submitted_at,
+            request_id=receipt.request_id,
+            nonce=receipt.nonce,
+            gateway=receipt.gateway,
+            account=receipt.account,
         )
         try:
             await self._ledger.check_identity(order.ledger_id)
             await self._ledger.record_accepted(order.key, accepted)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
+
+    @activity.defn
+    async def close_submission(self, order: CloseInput) -> ClosedSubmission:
+        """Tell what the ledger knows of a key, and let nothing be sent any more that was scheduled before this."""
+        # The first attempt's time, by Temporal's clock: the submissions that this is about ended before it was
+        # scheduled, and one that is scheduled later, by a reset or a new run, may send.
+        fence = activity.info().scheduled_time
+        try:
+            await self._ledger.check_identity(order.ledger_id)
+            accepted = await self._ledger.close_unsent(order.key, fence=fence, owner=owner(), digest=order.digest)
+        except OutcomeUnknown as doubt:
+            return ClosedSubmission(in_doubt=details_of(doubt, Step.SUBMIT))
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.SETTLE) from None
+        return ClosedSubmission(receipt=_receipt(accepted) if accepted else None)
 
     @activity.defn
     async def reconcile_submission(self, order: ReconcileOrder) -> Reconciliation:
@@ -149,43 +195,63 @@ class SubmissionActivities:
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         accepted = finding.accepted
+        evidence = finding.evidence
+        if order.hide_words and evidence:
+            evidence = (await in_the_store("\n".join(evidence), store=self._store, key=order.key),)
         return Reconciliation(
             receipt=_receipt(accepted) if accepted else None,
             clear=finding.clear,
             candidates=finding.candidates,
-            evidence=finding.evidence,
+            evidence=evidence,
+            slot=order.slot,
+            retry_after=finding.retry_after,
+            elsewhere=finding.elsewhere or None,
         )
 
     @activity.defn
     async def settle_submission(self, order: SettleOrder) -> Settlement:
         """Write down what a person decided about a submission whose outcome is unknown."""
+        async with heartbeating():
+            return await self._settle(order)
+
+    async def _settle(self, order: SettleOrder) -> Settlement:
         try:
             await self._ledger.check_identity(order.ledger_id)
             if order.task_id is not None:
                 # What is written down stays: a mistyped id would be watched for hours, and the true one be refused.
-                await _see(self._extension if order.extension else self._gateway, order.task_id)
-            slot = await self._ledger.open_slot(order.key)
-            if slot is not None:
-                accepted = await self._ledger.settle(
-                    order.key, slot, task_id=order.task_id, reason="decided", owner=owner()
-                )
-            elif order.task_id is not None:
-                accepted = await self._ledger.adopt(
-                    order.key, digest=order.digest, task_id=order.task_id, owner=owner(), model=order.model
-                )
-            else:
-                accepted = None
+                task_id = await _see(self._extension if order.extension else self._gateway, order.task_id)
+                order = order.model_copy(update={"task_id": task_id})
+            accepted = await self._write_down(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         return Settlement(receipt=_receipt(accepted) if accepted else None)
 
-    async def _pay(self, order: SubmitOrder, digest: str, post: Post) -> SubmissionReceipt:
+    async def _write_down(self, order: SettleOrder) -> Accepted | None:
+        """Settle the submission that the person was asked about; where it is settled already, that stands.
+
+        Another one in doubt is left alone: nobody was asked about it, so the next attempt meets it and asks again.
+        """
+        ledger, key, task_id = self._ledger, order.key, order.task_id
+        if order.slot is not None:
+            accepted = await ledger.settle(key, order.slot, task_id=task_id, reason="decided", owner=owner())
+            if accepted is not None or task_id is None:
+                return accepted
+        if task_id is None or await ledger.open_slot(key) is not None:
+            return None
+        # The slot says that nothing was made, and the person knows of a task: it is taken over, in a slot of its own.
+        return await ledger.adopt(key, digest=order.digest, task_id=task_id, owner=owner(), model=order.model)
+
+    async def _pay(
+        self, order: SubmitOrder, digest: str, post: Post, gateway: GatewayClient | ExtensionClient
+    ) -> SubmissionReceipt:
         async with heartbeating() as heartbeat:
             exchange = PaidExchange(
                 ledger=self._ledger,
                 ledger_key=order.ledger_key,
                 digest=digest,
                 model=order.request.model,
+                gateway=gateway.origin,
+                account=gateway.account,
                 post=post,
                 heartbeat=heartbeat,
             )
@@ -193,26 +259,32 @@ class SubmissionActivities:
                 await self._ledger.check_identity(order.ledger_id)
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
-                raise application_error(error, Step.SUBMIT) from None
+                raise await self._error(error, Step.SUBMIT, order.key, order.request) from None
         note(task_id=accepted.task_id, request_id=accepted.request_id)
         activity.logger.info("submitted", extra={"attached": accepted.attached})
         return _receipt(accepted)
 
     async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
         request = order.request
+        digest = request_digest(request)
         try:
             await self._ledger.check_identity(order.ledger_id)
-            accepted = await self._ledger.adopt(
-                order.ledger_key,
-                digest=request_digest(request),
-                task_id=task_id,
-                owner=owner(),
-                model=request.model,
-            )
+            accepted = await self._ledger.accepted(order.ledger_key, digest)
+            if accepted is None:
+                accepted = await self._ledger.adopt(
+                    order.ledger_key,
+                    digest=digest,
+                    task_id=await _see(self._gateway, task_id),
+                    owner=owner(),
+                    model=request.model,
+                )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
-        activity.logger.info("adopted", extra={"task_id": task_id})
+        activity.logger.info("adopted", extra={"task_id": accepted.task_id})
         return _receipt(accepted)
+
+    async def _error(self, error: Exception, step: Step, key: str, request: GenerateVideoInput) -> ApplicationError:
+        return await hiding_error(error, step, store=self._store, key=key, hidden=bool(prompt_paths(request)))
 
     def _first_post(self, request: GenerateVideoInput) -> Post:
         async def post(before_send: BeforeSend) -> SubmissionAnswer:
@@ -229,20 +301,23 @@ class SubmissionActivities:
         return post
 
 
-async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) -> None:
+async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) -> str:
     """See that a task is there before it is believed.
 
+    Returns:
+        Its id as the gateway writes it: whose a task is hangs on that one, and a gateway may take others for it.
+
     Raises:
-        TaskNotFound: The gateway says that it is not.
+        TaskNotFound: The gateway says that it is not there.
     """
     if gateway is None:
-        return
+        return task_id
     try:
-        await gateway.query(task_id)
+        return (await gateway.query(task_id)).own_task_id
     except TaskNotFound as error:
         raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
     except GatewayError:
-        pass  # it cannot be asked now: the looks will tell
+        return task_id  # it cannot be asked now: the looks will tell
 
 
 def _receipt(accepted: Accepted) -> SubmissionReceipt:
@@ -254,4 +329,6 @@ def _receipt(accepted: Accepted) -> SubmissionReceipt:
         recorded=accepted.recorded,
         request_id=accepted.request_id,
         nonce=accepted.nonce,
+        gateway=accepted.gateway,
+        account=accepted.account,
     )

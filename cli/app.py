@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from cli.exits import CommandProblem, Exit, error_document, leave, print_json, typed
+from longtake.display import line, lines
 from longtake.keyring import PayloadUnreadable
+
+_ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
+"""Problems whose words are those of whoever typed the command, and may be several lines."""
 
 app = typer.Typer(
     name="starter.py",
@@ -29,8 +33,9 @@ KeyArgument = Annotated[str, typer.Argument(help="The generation's key.", show_d
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
 DataDir = Annotated[
     Path | None,
+    # Without `envvar`: a relative path means the current folder here, and is refused in the environment.
     typer.Option(
-        help="The embedded server's folder.", envvar="LONGTAKE_DATA_DIR", show_default="~/.local/share/longtake"
+        help="The embedded server's folder, instead of LONGTAKE_DATA_DIR.", show_default="~/.local/share/longtake"
     ),
 ]
 
@@ -48,7 +53,8 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
     key: Annotated[
         str | None,
         typer.Option(
-            help="Your own name for it: the same key again attaches and never pays again.", show_default="a new one"
+            help="Your own name for it: the same key again attaches and, with the same ledger, never pays again.",
+            show_default="a new one",
         ),
     ] = None,
     on_extend_failed: Annotated[
@@ -169,7 +175,7 @@ def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 
 @app.command()
-def decide(
+def decide(  # noqa: PLR0913 - one parameter for each flag
     key: KeyArgument,
     action: Annotated[
         str,
@@ -181,13 +187,21 @@ def decide(
     ],
     task_id: Annotated[str | None, typer.Argument(help="The task to adopt.", show_default=False)] = None,
     *,
+    slot: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The submission that the decision is about, as `status` shows it.",
+            show_default="the one that is asked about now",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
     """Take a decision that a generation waits for; `status KEY` shows which."""
     from cli import generations  # noqa: PLC0415
 
-    _run(generations.decide(key, action, task_id, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(generations.decide(key, action, task_id, data_dir, slot=slot, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
@@ -242,11 +256,28 @@ def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def setup(*, data_dir: DataDir = None) -> None:
-    """Register the search attributes in Temporal's namespace; doing it again changes nothing."""
+def setup(
+    *,
+    new_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--new-ledger",
+            help="The namespace belongs to this store's ledger from now on; keys of another one are paid again.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --new-ledger is meant.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Register search attributes and the ledger in Temporal's namespace; doing it again changes nothing."""
     from cli import generations  # noqa: PLC0415
 
-    _run(generations.setup(data_dir))
+    def confirm(question: str) -> bool:
+        if yes:
+            typer.echo(question.removesuffix("Is that meant?").rstrip(), err=True)
+            return True
+        return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+    _run(generations.setup(data_dir, new_ledger=new_ledger, confirm=confirm))
 
 
 @app.command("encryption-key")
@@ -300,11 +331,14 @@ def demo(
         bool, typer.Option("--keep", help="Leave the servers running to look around, until Ctrl-C.")
     ] = False,
     videos: Annotated[Path, typer.Option(help="Where the MP4s go.")] = Path("videos"),
+    like: Annotated[
+        Literal["document", "newapi-2026-07"], typer.Option(help="Which gateway the simulated one is like.")
+    ] = "document",
 ) -> None:
     """Run four generations side by side against a simulated gateway, a real Temporal server and real MP4s."""
     from cli import demo as show  # noqa: PLC0415
 
-    _run(show.run(videos, keep=keep))
+    _run(show.run(videos, keep=keep, like=like))
 
 
 def main() -> NoReturn:
@@ -332,11 +366,17 @@ def main() -> NoReturn:
     leave(code or 0)
 
 
+def _shown(problem: CommandProblem) -> str:
+    """What goes wrong, in lines of our own making."""
+    own_lines = problem.own_lines or problem.kind in _ABOUT_OURSELVES
+    return f"{problem.kind}: {lines(problem.message) if own_lines else line(problem.message)}"
+
+
 def _complain(problem: CommandProblem) -> None:
     if "--json" in sys.argv:
         print_json(error_document(problem, {}))
     else:
-        typer.echo(f"{problem.kind}: {problem.message}", err=True)
+        typer.echo(_shown(problem), err=True)
 
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
@@ -355,9 +395,9 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
         if as_json:
             print_json(error_document(problem, known))
         else:
-            typer.echo(f"{problem.kind}: {problem.message}", err=True)
+            typer.echo(_shown(problem), err=True)
             if problem.details and problem.details.advice:
-                typer.echo(problem.details.advice, err=True)
+                typer.echo(line(problem.details.advice), err=True)
     except PayloadUnreadable as error:
         code = Exit.USAGE
         _complain(CommandProblem(code, "PayloadUnreadable", str(error)))

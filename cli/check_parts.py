@@ -17,15 +17,19 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.findings import Finding, Site, ok, problem, warning
 from longtake.catalog import MODELS
+from longtake.delivery import DownloadsBlocked, Fetcher
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
+from longtake.private_files import OTHERS
+from longtake.public_network import environment_proxies
 from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
@@ -65,6 +69,8 @@ async def settings(site: Site) -> Findings:
         )
     if (given.console_token is None) != (given.console_user is None):
         yield problem("of LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER only one is set", "Set both, or neither.")
+    if needless := await needless_private_addresses(given):
+        yield warning(needless, "Unset it: only a gateway inside your network, or the simulator, needs it.")
 
 
 async def store(site: Site) -> Findings:
@@ -82,7 +88,7 @@ async def ledger(site: Site) -> Findings:
     """Which ledger the store holds."""
     there = Store.open(site.settings.store_location)
     if await there.head(LEDGER_IDENTITY) is None:
-        yield ok("none yet: the first worker makes it")
+        yield ok("none yet: `starter.py setup` or the first worker makes it")
         return
     try:
         identity = await SubmissionLedger(there, longest_exchange=site.settings.submit_timeout).identity()
@@ -92,12 +98,33 @@ async def ledger(site: Site) -> Findings:
         yield ok(f"{identity}; on every machine with workers it must be the same")
 
 
-async def disk(site: Site) -> Findings:
-    """Whether the next videos fit, where store or embedded server lie on a disk of ours."""
-    folders = [] if site.distributed else [site.settings.data_dir.expanduser().absolute()]
+def _folders(site: Site) -> list[Path]:
+    """Where store or embedded server lie on a disk of ours."""
+    folders = [] if site.distributed else [site.settings.data_dir]
     location = urlsplit(site.settings.store_location)
     if location.scheme in {"", "file"}:
         folders.append(Path(unquote(location.path)))
+    return folders
+
+
+async def permissions(site: Site) -> Findings:
+    """Whether others on this machine can read what lies on its disk."""
+    folders = _folders(site)
+    for folder in filter(Path.exists, folders):
+        # Below a folder that shuts them out, modes do not matter.
+        if all(path.stat().st_mode & OTHERS for path in (folder, *folder.parents)):
+            yield warning(
+                f"everybody on this machine can read {folder}, where videos and signed links lie",
+                f"Shut them out: chmod o= {folder} (docs/access.md says how to share it with a group).",
+            )
+        else:
+            yield ok(f"others on this machine cannot enter {folder}")
+
+
+async def disk(site: Site) -> Findings:
+    """Whether the next videos fit, where store or embedded server lie on a disk of ours."""
+    folders = _folders(site)
+    location = urlsplit(site.settings.store_location)
     for folder in folders:
         there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         free = shutil.disk_usage(there).free
@@ -127,6 +154,25 @@ async def gateway(site: Site) -> Findings:
             return  # it is the same for every key
     if urlsplit(url).scheme == "http" and not _is_loopback(url):
         yield warning("LONGTAKE_GATEWAY_URL begins with http://: the key can be read on its way", "Use https://.")
+
+
+async def downloads(site: Site) -> Findings:
+    """Whether downloads find a way out: they go by the same proxies, and trust the same authorities, as what pays."""
+    given = site.settings
+    try:
+        urls = [url for url in (given.gateway_url, given.extend_url) if url]
+        for url in urls:
+            async with Fetcher(url) as fetcher:
+                await fetcher.preflight()
+    except DownloadsBlocked as error:
+        yield problem(str(error), "Set it for the workers: what cannot be downloaded is not ordered.")
+    except (ValueError, ImportError, OSError) as error:
+        # httpx's words for a URL, a proxy or a file of authorities that it cannot use
+        yield problem(f"not tried: {error}", "Mend the gateway's URL, HTTPS_PROXY, SSL_CERT_FILE or SSL_CERT_DIR.")
+    else:
+        if urls:
+            proxies = {proxy for proxy in environment_proxies().values() if proxy}
+            yield ok("a connection can be made" + (", where it takes one by the proxy" if proxies else ""))
 
 
 async def extension(site: Site) -> Findings:

@@ -13,11 +13,11 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, Describe
 from temporalio.client import Client
 
 from cli.check_parts import judge_clock
-from cli.findings import Finding, TemporalSite, ok, problem, warning
+from cli.findings import Finding, Level, TemporalSite, ok, problem, warning
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
-from longtake.metrics import PAYING_ACTIVITIES
+from longtake.metrics import PAYING_ACTIVITIES, WORKER_CLOCK_SKEW
 from longtake.models import Attention
 from longtake.storage import Store
 from longtake.temporal import (
@@ -29,6 +29,7 @@ from longtake.temporal import (
     missing_search_attributes,
     target,
 )
+from longtake.temporal_ledger import check
 
 Findings = AsyncIterator[Finding]
 
@@ -149,9 +150,10 @@ def _together(found: dict[str, Finding]) -> Iterable[Finding]:
 
 
 async def clock(site: TemporalSite) -> Findings:
-    """Whether Temporal's clock is ahead of this machine's.
+    """Whether this machine's clock is behind Temporal's; it says nothing of the machines that workers run on.
 
-    Temporal tells no time. But a moment that it has written down is past, so one in our future shows a difference.
+    Temporal tells no time. But a moment that it has written down is past, so one in our future shows a difference. That
+    this machine is ahead cannot be seen so: only workers, which are given the time with every task, compare both ways.
     """
     moments = [
         poller.last_access
@@ -160,11 +162,22 @@ async def clock(site: TemporalSite) -> Findings:
     ]
     newest = site.client.list_workflows(f'WorkflowType = "{WORKFLOW_TYPE}"', limit=1)
     moments += [execution.start_time async for execution in newest]
-    if moments:
-        ahead = max(moments) - datetime.now(UTC)
-        yield judge_clock("Temporal", max(ahead, timedelta(0)))
-    else:
-        yield ok("Temporal has written nothing yet that shows its clock")
+    yield judge_newest(max(moments) - datetime.now(UTC) if moments else None)
+
+
+def judge_newest(ahead: timedelta | None) -> Finding:
+    """What the newest moment that Temporal has written says.
+
+    Args:
+        ahead: By how much it lies in this machine's future; negative: in its past; None: there is no such moment.
+    """
+    workers = f"each worker compares its own clock, warns in its log and shows {WORKER_CLOCK_SKEW.exposed}"
+    if ahead is None:
+        return ok(f"Temporal has written nothing yet that shows its clock; {workers}")
+    found = judge_clock("Temporal", max(ahead, timedelta(0)))
+    if found.level is not Level.OK:
+        return found
+    return ok(f"this machine is not behind Temporal (whether it is ahead cannot be seen from here); {workers}")
 
 
 async def open_generations(site: TemporalSite) -> Findings:
@@ -181,6 +194,23 @@ async def open_generations(site: TemporalSite) -> Findings:
             )
     if not needy:
         yield ok(f"{total} under way, none needs anybody")
+
+
+async def namespace_ledger(site: TemporalSite) -> Findings:
+    """Whether the namespace belongs to the ledger of this store."""
+    ledger = SubmissionLedger(Store.open(site.settings.store_location), longest_exchange=site.settings.submit_timeout)
+    to_do = f"Mend LONGTAKE_STORE_URL, mount or restore the store. {RUNBOOK}#a-new-ledger"
+    try:
+        registered = await check(site.client, ledger)
+    except LedgerError as error:
+        yield problem(str(error), to_do)
+    except PayloadUnreadable as error:
+        yield problem(str(error), "Give every worker and client the same LONGTAKE_ENCRYPTION_KEYS.")
+    else:
+        if registered is None:
+            yield warning("none is registered yet", "`starter.py setup`, or start the first worker.")
+        else:
+            yield ok(f"{registered.ledger} in {registered.store}, as this store")
 
 
 async def ledger_and_keys(site: TemporalSite) -> Findings:

@@ -6,6 +6,7 @@ asks for a token where there is one.
 """
 
 import ipaddress
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from uvicorn import Config, Server
 from cli.embedded import ui_origins
 from cli.exits import CommandProblem, Exit
 from cli.generations import load_settings
-from longtake.encryption import EncryptionCodec
+from longtake.encryption import EncryptionCodec, Place
 from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.settings import Settings
 from longtake.temporal import is_configured
@@ -72,15 +73,19 @@ def application(ring: KeyRing, origins: Sequence[str] = (), token: str | None = 
             return PlainTextResponse("this origin is not in LONGTAKE_CODEC_ORIGINS", 403)
         if token is not None and not _shows(request, token):
             return PlainTextResponse("show LONGTAKE_CODEC_TOKEN as `Authorization: Bearer …` (--codec-auth)", 401)
-        if int(request.headers.get("content-length") or LONGEST_BODY_BYTES + 1) > LONGEST_BODY_BYTES:
-            return PlainTextResponse(f"send a Content-Length of at most {LONGEST_BODY_BYTES} bytes", 413)
-        work = codec.decode if request.url.path.endswith("/decode") else codec.encode
+        body = await _read(request)
+        if body is None:
+            return PlainTextResponse(f"send at most {LONGEST_BODY_BYTES} bytes", 413)
+        # Only what it seals is bound to the namespace that it is told; it is told no workflow.
+        namespace = request.path_params.get("namespace") or request.headers.get("x-namespace")
+        sealing = codec.at(Place(namespace)) if namespace else codec
+        work = codec.decode if request.url.path.endswith("/decode") else sealing.encode
         try:
-            given = ParseDict(await request.json(), Payloads()).payloads
+            given = ParseDict(json.loads(body), Payloads()).payloads
             converted = Payloads(payloads=await work(given))
         except PayloadUnreadable as error:
             return PlainTextResponse(str(error), 400)
-        except (ParseError, ValueError, AttributeError):
+        except (ParseError, ValueError, AttributeError, RecursionError):
             return PlainTextResponse('this is not {"payloads": […]}', 400)
         return Response(MessageToJson(converted), media_type="application/json")
 
@@ -95,6 +100,16 @@ def application(ring: KeyRing, origins: Sequence[str] = (), token: str | None = 
         allow_private_network=True,
     )
     return Starlette(routes=[Route(path, convert, methods=["POST"]) for path in paths], middleware=[cors])
+
+
+async def _read(request: Request) -> bytes | None:
+    """The body; None where it is too long, whatever its Content-Length says."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST_BODY_BYTES:
+            return None
+    return bytes(body)
 
 
 def _shows(request: Request, token: str) -> bool:

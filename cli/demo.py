@@ -80,7 +80,7 @@ class Scene:
         return self.result.polls if self.result else self.failure.details.polls if self.failure else 0
 
 
-async def run(videos: Path, *, keep: bool) -> Exit:
+async def run(videos: Path, *, keep: bool, like: str) -> Exit:
     """Set the stage, play the four scenes, show what came of them.
 
     Returns:
@@ -92,12 +92,18 @@ async def run(videos: Path, *, keep: bool) -> Exit:
     _fresh(folder)
     videos.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        gateway_url = await stack.enter_async_context(_simulator(folder))
+        gateway_url = await stack.enter_async_context(_simulator(folder, like))
         settings = _settings(folder, gateway_url)
-        server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
+        server = stack.enter_context(
+            embedded_server(
+                settings.data_dir, binary=settings.temporal_binary, sha256=settings.temporal_binary_checksum
+            )
+        )
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
-        session = Session(VideoClient(await connect_when_healthy(server.address)), server.address, server.ui_url)
-        _say(console, f"Temporal {server.address}, UI {server.ui_url}, simulated gateway {gateway_url}")
+        temporal = await connect_when_healthy(server.address)
+        session = Session(VideoClient(temporal), temporal, server.address, server.ui_url)
+        _say(console, f"Temporal {server.address}, UI {server.ui_url}, simulated gateway {gateway_url} (like {like})")
+        _say(console, f"data folder {settings.data_dir}, ledger in {settings.store_location}")
         scenes = _scenes(folder)
         store = Store.open(settings.store_location)
         for scene in scenes:
@@ -240,7 +246,7 @@ def _read_from(file: Path | None) -> tuple[str, str, str, str]:
 
 
 @asynccontextmanager
-async def _simulator(folder: Path) -> AsyncIterator[str]:
+async def _simulator(folder: Path, like: str) -> AsyncIterator[str]:
     """The simulated gateway as a process of its own.
 
     Raises:
@@ -249,6 +255,7 @@ async def _simulator(folder: Path) -> AsyncIterator[str]:
     ready = folder / "simulator.json"
     log_path = folder / "simulator.log"
     command = [sys.executable, "-m", "simulator", "--port", "0", "--ready-file", str(ready), "--speed", str(SPEED)]
+    command += ["--like", like]
     command += ["--api-key", _KEY, "--data-dir", str(folder / "simulator"), "--cache-dir", str(folder.parent / "clips")]
     with log_path.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own program; it returns at once

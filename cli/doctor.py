@@ -6,7 +6,6 @@ fails keeps no other from running. Nothing is paid, and nothing is written but t
 
 import asyncio
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -18,7 +17,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from cli import check_parts, check_temporal
 from cli.embedded import START_SECONDS, EmbeddedProblem, embedded_server
-from cli.exits import CommandProblem, Exit, print_json
+from cli.exits import CommandProblem, Exit, print_json, write
 from cli.findings import Finding, Level, Site, TemporalSite, problem, warning
 from cli.generations import load_settings
 from cli.session import connect_when_healthy
@@ -36,7 +35,9 @@ PARTS: Mapping[str, _Check[Site]] = {
     "store": check_parts.store,
     "ledger": check_parts.ledger,
     "disk": check_parts.disk,
+    "permissions": check_parts.permissions,
     "gateway": check_parts.gateway,
+    "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
     "witnesses": check_parts.witnesses,
     "extensions": check_parts.extension,
@@ -51,6 +52,7 @@ TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
     "versions": check_temporal.versions,
     "Temporal's clock": check_temporal.clock,
     "generations": check_temporal.open_generations,
+    "namespace's ledger": check_temporal.namespace_ledger,
     "ledger and generations": check_temporal.ledger_and_keys,
 }
 
@@ -109,7 +111,12 @@ async def _connect(site: Site, stack: AsyncExitStack) -> Client:
         async with asyncio.timeout(LIMIT_SECONDS):
             return await connect()
     settings: Settings = site.settings
-    embedded = embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+    embedded = embedded_server(
+        settings.data_dir,
+        binary=settings.temporal_binary,
+        sha256=settings.temporal_binary_checksum,
+        codec=settings.codec_url,
+    )
     async with asyncio.timeout(2 * START_SECONDS):  # it has a limit of its own, and is slower than an answer
         server = await asyncio.to_thread(stack.enter_context, embedded)
         return await connect_when_healthy(server.address)
@@ -140,6 +147,6 @@ async def _findings(part: str, check: _Check[_S], site: _S) -> list[Finding]:
 def _write(findings: list[Finding]) -> None:
     for finding in findings:
         to_do = f" -> {finding.to_do}" if finding.to_do else ""
-        sys.stdout.write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}\n")
+        write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}")
     counts = Counter(finding.level for finding in findings)
-    sys.stdout.write(", ".join(f"{counts[level]} {level}" for level in Level) + "\n")
+    write(", ".join(f"{counts[level]} {level}" for level in Level))

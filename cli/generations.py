@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 from temporalio.service import RPCError, RPCStatusCode
 
-from cli.exits import CommandProblem, Exit, invalid, print_json, typed
+from cli import known_ledgers
+from cli.exits import CommandProblem, Exit, invalid, print_json, typed, write
 from cli.progress import describe, follow
 from cli.requests import build_request, new_key, read_request_file
 from cli.session import Session, open_session
@@ -31,20 +32,23 @@ from longtake.client import (
     NoWorker,
     Snapshot,
 )
+from longtake.display import line
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
+from longtake.keyring import PayloadUnreadable
+from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, Stage, StoredVideo
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
     InvalidKey,
     TemporalProblem,
-    connect,
     is_configured,
     register_search_attributes,
     workflow_id,
 )
+from longtake.temporal_ledger import begin_anew, claim, registration
 from workflows.narration import in_words
 
 _CANCEL_SECONDS = 20.0
@@ -80,7 +84,10 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     if embedded:
         await _check_gateway(settings)
     known = _known(key)
-    async with open_session(settings, worker=True, stay_behind=not order.wait) as session, _errors(known):
+    session_of = open_session(settings, worker=True, stay_behind=not order.wait, store=store)
+    async with session_of as session, _errors(known):
+        await _show_ledger(settings, store, quiet=order.as_json)
+        await _warn_of_other_ledgers(key, store)
         run_id, started = await session.client.start(key, request)
         known["run_id"] = run_id
         if not order.as_json:
@@ -91,7 +98,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
             if order.as_json:
                 print_json({**known, "started": started})
             else:
-                sys.stdout.write(f"{key}\n")
+                write(f"{key}")
             return Exit.DELIVERED
         await follow(session.client, key, console=console, quiet=order.as_json)
         outcome = await session.client.result(key)
@@ -119,10 +126,10 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
         print_json({"dry_run": True, "paid": "no", "key": key, "request": sent, "warnings": list(warnings)})
         return Exit.DELIVERED
     for name, value in sent.items():
-        sys.stdout.write(f"{name}: {'not given' if value is None else value}\n")
+        write(f"{name}: {'not given' if value is None else value}")
     for warning in warnings:
         _say(f"warning: {warning}")
-    sys.stdout.write("the request is good; nothing was sent, nothing was paid\n")
+    write("the request is good; nothing was sent, nothing was paid")
     return Exit.DELIVERED
 
 
@@ -160,7 +167,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
     if as_json:
         print_json({**known, **_snapshot_document(snapshot)})
         return Exit.DELIVERED
-    sys.stdout.write(f"{key}: {describe(snapshot, advice=False)}\n")
+    write(f"{key}: {describe(snapshot, advice=False)}")
     status = snapshot.status
     if status:
         facts = {
@@ -168,12 +175,14 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "outcome": status.outcome,
             "to do": status.advice,
             "decide until": in_words(status.decide_by),
+            "about submission": status.slot,
             "paid": status.paid,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,
             "request id": status.request_id,
             "remix_id": status.remix_id,
             "remix_id_extend": status.remix_id_extend,
+            "extension task": status.extension_task_id,
             "link dies": None if status.video else in_words(status.link_expires_at),
             "last problem": status.last_problem,
             "evidence": "; ".join(status.evidence),
@@ -183,7 +192,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
         }
         for name, value in facts.items():
             if value:
-                sys.stdout.write(f"  {name}: {value}\n")
+                write(f"  {name}: {value}")
     return Exit.DELIVERED
 
 
@@ -197,7 +206,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
             [
                 {
                     "key": row.key,
-                    "workflow_id": workflow_id(row.key),
+                    "workflow_id": row.workflow_id,
                     "run_id": row.run_id,
                     "state": row.state.lower(),
                     "stage": row.stage,
@@ -218,7 +227,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
         stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
         known = (row.outcome, row.paid, row.model, row.task_id)
         cells = (row.key, row.state.lower(), stage, *(value or "" for value in known))
-        table.add_row(*map(escape, cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
+        table.add_row(*(escape(line(cell)) for cell in cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
     Console(width=None if sys.stdout.isatty() else 200).print(
         table if rows else "none match" if query else "no generations yet"
     )
@@ -242,17 +251,17 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
         return Exit.DELIVERED
     task = after.execution.task_id
     if not before.running:
-        sys.stdout.write(f"{key} had already ended: {after.execution.state.lower()}\n")
+        write(f"{key} had already ended: {after.execution.state.lower()}")
     elif after.running:
-        sys.stdout.write(f"{key}: its end is requested; it ends as soon as a worker takes it up\n")
+        write(f"{key}: its end is requested; it ends as soon as a worker takes it up")
     elif task:
-        sys.stdout.write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.\n")
+        write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.")
     else:
         untouched = before.execution.stage in (None, Stage.PREPARING)
         said = (
             "nothing had been submitted" if untouched else "no task id is known; it may have been submitted, and cost"
         )
-        sys.stdout.write(f"{key} is cancelled; {said}.\n")
+        write(f"{key} is cancelled; {said}.")
     return Exit.DELIVERED
 
 
@@ -267,8 +276,10 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     return Exit.DELIVERED
 
 
-async def decide(key: str, action: str, task_id: str | None, data_dir: Path | None, *, as_json: bool) -> Exit:
-    """Send a decision."""
+async def decide(  # noqa: PLR0913 - one for each flag
+    key: str, action: str, task_id: str | None, data_dir: Path | None, *, slot: int | None = None, as_json: bool
+) -> Exit:
+    """Send a decision, about the submission that was seen."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
     try:
@@ -277,23 +288,62 @@ async def decide(key: str, action: str, task_id: str | None, data_dir: Path | No
         message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
-        known["run_id"] = (await session.client.snapshot(key)).execution.run_id
-        status = await session.client.decide(key, decision)
+        snapshot = await session.client.snapshot(key)
+        known["run_id"] = snapshot.execution.run_id
+        seen = snapshot.status.slot if snapshot.status else None
+        status = await session.client.decide(key, decision.model_copy(update={"slot": slot or seen}))
     _print_status(status.model_dump(mode="json"), f"decided: {decision.action}", known, as_json=as_json)
     return Exit.DELIVERED
 
 
-async def setup(data_dir: Path | None) -> Exit:
-    """Register the search attributes."""
-    load_settings(data_dir)  # a misspelt variable is told here too
+async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Callable[[str], bool]) -> Exit:
+    """Register the search attributes, and which ledger the namespace belongs to.
+
+    Args:
+        data_dir: The flag.
+        new_ledger: Whether the namespace is to belong to the configured store from now on, whatever it belonged to.
+        confirm: Asks a person whether that is meant.
+    """
+    settings = load_settings(data_dir)
+    if not is_configured() and not new_ledger:
+        write("the embedded server registers everything by itself: nothing to do")
+        return Exit.DELIVERED
+    async with open_session(settings, worker=False) as session, _errors({}):
+        added = await register_search_attributes(session.temporal)
+        said = f"registered: {', '.join(added)}" if added else "all search attributes are registered already"
+        write(f"{said}")
+        if is_configured() and settings.store_url is None:
+            write("LONGTAKE_STORE_URL is not set here: the first worker registers its ledger")
+            return Exit.USAGE if new_ledger else Exit.DELIVERED
+        ledger = SubmissionLedger(_open_store(settings), longest_exchange=settings.submit_timeout)
+        if new_ledger:
+            return await _begin_new_ledger(session, ledger, confirm)
+        await claim(session.temporal, ledger)
+        _, now = await begin_anew(session.temporal, ledger)  # the same ledger; its store may have been moved
+        write(f"the namespace belongs to the ledger {now.ledger} in {now.store}")
+    return Exit.DELIVERED
+
+
+async def _begin_new_ledger(session: Session, ledger: SubmissionLedger, confirm: Callable[[str], bool]) -> Exit:
+    found, before = await ledger.known_identity(), None
     try:
-        if not is_configured():
-            sys.stdout.write("the embedded server registers its search attributes by itself: nothing to do\n")
-            return Exit.DELIVERED
-        added = await register_search_attributes(await connect())
-    except TemporalProblem as error:
-        raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
-    sys.stdout.write(f"registered: {', '.join(added)}\n" if added else "everything is registered already\n")
+        before = await registration(session.temporal)
+        was = f"the ledger {before.ledger} ({before.store})" if before else "no ledger that it could name"
+    except PayloadUnreadable as error:
+        was = f"a ledger that cannot be read here ({error})"
+    if before is not None and before.ledger == found:
+        write(f"the namespace belongs to the ledger {found} in {ledger.store_url} already: nothing to do")
+        return Exit.DELIVERED
+    question = (
+        f"The namespace {session.namespace!r} belongs to {was}. From now on it is to belong to "
+        f"{f'the ledger {found}' if found else 'a new, empty ledger'} in {ledger.store_url}.\n"
+        "Whatever was submitted with another ledger is unknown here: the SAME KEY, STARTED AGAIN, IS PAID AGAIN. "
+        "Stop all workers first.\nIs that meant?"
+    )
+    if not confirm(question):
+        raise CommandProblem(Exit.USAGE, "NotConfirmed", "nothing was changed; --yes confirms without being asked")
+    _, now = await begin_anew(session.temporal, ledger)
+    write(f"the namespace belongs to the ledger {now.ledger} in {now.store}")
     return Exit.DELIVERED
 
 
@@ -306,8 +356,10 @@ async def up(data_dir: Path | None) -> Exit:
         )
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
     _require_gateway(settings)
-    async with open_session(settings, worker=True) as session:
-        _say(f"Temporal {session.address}, UI {session.ui_url}, store {settings.store_location}")
+    store = _open_store(settings)
+    async with open_session(settings, worker=True, store=store) as session:
+        _say(f"Temporal {session.address}, UI {session.ui_url}")
+        await _show_ledger(settings, store)
         _say(f"clients elsewhere: TEMPORAL_ADDRESS={session.address}. Ctrl-C drains and ends it.")
         try:
             await asyncio.Event().wait()
@@ -326,7 +378,31 @@ def load_settings(data_dir: Path | None) -> Settings:
         settings = Settings.load()
     except SettingsProblem as error:
         raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
-    return settings.model_copy(update={"data_dir": data_dir}) if data_dir else settings
+    return settings.in_folder(data_dir) if data_dir else settings
+
+
+async def _show_ledger(settings: Settings, store: Store, *, quiet: bool = False) -> None:
+    """Say where everything lies, and remember it: a key is safe with one ledger, not with another.
+
+    Raises:
+        CommandProblem: The store cannot be read.
+    """
+    try:
+        identity = await known_ledgers.remember(store)
+    except LedgerError as error:
+        raise CommandProblem(Exit.USAGE, "LedgerUnavailable", str(error)) from None
+    if not quiet:
+        folder = "" if is_configured() else f"data folder {settings.data_dir}, "
+        _say(f"{folder}ledger {identity or '(none yet: the first worker makes it)'} in {store.url}")
+
+
+async def _warn_of_other_ledgers(key: str, store: Store) -> None:
+    """On standard error even with --json: it is about money."""
+    for url in await known_ledgers.elsewhere(key, store):
+        _say(
+            f"warning: the key {key} is known to another ledger of yours, {url}: here it is PAID ANEW. If you want "
+            "that video, cancel this one and use that data folder or store"
+        )
 
 
 def _fields(order: Order) -> dict[str, Any]:
@@ -417,13 +493,14 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         yield
     except InvalidRequest as error:
         problem = invalid(error.problems)
-        raise CommandProblem(problem.code, problem.kind, problem.message, problem.details, known) from None
+        problem.known = known
+        raise problem from None
+    except (DecisionRejected, GenerationNotFound, WrongLedger) as error:
+        raise CommandProblem(Exit.USAGE, type(error).__name__, str(error), known=known) from None
+    except LedgerError as error:
+        raise CommandProblem(Exit.UNREACHABLE, "LedgerUnavailable", str(error), known=known) from None
     except KeyInUse as error:
         raise CommandProblem(Exit.USAGE, "InvalidRequest", str(error), known=known) from None
-    except DecisionRejected as error:
-        raise CommandProblem(Exit.USAGE, "DecisionRejected", str(error), known=known) from None
-    except GenerationNotFound as error:
-        raise CommandProblem(Exit.USAGE, "GenerationNotFound", str(error), known=known) from None
     except GenerationFailure as error:
         unreachable = error.kind == "NotSubmitted"
         code = Exit.UNREACHABLE if unreachable else Exit.FAILED
@@ -472,7 +549,7 @@ def _print_result(outcome: GenerateVideoResult, copied: Path | None) -> None:
         _say(f"only the first 8 s: {reason}")
     for warning in outcome.warnings:
         _say(f"warning: {warning}")
-    sys.stdout.write(f"{copied or video.uri}\n")
+    write(f"{copied or video.uri}")
 
 
 async def copy_video(store: Store, video: StoredVideo, output: Path, key: str) -> Path:
@@ -504,7 +581,7 @@ def _print_status(document: dict[str, Any], message: str, known: dict[str, Any],
     if as_json:
         print_json({**known, "status": document})
     else:
-        sys.stdout.write(f"{known['key']}: {message}\n")
+        write(f"{known['key']}: {message}")
 
 
 def _link(session: Session, key: str, run_id: str) -> str:
@@ -512,5 +589,5 @@ def _link(session: Session, key: str, run_id: str) -> str:
     return f", {link}" if link else ""
 
 
-def _say(line: str) -> None:
-    console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", highlight=False, markup=False, soft_wrap=True)
+def _say(text: str) -> None:
+    console.print(f"{datetime.now(UTC):%H:%M:%S} {line(text)}", highlight=False, markup=False, soft_wrap=True)

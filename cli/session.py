@@ -21,7 +21,9 @@ from temporalio.client import Client
 from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
 from cli.exits import CommandProblem, Exit
 from longtake.client import VideoClient
+from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.settings import Settings
+from longtake.storage import Store
 from longtake.temporal import (
     TemporalProblem,
     connect,
@@ -30,6 +32,7 @@ from longtake.temporal import (
     target,
     workflow_id,
 )
+from longtake.temporal_ledger import check
 
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2
@@ -43,6 +46,7 @@ class Session:
     """What a command works with."""
 
     client: VideoClient
+    temporal: Client
     address: str
     ui_url: str | None
     namespace: str = "default"
@@ -55,35 +59,50 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(settings: Settings, *, worker: bool, stay_behind: bool = False) -> AsyncIterator[Session]:
+async def open_session(
+    settings: Settings, *, worker: bool, stay_behind: bool = False, store: Store | None = None
+) -> AsyncIterator[Session]:
     """Connect.
 
     Args:
         settings: Where the data folder is, and what an embedded worker needs.
         worker: Whether the command needs a worker; only the embedded server gets one.
         stay_behind: Let the embedded worker go on in the background until nothing is left to do.
+        store: Where generations are to be started: its ledger must be the namespace's.
 
     Raises:
-        CommandProblem: Temporal cannot be reached, or the embedded server or worker does not start.
+        CommandProblem: Temporal cannot be reached, the embedded server or worker does not start, or the data folder's
+            server belongs to another ledger than the store's.
     """
     try:
         if is_configured():
             where = target()
-            yield Session(VideoClient(await connect()), where.address, None, where.namespace)
+            temporal = await connect()
+            yield Session(VideoClient(temporal, store=store), temporal, where.address, None, where.namespace)
             return
         async with AsyncExitStack() as stack:
             server = stack.enter_context(
-                embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+                embedded_server(
+                    settings.data_dir,
+                    binary=settings.temporal_binary,
+                    sha256=settings.temporal_binary_checksum,
+                    codec=settings.codec_url,
+                )
             )
             temporal = await connect_when_healthy(server.address)
             # A server on an older file does not add the attributes that it is started with.
             await register_search_attributes(temporal)
-            client = VideoClient(temporal)
+            if store is not None:  # the worker would end with the same words, in its log
+                await check(temporal, SubmissionLedger(store, longest_exchange=settings.submit_timeout))
+            client = VideoClient(temporal, store=store)
             if worker:
                 await stack.enter_async_context(EmbeddedWorker(settings, server, stay_behind=stay_behind))
-            yield Session(client, server.address, server.ui_url)
+            yield Session(client, temporal, server.address, server.ui_url)
     except (TemporalProblem, EmbeddedProblem) as error:
         raise CommandProblem(Exit.UNREACHABLE, "TemporalUnreachable", str(error)) from None
+    except LedgerError as error:
+        kind = "WrongLedger" if isinstance(error, WrongLedger) else "LedgerUnavailable"
+        raise CommandProblem(Exit.USAGE, kind, str(error)) from None
 
 
 async def connect_when_healthy(address: str) -> Client:
@@ -109,7 +128,7 @@ class EmbeddedWorker:
         self._settings = settings
         self._server = server
         self._stay_behind = stay_behind
-        self._folder = settings.data_dir.expanduser().absolute() / "embedded"
+        self._folder = settings.data_dir / "embedded"
         self._process: subprocess.Popen[bytes] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._share: IO[str] | None = None

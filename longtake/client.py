@@ -1,13 +1,18 @@
 """The typed client: what a backend, the command line and an operator do with a generation.
 
-client = VideoClient(await longtake.temporal.connect())
+client = VideoClient(await longtake.temporal.connect(), store=Store.open("s3://bucket/prefix"))
 await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
 result = await client.result("order-17")
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Self, TypeVar
 
 from pydantic import ValidationError
 from temporalio.api.enums.v1 import PendingActivityState
@@ -38,6 +43,8 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
+from longtake.display import code, line, prose
+from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
     FailureDetails,
@@ -47,6 +54,7 @@ from longtake.models import (
     OnExtendFailed,
     Paid,
 )
+from longtake.storage import Store
 from longtake.temporal import (
     GATEWAY_TASK_ID,
     TASK_QUEUE,
@@ -56,9 +64,11 @@ from longtake.temporal import (
     VIDEO_PAID,
     VIDEO_STAGE,
     WORKFLOW_TYPE,
+    TemporalProblem,
     key_of,
     workflow_id,
 )
+from longtake.temporal_ledger import check
 
 _STARTS_ANEW = frozenset(
     {
@@ -84,6 +94,14 @@ _WISHES = {
 }
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
+PATIENCE = timedelta(seconds=60)
+"""How long a call waits for a Temporal that is away: a frontend that is deployed anew is back within seconds."""
+_TRY_AGAIN_SECONDS = 1.0
+_AWAY = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.ABORTED})
+"""What a frontend says, or a connection to it that broke, while it is restarted. A time-out is none of them: it is how
+a missing worker shows."""
+_NO_ANSWER = frozenset({RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED})
+_T = TypeVar("_T")
 
 
 class GenerationNotFound(Exception):
@@ -96,6 +114,10 @@ class KeyInUse(Exception):
 
 class NoWorker(Exception):
     """Temporal is there, but nobody works on generations."""
+
+
+class TemporalUnavailable(TemporalProblem):
+    """Temporal was there and is away for longer than a call waits; nothing is lost, and the same call goes on later."""
 
 
 class DecisionRejected(Exception):
@@ -122,6 +144,7 @@ class Execution:
     """One generation as Temporal's list shows it."""
 
     key: str
+    """What the workflow's id says, whoever chose it: it may be no key that a command takes."""
     run_id: str
     state: str
     """Temporal's: `RUNNING`, `COMPLETED`, `FAILED`, …"""
@@ -133,6 +156,7 @@ class Execution:
     paid: str | None
     model: str | None
     task_id: str | None
+    workflow_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,15 +188,31 @@ class Snapshot:
 class VideoClient:
     """Generations by their business key."""
 
-    def __init__(self, temporal: Client) -> None:
+    def __init__(self, temporal: Client, *, store: Store | None = None, patience: timedelta = PATIENCE) -> None:
+        """Use a connection.
+
+        Args:
+            temporal: Connected, with the product's data converter.
+            patience: How long each call waits for a Temporal that is away before it raises `TemporalUnavailable`.
+            store: The store that this client shares with the workers: before the first start its ledger is compared
+                with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
+        """
         self._temporal = temporal
+        self._unchecked = store
+        self._patience = patience.total_seconds()
+
+    def with_patience(self, patience: timedelta) -> Self:
+        """The same client with another patience, for a caller that shows for itself that Temporal is away."""
+        other = copy(self)
+        other._patience = patience.total_seconds()  # noqa: SLF001 - one of us
+        return other
 
     async def start(self, key: str, request: GenerateVideoInput) -> tuple[str, bool]:
         """Start a generation, or attach to the one that this key names.
 
         Args:
             key: The caller's own name for this generation, such as an order number. Starting the same key again never
-                pays again.
+                pays again, as long as the workers keep the same submission ledger.
             request: What to make.
 
         Returns:
@@ -182,9 +222,15 @@ class VideoClient:
             InvalidRequest: The request breaks rules; nothing was started.
             InvalidKey: The key cannot be used.
             KeyInUse: The key names another request.
+            WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
+            TemporalUnavailable: Temporal is away. It may have been started: the same call tells.
         """
         request = check_request(request)
         name = workflow_id(key)
+        if self._unchecked is not None:
+            ledger = SubmissionLedger(self._unchecked, longest_exchange=timedelta(0))
+            await self._riding_out(lambda: check(self._temporal, ledger))
+            self._unchecked = None
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
         except WorkflowAlreadyStartedError:
@@ -205,15 +251,18 @@ class VideoClient:
 
         Raises:
             GenerationNotFound: There is none of this key.
-            RPCError: No worker answered within a few seconds.
+            NoWorker: No worker answered within a few seconds.
+            TemporalUnavailable: Temporal is away.
         """
         handle = self._handle(key)
         try:
-            status: GenerationStatus = await handle.query(
-                "status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT
+            status: GenerationStatus = await self._riding_out(
+                lambda: handle.query("status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT)
             )
             return status
         except RPCError as error:
+            if error.status in _NO_ANSWER or error.status is RPCStatusCode.FAILED_PRECONDITION:
+                raise NoWorker("no worker answers: check that one is running and healthy") from None
             raise _not_found(key, error) from None
 
     async def snapshot(self, key: str) -> Snapshot:
@@ -225,7 +274,7 @@ class VideoClient:
         execution, steps = await self._describe(key)
         try:
             status: GenerationStatus | None = await self.status(key)
-        except (RPCError, WorkflowQueryFailedError):
+        except (NoWorker, RPCError, WorkflowQueryFailedError):
             status = None
         return Snapshot(execution, status, steps)
 
@@ -238,12 +287,19 @@ class VideoClient:
         """
         handle = self._temporal.get_workflow_handle(workflow_id(key), result_type=GenerateVideoResult)
         try:
-            result: GenerateVideoResult = await handle.result()
+            result: GenerateVideoResult = await self._riding_out(handle.result)
             return result
         except WorkflowFailureError as error:
-            raise _failure(error) from None
+            failure = _failure(error)
         except RPCError as error:
             raise _not_found(key, error) from None
+        if failure.kind == "Cancelled":
+            # Temporal carries no details of a cancellation: what is known of the money stands in the list.
+            execution, _ = await self._describe(key)
+            paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
+            known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
+            failure.details = failure.details.model_copy(update=known)
+        raise failure
 
     async def cancel(self, key: str) -> None:
         """Stop waiting for it. What was submitted may still be made, and cost; its ids are kept.
@@ -252,7 +308,7 @@ class VideoClient:
             GenerationNotFound: There is none of this key that still runs.
         """
         try:
-            await self._handle(key).cancel()
+            await self._riding_out(self._handle(key).cancel)
         except RPCError as error:
             raise _not_found(key, error) from None
 
@@ -281,20 +337,28 @@ class VideoClient:
             limit: How many at the most.
         """
         full = f'WorkflowType = "{WORKFLOW_TYPE}"' + (f" AND ({query})" if query else "")
-        async for execution in self._temporal.list_workflows(full, limit=limit):
+        pages = self._temporal.list_workflows(full, limit=limit)
+        while True:
+            try:
+                # A page that was not answered is asked for again; what was given already does not come twice.
+                execution = await self._riding_out(pages.__anext__)
+            except StopAsyncIteration:
+                return
             yield _execution(execution)
 
     async def _start(self, name: str, request: GenerateVideoInput, reuse: WorkflowIDReusePolicy) -> str:
-        handle = await self._temporal.start_workflow(
-            WORKFLOW_TYPE,
-            request,
-            id=name,
-            task_queue=TASK_QUEUE,
-            id_reuse_policy=reuse,
-            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-            search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
-            static_summary=_summary(request),
-            static_details=_details(key_of(name), request),
+        handle = await self._riding_out(
+            lambda: self._temporal.start_workflow(
+                WORKFLOW_TYPE,
+                request,
+                id=name,
+                task_queue=TASK_QUEUE,
+                id_reuse_policy=reuse,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
+                static_summary=_summary(request),
+                static_details=_details(key_of(name), request),
+            )
         )
         return handle.result_run_id or ""
 
@@ -305,15 +369,16 @@ class VideoClient:
             KeyInUse: The key names another request.
         """
         execution, _ = await self._describe(key)
-        if execution.state != "RUNNING" and await self._may_start_anew(key):
-            return None
+        may_start = execution.state != "RUNNING" and await self._may_start_anew(key)
+        if may_start and execution.paid == Paid.NO:
+            return None  # the key is as free as a new one: the ledger knows of no submission
         theirs = await self._request_of(key)
         if theirs is not None and (differing := differing_fields(request, theirs)):
             raise KeyInUse(
                 f"the key {key!r} already names another request (it differs in {', '.join(differing)}): "
                 "use a new key for this one"
             )
-        return execution.run_id
+        return None if may_start else execution.run_id
 
     async def _may_start_anew(self, key: str) -> bool:
         """Whether an ended generation leaves something to do: never paid, or paid and still to be collected.
@@ -321,29 +386,32 @@ class VideoClient:
         The submission ledger keeps the new run from paying for what an earlier one paid, and from another request.
         """
         try:
-            await self.result(key)
+            result = await self.result(key)
         except GenerationFailure as failure:
             return failure.kind in _STARTS_ANEW or failure.details.paid is Paid.NO
-        return False
+        return result.uncollected is not None
 
     async def _request_of(self, key: str) -> GenerateVideoInput | None:
         """What the generation of this key was started with; None where that cannot be read."""
-        async for event in self._handle(key).fetch_history_events(page_size=1):
+        events = self._handle(key).fetch_history_events(page_size=1)
+        await self._riding_out(events.fetch_next_page)
+        for event in (events.current_page or ())[:1]:
             payloads = event.workflow_execution_started_event_attributes.input.payloads
             if not payloads:
                 return None
             decoded = await self._temporal.data_converter.decode(payloads[:1])
             try:
                 first = decoded[0]
-                # A run that continued as new carries the request inside.
-                return check_request(first.get("request", first) if isinstance(first, dict) else first)
-            except InvalidRequest:
+                if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
+                    return GenerateVideoInput.model_validate(first["request"])
+                return check_request(first)
+            except (InvalidRequest, KeyError, ValidationError):
                 return None
         return None
 
     async def _describe(self, key: str) -> tuple[Execution, tuple[PendingStep, ...]]:
         try:
-            description = await self._handle(key).describe()
+            description = await self._riding_out(self._handle(key).describe)
         except RPCError as error:
             raise _not_found(key, error) from None
         return _execution(description), tuple(await self._steps(description))
@@ -369,12 +437,17 @@ class VideoClient:
         return steps
 
     async def _update(self, key: str, name: str, *arguments: object) -> GenerationStatus:
+        # The same id for each try: where an answer was lost, the next one gets it, and nothing is decided twice.
+        update_id = str(uuid.uuid4())
         try:
-            status: GenerationStatus = await self._handle(key).execute_update(
-                name, args=arguments, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
+            status: GenerationStatus = await self._riding_out(
+                lambda: self._handle(key).execute_update(
+                    name, args=arguments, id=update_id, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
+                )
             )
             return status
         except WorkflowUpdateRPCTimeoutOrCancelledError:
+            await self._describe(key)  # where Temporal itself is away, this says so
             # The server may hand it to the next worker all the same: "not taken" would make people decide twice.
             raise NoWorker(
                 f"no worker answers: {name} may still be taken once one starts; look at its status then, before you "
@@ -388,6 +461,28 @@ class VideoClient:
                 raise DecisionRejected(f"{key} has already ended: {execution.state.lower()}") from None
             raise
 
+    async def _riding_out(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Await a call that may be made again, for as long as Temporal is away and patience lasts.
+
+        Raises:
+            TemporalUnavailable: It does not come back in time.
+        """
+        away_since: float | None = None
+        while True:
+            try:
+                return await call()
+            except RPCError as error:
+                if error.status not in _AWAY:
+                    raise
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since >= self._patience:
+                    said = error.message.splitlines()[0][:100] if error.message else "no reason was given"
+                    raise TemporalUnavailable(
+                        f"Temporal did not answer for {self._patience:.0f} s ({said}): check that its frontend is "
+                        "running and reachable; nothing is lost, and the same call goes on later"
+                    ) from None
+            await asyncio.sleep(min(_TRY_AGAIN_SECONDS, self._patience))
+
     def _handle(self, key: str) -> WorkflowHandle[object, object]:
         return self._temporal.get_workflow_handle(workflow_id(key))
 
@@ -395,7 +490,7 @@ class VideoClient:
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
-        return f"take over task {request.task_id[:80]}"
+        return f"take over task {line(request.task_id[:80])}"
     number, frames = len(request.images), MODELS[request.model].frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
@@ -407,13 +502,13 @@ def _details(key: str, request: GenerateVideoInput) -> str:
     Without the prompts: Temporal's UI has this rendered by a request that carries it in its URL, and URLs are logged.
     """
     facts = {
-        "key": f"`{key}`",
-        "model": f"`{request.model}`",
-        "size": request.size or "the gateway's default",
+        "key": code(key),
+        "model": code(request.model),
+        "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],
-        "takes over": request.task_id and f"`{request.task_id[:80]}`",
+        "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
 
@@ -421,7 +516,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
 def _image(uri: str) -> str:
     if uri.startswith("data:"):
         return "one inside the request"
-    return f"`{uri.split('?', maxsplit=1)[0][:200]}`"
+    return code(uri.split("?", maxsplit=1)[0][:200])
 
 
 def _execution(execution: WorkflowExecution) -> Execution:
@@ -438,6 +533,7 @@ def _execution(execution: WorkflowExecution) -> Execution:
         paid=attributes.get(VIDEO_PAID),
         model=attributes.get(VIDEO_MODEL),
         task_id=attributes.get(GATEWAY_TASK_ID),
+        workflow_id=execution.id,
     )
 
 
@@ -449,7 +545,7 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
         except ValidationError:
             details = FailureDetails()
         return GenerationFailure(cause.type or "Defect", cause.message, details)
-    advice = "Starting again with the same key goes on where it was and pays nothing twice."
+    advice = "Starting again with the same key, and the same ledger, goes on where it was and pays nothing twice."
     if isinstance(cause, CancelledError):
         message = "it was cancelled; what was submitted may still be made, and cost"
         return GenerationFailure("Cancelled", message, FailureDetails(advice=advice))

@@ -7,10 +7,9 @@ that agrees; so nothing in the store is ever half a video, and no restart pays o
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import re
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -21,13 +20,19 @@ from pydantic import BaseModel, ValidationError
 
 from longtake.media import Mp4Reader, NotAWholeVideo
 from longtake.models import DeliveryKind, DeliveryReceipt, MediaInfo, StoredVideo
-from longtake.storage import Store
+from longtake.public_network import ANY_ADDRESS, AddressRefused, HostUnknown, download_client, what_to_set
+from longtake.storage import Store, StoreProblem
 from longtake.tracing import exchange_span
 
 MAX_VIDEO_BYTES = 2 * 2**30
 """A 15 s clip has 5 to 50 MB."""
-DOWNLOAD_TIME = timedelta(minutes=30)
-"""How long one source may take: a drip never runs into a read timeout."""
+LEAST_PROGRESS_BYTES = 256 * 2**10
+"""A download goes on, however long it takes, while it brings this much in each `PROGRESS_TIME`. At 2 KiB/s, 50 MB take
+7 h, and links live for about 24 h. A drip never runs into a read timeout, and would hold up the other sources."""
+PROGRESS_TIME = timedelta(minutes=2)
+"""For `LEAST_PROGRESS_BYTES`, and so for every standstill on either side."""
+STORE_TIME = timedelta(minutes=15)
+"""After the last byte has come: what the store may take to make a large video visible, its own retries included."""
 
 _MAX_REDIRECTS = 5
 _MAX_BREAKS = 5
@@ -35,16 +40,15 @@ _MAX_RESTARTS = 1
 _BREAK_PAUSE_SECONDS = 0.1
 _ERROR_BODY_BYTES = 4096
 _TIMEOUT = httpx.Timeout(30, connect=10)
+_PREFLIGHT_SECONDS = 10
+_PREFLIGHT_GOOD_FOR_SECONDS = 300.0
 
 _EXPECTED_SECONDS = {DeliveryKind.FULL: 15.0, DeliveryKind.FIRST: 8.0}
 _DURATION_SLACK_SECONDS = 1.0
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
 Origin: TypeAlias = tuple[str, str, int | None]
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with the bytes that are done and the total, where it is known; in the task that delivers."""
-Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class SourceFailed(Exception):
         self.gone = gone
 
 
-class AddressRefused(SourceFailed):
-    """A link led to an address that is not public."""
+class DownloadsBlocked(Exception):
+    """Downloads cannot reach anything, not even the gateway; says what to set."""
 
 
 class DownloadFailed(Exception):
@@ -106,7 +110,7 @@ class Fetcher:
         *,
         allow_private_addresses: bool = False,
         max_bytes: int = MAX_VIDEO_BYTES,
-        download_time: timedelta = DOWNLOAD_TIME,
+        progress_time: timedelta = PROGRESS_TIME,
         timeout: httpx.Timeout = _TIMEOUT,
     ) -> None:
         """Open a client of its own; close it with `aclose` or `async with`.
@@ -116,22 +120,16 @@ class Fetcher:
             key: Gives the gateway's API key, such as `settings.gateway_api_key.get_secret_value`.
             allow_private_addresses: Whether links may lead to addresses that are not public.
             max_bytes: The largest video that is taken.
-            download_time: How long one source may take.
+            progress_time: Within which a source brings at least `LEAST_PROGRESS_BYTES`, or the rest.
             timeout: For connecting, and for each silence.
         """
         self._gateway = _origin(httpx.URL(gateway_url))
         self._key = key
         self._allow_private_addresses = allow_private_addresses
         self.max_bytes = max_bytes
-        self.download_time = download_time
-        # No proxies and .netrc from the environment: the address that is checked must be the one that is reached.
-        self._client = httpx.AsyncClient(
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=20, max_keepalive_connections=0),
-            trust_env=False,
-            follow_redirects=False,
-        )
-        self._resolve: Resolve = _resolve
+        self.progress_time = progress_time
+        self._client = download_client(timeout, httpx.Limits(max_connections=20))
+        self._good_until = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,13 +143,49 @@ class Fetcher:
         """Close all connections."""
         await self._client.aclose()
 
+    async def preflight(self) -> None:
+        """Send a free request to the gateway's own origin on the way that downloads take.
+
+        So a proxy or an authority that is missing here shows before anything is paid. Any answer will do; where the
+        connection was made and no answer came, nothing is concluded.
+
+        Raises:
+            DownloadsBlocked: No connection can be made.
+        """
+        if time.monotonic() < self._good_until:
+            return
+        scheme, host, port = self._gateway
+        origin = httpx.URL(scheme=scheme, host=host, port=port, path="/")
+        request = self._client.build_request(
+            "HEAD", origin, extensions={ANY_ADDRESS: True}, timeout=httpx.Timeout(_PREFLIGHT_SECONDS)
+        )
+        where = f"{scheme}://{host}" + (f":{port}" if port else "")
+        with exchange_span(request) as span:
+            try:
+                response = await self._client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+                raise DownloadsBlocked(
+                    f"downloads do not reach {where} ({what_to_set(error)}): check the network; where it takes a "
+                    "proxy, set HTTPS_PROXY"
+                ) from None
+            except httpx.TransportError:
+                return
+            span.answered(response)
+            await response.aclose()
+        if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+            raise DownloadsBlocked(
+                f"downloads do not reach {where}: the proxy wants a name and a password: "
+                "set HTTP_PROXY to http://NAME:PASSWORD@HOST:PORT"
+            )
+        self._good_until = time.monotonic() + _PREFLIGHT_GOOD_FOR_SECONDS
+
     @contextlib.asynccontextmanager
     async def open(self, source: Source, headers: dict[str, str] | None = None) -> AsyncIterator[httpx.Response]:
         """Send a GET, follow redirects by hand, and give the response with its body unread.
 
         Raises:
-            AddressRefused: if the link or a redirect leads to an address that is not public.
-            SourceFailed: if the link is no `http(s)` URL, or redirects without end.
+            SourceFailed: if the link is no `http(s)` URL, redirects without end, or leads (or redirects) to an address
+                that is not public.
             httpx.TransportError: if the connection fails.
         """
         url = _parse(source.url)
@@ -160,10 +194,9 @@ class Fetcher:
             at_gateway = _origin(url) == self._gateway
             # Once it has led elsewhere the key stays at home, even if a redirect leads back.
             send_key = send_key and at_gateway
-            any_address = at_gateway or self._allow_private_addresses
-            if not any_address:
-                await self._check_host(url)
             request = self._client.build_request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
+            if at_gateway or self._allow_private_addresses:
+                request.extensions[ANY_ADDRESS] = True
             if send_key and self._key is not None:
                 request.headers["Authorization"] = f"Bearer {self._key()}"
             with exchange_span(request) as span:
@@ -171,10 +204,10 @@ class Fetcher:
                     response = await self._client.send(request, stream=True)
                 except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
                     raise SourceFailed("redirected to something that is no URL") from None
+                except (AddressRefused, HostUnknown) as error:
+                    raise SourceFailed(str(error)) from None
                 try:
                     span.answered(response)
-                    if not any_address:
-                        _check_peer(response)
                     if not response.has_redirect_location:
                         yield response
                         return
@@ -182,15 +215,6 @@ class Fetcher:
                 finally:
                     await response.aclose()
         raise SourceFailed(f"redirected more than {_MAX_REDIRECTS} times")
-
-    async def _check_host(self, url: httpx.URL) -> None:
-        try:
-            addresses = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
-        except (OSError, UnicodeError):
-            raise SourceFailed(f"the host {url.host} is not known") from None
-        for address in addresses:
-            if not is_public(address):
-                raise AddressRefused(_refusal(url.host, address))
 
 
 async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named at the call
@@ -256,6 +280,10 @@ class _Inspection:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def stray_bytes(self) -> int:
+        return self._reader.stray_bytes
+
 
 @dataclass(frozen=True)
 class _Delivery:
@@ -309,13 +337,15 @@ class _Delivery:
         for _ in range(_MAX_RESTARTS + 1):
             transfer = _Transfer(fetcher, source, self.on_progress)
             try:
-                async with asyncio.timeout(fetcher.download_time.total_seconds()):
-                    async with contextlib.aclosing(transfer.chunks()) as chunks:
+                async with asyncio.timeout(None) as limit:
+                    async with contextlib.aclosing(transfer.chunks(limit)) as chunks:
                         await self.store.put_stream(self.path, chunks)
             except _StartOver:
                 continue
             except TimeoutError:
-                raise SourceFailed(f"not done after {fetcher.download_time}") from None
+                if transfer.is_done:
+                    raise StoreProblem(f"the store did not finish within {STORE_TIME}", retryable=True) from None
+                raise SourceFailed(transfer.too_slow()) from None
             return await self._seal(transfer.inspection, transfer.info, source.label)
         raise SourceFailed(f"broke off {_MAX_RESTARTS + 1} times and could not be continued")
 
@@ -327,7 +357,7 @@ class _Delivery:
             sha256=inspection.sha256,
             bytes=inspection.bytes,
         )
-        warnings = self._judge(info)
+        warnings = self._judge(info, inspection.stray_bytes)
         sidecar = _Sidecar(video=video, warnings=warnings, source=source)
         await self.store.put(f"{self.path}.json", sidecar.model_dump_json(indent=2).encode())
         return DeliveryReceipt(video=video, warnings=warnings, source=source)
@@ -339,7 +369,7 @@ class _Delivery:
         except ValidationError:
             return None  # the clip itself will tell
 
-    def _judge(self, info: MediaInfo) -> tuple[str, ...]:
+    def _judge(self, info: MediaInfo, stray_bytes: int) -> tuple[str, ...]:
         """Say what is wrong with a clip that is whole."""
         warnings = []
         expected = _EXPECTED_SECONDS[self.kind]
@@ -354,6 +384,8 @@ class _Delivery:
             )
         if self.expect_audio and not info.has_audio:
             warnings.append(f"the {self.kind.value} video has no sound")
+        if stray_bytes:
+            warnings.append(f"{stray_bytes:,} bytes that belong to no part of it follow the {self.kind.value} video")
         return tuple(warnings)
 
 
@@ -368,15 +400,21 @@ class _Transfer:
         self._on_progress = on_progress
         self._total: int | None = None
         self._validator: str | None = None
+        self.is_done = False
+        """Whether all has come, so that only the store has something left to do."""
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, limit: asyncio.Timeout) -> AsyncGenerator[bytes, None]:
         """Give the clip's bytes; end only if they are a whole video.
+
+        Args:
+            limit: Is moved on as long as enough comes.
 
         Raises:
             SourceFailed: if the source does not have it, or what it has is no whole video.
             _StartOver: if the connection broke and the source cannot continue where it did.
         """
         breaks = 0
+        goal = self._move_on(limit)
         while True:
             try:
                 async with self._fetcher.open(self._source, self._range()) as response:
@@ -384,6 +422,8 @@ class _Transfer:
                     # As it comes: to wait for pieces of one size is to lose the last one when the connection breaks.
                     async for chunk in response.aiter_raw():
                         self._inspect(chunk)
+                        if self.inspection.bytes >= goal:
+                            goal = self._move_on(limit)
                         yield chunk
                 break
             except httpx.TransportError as error:
@@ -399,6 +439,17 @@ class _Transfer:
             self.info = self.inspection.finish()
         except NotAWholeVideo as error:
             raise SourceFailed(error.reason) from None
+        self.is_done = True
+        limit.reschedule(asyncio.get_running_loop().time() + STORE_TIME.total_seconds())
+
+    def _move_on(self, limit: asyncio.Timeout) -> int:
+        """Give it time again, and tell how many bytes must have come by then."""
+        limit.reschedule(asyncio.get_running_loop().time() + self._fetcher.progress_time.total_seconds())
+        return self.inspection.bytes + LEAST_PROGRESS_BYTES
+
+    def too_slow(self) -> str:
+        done, time = self.inspection.bytes, self._fetcher.progress_time
+        return f"too slow: {done:,} bytes came, and less than {LEAST_PROGRESS_BYTES:,} of them within the last {time}"
 
     def _range(self) -> dict[str, str]:
         done = self.inspection.bytes
@@ -458,45 +509,13 @@ class _Transfer:
     def _broken(self, error: httpx.TransportError) -> str:
         done = self.inspection.bytes
         if done == 0:
-            return f"not a byte came ({type(error).__name__})"
+            return f"not a byte came ({what_to_set(error)})"
         total = f" of {self._total:,}" if self._total is not None else ""
         return f"cut after {done:,}{total} bytes ({type(error).__name__})"
 
 
-def is_public(address: str) -> bool:
-    """Tell whether an IP address is on the public internet, looking through IPv6 notations of IPv4 addresses."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    is_site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or is_site_local)
-
-
 def _silent(_done: int, _total: int | None) -> None:
     """Progress that nobody wants to know."""
-
-
-async def _resolve(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
-
-
-def _check_peer(response: httpx.Response) -> None:
-    """Look at who really answered: the name may have resolved differently the second time."""
-    peer = response.extensions["network_stream"].get_extra_info("server_addr")
-    if peer is None or not is_public(str(peer[0])):
-        raise AddressRefused(_refusal(response.url.host, str(peer[0]) if peer else "an unknown address"))
-
-
-def _refusal(host: str, address: str) -> str:
-    return (
-        f"the host {host} has the address {address}, which is not public:"
-        " set LONGTAKE_ALLOW_PRIVATE_ADDRESSES if that is intended"
-    )
 
 
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:

@@ -1,32 +1,39 @@
 """The images of a request: checked before anything is paid, kept in the store, and laid out for the gateway.
 
 A malformed image costs a whole generation if only the gateway notices it, so every image that we can see is fully
-decoded first. Errors name the image; they never print a data URI.
+decoded first, by a process of its own with limits (`longtake.image_decoder`): at most 300 MB and 3 s of processor time
+an image, two at once. Errors name the image; they never print a data URI.
 """
 
 import asyncio
 import base64
 import binascii
 import hashlib
-import io
+import json
 import re
 import stat
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from PIL import Image, UnidentifiedImageError
-
+from longtake import image_decoder
 from longtake.models import ImageInput
 from longtake.storage import Store, StoreProblem
 
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_REQUEST_BYTES = 60 * 2**20
 """Of all images of a request as they are sent: half of the gateway's limit of 128 MB (field notes: "Images")."""
-MAX_PIXELS = 50_000_000
-"""Decoded, one image of this size takes 150 to 200 MB of memory."""
+_DECODER = str(Path(image_decoder.__file__).resolve())
+_DECODING_SECONDS = 30.0
+"""On the clock: a loaded machine gives the decoder its few seconds of processor time late."""
+_decoding = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decoding")
+"""Threads of their own, which only wait: images that take long hold up each other, and nothing else."""
 
 MediaType: TypeAlias = Literal["image/jpeg", "image/png", "image/webp"]
 
@@ -37,7 +44,6 @@ _MEDIA_TYPES: dict[str, MediaType] = {
     "PNG": "image/png",
     "WEBP": "image/webp",
 }
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _EXTENSIONS: dict[MediaType, str] = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(;[^;,]*)*),", re.IGNORECASE)
 _STORED_NAME = re.compile(r"images/(?P<sha256>[0-9a-f]{64})\.(jpg|png|webp)")
@@ -94,29 +100,48 @@ def check_image_bytes(content: bytes, *, name: str) -> CheckedImage:
     if not content:
         raise ImageProblem(f"{name} is empty: give a JPEG, PNG or WebP image")
     _check_size(len(content), name)
-    try:
-        media_type, width, height = _decode(content, name)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageProblem(_too_many_pixels(name)) from None
-    except UnidentifiedImageError:
-        raise ImageProblem(f"{name} is not a JPEG, PNG or WebP image: convert it to one of these") from None
-    except ImageProblem:
-        raise
-    except Exception:  # noqa: BLE001 - on damaged input Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise ImageProblem(f"{name} is damaged or cut: export or download it again") from None
+    media_type, width, height = _decode(content, name)
     return CheckedImage(content, media_type, width, height, hashlib.sha256(content).hexdigest())
 
 
 def _decode(content: bytes, name: str) -> tuple[MediaType, int, int]:
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        width, height = image.size
-        media_type = _MEDIA_TYPES[image.format or ""]
-        if width * height > MAX_PIXELS:
-            raise ImageProblem(_too_many_pixels(name))
-        image.verify()  # the checksums of a PNG, down to its end
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        image.load()
-    return media_type, width, height
+    try:
+        done = subprocess.run(  # noqa: S603 - our own script, and no shell
+            [sys.executable, "-I", _DECODER],
+            input=content,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            timeout=_DECODING_SECONDS,
+            check=False,
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise ImageProblem(_refusal("time", name)) from None
+    except ValueError:  # it was ended by its limits, or crashed
+        raise ImageProblem(_refusal("time", name)) from None
+    if "refused" in answer:
+        raise ImageProblem(_refusal(answer["refused"], name))
+    return _MEDIA_TYPES[answer["format"]], answer["width"], answer["height"]
+
+
+def _refusal(reason: str, name: str) -> str:
+    return {
+        "unknown": f"{name} is not a JPEG, PNG or WebP image: convert it to one of these",
+        "pixels": f"{name} has more than {image_decoder.MAX_PIXELS / 1e6:.1f} million pixels: make it smaller, the "
+        "video has two million",
+        "scans": f"{name} is a progressive JPEG of more than {image_decoder.MAX_SCANS} scans: save it again as usual",
+        "memory": f"{name} takes too much memory to decode: make it smaller",
+        "time": f"{name} takes too long to decode: save it again, smaller or in another format",
+    }.get(reason, f"{name} is damaged or cut: export or download it again")
+
+
+_R = TypeVar("_R")
+
+
+async def _in_turn(check: Callable[..., _R], *arguments: object) -> _R:
+    """Check an image beside the event loop, two at once in this process."""
+    return await asyncio.get_running_loop().run_in_executor(_decoding, check, *arguments)
 
 
 def read_image_file(path: Path | str) -> CheckedImage:
@@ -193,8 +218,7 @@ async def store_image(store: Store, image: CheckedImage) -> ImageInput:
         StoreProblem: if the store cannot be written.
     """
     path = f"{_FOLDER}{image.sha256}.{_EXTENSIONS[image.media_type]}"
-    if await store.head(path) != len(image.content):
-        await store.put(path, image.content)
+    await store.put_by_content(path, image.content)
     return ImageInput(uri=path)
 
 
@@ -222,7 +246,7 @@ async def load_image(store: Store, uri: str) -> CheckedImage:
     content = await store.get(path)
     if content is None:
         raise ImageProblem(f"{name} is not in the store: store it again")
-    image = await asyncio.to_thread(check_image_bytes, content, name=name)
+    image = await _in_turn(partial(check_image_bytes, content, name=name))
     if stored_name is not None and stored_name["sha256"] != image.sha256:
         raise ImageProblem(f"{name} is not what was stored under that name: store it again")
     return image
@@ -274,7 +298,7 @@ def _as_file(index: int, image: CheckedImage) -> ImagePart:
 
 async def _as_text(store: Store, uri: str) -> str:
     if uri.lower().startswith("data:"):
-        await asyncio.to_thread(read_data_uri, uri)
+        await _in_turn(read_data_uri, uri)
         return uri
     if _is_text(uri):
         check_image_url(uri)
@@ -289,7 +313,3 @@ def _check_size(size: int, name: str) -> None:
             f"{name} has {size:,} bytes, at most {MAX_IMAGE_BYTES:,} ({MAX_IMAGE_BYTES >> 20} MiB) are allowed:"
             " make it smaller"
         )
-
-
-def _too_many_pixels(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"

@@ -7,7 +7,7 @@ is a row of slots in the store, every record created once, atomically, and never
     submit/<hash of the key>/<n>/response   "my exchange is over, and what came back does not say what was made"
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
     submit/<hash of the key>/<n>/late       an owner's own task id, where a person had settled the slot before it came
-    submit/owners/<hash of a task id>       whose a task is
+    submit/owners/<hash of a task id>       whose a task is; of the id in lower case
     submit/identity                         which ledger this is: made once, when the first worker starts
     open/<hash of the key>.<n>              an index of the slots without an outcome: made before the intent, deleted
                                             when the outcome stands
@@ -39,6 +39,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -87,6 +88,29 @@ class LedgerUnavailable(LedgerError):
     def __init__(self, message: str, *, needs_operator: bool = False) -> None:
         super().__init__(message)
         self.needs_operator = needs_operator
+
+
+class WrongSide(StrEnum):
+    """Which side has another ledger than it should."""
+
+    WORKER = "worker"
+    """This worker (or client) has another store than the one that the namespace belongs to."""
+    GENERATION = "generation"
+    """The worker's store is the namespace's; the generation began with another ledger."""
+    UNKNOWN = "unknown"
+    """Nothing says which ledger the namespace belongs to."""
+
+
+class WrongLedger(LedgerUnavailable):
+    """The store holds another ledger than the one that is meant; nothing was sent. Another worker may have the right.
+
+    Attributes:
+        side: Whose ledger is the wrong one.
+    """
+
+    def __init__(self, message: str, *, side: WrongSide) -> None:
+        super().__init__(message)
+        self.side = side
 
 
 class KeyReused(LedgerError):
@@ -310,9 +334,39 @@ class SubmissionLedger:
         """
         self._store = store
         self._window = longest_exchange + MARGIN
+        self._registered = ""
+
+    @property
+    def store_url(self) -> str:
+        """Where the ledger lies, without secrets."""
+        return self._store.url
+
+    def hold_to(self, registered: str) -> None:
+        """From now on accept this identity only: the one that the Temporal namespace belongs to."""
+        self._registered = registered
+
+    async def known_identity(self) -> str | None:
+        """Which ledger the store holds; None where it holds none.
+
+        Raises:
+            LedgerUnavailable: It cannot be read.
+        """
+        try:
+            content = await self._store.get(IDENTITY)
+            return None if content is None else _Identity.model_validate_json(content).identity
+        except StoreProblem as error:
+            raise LedgerUnavailable(
+                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
+            ) from None
+        except ValidationError:
+            raise LedgerUnavailable(
+                f"{self._store.uri_of(IDENTITY)} is damaged: restore it from a copy of the store", needs_operator=True
+            ) from None
 
     async def establish(self) -> str:
-        """Give this ledger its identity, if it has none yet; for the start of a worker.
+        """Give this ledger its identity, if it has none yet; only where the Temporal namespace belongs to none.
+
+        `longtake.temporal_ledger.claim` is what calls it.
 
         Returns:
             The identity: every later step of a generation names it, so that no store that was swapped, emptied or
@@ -333,21 +387,25 @@ class SubmissionLedger:
         """Which ledger this is.
 
         Raises:
+            WrongLedger: It is another one than the namespace's.
             LedgerUnavailable: It cannot be read, or has none: then it is not the ledger that the worker began with.
         """
+        found = await self._present_identity()
+        if self._registered and found != self._registered:
+            raise WrongLedger(
+                f"this worker's store {self.store_url} holds the ledger {found}, and the namespace belongs to "
+                f"{self._registered}: mend this worker's LONGTAKE_STORE_URL or mount; nothing is sent meanwhile",
+                side=WrongSide.WORKER,
+            )
+        return found
+
+    async def _present_identity(self) -> str:
         for attempt in range(_WRITE_TRIES):
             if attempt:  # a folder that was away for a moment looks the same
                 await asyncio.sleep(0.1 * 2**attempt)
-            try:
-                content = await self._store.get(IDENTITY)
-                if content is not None:
-                    return _Identity.model_validate_json(content).identity
-            except StoreProblem as error:
-                raise LedgerUnavailable(
-                    f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
-                ) from None
-            except ValidationError:
-                break
+            found = await self.known_identity()
+            if found is not None:
+                return found
         raise LedgerUnavailable(
             "the store has no submission ledger any more: restore it or mount it; nothing is sent without it"
         )
@@ -356,14 +414,22 @@ class SubmissionLedger:
         """See that this is the ledger a generation began with; an empty `expected` is one from before there were any.
 
         Raises:
-            LedgerUnavailable: It is another, or cannot be read.
+            WrongLedger: It is another one; says which side is wrong.
+            LedgerUnavailable: It cannot be read.
         """
-        if expected and await self.identity() != expected:
-            raise LedgerUnavailable(
-                "this worker's store is not the one that the generation began with: give all workers the same "
-                "LONGTAKE_STORE_URL; nothing is sent meanwhile",
-                needs_operator=True,
+        if not expected or (found := await self.identity()) == expected:
+            return
+        if self._registered:
+            raise WrongLedger(
+                f"the generation began with the ledger {expected}, and namespace and worker belong to {found}: "
+                "nothing is sent for it; cancel the generation, or restore the ledger that it began with",
+                side=WrongSide.GENERATION,
             )
+        raise WrongLedger(
+            f"this worker's store holds the ledger {found}, and the generation began with {expected}: give all workers "
+            "the same LONGTAKE_STORE_URL; nothing is sent meanwhile",
+            side=WrongSide.UNKNOWN,
+        )
 
     async def submit(  # noqa: PLR0913 - each is a fact of its own, named at the one call
         self,
@@ -1013,7 +1079,11 @@ def _folder(key: str) -> str:
 
 
 def _owner_path(task_id: str) -> str:
-    return f"{PREFIX}/owners/{_hash(task_id)}"
+    """One place for all spellings of a task: to a gateway whose database ignores case they are one task.
+
+    Two tasks whose ids differ in nothing else are not to be expected; they could not be taken over, and no more.
+    """
+    return f"{PREFIX}/owners/{_hash(task_id.casefold())}"
 
 
 def _open_path(key: str, slot: int) -> str:

@@ -16,9 +16,16 @@ from longtake.models import MediaInfo
 
 MAX_INDEX_BYTES = 8 * 2**20
 """The largest `moov` or `moof` that is kept: the index of a 15 s clip has about 15 KiB."""
+MAX_INDEX_BYTES_IN_ALL = 16 * 2**20
+"""Of all of a file's `moov` and `moof`: a fragment for each frame and audio packet of 15 s makes about 200 KiB."""
+MAX_BOXES = 100_000
+"""How many heads of boxes are read for one file, those of one walk twice counted twice; such fragments take 12,000."""
+MAX_NUMBERS = 200_000
+"""How many numbers the tables of one file may have: two tracks of 15 s have about 5,000. Each costs up to 1 µs."""
+MAX_TRACKS = 16
+"""A clip has two."""
 _SNIFF_BYTES = 512
 _READ_BYTES = 1 << 20
-_MAX_TRACKS = 64
 _HEADER, _LONG_HEADER = 8, 16
 # Shorter than declared by more than this, in seconds, is cut: a frame or an audio packet is less.
 _FRAGMENT_SLACK_SECONDS = 0.5
@@ -39,6 +46,47 @@ class NotAWholeVideo(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(f"not a whole video: {reason}")
         self.reason = reason
+
+
+class _Budget:
+    """How much may still be read of one file's index.
+
+    It is read on the event loop, where every other download and heartbeat waits meanwhile, so the work for a file has
+    to be bounded whatever a stranger puts into it (8 MiB of empty `trak` took 5 s).
+    """
+
+    def __init__(self) -> None:
+        self._bytes = MAX_INDEX_BYTES_IN_ALL
+        self._boxes = MAX_BOXES
+        self._numbers = MAX_NUMBERS
+
+    def take_bytes(self, count: int) -> None:
+        self._bytes -= count
+        if self._bytes < 0:
+            raise NotAWholeVideo(f"indexes of more than {MAX_INDEX_BYTES_IN_ALL:,} bytes, which no clip needs")
+
+    def take_box(self) -> None:
+        self._boxes -= 1
+        if self._boxes < 0:
+            raise NotAWholeVideo(f"more than {MAX_BOXES:,} boxes, which no clip needs")
+
+    def take_numbers(self, count: int) -> None:
+        self._numbers -= count
+        if self._numbers < 0:
+            raise NotAWholeVideo(f"tables of more than {MAX_NUMBERS:,} numbers, which no clip needs")
+
+
+class _Index(bytes):
+    """The content of a `moov` or `moof`, with what may still be read of it."""
+
+    budget: _Budget
+
+    @classmethod
+    def of(cls, content: bytes | bytearray, budget: _Budget) -> "_Index":
+        budget.take_bytes(len(content))
+        index = cls(content)
+        index.budget = budget
+        return index
 
 
 class _Box(NamedTuple):
@@ -66,9 +114,13 @@ class Mp4Reader:
         self._box_end: int | None = None  # None: "to the end of the file"
         self._in_box = False
         self._content: bytearray | None = None  # of a box that is kept
-        self._moov: bytes | None = None
-        self._media_end = 0  # where the last byte of media lies, by the index
+        self._budget = _Budget()
+        self._movie: _Movie | None = None
+        self._fragments_end = 0  # where the last byte of the fragments' media lies, by their index
         self._fragments: dict[int, _Fragments] = {}
+        self._in_tail = False
+        self.stray_bytes = 0
+        """How many bytes at the end belong to no box; told by `finish`."""
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the file.
@@ -80,6 +132,9 @@ class Mp4Reader:
         while view:
             if not self._recognised:
                 view = self._read_beginning(view)
+            elif self._in_tail:
+                self._position += len(view)
+                return
             elif self._in_box:
                 view = self._read_content(view)
             else:
@@ -93,18 +148,32 @@ class Mp4Reader:
         """
         if not self._recognised:
             self._recognise()
-        if self._in_box and self._box_end is not None:
-            raise NotAWholeVideo(f"cut after {self._position} of at least {self._box_end} bytes")
-        if self._in_box:
+        if self._in_box and self._box_end is None:
             self._end_box()
-        if self._header:
-            raise NotAWholeVideo(f"cut after {self._position} bytes, inside the head of a box")
-        if self._moov is None:
+        if self._in_box or self._header or self._in_tail:
+            # What began last has no end. A whole video does not need it where everything it has lies before.
+            if not self._is_complete_before(self._box_start):
+                raise NotAWholeVideo(self._what_is_missing())
+            self.stray_bytes = self._position - self._box_start
+        if self._movie is None:
             raise NotAWholeVideo(f"an MP4 of {self._position} bytes without its index (moov), so probably cut")
-        try:
-            return self._describe(self._moov)
-        except struct.error:
-            raise NotAWholeVideo("its index (moov) is damaged") from None
+        return self._describe(self._movie)
+
+    def _what_is_missing(self) -> str:
+        if self._in_box:
+            return f"cut after {self._position} of at least {self._box_end} bytes"
+        return f"cut after {self._position} bytes, inside the head of a box"
+
+    def _is_complete_before(self, position: int) -> bool:
+        """Whether all that the index names lies before there.
+
+        Never said of a fragmented file: what begins there may be the next fragment, and no index names it.
+        """
+        movie = self._movie
+        if movie is None or movie.is_fragmented or self._fragments:
+            return False
+        tracks = [track for track in movie.tracks if track.samples]
+        return bool(tracks) and all(track.says_where_it_ends and track.media_end <= position for track in tracks)
 
     def _read_beginning(self, view: memoryview) -> memoryview:
         taken = _SNIFF_BYTES - len(self._header)
@@ -144,8 +213,12 @@ class Mp4Reader:
         elif size == 0:
             size = None
         self._header.clear()
+        self._budget.take_box()
         if size is not None and size < header_size:
-            raise NotAWholeVideo(f"damaged at byte {self._box_start}: a box of {size} bytes")
+            if not self._is_complete_before(self._box_start):
+                raise NotAWholeVideo(f"damaged at byte {self._box_start}: a box of {size} bytes")
+            self._in_tail = True
+            return
         self._box_end = None if size is None else self._box_start + size
         self._in_box = True
         if self._box_type in {b"moov", b"moof"}:
@@ -170,15 +243,16 @@ class Mp4Reader:
         content, self._content, self._in_box = self._content, None, False
         if content is None:
             return
+        index = _Index.of(content, self._budget)
         if self._box_type == b"moov":
-            self._moov = self._moov or bytes(content)
+            self._movie = self._movie or _read_movie(index)
             return
         try:
-            self._add_fragment(bytes(content))
+            self._add_fragment(index)
         except struct.error:
             raise NotAWholeVideo(f"the index of a fragment (moof) is damaged at byte {self._box_start}") from None
 
-    def _add_fragment(self, moof: bytes) -> None:
+    def _add_fragment(self, moof: _Index) -> None:
         for traf in _children(moof, 0, len(moof), b"traf"):
             header = next(_children(moof, traf.start, traf.end, b"tfhd"), None)
             if header is None:
@@ -186,34 +260,34 @@ class Mp4Reader:
             flags, track_id = struct.unpack_from(">II", moof, header.start)
             defaults, base = _fragment_defaults(moof, header.start + 8, flags, self._box_start)
             fragments = self._fragments.setdefault(track_id, _Fragments())
-            if len(self._fragments) > _MAX_TRACKS:
+            if len(self._fragments) > MAX_TRACKS:
                 raise NotAWholeVideo("an index with more tracks than any clip has")
             for run in _children(moof, traf.start, traf.end, b"trun"):
                 end = _add_run(fragments, moof, run, defaults, base)
-                self._media_end = max(self._media_end, end)
+                self._fragments_end = max(self._fragments_end, end)
 
-    def _describe(self, moov: bytes) -> MediaInfo:
-        extends = next(_children(moov, 0, len(moov), b"mvex"), None)
-        defaults = _default_durations(moov, extends)
-        tracks = [_read_track(moov, box) for box in _children(moov, 0, len(moov), b"trak")]
-        for track in tracks:
-            self._media_end = max(self._media_end, track.media_end)
+    def _describe(self, movie: "_Movie") -> MediaInfo:
+        media_end = max([self._fragments_end, *(track.media_end for track in movie.tracks)])
+        for track in movie.tracks:
             if (fragments := self._fragments.get(track.id)) is not None:
-                track.duration += fragments.duration + fragments.samples_by_default * defaults.get(track.id, 0)
+                default = movie.default_durations.get(track.id, 0)
+                track.duration += fragments.duration + fragments.samples_by_default * default
                 track.samples += fragments.samples
-        if self._media_end > self._position:
-            raise NotAWholeVideo(f"cut after {self._position} of at least {self._media_end} bytes")
-        picture = next((track for track in tracks if track.handler == b"vide" and track.samples), None)
+        if media_end > self._position:
+            raise NotAWholeVideo(f"cut after {self._position} of at least {media_end} bytes")
+        picture = next((track for track in movie.tracks if track.handler == b"vide" and track.samples), None)
         if picture is None:
-            raise NotAWholeVideo("no picture track" if not extends else "no picture track, or cut before it began")
-        declared = _declared_seconds(moov, extends)
+            raise NotAWholeVideo(
+                "no picture track" if not movie.is_fragmented else "no picture track, or cut before it began"
+            )
+        declared = movie.declared_seconds
         if declared is not None and picture.seconds < declared - _FRAGMENT_SLACK_SECONDS:
             raise NotAWholeVideo(f"cut after {picture.seconds:.1f} of {declared:.1f} seconds")
         return MediaInfo(
             duration_seconds=round(picture.seconds, 3),
             width=picture.width,
             height=picture.height,
-            has_audio=any(track.handler == b"soun" and track.samples for track in tracks),
+            has_audio=any(track.handler == b"soun" and track.samples for track in movie.tracks),
         )
 
 
@@ -247,9 +321,10 @@ def _what_it_is(head: bytes) -> str:
     return "not an MP4"
 
 
-def _children(data: bytes, start: int, end: int, wanted: bytes) -> Iterator[_Box]:
+def _children(data: _Index, start: int, end: int, wanted: bytes) -> Iterator[_Box]:
     """Walk the boxes between two offsets, and give those of one type; a rest too short for a box is padding."""
     while end - start >= _HEADER:
+        data.budget.take_box()
         size, box_type = struct.unpack_from(">I4s", data, start)
         header_size = _HEADER
         if size == 1:
@@ -264,7 +339,7 @@ def _children(data: bytes, start: int, end: int, wanted: bytes) -> Iterator[_Box
         start += size
 
 
-def _descend(data: bytes, box: _Box, *path: bytes) -> _Box | None:
+def _descend(data: _Index, box: _Box, *path: bytes) -> _Box | None:
     """Find the first box along a path of types."""
     found: _Box | None = box
     for box_type in path:
@@ -285,14 +360,37 @@ class _Track:
         self.samples = 0
         self.width = 0
         self.height = 0
-        self.media_end = 0  # where the last byte of its media lies in the file
+        self.media_end = 0  # where the last byte of its media lies in the file, as far as the index says it
+        self.says_where_it_ends = False  # whether that holds for every sample
 
     @property
     def seconds(self) -> float:
         return self.duration / self.timescale if self.timescale else 0.0
 
 
-def _read_track(data: bytes, trak: _Box) -> _Track:
+class _Movie(NamedTuple):
+    """What the `moov` says."""
+
+    tracks: list[_Track]
+    is_fragmented: bool
+    default_durations: dict[int, int]
+    declared_seconds: float | None
+
+
+def _read_movie(moov: _Index) -> _Movie:
+    try:
+        extends = next(_children(moov, 0, len(moov), b"mvex"), None)
+        tracks: list[_Track] = []
+        for box in _children(moov, 0, len(moov), b"trak"):
+            if len(tracks) == MAX_TRACKS:
+                raise NotAWholeVideo("an index with more tracks than any clip has")
+            tracks.append(_read_track(moov, box))
+        return _Movie(tracks, extends is not None, _default_durations(moov, extends), _declared_seconds(moov, extends))
+    except struct.error:
+        raise NotAWholeVideo("its index (moov) is damaged") from None
+
+
+def _read_track(data: _Index, trak: _Box) -> _Track:
     track = _Track()
     if (box := _descend(data, trak, b"tkhd")) is not None:
         _read_track_header(data, box, track)
@@ -306,7 +404,7 @@ def _read_track(data: bytes, trak: _Box) -> _Track:
     return track
 
 
-def _read_track_header(data: bytes, box: _Box, track: _Track) -> None:
+def _read_track_header(data: _Index, box: _Box, track: _Track) -> None:
     # Version 1 has 64-bit times.
     fields = box.start + (20 if data[box.start : box.start + 1] == b"\1" else 12)
     rest = fields + (20 if data[box.start : box.start + 1] == b"\1" else 12)
@@ -318,7 +416,7 @@ def _read_track_header(data: bytes, box: _Box, track: _Track) -> None:
     track.width, track.height = (height, width) if turned else (width, height)
 
 
-def _read_sample_tables(data: bytes, stbl: _Box, track: _Track) -> None:
+def _read_sample_tables(data: _Index, stbl: _Box, track: _Track) -> None:
     entry = _descend(data, stbl, b"stsd")
     if entry is not None and track.handler == b"vide" and not (track.width and track.height):
         # Some writers leave the track header's size empty: take the coded one.
@@ -337,7 +435,8 @@ def _read_sample_tables(data: bytes, stbl: _Box, track: _Track) -> None:
             raise NotAWholeVideo("its index does not say where the media lies")
         return
     if (box := _descend(data, stbl, b"stsc")) is not None:
-        track.media_end = _media_end(offsets, _table(data, box, "I", columns=3), sizes)
+        placed, track.media_end = _media_end(offsets, _table(data, box, "I", columns=3), sizes)
+        track.says_where_it_ends = placed == track.samples and sizes.are_exact
 
 
 class _SampleSizes(NamedTuple):
@@ -346,6 +445,7 @@ class _SampleSizes(NamedTuple):
     number: int
     same: int
     each: "array[int]"
+    are_exact: bool = True
 
     def sum(self, first: int, last: int) -> int:
         if self.same:
@@ -353,7 +453,7 @@ class _SampleSizes(NamedTuple):
         return sum(self.each[first:last])
 
 
-def _sample_sizes(data: bytes, stbl: _Box) -> _SampleSizes:
+def _sample_sizes(data: _Index, stbl: _Box) -> _SampleSizes:
     if (box := _descend(data, stbl, b"stsz")) is not None:
         same, count = struct.unpack_from(">II", data, box.start + 4)
         each = array("I") if same else _column(data, box.start + 12, box.end, "I", count)
@@ -363,28 +463,35 @@ def _sample_sizes(data: bytes, stbl: _Box) -> _SampleSizes:
         code = {16: "H", 8: "B"}.get(field_size)
         # Half bytes: nobody writes them for pictures; where the chunks begin is checked all the same.
         each = array("B") if code is None else _column(data, box.start + 12, box.end, code, count)
-        return _SampleSizes(count, 0, each)
+        return _SampleSizes(count, 0, each, are_exact=code is not None)
     return _SampleSizes(0, 0, array("I"))
 
 
-def _table(data: bytes, box: _Box, code: str, *, columns: int) -> "array[int]":
+def _table(data: _Index, box: _Box, code: str, *, columns: int) -> "array[int]":
     """Read a table of big-endian numbers that stands behind version, flags and the number of rows."""
     (rows,) = struct.unpack_from(">I", data, box.start + 4)
     return _column(data, box.start + 8, box.end, code, rows * columns)
 
 
-def _column(data: bytes, start: int, end: int, code: str, count: int) -> "array[int]":
+def _column(data: _Index, start: int, end: int, code: str, count: int) -> "array[int]":
     numbers = array(code)
     if start + count * numbers.itemsize > end:
         raise NotAWholeVideo("its index is damaged: a table runs past its box")
+    data.budget.take_numbers(count)
     numbers.frombytes(data[start : start + count * numbers.itemsize])
     if byteorder == "little":
         numbers.byteswap()
     return numbers
 
 
-def _media_end(offsets: "array[int]", runs: "array[int]", sizes: _SampleSizes) -> int:
-    """Tell where the last byte of all chunks lies; `runs` has rows of first chunk, samples per chunk, description."""
+def _media_end(offsets: "array[int]", runs: "array[int]", sizes: _SampleSizes) -> tuple[int, int]:
+    """Tell how many samples lie in chunks, and where their last byte is.
+
+    Args:
+        offsets: Where each chunk begins.
+        runs: Rows of first chunk, samples per chunk, description.
+        sizes: Of the samples.
+    """
     end = 0
     sample = chunk = 0
     lasts = [*(min(first - 1, len(offsets)) for first in runs[3::3]), len(offsets)]
@@ -393,7 +500,7 @@ def _media_end(offsets: "array[int]", runs: "array[int]", sizes: _SampleSizes) -
             end = max(end, offsets[chunk] + sizes.sum(sample, sample + samples_per_chunk))
             sample = min(sample + samples_per_chunk, sizes.number)
             chunk += 1
-    return end
+    return sample, end
 
 
 class _Fragments:
@@ -432,7 +539,7 @@ def _fragment_defaults(data: bytes, start: int, flags: int, moof_start: int) -> 
     return _FragmentDefaults(duration, size), base
 
 
-def _add_run(fragments: _Fragments, data: bytes, run: _Box, defaults: _FragmentDefaults, base: int) -> int:
+def _add_run(fragments: _Fragments, data: _Index, run: _Box, defaults: _FragmentDefaults, base: int) -> int:
     """Add a `trun`'s samples, and tell where their last byte lies, as far as the run says it."""
     flags, count = struct.unpack_from(">II", data, run.start)
     start = run.start + 8
@@ -458,7 +565,7 @@ def _add_run(fragments: _Fragments, data: bytes, run: _Box, defaults: _FragmentD
     return base + offset + total if flags & _TRUN_OFFSET else 0
 
 
-def _default_durations(data: bytes, extends: _Box | None) -> dict[int, int]:
+def _default_durations(data: _Index, extends: _Box | None) -> dict[int, int]:
     """Read each track's default sample duration from `mvex`."""
     durations: dict[int, int] = {}
     for box in _children(data, extends.start, extends.end, b"trex") if extends else ():
@@ -467,7 +574,7 @@ def _default_durations(data: bytes, extends: _Box | None) -> dict[int, int]:
     return durations
 
 
-def _declared_seconds(data: bytes, extends: _Box | None) -> float | None:
+def _declared_seconds(data: _Index, extends: _Box | None) -> float | None:
     """Tell how long a fragmented file says that it is, if it says so."""
     header = next(_children(data, extends.start, extends.end, b"mehd"), None) if extends else None
     movie = next(_children(data, 0, len(data), b"mvhd"), None)

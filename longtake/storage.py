@@ -63,6 +63,8 @@ _CONTENT_TYPES = {
     ".webp": "image/webp",
 }
 
+# EPERM (a sticky folder) and EACCES, as obstore says them.
+_NOT_PERMITTED = re.compile(r"\(os error (1|13)\)")
 # Plain names mean the same on a disk, in a URL and in every object store.
 _SEGMENT = re.compile(r"[A-Za-z0-9._=+@,-]{1,200}")
 
@@ -133,7 +135,7 @@ class Store:
             raise StoreProblem("the store's URL is empty: name a folder or file:///folder", retryable=False)
         root = Path(url).expanduser()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # links, prompts and videos will lie in it
             root = root.resolve()
             with contextlib.suppress(OSError):  # a parent that we may not read is not ours to flush
                 _fsync_folder(root.parent)
@@ -252,6 +254,16 @@ class Store:
             raise self._problem("write", path, error) from None
         await self._make_durable(path)
 
+    async def put_by_content(self, path: str, content: bytes) -> None:
+        """Write an object whose name is made from its content, unless it is there; who may only write, writes."""
+        try:
+            there = await self.head(path)
+        except StoreProblem:
+            # A caller's role may put inputs and read none of them (docs/access.md).
+            there = None
+        if there != len(content):
+            await self.put(path, content)
+
     async def put_stream(self, path: str, chunks: AsyncIterator[bytes]) -> None:
         """Write an object from pieces, in constant memory.
 
@@ -277,6 +289,13 @@ class Store:
             # To leave the writer with an exception is to abandon what was written; the first problem counts.
             with contextlib.suppress(*_BACKEND_ERRORS):
                 await writer.__aexit__(type(error), error, error.__traceback__)
+            raise
+        try:
+            # What fits into the buffer is written now, all of it: the folder may have gone since the first chunk.
+            await self._check_root()
+        except StoreProblem as problem:
+            with contextlib.suppress(*_BACKEND_ERRORS):
+                await writer.__aexit__(type(problem), problem, problem.__traceback__)
             raise
         try:
             await writer.close()
@@ -403,11 +422,11 @@ class Store:
         where = f"{self.url}/{path}" if path else self.url
         text = str(error)
         if "No space left" in text or "os error 28" in text or "quota exceeded" in text.lower():
+            # Often it is freed without us, by what tidies the disk: every step tries again until its time is over.
             return StoreProblem(
                 f"no space left on the disk that holds {self._root or self.url}: free some;"
                 " nothing is lost, it will be tried again",
                 retryable=True,
-                needs_operator=True,
             )
         absent = isinstance(error, FileNotFoundError)
         if "NoSuchBucket" in text or "ContainerNotFound" in text or (absent and verb == "write"):
@@ -423,7 +442,9 @@ class Store:
                 needs_operator=True,
             )
         detail = _first_line(error)
-        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or "os error 13" in text:
+        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or _NOT_PERMITTED.search(
+            text
+        ):
             return StoreProblem(
                 f"no permission to {verb} {where} ({detail}): give the worker that permission",
                 retryable=True,

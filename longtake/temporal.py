@@ -34,6 +34,8 @@ TASK_QUEUE: Final = "video-generation"
 SUBMISSION_TASK_QUEUE: Final = "video-generation-submission"
 """Its own, so that few submissions run at once and a crash leaves few in doubt."""
 WORKFLOW_TYPE: Final = "GenerateVideo"
+LEDGER_WORKFLOW_TYPE: Final = "LedgerRegistration"
+"""Of the one workflow in each namespace that says which ledger it belongs to; see `longtake.temporal_ledger`."""
 DEFAULT_ADDRESS: Final = "localhost:7233"
 
 DATA_CONVERTER = encrypting(pydantic_data_converter, KeyRing())
@@ -58,7 +60,8 @@ _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
 
 def data_converter(settings: Settings) -> DataConverter:
     """The product's converter; it encrypts where `LONGTAKE_ENCRYPTION_KEYS` has keys."""
-    return encrypting(pydantic_data_converter, KeyRing(settings.encryption_keys))
+    ring = KeyRing(settings.encryption_keys)
+    return encrypting(pydantic_data_converter, ring, strict=settings.require_encryption)
 
 
 class InvalidKey(ValueError):

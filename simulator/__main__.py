@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from simulator.personalities import DOCUMENT, PERSONALITIES
 from simulator.server import serve
 from simulator.world import SimulatorSettings
 
@@ -24,10 +25,19 @@ def main() -> None:
     parser.add_argument("--api-key", required=True, help="the first valid key")
     parser.add_argument("--speed", type=float, default=1.0, help="divides every simulated duration")
     parser.add_argument("--scenario", default="", help="the scenario of prompts without a tag")
+    parser.add_argument("--like", default=DOCUMENT, choices=sorted(PERSONALITIES), help="which gateway it is like")
+    parser.add_argument(
+        "--server-address",
+        default="http://localhost:3000",
+        help="where newapi-2026-07 believes to be reached: all links of its flat records lead there",
+    )
+    parser.add_argument("--image-files", choices=("accept", "refuse"), help="images as file parts (as the gateway)")
     parser.add_argument("--remix", action="store_true", help="let /remix work for every task")
     parser.add_argument("--ready-file", type=Path, help="written when ready: a JSON object with url, cdn_url and pid")
     arguments = vars(parser.parse_args())
     ready_file = arguments.pop("ready_file")
+    files = arguments.pop("image_files")
+    arguments["image_files"] = None if files is None else files == "accept"
     asyncio.run(_run(SimulatorSettings(**arguments, warm=True), ready_file))
 
 

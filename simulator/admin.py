@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from simulator.scenarios import UnknownScenarioError, parse
-from simulator.world import World
+from simulator.world import WITNESS_FAULTS, World
 
 Outage = Callable[[float, str], Awaitable[None]]
 OUTAGE_MODES = ("503", "refuse")
@@ -33,6 +33,7 @@ class Admin:
             Route("/_simulator/paid", self._paid, methods=["GET"]),
             Route("/_simulator/tasks", self._tasks, methods=["GET"]),
             Route("/_simulator/keys", self._keys, methods=["POST"]),
+            Route("/_simulator/quota", self._quota, methods=["POST"]),
             Route("/_simulator/scenario", self._scenario, methods=["POST"]),
             Route("/_simulator/witnesses", self._witnesses, methods=["POST"]),
             Route("/_simulator/outage", self._change_outage, methods=["POST"]),
@@ -58,6 +59,13 @@ class Admin:
         self._world.keys = set((await request.json())["valid"])
         return JSONResponse({"valid": len(self._world.keys)})
 
+    async def _quota(self, request: Request) -> Response:
+        """`{"account": N, "key": N}`, either alone or both: what they may spend in all, from now on (a top-up)."""
+        body = await request.json()
+        self._world.account_quota = int(body.get("account", self._world.account_quota))
+        self._world.key_quota = int(body.get("key", self._world.key_quota))
+        return JSONResponse({"account": self._world.account_quota, "key": self._world.key_quota})
+
     async def _scenario(self, request: Request) -> Response:
         """`{"default": "…"}`: the scenario of prompts without a tag, from now on."""
         text = (await request.json())["default"]
@@ -69,9 +77,15 @@ class Admin:
         return JSONResponse({"default": text})
 
     async def _witnesses(self, request: Request) -> Response:
-        """`{"open": bool}`: whether the witness routes answer."""
-        self._world.witnesses_open = bool((await request.json())["open"])
-        return JSONResponse({"open": self._world.witnesses_open})
+        """`{"open": bool}`: whether the witness routes answer; `{"tasks": fault, "log": fault, "fetch": fault}`."""
+        body = await request.json()
+        faults = {name: body[name] for name in WITNESS_FAULTS if name in body}
+        for name, fault in faults.items():
+            if fault not in WITNESS_FAULTS[name]:
+                return JSONResponse({"error": f"{name} must be one of {', '.join(WITNESS_FAULTS[name])}"}, 400)
+        self._world.witness_faults.update(faults)
+        self._world.witnesses_open = bool(body.get("open", self._world.witnesses_open))
+        return JSONResponse({"open": self._world.witnesses_open, **self._world.witness_faults})
 
     async def _change_outage(self, request: Request) -> Response:
         """`{"seconds": N}` (real seconds) or `{"on": bool}`, with `"mode": "503" | "refuse"`."""

@@ -1,5 +1,6 @@
 """The many ways a gateway writes the same thing: error bodies, odd values, shapes S1 to S7."""
 
+import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -46,6 +47,16 @@ def relay_error(status: int, code: str, message: str) -> Response:
     return JSONResponse({"code": code, "message": message, "data": None}, status)
 
 
+def proxy_error(status: int, message: str) -> Response:
+    """The error shape of newer builds' `/content`: no code."""
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+
+
+def compact(value: Json) -> str:
+    """JSON in a string, as the usage log's `other` holds it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def html_page(status: int) -> Response:
     """The page of a proxy in front of the gateway, or of a wrong base URL (200)."""
     return HTMLResponse(
@@ -72,9 +83,8 @@ def retry_after(script: Script) -> dict[str, str]:
     return {"Retry-After": formatdate(time.time() + 2, usegmt=True) if value == "date" else value}
 
 
-def submission(word: str, task: Task, envelope: Json) -> Response:
+def submission(word: str, task: Task, envelope: Json, flat: Json) -> Response:
     """The 200 of a submission, in one of its shapes."""
-    flat = task.flat()
     bodies: dict[str, Any] = {
         "submit_envelope": envelope,
         "submit_code_string": {"code": "success", "data": task.task_id},

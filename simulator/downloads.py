@@ -71,10 +71,11 @@ class Downloads:
         return await self._file(request, task, "extend", "content")
 
     def _content_refusal(self, request: Request, task: Task | None, given: str) -> Response | None:
+        personality = self._world.personality
         if not self._world.key_ok(request):
-            return answers.new_api_error(401, "无效的令牌")
-        if task is None:
-            return answers.relay_error(404, "task_not_exist", "task_not_exist")
+            return personality.invalid_key()
+        if task is None or not task.recorded:
+            return personality.no_content()
         if "no_content_route" in task.script or ("result_url_only" in task.script and given == task.task_id):
             return answers.relay_error(404, "not_found", "Invalid URL")
         if "content_502" in task.script:
@@ -82,7 +83,8 @@ class Downloads:
         now = time.time()
         moment = task.truth(now) if {"recovers", "heals"} & task.script.words else task.seen(now)
         if moment.state != "completed" or task.outcome == "task_lost":
-            return answers.relay_error(400, "invalid_request", f"task is not completed yet: {moment.state}")
+            envelope = task.envelope(moment, lambda one, kind: self._world.link(request, one, kind), "")
+            return personality.not_completed(personality.envelope(envelope, task, moment)["status"], moment)
         return None
 
     async def _cdn(self, request: Request) -> Response:
@@ -141,7 +143,8 @@ class Downloads:
         ):
             fault = ""
         content = await self._world.clips.content(_clip(task, kind))
-        ranges = "range_content" in script if origin == "content" else "range_ignored" not in script
+        content_ranges = "range_content" in script or self._world.personality.forwards_range
+        ranges = content_ranges if origin == "content" else "range_ignored" not in script
         start, stop = _range(request, len(content)) if ranges else (0, len(content))
         lying = ranges and "range_lying" in script and "range" in request.headers
         answer = self._broken(fault, content, task) if fault else _whole(content, start, stop, ranges=ranges)

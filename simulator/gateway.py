@@ -19,7 +19,7 @@ from starlette.routing import Route
 from simulator import answers, images
 from simulator.scenarios import CATALOGUE, HEADER, Script, SubmitFault, UnknownScenarioError, choose
 from simulator.tasks import Moment, Task
-from simulator.wire import WireFault, half_answer
+from simulator.wire import WireFault, gone, half_answer
 from simulator.world import MODELS, SIZES, World
 
 _MAX_IMAGES, _MAX_FRAMES = 3, 2
@@ -110,6 +110,9 @@ class Gateway:
         low, high = (1, _MAX_FRAMES) if "-fl" in model else (0, _MAX_IMAGES)
         if not low <= len(sent) <= high:
             raise _refuse(f"{model} takes {low} to {high} images")
+        if ("no_image_files" in script or not self._world.takes_files) and not all(isinstance(p, str) for p in sent):
+            reason = "binary multipart uploads for input_reference[] are not supported by this channel"
+            raise _refuse(f"{reason}; use URL or data URI values", "invalid_media_input")
         try:
             described = {id(part): await images.describe(part) for part in sent}
         except images.BadImageError as error:
@@ -130,7 +133,7 @@ class Gateway:
 
     def _authorize(self, request: Request) -> None:
         if not self._world.key_ok(request):
-            raise RefusedError(answers.new_api_error(401, "无效的令牌"), "invalid key")
+            raise RefusedError(self._world.personality.invalid_key(), "invalid key")
 
     def _script(self, request: Request, prompt: str) -> Script:
         try:
@@ -139,9 +142,12 @@ class Gateway:
             raise _refuse(str(error), "simulator_unknown_scenario") from error
 
     def _affordable(self, quota: int) -> None:
-        if self._world.used_quota() + quota > self._world.settings.granted_quota:
-            answer = answers.new_api_error(403, "用户额度不足", "insufficient_user_quota")
-            raise RefusedError(answer, "insufficient quota")
+        world, used = self._world, self._world.used_quota()
+        if used + quota > world.key_quota:
+            raise RefusedError(world.personality.key_is_empty(max(world.key_quota - used, 0), quota), "key's quota")
+        if used + quota > world.account_quota:
+            left = max(world.account_quota - used, 0)
+            raise RefusedError(world.personality.account_is_empty(left, quota), "insufficient quota")
 
     async def _form(self, request: Request) -> FormData:
         settings = self._world.settings
@@ -182,7 +188,7 @@ class Gateway:
         video_id = request.path_params["video_id"]
         origin = self._world.tasks.by_remix_id(video_id)
         if origin is None or not (self._world.settings.remix or "remix" in origin.script or "remix" in script):
-            raise _refuse("task_origin_not_exist", "task_origin_not_exist")
+            raise RefusedError(self._world.personality.remix_refused(), "task_origin_not_exist")
         self._affordable(self._world.settings.price)
         summary = {
             "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
@@ -199,8 +205,17 @@ class Gateway:
         word = script.one("submit fault")
         fault = CATALOGUE[word].fault if word and script.applies("times", attempt, inf) else None
         task: Task | None = None
-        if fault is None or (fault.paid and "unpaid" not in script):
-            task = world.new_task(script, order.model, order.size, order.prompt, order.quota, order.remixed_from)
+        if fault is None or (fault.paid and "unpaid" not in script and self._stays_charged(fault, script)):
+            task = world.new_task(
+                script,
+                order.model,
+                order.size,
+                order.prompt,
+                order.quota,
+                order.remixed_from,
+                request_id=request.state.request_id,
+                recorded=not (fault and self._may_be_left(word)),
+            )
         world.record(
             request,
             fault.status if fault else 200,
@@ -220,13 +235,28 @@ class Gateway:
             return self._accepted(request, script, task)
         return await self._faulty(request, script, word, fault, task)
 
+    def _stays_charged(self, fault: SubmitFault, script: Script) -> bool:
+        """Whether a POST that went wrong is paid for all the same: an error of the gateway's own may give it back."""
+        of_its_own = fault.shape in {"new_api", "relay"}
+        return not of_its_own or self._world.personality.charges_failures or "charged" in script
+
+    def _may_be_left(self, word: str) -> bool:
+        """Whether this fault keeps the client waiting, and a client that leaves meanwhile cancels its POST."""
+        return self._world.personality.notices_leaving and word in {"submit_hang", "submit_delay"}
+
     def _accepted(self, request: Request, script: Script, task: Task) -> Response:
+        personality = self._world.personality
         envelope = self._envelope(request, task, Moment("queued", 0, task.submitted_at, 0))
-        return answers.submission(script.one("submit answer", "submit_flat"), task, envelope)
+        flat = personality.submitted(task.flat())
+        answer = answers.submission(script.one("submit answer", "submit_flat"), task, envelope, flat)
+        answer.headers.update(personality.accepted_headers())
+        return answer
 
     async def _faulty(
         self, request: Request, script: Script, word: str, fault: SubmitFault, task: Task | None
     ) -> Response:
+        if self._may_be_left(word) and task is not None:
+            return await self._unless_left(request, script, word, task)
         if fault.shape == "delay":
             await asyncio.sleep(self._world.real_seconds(script.number("delay", 30)))
             return self._accepted(request, script, task) if task else answers.html_page(504)
@@ -242,6 +272,21 @@ class Gateway:
             answer.headers["location"] = request.url.path
         return answer
 
+    async def _unless_left(self, request: Request, script: Script, word: str, task: Task) -> Response:
+        """The late answer; where the client leaves before, the POST is given back and the gateway knows no task.
+
+        The middleware may have the job all the same (`/_simulator/tasks` shows it, not `recorded`).
+        """
+        wait = self._world.real_seconds(script.number("delay", 30)) if word == "submit_delay" else None
+        try:
+            async with asyncio.timeout(wait):
+                await gone(request.receive)
+        except TimeoutError:
+            self._world.tasks.record(task)
+            return self._accepted(request, script, task)
+        self._world.record(request, 0, kind="cancelled", task_id=task.task_id, scenario=script.text)
+        return WireFault("close")
+
     # Querying
 
     async def _query(self, request: Request) -> Response:
@@ -256,9 +301,9 @@ class Gateway:
             answer = await self._query_fault(request, task, word)
             self._recorded(request, task, answer.status_code, fault=word)
             return answer
-        shape = script.params.get("shape", "S3")
+        shape = script.params.get("shape", "")
         if shape in {"S5", "S6"} and not faulty:
-            shape = "S3"
+            shape = ""
         return self._answer(request, task, task.seen(time.time()), shape)
 
     async def _query_second(self, request: Request) -> Response:
@@ -271,7 +316,7 @@ class Gateway:
         return self._answer(request, task, moment, "S2")
 
     def _query_refusal(self, request: Request, task: Task | None) -> Response:
-        refusal = _not_exist(task) if self._world.key_ok(request) else answers.new_api_error(401, "无效的令牌")
+        refusal = _not_exist(task) if self._world.key_ok(request) else self._world.personality.invalid_key()
         self._world.record(request, refusal.status_code, kind="query", task_id=request.path_params["task_id"])
         return refusal
 
@@ -279,20 +324,28 @@ class Gateway:
         self._world.record(request, status, kind="query", task_id=task.task_id, scenario=task.scenario, **more)
 
     def _answer(self, request: Request, task: Task, moment: Moment, shape: str) -> Response:
-        body = answers.shaped(shape, self._envelope(request, task, moment))
+        body = self._body(self._envelope(request, task, moment), task, shape)
         self._recorded(request, task, 200, state=moment.state, progress=moment.progress)
         return JSONResponse(body)
+
+    def _body(self, envelope: dict[str, Any], task: Task, shape: str = "") -> Any:
+        """The answer in the shape that was asked for, else in the personality's own."""
+        if shape:
+            return answers.shaped(shape, envelope)
+        flat = self._world.personality.flat(envelope, task, self._world.settings.server_address.rstrip("/"))
+        return envelope if flat is None else flat
 
     def _envelope(self, request: Request, task: Task, moment: Moment) -> dict[str, Any]:
         if not moment.running:
             task.success_looks += 1
         envelope = task.envelope(moment, lambda one, kind: self._world.link(request, one, kind), _base_url(request))
+        envelope = self._world.personality.envelope(envelope, task, moment)
         return answers.with_odd_values(task.script, envelope, moment, task.looks)
 
     async def _query_fault(self, request: Request, task: Task, word: str) -> Response:
         simple: dict[str, Callable[[], Response]] = {
             "task_not_exist": lambda: _not_exist(task),
-            "query_401": lambda: answers.new_api_error(401, "无效的令牌"),
+            "query_401": self._world.personality.invalid_key,
             "query_403": lambda: answers.new_api_error(403, "该令牌已被禁用", "access_denied"),
             "query_429": lambda: answers.new_api_error(429, "当前请求过多", "rate_limit"),
             "query_500": lambda: answers.relay_error(500, "get_task_failed", "database is locked"),
@@ -314,7 +367,7 @@ class Gateway:
             return answer
         if word == "query_delay":
             await asyncio.sleep(self._world.real_seconds(task.script.number("delay", 30)))
-        body = self._envelope(request, task, task.seen(time.time()))
+        body = self._body(self._envelope(request, task, task.seen(time.time())), task)
         if word == "query_huge":
             body = {**body, "padding": "x" * _HUGE_BYTES}
         if word == "query_half":

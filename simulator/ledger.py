@@ -30,8 +30,15 @@ class Ledger:
         return entry
 
     def submissions(self, *, paid: bool | None = None) -> list[Entry]:
-        """The submissions, remixes included: all, or only those that were (not) paid."""
-        return [e for e in self.entries if "paid" in e and (paid is None or e["paid"] is paid)]
+        """The submissions, remixes included: all, or only those that were (not) paid.
+
+        A POST that was cancelled because its client left (an entry `cancelled` says so) was given back: not paid.
+        """
+        found = [entry for entry in self.entries if "paid" in entry]
+        if paid is None:
+            return found
+        given_back = {entry["task_id"] for entry in self.entries if entry.get("kind") == "cancelled"}
+        return [entry for entry in found if (entry["paid"] and entry.get("task_id") not in given_back) is paid]
 
     def violations(self) -> list[Entry]:
         """Requests that break a rule, such as a key sent to the CDN."""

@@ -106,6 +106,14 @@ _SUBMIT_FAULTS = (
         "insufficient_user_quota",
         "用户额度不足",
     ),
+    _refusal(
+        "key_without_quota",
+        "403 `pre_consume_token_quota_failed`.",
+        403,
+        "relay",
+        "pre_consume_token_quota_failed",
+        "token quota is not enough, token remain quota: 0, need quota: 425000",
+    ),
     _refusal("refuse_413", "413 from the proxy before the gateway, HTML.", 413, "html"),
     _refusal("refuse_415", "415.", 415, "relay", "unsupported_media_type", "unsupported media type"),
     _refusal("refuse_422", "422.", 422, "relay", "unprocessable", "unprocessable image"),
@@ -234,6 +242,11 @@ _DELIVERY = (
 _ACCOUNT = (
     ("remix", "`POST /v1/videos/{remix_id}/remix` works for this task (stock: `task_origin_not_exist`)."),
     ("unpaid", "A submit fault that is otherwise paid makes no job: the other world of the same symptom."),
+    (
+        "charged",
+        "`newapi-2026-07`: a POST that ends in an error of the gateway's own is charged, which is else given back.",
+    ),
+    ("no_image_files", "Images as file parts are refused: 400 `invalid_media_input`."),
     ("other_key", "Another key of the account paid for it: this key's log does not show it."),
     ("recovers", "After a gateway_lost: the job goes on, `/v1/video/generations/{id}` and `/content` show it."),
     ("heals", "After a gateway_lost: the job goes on, and the first path shows it once it is done."),

@@ -36,10 +36,14 @@ class _FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope["state"]["request_id"] = uuid.uuid4().hex
+        personality = self._world.personality
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Oneapi-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                if personality.proxy_pages_are_named or not headers.get("content-type", "").startswith("text/html"):
+                    headers["X-Oneapi-Request-Id"] = request_id
+                    headers.update(personality.headers())
             await send(message)
 
         if self._world.out and not scope["path"].startswith(_ADMIN):

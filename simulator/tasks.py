@@ -73,6 +73,8 @@ class Task:
         seconds: Real seconds from submission to the video; the clock's speed is already in it.
         poll_seconds: Real seconds between the gateway's looks upstream.
         submitted_at: Unix seconds.
+        request_id: The `X-Oneapi-Request-Id` of the POST that made it.
+        recorded: Whether the gateway knows the task, and charges for it; False: only the middleware has the job.
         looks: Queries answered so far on the document's path; the other counters likewise, kept in memory only.
     """
 
@@ -90,6 +92,8 @@ class Task:
     remix_id: str = field(default_factory=lambda: f"video_{uuid.uuid4()}")
     remix_id_extend: str = field(default_factory=lambda: f"video_{uuid.uuid4()}")
     remixed_from: str = ""
+    request_id: str = ""
+    recorded: bool = True
     looks: int = field(default=0, compare=False)
     success_looks: int = field(default=0, compare=False)
     downloads: int = field(default=0, compare=False)
@@ -255,33 +259,46 @@ class TaskBook:
         if path.exists():
             raw = path.read_bytes()
             whole = raw[: raw.rfind(b"\n") + 1]
-            self._tasks = [Task(**json.loads(line)) for line in whole.splitlines()]
+            rows = (json.loads(line) for line in whole.splitlines())
+            self._tasks = list({row["task_id"]: Task(**row) for row in rows}.values())
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks)
 
     def add(self, task: Task) -> Task:
         """Keep a new task, on disk first."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(task), ensure_ascii=False) + "\n")
+        self._write(task)
         self._tasks.append(task)
         return task
+
+    def record(self, task: Task) -> None:
+        """Let the gateway know a task that it did not know so far, on disk too: the later line of a task counts."""
+        task.recorded = True
+        self._write(task)
+
+    def _write(self, task: Task) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(task), ensure_ascii=False) + "\n")
+
+    def recorded(self) -> list[Task]:
+        """The tasks that the gateway knows, the oldest first."""
+        return [task for task in self._tasks if task.recorded]
 
     def next_serial(self) -> int:
         """The serial number of the next task."""
         return 1_235_905 + len(self._tasks)
 
     def by_task_id(self, task_id: str) -> Task | None:
-        """The task with this public id."""
-        return next((task for task in self._tasks if task.task_id == task_id), None)
+        """The task that the gateway knows by this public id."""
+        return next((task for task in self._tasks if task.recorded and task.task_id == task_id), None)
 
     def by_middleware_id(self, middleware_id: str) -> Task | None:
         """The task with this id of the middleware."""
         return next((task for task in self._tasks if task.middleware_id == middleware_id), None)
 
     def by_remix_id(self, remix_id: str) -> Task | None:
-        """The task whose first segment has this id."""
-        return next((task for task in self._tasks if task.remix_id == remix_id), None)
+        """The task that the gateway knows whose first segment has this id."""
+        return next((task for task in self._tasks if task.recorded and task.remix_id == remix_id), None)
 
     def reset(self) -> None:
         """Forget all tasks."""

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from simulator.clips import ClipCache
 from simulator.ledger import Entry, Ledger
+from simulator.personalities import DOCUMENT, PERSONALITIES, Document
 from simulator.scenarios import Script
 from simulator.tasks import LinkKind, Task, TaskBook
 
@@ -29,7 +30,15 @@ MODELS = (
 )
 SIZES = ("1280x720", "720x1280", "1920x1080", "1080x1920")
 
-_WITNESS_WINDOW_SECONDS = 20 * 60
+_LOG_WINDOW_SECONDS = 20 * 60
+_API_WINDOW_SECONDS = 3 * 60
+
+WITNESS_FAULTS = {
+    "tasks": ("", "database_error", "401", "403", "404", "429", "500"),
+    "log": ("", "401", "403", "404", "429", "500"),
+    "fetch": ("", "403", "404", "500"),
+}
+"""What can be wrong with the task list, the usage log and `/suno/fetch`; empty: nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,15 @@ class SimulatorSettings:
         link_seconds: Simulated lifetime of a signed link.
         price: Quota of a submission.
         granted_quota: What the account may spend before 403 `insufficient_user_quota`.
+        key_quota: What each key may spend before 403 `pre_consume_token_quota_failed`.
+        like: The personality: which gateway this one is like.
+        server_address: Where a personality that rewrites links believes to be reached (stock's default).
+        image_files: Whether images may be file parts; None: as the personality has it.
         access_token: The console's token, for `/api/task/self`; `user_id` goes with it.
-        witnesses: Whether the witness routes are open; `witness_calls` are allowed per 20 simulated minutes.
+        witnesses: Whether the witness routes are open.
+        witness_calls: Calls of `/api/log/token` and `/api/usage/token/` per 20 simulated minutes; then 429.
+        api_calls: Calls of everything under `/api` per 3 simulated minutes; then 429.
+        rate_retry_after: Whether those 429 carry `Retry-After`, as newer builds do.
         remix: Whether `/remix` works for every task.
         max_body_bytes: Above it the gateway answers 400.
         proxy_body_bytes: Above it a proxy before the gateway answers 413 with HTML; 0 for no such proxy.
@@ -69,10 +85,16 @@ class SimulatorSettings:
     link_seconds: float = 86_400.0
     price: int = 425_000
     granted_quota: int = 10**12
+    key_quota: int = 10**12
+    like: str = DOCUMENT
+    server_address: str = "http://localhost:3000"
+    image_files: bool | None = None
     access_token: str = "simulator-access-token"  # noqa: S105 (a stand-in's token protects nothing)
     user_id: int = 2
     witnesses: bool = True
     witness_calls: int = 20
+    api_calls: int = 360
+    rate_retry_after: bool = False
     remix: bool = False
     max_body_bytes: int = 128 * 2**20
     proxy_body_bytes: int = 0
@@ -92,7 +114,10 @@ class World:
     cdn_url: str = ""
     trap_url: str = ""
     outage_until: float = 0.0
-    witness_calls: deque[float] = field(default_factory=deque)
+    account_quota: int = 0
+    key_quota: int = 0
+    witness_faults: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, deque[float]] = field(default_factory=lambda: {"log": deque(), "api": deque()})
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @classmethod
@@ -108,11 +133,24 @@ class World:
             keys={settings.api_key},
             default_scenario=settings.scenario,
             witnesses_open=settings.witnesses,
+            account_quota=settings.granted_quota,
+            key_quota=settings.key_quota,
         )
         for entry in ledger.submissions():
             if "attempt" in entry:
                 world.attempts[entry["kind"], entry["prompt"]] += 1
         return world
+
+    @property
+    def personality(self) -> Document:
+        """Which gateway this one is like."""
+        return PERSONALITIES[self.settings.like]
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether images may be file parts."""
+        given = self.settings.image_files
+        return self.personality.takes_files if given is None else given
 
     @property
     def out(self) -> bool:
@@ -149,9 +187,18 @@ class World:
         return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", text) for key in self.keys)
 
     def new_task(  # noqa: PLR0913, PLR0917 (what a job is made of)
-        self, script: Script, model: str, size: str, prompt: str, quota: int, remixed_from: str = ""
+        self,
+        script: Script,
+        model: str,
+        size: str,
+        prompt: str,
+        quota: int,
+        remixed_from: str = "",
+        *,
+        request_id: str = "",
+        recorded: bool = True,
     ) -> Task:
-        """Make a paid job."""
+        """Make a paid job, which the gateway knows at once or (`recorded`) not yet."""
         seconds = script.number("seconds", self.settings.seconds)
         poll = script.number("gateway_poll", min(15.0, seconds / 8))
         task = Task(
@@ -164,18 +211,25 @@ class World:
             poll_seconds=max(self.real_seconds(poll), 1e-7),
             quota=quota,
             remixed_from=remixed_from,
+            request_id=request_id,
+            recorded=recorded,
         )
         return self.tasks.add(task)
 
     def used_quota(self) -> int:
         """What the account has spent, refunds taken off."""
         now = time.time()
-        return sum(task.quota for task in self.tasks if not task.refunded(now))
+        return sum(task.quota for task in self.tasks.recorded() if not task.refunded(now))
 
     def link(self, request: Request, task: Task, kind: LinkKind) -> str:
-        """A freshly signed link to the CDN, under the name by which the client reached the simulator."""
+        """A signed link to the CDN, under the name by which the client reached the simulator.
+
+        It is signed afresh, unless the personality keeps links.
+        """
         lifetime = self.real_seconds(task.script.number("link_seconds", self.settings.link_seconds))
-        expires, serial = f"{time.time() + lifetime:.3f}", str(task.success_looks)
+        now = time.time()
+        signed_at = (task.truth(now).ended_at if self.personality.keeps_links else 0) or now
+        expires, serial = f"{signed_at + lifetime:.3f}", str(task.success_looks)
         path = f"/cdn/{kind}/{task.middleware_id}.mp4"
         signature = self.signature(path, expires, serial)
         query = f"Expires={expires}&Signature={signature}&Key-Pair-Id={serial}"
@@ -186,21 +240,29 @@ class World:
         secret = b"a stand-in's links protect nothing"
         return hmac.new(secret, f"{path} {expires} {serial}".encode(), hashlib.sha256).hexdigest()
 
-    def witness_allowed(self) -> bool:
-        """Count one call of a witness; False above the limit."""
-        now = time.time()
-        window = self.real_seconds(_WITNESS_WINDOW_SECONDS)
-        while self.witness_calls and self.witness_calls[0] < now - window:
-            self.witness_calls.popleft()
-        self.witness_calls.append(now)
-        return len(self.witness_calls) <= self.settings.witness_calls
+    def wait_for_a_call(self, path: str) -> float:
+        """Count one call under `/api`; the real seconds until one is allowed again, 0 where this one is."""
+        wait = self._count("api", self.settings.api_calls, self.real_seconds(_API_WINDOW_SECONDS))
+        if not path.startswith("/api/task/"):
+            wait = max(wait, self._count("log", self.settings.witness_calls, self.real_seconds(_LOG_WINDOW_SECONDS)))
+        return wait
+
+    def _count(self, what: str, most: int, window: float) -> float:
+        calls, now = self.calls[what], time.time()
+        while calls and calls[0] < now - window:
+            calls.popleft()
+        calls.append(now)
+        return 0.0 if len(calls) <= most else calls[0] + window - now
 
     def reset(self) -> None:
         """As new, except for what has been rendered."""
         self.ledger.reset()
         self.tasks.reset()
         self.attempts.clear()
-        self.witness_calls.clear()
+        for calls in self.calls.values():
+            calls.clear()
+        self.account_quota, self.key_quota = self.settings.granted_quota, self.settings.key_quota
+        self.witness_faults.clear()
         self.keys = {self.settings.api_key}
         self.default_scenario = self.settings.scenario
         self.witnesses_open = self.settings.witnesses

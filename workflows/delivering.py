@@ -1,12 +1,15 @@
 """Bringing clips home: what was paid for is not lost."""
 
+import asyncio
+import contextlib
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, RetryState, is_cancelled_exception
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.delivery import DeliveryActivities
-from longtake.catalog import expected_size
+from longtake.catalog import expected_size, prompt_paths
 from longtake.models import Attention, DeliverOrder, DeliveryKind, DeliveryReceipt, Stage, StoredVideo
 from workflows import options
 from workflows.failures import cause_of
@@ -15,7 +18,12 @@ from workflows.generation import Ending, Generation
 EXTRA_CLIP_WINDOW = timedelta(minutes=10)
 """For the first 8 s beside a full video: wanted, but nobody waits a day for it."""
 QUIET_WINDOW = timedelta(minutes=10)
-"""A delivery that takes longer is shown in the list of workflows, and tried on."""
+"""A delivery that takes longer is shown in the list of workflows, and goes on."""
+
+
+_TAKES_LONG = "it takes long: the pending activity `deliver_video` shows how far it is, or why it failed last"
+
+_Delivery: TypeAlias = workflow.ActivityHandle[DeliveryReceipt]
 
 
 async def deliver(
@@ -34,6 +42,7 @@ async def deliver(
     """
     generation.enter(Stage.DELIVERING)
     size = expected_size(generation.request)
+    task = generation.extension if task_id is not None and generation.extension else generation.task
     order = DeliverOrder(
         key=generation.key,
         task_id=task_id or generation.task.task_id,
@@ -41,6 +50,10 @@ async def deliver(
         width=size.width if size else None,
         height=size.height if size else None,
         extension=task_id is not None,
+        gateway=task.gateway,
+        account=task.account,
+        hide_words=bool(prompt_paths(generation.request)),
+        keep_first_link=generation.request.keep_first and generation.first_video is None,
     )
     until = workflow.now() + (window or generation.policy.delivery_window)
     try:
@@ -51,7 +64,7 @@ async def deliver(
         cause = cause_of(error)
         advice = (
             "The video was made and paid. Mend what the message names, then start again with the same key: it is "
-            "delivered without paying again, as long as the gateway has it."
+            "delivered without paying again, as long as the ledger is the same and the gateway has it."
         )
         raise Ending("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings
@@ -59,32 +72,105 @@ async def deliver(
 
 
 async def _bring_home(generation: Generation, order: DeliverOrder, until: datetime) -> DeliveryReceipt:
-    """Try until then; from some time on visibly."""
+    """Try until then, in one activity: a download that is slow and well goes on. From some time on visibly.
+
+    Where the full video has trouble, the first clip is brought home meanwhile, while its own link lives.
+    """
+    salvage: _Delivery | None = None
+    delivery = _start(order, until)
     try:
-        return await _execute(order, min(QUIET_WINDOW, until - workflow.now()))
+        if not await _is_over(delivery, within=QUIET_WINDOW, before=until):
+            generation.last_problem = _TAKES_LONG
+            generation.enter(Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+            salvage = _start_first(generation, order, until)
+            if salvage:
+                await workflow.wait_condition(lambda: delivery.done() or salvage.done())
+                await _keep_first(generation, salvage, full_is_there=_has_worked(delivery))
+        receipt = await delivery
     except ActivityError as error:
-        hopeless = error.retry_state is RetryState.NON_RETRYABLE_FAILURE
-        if hopeless or is_cancelled_exception(error) or workflow.now() >= until:
-            raise
-        generation.last_problem = cause_of(error).message
-    generation.enter(Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
-    receipt = await _execute(order, until - workflow.now())
+        if not is_cancelled_exception(error):
+            generation.last_problem = cause_of(error).message
+            await _salvage_at_last(generation, order, salvage, until)
+        raise
+    finally:
+        await _stop(delivery, salvage)
     generation.last_problem = None
     return receipt
 
 
-async def _execute(order: DeliverOrder, window: timedelta) -> DeliveryReceipt:
-    receipt: DeliveryReceipt = await workflow.execute_activity_method(
+async def _salvage_at_last(
+    generation: Generation, order: DeliverOrder, begun: _Delivery | None, until: datetime
+) -> None:
+    """The full video cannot be had: wait for the first clip as long as it may come, so that not all is lost."""
+    salvage = begun or _start_first(generation, order, max(until, workflow.now() + EXTRA_CLIP_WINDOW))
+    if salvage is None:
+        return
+    generation.enter(Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    try:
+        await workflow.wait_condition(salvage.done)
+        await _keep_first(generation, salvage, full_is_there=False)
+    finally:
+        await _stop(salvage)
+
+
+def _start_first(generation: Generation, order: DeliverOrder, until: datetime) -> _Delivery | None:
+    """Begin to bring home the first clip, where there is one beside the full video and it is not stored yet."""
+    record = generation.record
+    if order.kind is not DeliveryKind.FULL or order.extension or generation.first_video is not None:
+        return None
+    if record is None or not record.has_first_video_link:
+        return None
+    return _start(order.model_copy(update={"kind": DeliveryKind.FIRST}), until)
+
+
+async def _keep_first(generation: Generation, salvage: _Delivery, *, full_is_there: bool) -> None:
+    """Take note of the first clip, if it is stored; where it could not be had, the full video is still tried."""
+    if not salvage.done() or not _has_worked(salvage) or generation.first_video is not None:
+        return
+    receipt = await salvage
+    generation.first_video = receipt.video
+    generation.warnings += receipt.warnings
+    if not full_is_there:
+        generation.warnings.append("the first 8 s were stored while the full video could not be had, and are kept")
+    generation.tell()
+
+
+def _start(order: DeliverOrder, until: datetime) -> _Delivery:
+    return workflow.start_activity_method(
         DeliveryActivities.deliver_video,
         order,
         summary=f"bring home the {'15 s video' if order.kind is DeliveryKind.FULL else '8 s clip'}",
-        **options.delivery(window),
+        **options.delivery(until - workflow.now()),
     )
-    return receipt
+
+
+async def _is_over(delivery: _Delivery, *, within: timedelta, before: datetime) -> bool:
+    """Wait so long for its end; where it ends by its own time-out sooner, as long as that takes."""
+    if within >= before - workflow.now():
+        await workflow.wait_condition(delivery.done)
+        return True
+    with contextlib.suppress(TimeoutError):
+        await workflow.wait_condition(delivery.done, timeout=within, timeout_summary="until it counts as trouble")
+    return delivery.done()
+
+
+def _has_worked(delivery: _Delivery) -> bool:
+    return delivery.done() and not delivery.cancelled() and delivery.exception() is None
+
+
+async def _stop(*deliveries: _Delivery | None) -> None:
+    """Cancel what still runs, and leave no failure that nobody has taken."""
+    left = [delivery for delivery in deliveries if delivery is not None]
+    for delivery in left:
+        if not delivery.done():
+            delivery.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def deliver_first_as_well(generation: Generation) -> None:
     """Store the first 8 s beside the full video; where that fails, the full video still counts."""
+    if generation.first_video is not None:
+        return  # stored already, while the full video had trouble
     try:
         generation.first_video = await deliver(generation, DeliveryKind.FIRST, window=EXTRA_CLIP_WINDOW)
     except Ending as ending:

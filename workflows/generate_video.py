@@ -4,16 +4,16 @@ Everything that takes part in the outcome is durable here; everything that touch
 machine is drawn in `docs/design.md`; each step has a module of its own beside this one.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from longtake.catalog import InvalidRequest, check_request, is_task_id, warnings_for
+    from longtake.catalog import TASK_ID_RULE, InvalidRequest, check_request, is_task_id, warnings_for
     from longtake.models import (
         CarriedGeneration,
         Decision,
@@ -25,14 +25,16 @@ with workflow.unsafe.imports_passed_through():
         GenerationStatus,
         OnExtendFailed,
         Paid,
+        Problem,
         StoredVideo,
         TaskRecord,
         TaskState,
+        UncollectedExtension,
     )
-    from longtake.temporal import key_of
-    from workflows import submitting
+    from longtake.temporal import InvalidKey, key_of, workflow_id
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
+    from workflows.submitting import prepare, submit, submit_extension
     from workflows.watching import Watch
 
 
@@ -58,13 +60,13 @@ class GenerateVideoWorkflow:
         generation = self._generation
         try:
             request, carried = _decode(given)
-            generation.asked = _accept(request)
             if carried:
                 generation.restore(carried)
             else:
+                generation.asked = _accept(request)
                 generation.warnings += warnings_for(generation.request)
-                await submitting.prepare(generation)
-                await submitting.submit(generation)
+                await prepare(generation)
+                await submit(generation)
             verdict = await self._verdict()
             match verdict.state:
                 case TaskState.COMPLETED:
@@ -91,6 +93,12 @@ class GenerateVideoWorkflow:
         self._generation.look_now = True
         return self._generation.status()
 
+    @resume.validator
+    def _check_resume(self) -> None:
+        if not self._generation.watched:
+            stage = self._generation.stage
+            raise ApplicationError(f"no task is looked at now: the stage is {stage}", type="NotWatched")
+
     @workflow.update(description='Decide what a person must decide, for example {"action": "accept"}.')
     def decide(self, decision: Decision) -> GenerationStatus:
         """Take a decision that was asked for."""
@@ -107,11 +115,14 @@ class GenerateVideoWorkflow:
         if decision.action not in offered:
             choices = ", ".join(offered)
             raise ApplicationError(f"{decision.action} is not offered now; choose one of: {choices}", type="NotOffered")
+        asked = self._generation.asked_slot
+        if decision.slot is not None and decision.slot != asked:
+            rule = f"this decision is about submission {decision.slot}, and {asked or 'none'} is asked about now"
+            raise ApplicationError(f"{rule}: look at the status, then decide again", type="NotOffered")
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
         if decision.task_id is not None and not is_task_id(decision.task_id):
-            rule = "a task id has 1 to 200 characters and no spaces"
-            raise ApplicationError(f"this cannot be a task of the gateway: {rule}", type="NotOffered")
+            raise ApplicationError(f"this cannot be a task of the gateway: {TASK_ID_RULE}", type="NotOffered")
 
     async def _verdict(self) -> TaskRecord:
         generation = self._generation
@@ -127,10 +138,16 @@ class GenerateVideoWorkflow:
         return generation.result("full", video)
 
     async def _conclude_extend_failed(self, verdict: TaskRecord) -> GenerateVideoResult:
-        """Salvage first: the 8 s clip's link is dying. Then what the caller wants."""
+        """Salvage first: the 8 s clip's link is dying. Then what is paid for already, then what the caller wants."""
         generation = self._generation
         clip = generation.first_video = generation.first_video or await deliver(generation, DeliveryKind.FIRST)
-        reason = generation.last_problem = verdict.error_message or "the extension failed"
+        reason = verdict.error_message or "the extension failed"
+        if (
+            generation.extension is None
+        ):  # else continued as new while it is being retried: that has problems of its own
+            generation.last_problem = reason
+        if video := await self._collect_extension():
+            return generation.result("full", video)
         match await self._wish_after_failed_extension():
             case OnExtendFailed.FAIL:
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
@@ -138,15 +155,23 @@ class GenerateVideoWorkflow:
             case OnExtendFailed.RETRY:
                 if video := await self._retry_extension():
                     return generation.result("full", video)
+        generation.last_problem = generation.last_problem or reason
         return generation.result("fallback", clip)
 
     async def _wish_after_failed_extension(self) -> OnExtendFailed:
         generation = self._generation
-        if generation.extension:  # continued as new while it is being retried
+        sent = generation.policy.extensions_sent
+        if generation.uncollected:
+            return OnExtendFailed.FALLBACK
+        if generation.extension_number > sent:  # continued as new while it is being retried
             return OnExtendFailed.RETRY
-        if generation.request.on_extend_failed is not OnExtendFailed.ASK:
-            return generation.request.on_extend_failed
-        retry = (DecisionAction.RETRY,) if generation.policy.extension_retries else ()
+        wish = generation.request.on_extend_failed
+        if wish is OnExtendFailed.RETRY and sent:
+            generation.warnings.append("the extension is not paid for once more: starting a key again pays nothing")
+            return OnExtendFailed.FALLBACK
+        if wish is not OnExtendFailed.ASK:
+            return wish
+        retry = (DecisionAction.RETRY,) if generation.policy.extension_retries > sent else ()
         window = generation.policy.decision_window or None
         generation.offer((DecisionAction.ACCEPT, *retry), by=workflow.now() + window if window else None)
         decision = await generation.decision(within=window)
@@ -155,68 +180,123 @@ class GenerateVideoWorkflow:
             return OnExtendFailed.FALLBACK
         return OnExtendFailed.RETRY if decision.action is DecisionAction.RETRY else OnExtendFailed.FALLBACK
 
-    async def _retry_extension(self) -> StoredVideo | None:
-        """Pay for the extension again, as often as the operator allows; the 8 s clip is safe meanwhile.
+    async def _collect_extension(self) -> StoredVideo | None:
+        """Watch and deliver the retry of an extension that an earlier run of this key has paid for, or perhaps has."""
+        generation = self._generation
+        sent = generation.policy.extensions_sent
+        if not sent or generation.extension_number > sent:
+            return None
+        if problem := self._no_retry_because():
+            generation.uncollected = UncollectedExtension(number=sent, reason=problem)
+            generation.warnings.append(f"retry {sent} of the extension is not collected: {problem}")
+            return None
+        return await self._extend_again(range(sent, sent + 1))
 
-        Only a verdict that the retry failed leads to the next one. Whatever else ends it, an unknown outcome above
-        all, may have been paid and made, and is never paid for again.
+    async def _retry_extension(self) -> StoredVideo | None:
+        """Pay for the extension again, as often as the operator allows; the 8 s clip is safe meanwhile."""
+        generation = self._generation
+        if problem := self._no_retry_because():
+            generation.warnings.append(f"the extension was not retried: {problem}")
+            return None
+        first = max(generation.policy.extensions_sent + 1, generation.extension_number)
+        return await self._extend_again(range(first, generation.policy.extension_retries + 1))
+
+    def _no_retry_because(self) -> str | None:
+        record = self._generation.record
+        if record is None or record.remix_id is None:
+            return "its remix_id is not known"
+        return None if self._generation.policy.extension_retries else "no gateway that does it is configured"
+
+    async def _extend_again(self, numbers: range) -> StoredVideo | None:
+        """Submit these retries, one after the other, until one brings a video.
+
+        Only a verdict that a retry failed leads to the next one. Whatever else ends it, an unknown outcome above all,
+        may have been paid and made: it is never paid for again, and the result says that it can still be collected.
 
         Raises:
             Ending: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
         """
         generation = self._generation
-        remix_id = generation.record and generation.record.remix_id
-        if not generation.policy.extension_retries or not remix_id:
-            why = "no gateway that does it is configured" if remix_id else "its remix_id is not known"
-            generation.warnings.append(f"the extension was not retried: {why}")
-            return None
-        for number in range(max(1, generation.extension_number), generation.policy.extension_retries + 1):
+        remix_id = generation.record.remix_id if generation.record else None
+        assert remix_id is not None  # noqa: S101 - `_no_retry_because`
+        for number in numbers:
             try:
-                if generation.extension is None:
+                if generation.extension_number != number:  # else continued as new while it is watched
                     generation.extension_number = number
-                    generation.extension = await submitting.submit_extension(generation, remix_id, number)
-                task_id = generation.extension.task_id
-                record = await Watch(generation, generation.extension, extension=True).verdict()
+                    generation.extension = generation.extension_record = None
+                    await submit_extension(generation, remix_id, number)
+                extension = generation.retried
+                record = await Watch(generation, extension, extension=True).verdict()
             except Ending as ending:
-                task = f" (task {generation.extension.task_id})" if generation.extension else ""
-                generation.warnings.append(f"retry {number} of the extension{task}: {ending.kind}: {ending.message}")
+                task_id = generation.extension and generation.extension.task_id
+                task, reason = f" (task {task_id})" if task_id else "", f"{ending.kind}: {ending.message}"
+                generation.warnings.append(f"retry {number} of the extension{task}: {reason}")
+                if task_id or ending.details.paid is not Paid.NO:
+                    generation.uncollected = UncollectedExtension(number=number, task_id=task_id, reason=reason)
                 return None
             if record.state is TaskState.COMPLETED:
-                return await deliver(generation, DeliveryKind.FULL, task_id=task_id)
+                return await deliver(generation, DeliveryKind.FULL, task_id=extension.task_id)
             problem = record.error_message or "it failed again"
-            generation.warnings.append(f"retry {number} of the extension (task {task_id}) failed: {problem}")
-            generation.extension = None
+            generation.warnings.append(f"retry {number} of the extension (task {extension.task_id}) failed: {problem}")
         return None
 
 
 def _decode(given: RawValue) -> tuple[Any, CarriedGeneration | None]:
-    """The request, whatever it is, and what the run before carried over, if there was one."""
+    """The request, whatever it is, or what the run before carried over.
+
+    Raises:
+        ValidationError: The run before was a newer worker's. It fails the workflow task, not the workflow, and is
+            tried again until a worker can read it: something was paid for.
+    """
     try:
         decoded = workflow.payload_converter().from_payload(given.payload)
     except Exception:  # noqa: BLE001 - converters raise what they like, and any escape would hang the workflow
         return None, None
-    if workflow.info().continued_run_id is None:
+    # A retry policy or a cron schedule starts whatever it was given once more: whoever gives it the marker is not us.
+    info = workflow.info()
+    continued = info.continued_run_id is not None and not info.cron_schedule and info.retry_policy is None
+    if not continued or not isinstance(decoded, dict) or "carried" not in decoded:
         return decoded, None
-    try:
-        carried = CarriedGeneration.model_validate(decoded)
-    except ValidationError:
-        # Not ours: somebody's retry policy or cron schedule has started the same request once more.
-        return decoded, None
-    return carried.request, carried
+    return None, CarriedGeneration.model_validate(decoded)
 
 
 def _accept(request: Any) -> GenerateVideoInput:
-    """Judge a request.
+    """Judge a request, and the way it was started: any SDK may start this workflow, by any id.
 
     Raises:
         Ending: `InvalidRequest`, with every problem.
     """
+    started = tuple(_start_problems())
     try:
-        return check_request(request)
-    except InvalidRequest as error:
-        advice = "Mend the request and start it again with the same key."
-        details = FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice)
-        raise Ending("InvalidRequest", str(error), details) from None
+        accepted = check_request(request)
+        if not started:
+            return accepted
+        error = InvalidRequest(started)
+    except InvalidRequest as found:
+        error = InvalidRequest((*started, *found.problems))
+    advice = "Mend the request and start it again with the same key."
+    if started:
+        advice = "Start it again as the problems say."
+    raise Ending("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+
+
+def _start_problems() -> Iterator[Problem]:
+    """What is wrong with how this workflow was started."""
+    info = workflow.info()
+    try:
+        known = workflow_id(key_of(info.workflow_id)) == info.workflow_id
+        rule = "must be video-<key>"
+    except InvalidKey as error:
+        known, rule = False, f"must be video-<key>; {error}"
+    if not known:
+        # The ledger goes by the key, and so do commands that people copy from a page.
+        yield Problem(field="workflow_id", rule=rule)
+    if info.cron_schedule:
+        rule = "must be absent: one key is one video, and is paid once; give each one a key (terminate this schedule)"
+        yield Problem(field="cron_schedule", rule=rule)
+    if info.retry_policy is not None:
+        rule = "must be absent: the workflow tries again by itself; after a failure start the same key again"
+        yield Problem(field="retry_policy", rule=rule)
 
 
 def _refusal(generation: Generation, verdict: TaskRecord) -> Ending:

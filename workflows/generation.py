@@ -1,7 +1,7 @@
 """What is known of one generation, and how the world is told of it: list, page, query and failure alike."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from longtake.models import (
     SubmissionReceipt,
     TaskRecord,
     TaskState,
+    UncollectedExtension,
 )
 from longtake.temporal import (
     GATEWAY_TASK_ID,
@@ -37,6 +38,22 @@ from workflows import logbook, measuring, narration
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
+
+_SAME_KEY_AGAIN = "Starting again with the same key goes on where it was and pays nothing twice."
+
+NOT_CARRIED: Mapping[str, str] = {
+    "key": "it is in the workflow's id",
+    "asked": "carried as `request`",
+    "clock": "carried as `stage` and `stage_since`",
+    "paid": "a run continues as new only while it watches what is paid for",
+    "watched": "the next run watches at once",
+    "next_look_at": "the next run plans the next look at once",
+    **dict.fromkeys(
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+    ),
+    **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
+}
+"""The parts of `Generation` that are not in `CarriedGeneration`, and why."""
 
 
 class Ending(Exception):
@@ -67,6 +84,9 @@ class Generation:
         self.extension_number = 0
         self.extension_record: TaskRecord | None = None
         self.polls = 0
+        self.looks = 0
+        self.watch_since: datetime | None = None
+        self.watched = False
         self.warnings: list[str] = []
         self.stage = Stage.PREPARING
         self.attention: Attention | None = None
@@ -75,32 +95,25 @@ class Generation:
         self.missing_since: datetime | None = None
         self.next_look_at: datetime | None = None
         self.look_now = False
-        self.paid: Paid | None = None
+        self._paid: Paid | None = None
         self.advice = ""
         self.offered: tuple[DecisionAction, ...] = ()
         self.decide_by: datetime | None = None
+        self.asked_slot: int | None = None
         self.candidates: tuple[str, ...] = ()
         self.evidence: tuple[str, ...] = ()
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
+        self.uncollected: UncollectedExtension | None = None
         self._decision: Decision | None = None
         self._clock = measuring.StageClock()
 
     def restore(self, carried: CarriedGeneration) -> None:
         """Go on where the run before continued as new."""
-        self.policy = carried.policy
-        self.receipt = carried.receipt
-        self.paid = Paid.YES
-        self.record = carried.record
-        self.first_video = carried.first_video
-        self.extension = carried.extension
-        self.extension_number = carried.extension_number
-        self.polls = carried.polls
-        self.warnings = list(carried.warnings)
-        self.attention = carried.attention
-        self.last_problem = carried.last_problem
-        self.lost_since = carried.lost_since
-        self.missing_since = carried.missing_since
+        for name in _CARRIED_AS_THEY_ARE:
+            setattr(self, name, getattr(carried, name))
+        self.asked, self.paid, self.warnings = carried.request, Paid.YES, list(carried.warnings)
+        # Not `stage`: the watch enters it at once, which shows it anew.
         self._clock = measuring.StageClock(carried.stage, carried.stage_since)
 
     @property
@@ -115,20 +128,48 @@ class Generation:
         assert self.receipt is not None  # noqa: S101 - nothing is looked at before it is submitted
         return self.receipt
 
+    @property
+    def retried(self) -> SubmissionReceipt:
+        """The paid submission of the extension that is being retried."""
+        assert self.extension is not None  # noqa: S101 - nothing is looked at before it is submitted
+        return self.extension
+
+    @property
+    def paid(self) -> Paid | None:
+        """What is known about money."""
+        return self._paid
+
+    @paid.setter
+    def paid(self, paid: Paid | None) -> None:
+        # What was surely paid for stays so, whatever is unknown of an extension that was paid for again.
+        if self._paid is not Paid.YES:
+            self._paid = paid
+
+    @property
+    def remix_id_extend(self) -> str | None:
+        """The upstream id of the extension: of the one that was paid for again, once that has one."""
+        known = (record.remix_id_extend for record in (self.extension_record, self.record) if record)
+        return next((remix_id for remix_id in known if remix_id), None)
+
     def cancelled(self) -> None:
         """Nobody waits any more; what is known about money stays known."""
-        if self.paid is None:
-            # An attempt that was lost before the cancellation arrived may have sent it.
-            self.paid = Paid.NO if self.stage is Stage.PREPARING else Paid.UNKNOWN
+        # Before it is submitted, and while it is, the ledger has been asked by now (`workflows.settling`).
+        self.paid = self.paid or Paid.UNKNOWN
+        if self.paid is not Paid.NO:
+            self.advice = _SAME_KEY_AGAIN
         self.enter(Stage.CANCELLED)
 
     def enter(self, stage: Stage, attention: Attention | None = None) -> None:
-        """Change where the generation stands."""
+        """Change where the generation stands; a question that was asked is over, unless it is what is awaited."""
+        if stage is not Stage.AWAITING_DECISION:
+            self.offered, self.decide_by = (), None
         if (stage, attention) != (self.stage, self.attention) or stage is Stage.PREPARING:
             self.stage, self.attention = stage, attention
             updates: list[Any] = [VIDEO_STAGE.value_set(stage)]
             updates.append(VIDEO_ATTENTION.value_set(attention) if attention else VIDEO_ATTENTION.value_unset())
-            updates.append(VIDEO_PAID.value_set(self.paid) if self.paid else VIDEO_PAID.value_unset())
+            # While it is open, a doubt about an extension is found like any other, though the generation was paid.
+            paid = Paid.UNKNOWN if DecisionAction.ADOPT in self.offered else self.paid
+            updates.append(VIDEO_PAID.value_set(paid) if paid else VIDEO_PAID.value_unset())
             if stage is Stage.PREPARING and self.asked:
                 updates.append(VIDEO_MODEL.value_set(self.asked.model))
             if self.outcome:
@@ -144,19 +185,32 @@ class Generation:
         """Show it on the workflow's page."""
         workflow.set_current_details(narration.markdown(self.status()))
 
-    def own(self, receipt: SubmissionReceipt) -> None:
-        """A paid submission is ours from here on."""
+    def own(self, receipt: SubmissionReceipt, *, extension: bool = False) -> None:
+        """A paid submission is ours from here on; its time becomes Temporal's, which looks are planned by.
+
+        Args:
+            receipt: With the time of the worker that sent it, whose clock may be wrong.
+            extension: Whether it is an extension that was paid for again.
+        """
+        now = workflow.now()
+        submitted_at = min(receipt.submitted_at, now) if receipt.attached else now
+        receipt = receipt.model_copy(update={"submitted_at": submitted_at})
+        self.looks, self.watch_since = 0, None
+        if extension:
+            self.extension = receipt
+            return
         self.receipt, self.paid = receipt, Paid.YES
         workflow.upsert_search_attributes([GATEWAY_TASK_ID.value_set(receipt.task_id), VIDEO_PAID.value_set(Paid.YES)])
 
-    def offer(self, actions: Iterable[DecisionAction], *, by: datetime | None) -> None:
+    def offer(self, actions: Iterable[DecisionAction], *, by: datetime | None, slot: int | None = None) -> None:
         """Let the update `decide` choose one of these; it can from now on, until it is taken.
 
         Args:
             actions: The choices.
             by: When nobody is waited for any more; None where that has no end.
+            slot: Which submission it is about, if it is about one.
         """
-        self.offered, self.decide_by = tuple(actions), by
+        self.offered, self.decide_by, self.asked_slot = tuple(actions), by, slot
         self.enter(Stage.AWAITING_DECISION, Attention.NEEDS_DECISION)
 
     async def decision(self, *, within: timedelta | None) -> Decision | None:
@@ -187,7 +241,7 @@ class Generation:
             stage=self.stage,
             attention=self.attention,
             message=narration.message_for(self.stage, self.attention, self.offered),
-            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered),
+            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered, self.asked_slot),
             outcome=self.outcome,
             paid=self.paid,
             model=self.asked.model if self.asked else None,
@@ -196,13 +250,15 @@ class Generation:
             task_id=self.receipt.task_id if self.receipt else None,
             request_id=self.receipt.request_id if self.receipt else None,
             remix_id=self.record.remix_id if self.record else None,
-            remix_id_extend=self.record.remix_id_extend if self.record else None,
+            remix_id_extend=self.remix_id_extend,
+            extension_task_id=self.extension.task_id if self.extension else None,
             submitted_at=self.receipt.submitted_at if self.receipt else None,
             next_look_at=self.next_look_at,
             has_link=record is not None and record.has_video_link,
             link_expires_at=record.link_expires_at if record else None,
             decisions=tuple(self.offered),
             decide_by=self.decide_by if self.offered else None,
+            slot=self.asked_slot if self.offered else None,
             evidence=self.evidence,
             candidates=self.candidates,
             last_problem=self.last_problem,
@@ -220,7 +276,8 @@ class Generation:
                 "advice": advice,
                 "task_id": self.task.task_id,
                 "remix_id": record and record.remix_id,
-                "remix_id_extend": self.extension.task_id if self.extension else record and record.remix_id_extend,
+                "remix_id_extend": self.remix_id_extend,
+                "extension_task_id": self.extension and self.extension.task_id,
                 "quota": record and record.quota,
                 "gateway_code": record and record.error_code,
                 "gateway_message": record and record.error_message,
@@ -234,13 +291,20 @@ class Generation:
         """End with a typed error that holds everything known."""
         self.outcome, self.paid = ending.kind, ending.details.paid
         self.last_problem, self.advice = ending.message, ending.details.advice
+        if self.paid is not Paid.UNKNOWN:
+            self.candidates = self.evidence = ()
         self.enter(Stage.FAILED)
         benign = ending.kind in _BENIGN_KINDS
         logbook.log_failure(self, ending.kind, ending.details, benign=benign)
         raise ApplicationError(
             ending.message,
             ending.details.model_copy(
-                update={"key": self.key, "model": self.asked.model if self.asked else None, "polls": self.polls}
+                update={
+                    "key": self.key,
+                    "model": self.asked.model if self.asked else None,
+                    "polls": self.polls,
+                    "paid": self.paid or Paid.UNKNOWN,
+                }
             ),
             type=ending.kind,
             non_retryable=True,
@@ -252,11 +316,18 @@ class Generation:
         self.outcome, self.video = outcome, video
         if outcome == "full":
             self.last_problem = None
+        if self.uncollected is None:
+            self.candidates = self.evidence = ()
+        else:
+            self.advice = (
+                "An extension was paid for again, or perhaps was, and is not delivered: start again with the same key "
+                "to collect it. Nothing is paid for that."
+            )
         self.enter(Stage.DONE)
         record = self.record
         assert record is not None  # noqa: S101 - a verdict is a record
         failed = record.state is TaskState.EXTEND_FAILED
-        extended = self.extension_record if outcome == "full" else None
+        extended = self.extension_record if outcome == "full" and self.extension else None
         return GenerateVideoResult.model_validate(
             {
                 "outcome": outcome,
@@ -265,7 +336,9 @@ class Generation:
                 "model": self.request.model,
                 "task_id": self.task.task_id,
                 "remix_id": record.remix_id,
-                "remix_id_extend": extended.task_id if extended else record.remix_id_extend,
+                "remix_id_extend": extended.remix_id_extend if extended else self.remix_id_extend,
+                "extension_task_id": self.extension and self.extension.task_id,
+                "uncollected": self.uncollected,
                 "quota": record.quota,
                 "polls": self.polls,
                 "warnings": tuple(self.warnings),
@@ -276,20 +349,20 @@ class Generation:
 
     def carried(self) -> CarriedGeneration:
         """What the next run needs."""
+        parts: dict[str, Any] = {name: getattr(self, name) for name in _CARRIED_AS_THEY_ARE}
         return CarriedGeneration(
             request=self.request,
-            policy=self.policy,
-            receipt=self.task,
-            record=self.record,
-            first_video=self.first_video,
-            extension=self.extension,
-            extension_number=self.extension_number,
-            polls=self.polls,
             warnings=tuple(self.warnings),
-            attention=self.attention,
-            last_problem=self.last_problem,
-            lost_since=self.lost_since,
-            missing_since=self.missing_since,
             stage=self._clock.stage,
             stage_since=self._clock.since,
+            **parts,
         )
+
+
+_CARRIED_AS_THEY_ARE = CarriedGeneration.model_fields.keys() - {
+    "carried",
+    "request",
+    "warnings",
+    "stage",
+    "stage_since",
+}

@@ -28,10 +28,12 @@ def log_failure(generation: "Generation", kind: str, details: "FailureDetails", 
 def _known(generation: "Generation") -> dict[str, object]:
     task = generation.extension or generation.receipt
     record = generation.record
+    extension = generation.extension
     return {
         "task_id": task and task.task_id,
         "request_id": task and task.request_id,
         "remix_id": record and record.remix_id,
+        "extension_task_id": extension and extension.task_id,
         "stage": generation.stage,
         "attention": generation.attention,
         "outcome": generation.outcome,

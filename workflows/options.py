@@ -16,12 +16,15 @@ HEARTBEAT = timedelta(seconds=20)
 SUBMISSION_MARGIN = timedelta(seconds=60)
 """Over the longest HTTP exchange: reading images from the store before it, writing the ledger after it."""
 
+LEDGER_MARGIN = timedelta(seconds=120)
+"""Over the longest HTTP exchange, before a ledger that does not tell what was sent counts as away."""
+
 
 class Options(TypedDict, total=False):
     """The keyword arguments of an activity that say how long and how often."""
 
     start_to_close_timeout: timedelta
-    schedule_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta | None
     heartbeat_timeout: timedelta
     retry_policy: RetryPolicy
     cancellation_type: ActivityCancellationType
@@ -55,6 +58,15 @@ RECORD = Options(
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
 )
 
+SETTLE = Options(
+    # Two paths of 20 s each at most, and the other keys of the ring, to see that a task is there; then small records.
+    start_to_close_timeout=timedelta(seconds=90),
+    # A person is waiting for it, and is asked again when it ends.
+    schedule_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
+)
+
 
 def submission(policy: GenerationPolicy) -> Options:
     """The paid POST: the ledger, not this policy, sees to it that it is made at most once."""
@@ -68,6 +80,18 @@ def submission(policy: GenerationPolicy) -> Options:
         retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
         # The activity finishes an exchange that has begun and tells its id, cancelled or not.
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+def closing(patience: timedelta | None) -> Options:
+    """Asking the ledger whether anything was sent, and seeing to it that nothing can be any more."""
+    return Options(
+        # The records of one key: a few reads and two small writes.
+        start_to_close_timeout=timedelta(seconds=30),
+        # An exchange under way and its margins pass first. Whoever cancels waits for a minute; while the ledger is
+        # away it is asked as long as a person would be waited for, in one step, because a history has room for so many.
+        schedule_to_close_timeout=patience,
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
     )
 
 
@@ -86,8 +110,8 @@ def reconciliation(policy: GenerationPolicy) -> Options:
 def delivery(window: timedelta) -> Options:
     """Downloads are free to repeat, and what is not collected before its link dies is lost."""
     return Options(
-        # The fetcher's own limit on one download is shorter.
-        start_to_close_timeout=timedelta(minutes=40),
+        # One attempt may take all of it: what is slow and well goes on. What makes no progress the fetcher leaves.
+        start_to_close_timeout=window,
         # By default 24 h: as long as links live (field notes).
         schedule_to_close_timeout=window,
         heartbeat_timeout=HEARTBEAT,

@@ -7,114 +7,254 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
-from longtake.catalog import extension_digest, request_digest
+from longtake.catalog import extension_digest, prompt_paths, request_digest
 from longtake.models import (
+    Attention,
+    ClosedSubmission,
+    CloseInput,
+    Decision,
     DecisionAction,
-    GenerationPolicy,
+    FailureDetails,
     Paid,
     ReconcileOrder,
     Reconciliation,
     SettleOrder,
+    Stage,
     SubmissionReceipt,
     SubmitOrder,
 )
 from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
+from workflows.options import LEDGER_MARGIN
 
 LOOK_YOURSELF = "Look in the gateway's console for it before this is made under another key: it may have been paid."
+_START_AGAIN = "Nothing was sent. Start it again with the same key once the cause is fixed."
 
-HEAR_WITNESSES_AGAIN = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6))
-"""How long a decision is waited for before the witnesses are heard once more: a task may appear late."""
+HEAR_WITNESSES_AGAIN = (
+    timedelta(seconds=15),
+    timedelta(seconds=45),
+    timedelta(minutes=2),
+    timedelta(minutes=7),
+    timedelta(minutes=50),
+    timedelta(hours=5),
+    timedelta(hours=6),
+)
+"""How long a decision is waited for before the witnesses are heard once more, the last one again and again: most
+tasks appear within minutes, and one may appear late."""
+_SOONEST = timedelta(seconds=5)
+"""Whatever a finding says, the witnesses are not heard more often."""
+_AT_ONCE = timedelta(minutes=1)
+"""For the ledger to say what was sent, where somebody waits for it who cancels."""
+
+_NOT_SENT = frozenset(
+    {
+        "GatewayBusy",
+        "GatewayUnreachable",
+        "InvalidRequest",
+        "SendSuspended",
+        "StoreRefused",
+        "SubmissionClosed",
+        "SubmissionRefused",
+    }
+)
+"""Failures of an attempt that had walked the ledger, and either sent nothing or was refused. A list of what is proof:
+a time-out, a defect, a missing activity or an undecodable failure proves nothing, whatever it calls itself."""
+REFUSALS = frozenset({"InvalidRequest", "SubmissionRefused"})
+"""Those that a generation ends with under their own name; the others are `NotSubmitted`."""
 
 
 async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> SubmissionReceipt | None:
-    """Find out whether it was paid, and never send it again unasked.
+    """Find out whether a submission that failed was paid, and never send it again unasked.
 
     Returns:
         The task, or None where nothing was made and it may be submitted again.
 
     Raises:
-        Ending: `NotSubmitted` where nothing was sent in time, `SubmissionOutcomeUnknown` where nobody is to be asked,
-            `Abandoned` where nobody wants it.
+        Ending: `SubmissionRefused`, `InvalidRequest` or `NotSubmitted` where nothing was sent and nothing can be any
+            more, `SubmissionOutcomeUnknown` where nobody is to be asked, `Abandoned` where nobody wants it.
     """
+    doubt = cause.details
+    if doubt.slot is None or cause.timed_out:
+        closed = await _close(generation, order, cause)
+        if closed.receipt:
+            return _found(generation, order, closed.receipt)
+        if closed.in_doubt is None:
+            raise not_sent(cause)
+        doubt = _merged(doubt, closed.in_doubt)
     measuring.doubted(order.request.model, extension=order.extension is not None)
-    generation.last_problem = cause.message
-    details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": cause.details.advice or LOOK_YOURSELF})
-    by = None if generation.policy.wait_on_undecided else workflow.now() + generation.policy.decision_window
-    for wait in _waits(generation.policy):
-        finding = await _hear_witnesses(generation, order, cause)
-        if not generation.is_decided and _is_settled(finding, cause):
-            return _found(generation, order, finding.receipt)
+    return await _ask(generation, order, cause.message, doubt)
+
+
+async def learn_what_was_paid(generation: Generation, order: SubmitOrder) -> None:
+    """For a generation that ends without knowing: the ledger is asked once, and nothing is sent afterwards.
+
+    It takes a minute at the most, so that a cancellation never hangs; what is not told by then is unknown.
+    """
+    if generation.paid is Paid.YES:
+        return
+    try:
+        closed = await _ask_ledger(generation, order, _AT_ONCE)
+    except ActivityError:
         generation.paid = Paid.UNKNOWN
-        generation.candidates, generation.evidence = finding.candidates, (*_sent(cause), *finding.evidence)
-        if not generation.policy.decision_window:
-            raise Ending("SubmissionOutcomeUnknown", cause.message, details)
-        generation.offer((DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON), by=by)
-        decision = await generation.decision(within=wait)
+        return
+    if closed.receipt:
+        generation.own(closed.receipt)
+    else:
+        generation.paid = Paid.UNKNOWN if closed.in_doubt else Paid.NO
+
+
+def not_sent(cause: Cause) -> Ending:
+    """What ends without a person being asked: refused, or surely not sent."""
+    kind = cause.type if cause.type in REFUSALS else "NotSubmitted"
+    if cause.timed_out:
+        advice = "Is a worker running, and well?"
+        message = f"not sent in time: {cause.message}"
+    else:
+        advice = cause.details.advice if cause.type in _NOT_SENT else _START_AGAIN
+        message = cause.message
+    return Ending(kind, message, cause.details.model_copy(update={"paid": Paid.NO, "advice": advice}))
+
+
+def outcome_unknown(cause: Cause) -> Ending:
+    """What ends in doubt, and nobody is to be asked."""
+    advice = cause.details.advice or LOOK_YOURSELF
+    details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": advice})
+    return Ending("SubmissionOutcomeUnknown", cause.message, details)
+
+
+async def _close(generation: Generation, order: SubmitOrder, cause: Cause) -> ClosedSubmission:
+    """Ask the ledger what was sent, and see to it that nothing scheduled so far can be sent any more.
+
+    While it cannot be asked, nobody is asked to decide: nobody knows that there was a submission at all.
+
+    Raises:
+        Ending: `SubmissionOutcomeUnknown`: the ledger told nothing within the decision window.
+    """
+    proven = cause.type in _NOT_SENT and not cause.timed_out
+    policy = generation.policy
+    try:
+        return await _ask_ledger(generation, order, policy.submit_timeout + LEDGER_MARGIN)
+    except ActivityError as error:
+        if is_cancelled_exception(error):
+            raise
+        problem = cause_of(error)
+        if proven and problem.type != "SubmissionInDoubt":
+            return ClosedSubmission()
+    _mark_unknown(generation, order)
+    generation.last_problem = problem.message
+    if policy.decision_window:
+        generation.enter(Stage.SUBMITTING, Attention.LEDGER_UNAVAILABLE)
+        try:
+            patience = None if policy.wait_on_undecided else policy.decision_window
+            return await _ask_ledger(generation, order, patience)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+    raise outcome_unknown(cause)
+
+
+async def _ask_ledger(generation: Generation, order: SubmitOrder, patience: timedelta | None) -> ClosedSubmission:
+    return await workflow.execute_activity_method(
+        SubmissionActivities.close_submission,
+        CloseInput(key=order.ledger_key, ledger_id=order.ledger_id, digest=_digest(order), stage=generation.stage),
+        summary="ask the ledger what was sent; nothing scheduled before can be sent any more",
+        **options.closing(patience),
+    )
+
+
+async def _ask(
+    generation: Generation, order: SubmitOrder, message: str, doubt: FailureDetails
+) -> SubmissionReceipt | None:
+    """Hear the witnesses, and a person where they do not know either."""
+    policy = generation.policy
+    generation.last_problem = message
+    details = doubt.model_copy(update={"paid": Paid.UNKNOWN, "advice": doubt.advice or LOOK_YOURSELF})
+    since = workflow.now()
+    by = since + policy.decision_window
+    pauses = _pauses()
+    while True:
+        finding = await _hear_witnesses(generation, order, doubt)
+        if not generation.is_decided and (finding.receipt or finding.clear):
+            return _found(generation, order, finding.receipt)
+        _mark_unknown(generation, order)
+        generation.candidates, generation.evidence = finding.candidates, (*_sent(doubt), *finding.evidence)
+        if not policy.decision_window:
+            raise Ending("SubmissionOutcomeUnknown", message, details)
+        left = by - workflow.now()
+        if left <= timedelta(0) and not policy.wait_on_undecided and not generation.is_decided:
+            break
+        generation.offer(
+            (DecisionAction.ADOPT, DecisionAction.SUBMIT_AGAIN, DecisionAction.ABANDON),
+            by=None if policy.wait_on_undecided else by,
+            slot=doubt.slot,
+        )
+        pause = next(pauses)
+        if finding.retry_after:
+            # Sooner where that is worthwhile, and yet more and more rarely: a history holds only so many steps.
+            pause = min(pause, max(finding.retry_after, _SOONEST, (workflow.now() - since) / 8))
+        decision = await generation.decision(within=pause if policy.wait_on_undecided else min(pause, left))
         if decision is None:
             continue
         if decision.action is DecisionAction.ABANDON:
             break
         try:
-            return _found(generation, order, await _write_down(order, decision.task_id))
+            return _found(generation, order, await _write_down(order, decision, doubt.slot))
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             generation.last_problem = cause_of(error).message
+            # Somebody is there: whoever is refused is asked again, with the whole window to answer in.
+            by = workflow.now() + policy.decision_window
     details = details.model_copy(update={"advice": LOOK_YOURSELF})
-    raise Ending("Abandoned", f"abandoned while its outcome was unknown: {cause.message}", details)
+    raise Ending("Abandoned", f"abandoned while its outcome was unknown: {message}", details)
 
 
-def _sent(cause: Cause) -> tuple[str, ...]:
+def _pauses() -> Iterator[timedelta]:
+    yield from HEAR_WITNESSES_AGAIN
+    while True:
+        yield HEAR_WITNESSES_AGAIN[-1]
+
+
+def _sent(doubt: FailureDetails) -> tuple[str, ...]:
     """When it left, for whoever looks for it."""
-    sent_at, request_id = cause.details.sent_at, cause.details.request_id
+    sent_at, request_id = doubt.sent_at, doubt.request_id
     named = f", the gateway's request id is {request_id}" if request_id else ""
     return (f"it was sent at {sent_at:%Y-%m-%d %H:%M:%S} UTC{named}",) if sent_at else ()
 
 
-def _waits(policy: GenerationPolicy) -> Iterator[timedelta]:
-    """How long to wait for a decision, each time before the witnesses are heard once more; at least once."""
-    window = policy.decision_window
-    deadline = workflow.now() + window
-    again = iter(HEAR_WITNESSES_AGAIN)
-    yield min(next(again), window)
-    while (remaining := deadline - workflow.now()) > timedelta(0) or policy.wait_on_undecided:
-        yield min(next(again, window), max(remaining, timedelta(0)) or window)
+def _merged(said: FailureDetails, known: FailureDetails) -> FailureDetails:
+    """What the last attempt said, and what the ledger knows of the submission that is in doubt."""
+    return said.model_copy(update=known.model_dump(exclude_defaults=True, include={"slot", "sent_at", "request_id"}))
 
 
-def _is_settled(finding: Reconciliation, cause: Cause) -> bool:
-    """Whether it is known what became of it.
-
-    Raises:
-        Ending: `NotSubmitted`, where its time is over and the ledger shows that nothing was sent.
-    """
-    if finding.clear and cause.timed_out:
-        details = cause.details.model_copy(update={"paid": Paid.NO, "advice": "Is a worker running, and well?"})
-        raise Ending("NotSubmitted", f"not sent in time: {cause.message}", details)
-    # Where not even the slot is known it was a defect of ours: an empty ledger proves nothing then.
-    return finding.receipt is not None or (finding.clear and cause.details.slot is not None)
+def _mark_unknown(generation: Generation, order: SubmitOrder) -> None:
+    # A retried extension leaves no doubt about what was paid before it.
+    if order.extension is None:
+        generation.paid = Paid.UNKNOWN
 
 
 def _found(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt | None) -> SubmissionReceipt | None:
     generation.paid = Paid.YES if receipt or order.extension else None
     generation.offered = ()
+    generation.asked_slot = None
     generation.candidates = generation.evidence = ()
     return receipt
 
 
-async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cause) -> Reconciliation:
+async def _hear_witnesses(generation: Generation, order: SubmitOrder, doubt: FailureDetails) -> Reconciliation:
     try:
         return await workflow.execute_activity_method(
             SubmissionActivities.reconcile_submission,
             ReconcileOrder(
                 key=order.ledger_key,
                 model=order.request.model,
-                slot=cause.details.slot,
+                slot=doubt.slot,
                 extension=order.extension is not None,
                 ledger_id=order.ledger_id,
                 digest=_digest(order),
                 stage=generation.stage,
+                hide_words=bool(prompt_paths(order.request)),
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),
@@ -125,7 +265,8 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, cause: Cau
         return Reconciliation(evidence=(f"the witnesses could not be heard: {cause_of(error).message}",))
 
 
-async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionReceipt | None:
+async def _write_down(order: SubmitOrder, decision: Decision, slot: int | None) -> SubmissionReceipt | None:
+    task_id = decision.task_id
     settlement = await workflow.execute_activity_method(
         SubmissionActivities.settle_submission,
         SettleOrder(
@@ -135,9 +276,10 @@ async def _write_down(order: SubmitOrder, task_id: str | None) -> SubmissionRece
             model=order.request.model,
             ledger_id=order.ledger_id,
             extension=order.extension is not None,
+            slot=slot,
         ),
         summary=f"write down the decision: {f'adopt {task_id[:80]}' if task_id else 'nothing was made'}",
-        **options.RECORD,
+        **options.SETTLE,
     )
     return settlement.receipt
 

@@ -1,6 +1,8 @@
 """From a good request to a paid task id, at most once; and what happens where nobody knows whether it was paid."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -18,59 +20,61 @@ from longtake.models import (
 )
 from longtake.temporal import SUBMISSION_TASK_QUEUE
 from workflows import measuring, options
-from workflows.failures import cause_of
+from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
-from workflows.settling import LOOK_YOURSELF, settle
+from workflows.settling import REFUSALS, learn_what_was_paid, not_sent, outcome_unknown, settle
 
-_IN_DOUBT = frozenset(
-    {"SubmissionOutcomeUnknown", "SubmissionInDoubt", "SlotTaken", "LedgerUnavailable", "PayloadUnreadable"}
-)
-"""The last: a worker without the encryption key cannot read what an attempt before it has told."""
 PROMPTS_SHOWN = (
     "LONGTAKE_HIDE_PROMPTS is on, but the prompts stand in the workflow's input: put them into the store and give "
     "their paths, as starter.py does"
 )
-_UNPAID = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 
 async def prepare(generation: Generation) -> None:
     """Find out everything that can be known to fail, before anything is paid."""
     generation.enter(Stage.PREPARING)
+    order = _first_order(generation)
     try:
-        generation.policy = await workflow.execute_activity_method(
-            SubmissionActivities.prepare_generation,
-            PrepareOrder(key=generation.key, request=generation.request),
-            summary="check images, store and gateway; nothing is paid yet",
-            **options.PREPARE,
-        )
+        async with _learning_what_was_paid(generation, order):
+            generation.policy = await workflow.execute_activity_method(
+                SubmissionActivities.prepare_generation,
+                PrepareOrder(key=generation.key, request=generation.request),
+                summary="check images, store and gateway; nothing is paid yet",
+                **options.PREPARE,
+            )
     except ActivityError as error:
         if is_cancelled_exception(error):
             raise
-        cause = cause_of(error)
-        kind = cause.type if cause.type in _UNPAID else "NotSubmitted"
-        # An earlier run of the same key may have been paid, where the ledger could not be asked.
-        paid = Paid.UNKNOWN if cause.type == "LedgerUnavailable" else Paid.NO
-        raise Ending(kind, cause.message, cause.details.model_copy(update={"paid": paid})) from None
+        raise await _unprepared(generation, order, cause_of(error)) from None
     if generation.policy.hide_prompts and not prompt_paths(generation.request) and not generation.request.task_id:
         generation.warnings.append(PROMPTS_SHOWN)
 
 
+async def _unprepared(generation: Generation, order: SubmitOrder, cause: Cause) -> Ending:
+    """This run sends nothing; an earlier one of the same key may have been paid."""
+    generation.paid = cause.details.paid
+    # A time-out or a defect says nothing about that. A ledger that was just away does: it cannot be asked.
+    if cause.details.paid is Paid.UNKNOWN and cause.type != "LedgerUnavailable":
+        await learn_what_was_paid(generation, order)
+    task_id = generation.receipt.task_id if generation.receipt else None
+    kind = cause.type if cause.type in REFUSALS else "NotSubmitted"
+    known = {"paid": generation.paid, "task_id": task_id}
+    return Ending(kind, cause.message, cause.details.model_copy(update=known))
+
+
 async def submit(generation: Generation) -> SubmissionReceipt:
     """The paid step; or the taking over of a task that something else submitted."""
-    ledger_id = generation.policy.ledger_id
-    return await _pay(generation, SubmitOrder(key=generation.key, request=generation.request, ledger_id=ledger_id))
+    return await _pay(generation, _first_order(generation))
 
 
 async def submit_extension(generation: Generation, remix_id: str, number: int) -> SubmissionReceipt:
     """Pay for the extension again, with all the rules of the first payment."""
     extension = ExtensionOrder(remix_id=remix_id, number=number)
-    order = SubmitOrder(
-        key=generation.key,
-        request=generation.request,
-        extension=extension,
-        ledger_id=generation.policy.ledger_id,
-    )
-    return await _pay(generation, order)
+    return await _pay(generation, _first_order(generation).model_copy(update={"extension": extension}))
+
+
+def _first_order(generation: Generation) -> SubmitOrder:
+    return SubmitOrder(key=generation.key, request=generation.request, ledger_id=generation.policy.ledger_id)
 
 
 async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
@@ -79,22 +83,29 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
     Raises:
         Ending: Refused, surely not sent in time, unknown for good, or abandoned.
     """
-    settled: SubmissionReceipt | None = None
-    while settled is None:
-        generation.enter(Stage.SUBMITTING)
-        try:
-            receipt = await _send(generation, order)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            if not _is_in_doubt(error):
-                raise _ending(error) from None
-            settled = await settle(generation, order, cause_of(error))
-        else:
-            await _keep(generation, order, receipt)
-            return receipt
-    await _keep(generation, order, settled)
-    return settled
+    receipt = None
+    async with _learning_what_was_paid(generation, order):
+        while receipt is None:
+            generation.enter(Stage.SUBMITTING)
+            try:
+                receipt = await _send(generation, order)
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                receipt = await settle(generation, order, cause_of(error))
+        await _keep(generation, order, receipt)
+    return receipt
+
+
+@asynccontextmanager
+async def _learning_what_was_paid(generation: Generation, order: SubmitOrder) -> AsyncIterator[None]:
+    """Whoever cancels is told whether it was paid."""
+    try:
+        yield
+    except BaseException as error:
+        if is_cancelled_exception(error):
+            await learn_what_was_paid(generation, order)
+        raise
 
 
 async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
@@ -125,17 +136,31 @@ async def _send(generation: Generation, order: SubmitOrder) -> SubmissionReceipt
             await _keep(generation, order, await submission)
         except ActivityError as error:
             if not is_cancelled_exception(error):
-                raise _ending(error) from None
+                await _end_as_it_failed(generation, order, cause_of(error))
         raise
+
+
+async def _end_as_it_failed(generation: Generation, order: SubmitOrder, cause: Cause) -> None:
+    """A submission that failed while the generation was being cancelled: the failure says more than "cancelled".
+
+    Raises:
+        Ending: Unless it was paid after all, was a retried extension, or just never answered.
+    """
+    await learn_what_was_paid(generation, order)
+    if generation.paid is Paid.YES or cause.type == "TimedOut":
+        return
+    raise not_sent(cause) if generation.paid is Paid.NO else outcome_unknown(cause)
 
 
 async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
     measuring.paid(receipt, order.request, extension=order.extension is not None)
-    if order.extension is None:
-        generation.own(receipt)
-    if receipt.recorded:
-        return
+    generation.own(receipt, extension=order.extension is not None)
+    if not receipt.recorded:
+        await _to_its_end(_record(generation, order, receipt))
+
+
+async def _record(generation: Generation, order: SubmitOrder, receipt: SubmissionReceipt) -> None:
     try:
         await workflow.execute_activity_method(
             SubmissionActivities.record_submission,
@@ -144,25 +169,14 @@ async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionR
             **options.RECORD,
         )
     except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
         generation.warnings.append(f"the ledger has no outcome for this submission: {cause_of(error).message}")
 
 
-def _is_in_doubt(error: ActivityError) -> bool:
-    """Whether a submission may have been paid: said so, or its activity never answered."""
-    if is_cancelled_exception(error):
-        return False
-    cause = cause_of(error)
-    return cause.type in _IN_DOUBT or cause.timed_out
-
-
-def _ending(error: ActivityError) -> Ending:
-    """What ends without a person being asked: refused, surely not sent in time, or cancelled while in doubt."""
-    cause = cause_of(error)
-    if _is_in_doubt(error):
-        advice = cause.details.advice or LOOK_YOURSELF
-        details = cause.details.model_copy(update={"paid": Paid.UNKNOWN, "advice": advice})
-        return Ending("SubmissionOutcomeUnknown", cause.message, details)
-    kind = cause.type if cause.type in _UNPAID else "NotSubmitted"
-    return Ending(kind, cause.message, cause.details.model_copy(update={"paid": Paid.NO}))
+async def _to_its_end(step: Awaitable[None]) -> None:
+    """A cancellation waits for this step, and goes on afterwards."""
+    running = asyncio.ensure_future(step)
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await running
+        raise

@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.polling import PollingActivities
-from longtake.catalog import MODELS, prompt_paths
+from longtake.catalog import pace_of, prompt_paths
 from longtake.models import Attention, LookOrder, Stage, SubmissionReceipt, TaskRecord, TaskState
 from longtake.pacing import Progress, next_look
 from workflows import measuring, options
@@ -31,7 +31,6 @@ class Watch:
         self._task = task
         self._extension = extension
         self._retry_after: timedelta | None = None
-        self._looks = 0 if extension else generation.polls
 
     async def verdict(self) -> TaskRecord:
         """Look until there is a verdict.
@@ -39,7 +38,15 @@ class Watch:
         Raises:
             Ending: `GatewayLost` or `GenerationStalled`; nothing is ever submitted again for it.
         """
-        carried = self._generation.attention if self._looks else None
+        generation = self._generation
+        generation.watch_since = generation.watch_since or workflow.now()
+        generation.watched = True
+        try:
+            return await self._watch(generation.attention if generation.looks else None)
+        finally:
+            generation.watched = generation.look_now = False
+
+    async def _watch(self, carried: Attention | None) -> TaskRecord:
         if carried is Attention.NEEDS_KEY:
             self._retry_after = self._generation.policy.pacing.expected
         self._show(carried)
@@ -58,22 +65,25 @@ class Watch:
             generation.policy.pacing,
             Progress(
                 elapsed=self._elapsed,
-                looks=self._looks,
+                looks=generation.looks,
                 stage=generation.stage,
                 stalled=self._elapsed > generation.policy.stalled_after,
                 retry_after=self._retry_after,
             ),
-            pace=MODELS[generation.request.model].pace * (_EXTENSION_PACE if self._extension else 1),
+            pace=pace_of(generation.request.model) * (_EXTENSION_PACE if self._extension else 1),
             jitter=workflow.random().random(),
         )
+        soonest = workflow.now() + generation.policy.pacing.floor
         generation.next_look_at = workflow.now() + wait
         generation.tell()
+        summary = f"until look {generation.polls + 1}: {generation.stage}"
         try:
-            await workflow.wait_condition(
-                lambda: generation.look_now,
-                timeout=wait,
-                timeout_summary=f"until look {generation.polls + 1}: {generation.stage}",
-            )
+            await workflow.wait_condition(lambda: generation.look_now, timeout=wait, timeout_summary=summary)
+            # Asked for: at once, but whoever asks a thousand times does not have the gateway asked a thousand times.
+            if (left := soonest - workflow.now()) > timedelta(0):
+                generation.next_look_at = soonest
+                generation.tell()
+                await workflow.sleep(left, summary=summary)
         except TimeoutError:
             pass
         finally:
@@ -84,7 +94,7 @@ class Watch:
         """Ask once; trouble is shown and looked at again, it never ends a generation."""
         generation = self._generation
         generation.polls += 1
-        self._looks += 1
+        generation.looks += 1
         try:
             record = await workflow.execute_activity_method(
                 PollingActivities.query_generation,
@@ -94,6 +104,8 @@ class Watch:
                     extension=self._extension,
                     stage=generation.stage,
                     hidden_prompts=prompt_paths(generation.request),
+                    gateway=self._task.gateway,
+                    account=self._task.account,
                 ),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
@@ -122,9 +134,9 @@ class Watch:
         before = generation.extension_record if self._extension else generation.record
         measuring.charged(record, before, self._task, generation.request, extension=self._extension)
         if self._extension:
-            generation.extension_record = record
+            generation.extension_record = _with_ids_of(before, record)
         else:
-            generation.record = _with_ids_of(generation.record, record)
+            generation.record = _with_ids_of(before, record)
         self._show()
 
     def _note_trouble(self, cause: Cause) -> None:
@@ -156,7 +168,7 @@ class Watch:
             Ending: See `verdict`.
         """
         generation, policy, now = self._generation, self._generation.policy, workflow.now()
-        again = "Starting again with the same key looks again and pays nothing."
+        again = "Starting again with the same key, on the same ledger, looks again and pays nothing."
         if record and generation.lost_since and now - generation.lost_since >= policy.lost_watch:
             raise Ending(
                 "GatewayLost",
@@ -173,16 +185,35 @@ class Watch:
                     advice=f"Ask the gateway's support for this task id: it was paid, its row is missing. {again}"
                 ),
             )
-        # A day without any readable answer, because of a dead key for example, is no end yet: that gets another day.
-        if self._elapsed >= policy.give_up_after * (1 if record else 2):
+        if not self._is_overdue(record):
+            return
+        if generation.lost_since:
             raise Ending(
-                "GenerationStalled",
-                f"no verdict within {policy.give_up_after}",
-                generation.known(advice=f"The gateway itself gives up after 24 hours. {again}"),
+                "GatewayLost",
+                f"no verdict within {policy.give_up_after}, and the gateway has given the task up: "
+                f"{generation.last_problem}",
+                generation.known(advice=f"Ask the gateway's support for the upstream ids. {again}"),
             )
+        raise Ending(
+            "GenerationStalled",
+            f"no verdict within {policy.give_up_after}",
+            generation.known(advice=f"The gateway itself gives up after 24 hours. {again}"),
+        )
+
+    def _is_overdue(self, record: TaskRecord | None) -> bool:
+        """Whether the task's time is over.
+
+        A look that told nothing, because of a dead key for example, ends it only when there was another day for it; and
+        a key that is started again, however old its task is, has a whole day for an answer.
+        """
+        policy = self._generation.policy
+        if record:
+            return self._elapsed >= policy.give_up_after
+        since = self._generation.watch_since or workflow.now()
+        return self._elapsed >= policy.give_up_after * 2 and workflow.now() - since >= policy.give_up_after
 
     async def _continue_as_new_if_long(self) -> None:
-        if self._looks % LOOKS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
+        if self._generation.looks % LOOKS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
             return
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(self._generation.carried())

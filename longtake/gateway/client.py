@@ -19,6 +19,7 @@ import hashlib
 import logging
 import re
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -255,7 +256,8 @@ class GatewayClient:
         self._submit_seconds = submit_timeout.total_seconds()
         self._query_seconds = query_timeout.total_seconds()
         self._query_slots = asyncio.Semaphore(_MOST_QUERIES_AT_ONCE)
-        headers = {"User-Agent": _USER_AGENT, "Accept": "application/json"}
+        # Compressed bytes are a way to send gigabytes in a kilobyte: ask for none, and bound those that come (`_Body`).
+        headers = {"User-Agent": _USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"}
         tls = httpx.create_ssl_context()  # once for both: reading the certificates takes 20 ms
         # Two clients, because a kept-alive connection may die under a request: harmless for a query, "outcome unknown"
         # for a paid one.
@@ -314,6 +316,10 @@ class GatewayClient:
         except (httpx.InvalidURL, ValueError):
             return None
         return SecretStr(self._keys[self._good_key]) if same else None
+
+    def has_key_of(self, account: str) -> bool:
+        """Whether one of the keys has this fingerprint: all of them are of one account."""
+        return any(fingerprint(key) == account for key in self._keys)
 
     async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmissionAnswer:
         """Pay for one generation: one POST, sent at most once.
@@ -511,6 +517,41 @@ class HttpAnswer:
         return _request_id(self.headers)
 
 
+class _BodyRefused(Exception):
+    """A body of more than a bearable size, or in a coding that is not read."""
+
+
+class _Body:
+    """Collects an answer's body as it came over the wire, never more than the cap.
+
+    httpx unpacks a chunk whole before it hands it out, codings within codings too: 3 kB became 4 GB.
+    """
+
+    def __init__(self, coding: str) -> None:
+        self.content = bytearray()
+        coding = coding.strip().lower() or "identity"
+        if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
+            raise _BodyRefused(
+                f"the answer has the content coding {wire.redact(coding)[:40]!r}, which was not asked for"
+            )
+        # 32: by its header, gzip or zlib.
+        self._unpacker = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def take(self, chunk: bytes) -> None:
+        """Add what has come.
+
+        Raises:
+            _BodyRefused: It is too much, or cannot be unpacked.
+        """
+        room = _MOST_ANSWER_BYTES + 1 - len(self.content)
+        try:
+            self.content += chunk if self._unpacker is None else self._unpacker.decompress(chunk, room)
+        except zlib.error:
+            raise _BodyRefused("the answer's body does not have the content coding that its header names") from None
+        if len(self.content) > _MOST_ANSWER_BYTES:
+            raise _BodyRefused(f"the answer is larger than {_MOST_ANSWER_BYTES} bytes")
+
+
 class _SendGate:
     """Lets one request through, once, after `before_send` has agreed."""
 
@@ -560,17 +601,15 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
             span.answered(response)
             request_id = _request_id(response.headers)
             told = {"outcome": "body incomplete", "http_status": response.status_code, "request_id": request_id}
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _MOST_ANSWER_BYTES:
-                    raise AnswerUnreadable(
-                        f"the answer is larger than {_MOST_ANSWER_BYTES} bytes; {_CHECK_URL}",
-                        status=response.status_code,
-                        request_id=request_id,
-                    )
+            body = _Body(response.headers.get("Content-Encoding", ""))
+            async for chunk in response.aiter_raw():
+                body.take(chunk)
             del told["outcome"]
-            return HttpAnswer(response.status_code, response.headers, bytes(body))
+            return HttpAnswer(response.status_code, response.headers, bytes(body.content))
+        except _BodyRefused as refused:
+            raise AnswerUnreadable(
+                f"{refused}; {_CHECK_URL}", status=response.status_code, request_id=request_id
+            ) from None
         except httpx.HTTPError as error:
             raise AnswerLost(
                 f"the answer (HTTP {response.status_code}) broke off: {_cause(error)}",
@@ -629,8 +668,7 @@ def _error(  # noqa: PLR0913, PLR0917 - the facts of one answer, from two call s
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:
-    value = next((value for key, value in headers.items() if key.lower() == REQUEST_ID_HEADER), "")
-    return "".join(char for char in value if char.isprintable())[:128] or None
+    return wire.read_request_id(headers, REQUEST_ID_HEADER)
 
 
 def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
@@ -644,7 +682,9 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
         return None
     route = unquote(path).rstrip("/")
     same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(route)
-    return _origin(url) + url.path.rstrip("/").removesuffix(route) if same_route else None
+    # Escaped again: httpx unescapes paths, and this one is to be copied into a setting.
+    base = quote(url.path.rstrip("/").removesuffix(route))
+    return wire.redact(_origin(url) + base) if same_route else None
 
 
 def _cause(error: BaseException) -> str:
@@ -692,7 +732,7 @@ def _read_base_url(text: str) -> str:
 
 
 def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> str:
-    """A credential that can stand in a header.
+    """A credential that can stand in a header; from now on no text from a gateway shows it.
 
     Raises:
         ValueError: It cannot; names the setting and does not repeat the value.
@@ -701,6 +741,7 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     # What cannot stand in a header must fail here, not between the hook and the first byte.
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
+    wire.never_show(value)
     return value
 
 

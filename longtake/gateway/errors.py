@@ -6,6 +6,8 @@
     ├── RequestRefused        answered, nothing was made, and the same request never will be: 400, 413, 415, 422
     │   └── KeyRefused        the key or its quota: 401, 402, 403; an operator must clear it
     ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
+    ├── TaskNotVisible        the same, asked with a key that is not known to be of the account that paid
+    ├── WrongGateway          not asked: the task lives at another gateway than this worker's
     ├── AnswerLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
     └── AnswerUnreadable      it was answered, with something outside the document: HTML, no JSON, no id
 
@@ -66,6 +68,14 @@ class KeyRefused(RequestRefused):
 
 class TaskNotFound(GatewayError):
     """The gateway does not know the task: too early, or its row was lost."""
+
+
+class TaskNotVisible(GatewayError):
+    """The gateway does not show the task to this worker's key, and another key paid: that proves nothing."""
+
+
+class WrongGateway(GatewayError):
+    """This worker's gateway is not the one where the task lives, so it was not asked."""
 
 
 class AnswerLost(GatewayError):

@@ -95,6 +95,11 @@ class ExtensionClient:
         """`scheme://host[:port]` of this gateway."""
         return self._gateway.origin
 
+    @property
+    def account(self) -> str:
+        """A fingerprint of the key that pays here."""
+        return self._gateway.account
+
     def content_url(self, task_id: str) -> str:
         """Where this gateway itself serves the video of a task; it needs the key (`key_for`)."""
         return self._gateway.content_url(task_id)
@@ -102,6 +107,10 @@ class ExtensionClient:
     def key_for(self, url: str) -> SecretStr | None:
         """The key to send to `url`; None unless it has this gateway's origin."""
         return self._gateway.key_for(url)
+
+    def has_key_of(self, account: str) -> bool:
+        """Whether the key has this fingerprint."""
+        return self._gateway.has_key_of(account)
 
     async def submit(
         self, remix_id: str, prompt: str, *, before_send: Callable[[], Awaitable[None]]

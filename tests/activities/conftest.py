@@ -82,6 +82,7 @@ class Worker:
             witnesses=self.witnesses,
             policy=POLICY,
             extension=self.extension,
+            fetcher=self.fetcher,
         )
         self.polling = PollingActivities(gateway=self.gateway, store=self.store, extension=self.extension)
         self.delivery = DeliveryActivities(

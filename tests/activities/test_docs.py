@@ -22,7 +22,6 @@ FAILURES = (ROOT / "docs/failures.md").read_text()
 # Durations that are no limit on anything that is waited for.
 NO_TIMEOUTS = {
     ("longtake.pacing", "_STALLED_LOOK"): "how often to look is told in the design, and measured by a benchmark",
-    ("longtake.ledger", "_CLOCK_SKEW"): "chooses records by their age",
 }
 
 
@@ -157,8 +156,8 @@ def _kinds_of_endings() -> set[str]:
         and call.func.id == "Ending"
         and isinstance(call.args[0], ast.Constant)
     }
-    unpaid = importlib.import_module("workflows.submitting")._UNPAID
-    return {str(kind) for kind in kinds} | set(unpaid)
+    refusals = importlib.import_module("workflows.settling").REFUSALS
+    return {str(kind) for kind in kinds} | set(refusals) | {"NotSubmitted"}
 
 
 def test_every_type_that_a_generation_ends_with_is_explained() -> None:

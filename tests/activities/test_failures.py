@@ -11,7 +11,7 @@ import pytest
 import longtake
 from activities.failures import RULES, Step, application_error, rule_for
 from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed
+from longtake.delivery import DownloadFailed, DownloadsBlocked
 from longtake.gateway.client import SendHookDidNotFire
 from longtake.gateway.errors import (
     AnswerLost,
@@ -22,6 +22,8 @@ from longtake.gateway.errors import (
     KeyRefused,
     RequestRefused,
     TaskNotFound,
+    TaskNotVisible,
+    WrongGateway,
 )
 from longtake.images import ImageProblem
 from longtake.ledger import (
@@ -31,8 +33,11 @@ from longtake.ledger import (
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
+    SubmissionClosed,
     SubmissionInDoubt,
     TaskOwned,
+    WrongLedger,
+    WrongSide,
 )
 from longtake.models import DeliveryKind, Paid, Problem
 from longtake.storage import StoreProblem
@@ -85,10 +90,12 @@ TABLE = [
     Row(STORE, SUBMIT, "StoreRefused", True, NO),
     Row(GatewayUnreachable("refused"), PREPARE, "GatewayUnreachable", True, NO),
     Row(GatewayUnreachable("refused"), SUBMIT, "GatewayUnreachable", True, NO),
+    Row(DownloadsBlocked("no proxy"), PREPARE, "DownloadsBlocked", True, NO),
     Row(GatewayBusy("wait"), PREPARE, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait"), SUBMIT, "GatewayBusy", True, NO),
     Row(GatewayBusy("wait", status=429, retry_after=PATIENCE), SUBMIT, "GatewayBusy", True, NO, PATIENCE),
     Row(SendSuspended("asleep"), SUBMIT, "SendSuspended", True, NO),
+    Row(SubmissionClosed("closed"), SUBMIT, "SubmissionClosed", False, NO),
     # Nothing is sent, but what an earlier attempt did cannot be read either.
     Row(LedgerUnavailable("away"), PREPARE, "LedgerUnavailable", True, UNKNOWN),
     Row(LedgerUnavailable("away"), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
@@ -103,11 +110,15 @@ TABLE = [
     Row(SendHookDidNotFire("?"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.GENERATION), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
     Row(TaskNotFound("mistyped"), SETTLE, "InvalidRequest", False, UNKNOWN, None, True),
     Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),
     Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.WORKER), SETTLE, "LedgerUnavailable", True, UNKNOWN),
+    # A good worker beside it may take the next attempt.
+    Row(WrongLedger("another", side=WrongSide.WORKER), PREPARE, "LedgerUnavailable", True, UNKNOWN),
     Row(IN_DOUBT, SETTLE, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
     Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
@@ -119,12 +130,16 @@ TABLE = [
     Row(GatewayBusy("wait", retry_after=PATIENCE), LOOK, "GatewayTrouble", True, YES, PATIENCE),
     Row(AnswerLost("502"), LOOK, "GatewayTrouble", True, YES),
     Row(RequestRefused("400"), LOOK, "GatewayTrouble", True, YES),
+    Row(WrongGateway("elsewhere"), LOOK, "WrongGateway", True, YES),
+    Row(TaskNotVisible("another key"), LOOK, "TaskNotVisible", True, YES),
     Row(STORE, LOOK, "StoreRefused", True, YES),
     Row(HOPELESS, LOOK, "StoreRefused", True, YES),
     Row(DEFECT, LOOK, "Defect", True, UNKNOWN),
     # Bringing it home: paid, so nothing is given up.
     Row(LATER, DELIVER, "DeliveryFailed", True, YES),
     Row(GONE, DELIVER, "DeliveryFailed", True, YES),
+    Row(WrongGateway("elsewhere"), DELIVER, "WrongGateway", True, YES),
+    Row(TaskNotVisible("another key"), DELIVER, "TaskNotVisible", True, YES),
     Row(STORE, DELIVER, "StoreRefused", True, YES),
     Row(HOPELESS, DELIVER, "StoreRefused", True, YES),
     Row(DEFECT, DELIVER, "Defect", True, UNKNOWN),
@@ -168,13 +183,17 @@ APPEARS = {
     RequestRefused: {SUBMIT, LOOK},
     KeyRefused: {PREPARE, SUBMIT, LOOK},
     TaskNotFound: {LOOK, SETTLE},
+    WrongGateway: {LOOK, DELIVER},
+    TaskNotVisible: {LOOK, DELIVER},
     AnswerLost: {LOOK},
     AnswerUnreadable: {PREPARE, LOOK},
     LedgerError: set(),  # never raised itself
     LedgerUnavailable: {SUBMIT, SETTLE},
+    WrongLedger: {PREPARE, SUBMIT, SETTLE},
     KeyReused: {SUBMIT, SETTLE},
     TaskOwned: {SETTLE},
     SendSuspended: {SUBMIT},
+    SubmissionClosed: {SUBMIT},
     SlotTaken: {SUBMIT, SETTLE},
     SubmissionInDoubt: {SUBMIT, SETTLE},
     OutcomeUnknown: {SUBMIT, SETTLE},
@@ -256,5 +275,5 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
         InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
-        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem,
+        GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem, SubmissionClosed,
     }  # fmt: skip

@@ -1,5 +1,7 @@
+import contextlib
 import io
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from longtake.models import GenerateVideoInput, Paid, PrepareOrder, SubmitOrder
+from longtake.delivery import Fetcher
+from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareOrder, SubmitOrder
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -51,6 +54,28 @@ async def test_the_gateway_is_asked_once_for_many_generations(
     for _ in range(5):
         await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request_for()))
     assert len(sim.ledger.entries) == 1
+
+
+async def test_nothing_is_ordered_that_could_not_be_downloaded(
+    worker: Worker, sim: Simulator, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody listens there; the gateway's client is open already
+    async with Fetcher(sim.url) as blocked:
+        worker.submission._fetcher = blocked
+        order = PrepareOrder(request=request_for())
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("DownloadsBlocked", True, Paid.NO)
+    assert "HTTP_PROXY" in failure.message
+
+
+async def test_what_was_paid_for_is_collected_though_downloads_are_blocked_now(
+    worker: Worker, sim: Simulator, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.run(worker.submission.submit_generation, SubmitOrder(key="paid", request=request_for()))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with Fetcher(sim.url) as blocked:
+        worker.submission._fetcher = blocked
+        await worker.run(worker.submission.prepare_generation, PrepareOrder(key="paid", request=request_for()))
 
 
 async def test_a_task_to_take_over_is_looked_at_first(worker: Worker, request_for: Request) -> None:
@@ -175,3 +200,56 @@ async def test_a_store_that_cannot_hold_the_ledger_is_refused(
     # Nothing is paid yet: whoever asked is told at once, rather than after an hour of patience.
     assert not failure.retried
     assert ("permission" if fault == "read-only" else "If-None-Match") in failure.message
+
+
+async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
+    worker: Worker, request_for: Request
+) -> None:
+    """What they paid for, or perhaps did, is collected before anything else; a key that is new has none."""
+    order = PrepareOrder(key="again", request=request_for())
+
+    async def prepared() -> int:
+        policy: GenerationPolicy = await worker.run(worker.submission.prepare_generation, order)
+        return policy.extensions_sent
+
+    async def paid(key: str, task_id: str) -> None:
+        await worker.ledger.adopt(key, digest="d", task_id=task_id, owner="test", model="m")
+
+    assert await prepared() == 0
+    await paid("again", "task_1")
+    assert await prepared() == 0
+    await paid("again#extend-1", "task_2")
+    assert await prepared() == 1
+    await paid("again#extend-2", "task_3")
+    assert await prepared() == 2
+
+
+async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
+    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    """A really full file system: it used to end every new generation at its first attempt."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=False)  # noqa: ASYNC221 - it is quick; wherever the system has it
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs a privilege that this machine does not give")
+    try:
+        worker = hire(store=Store.open(str(folder)))
+        await worker.ledger.establish()
+        ballast = folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        order = PrepareOrder(request=request_for(), key="order-1")
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.NO)
+        submit = SubmitOrder(request=request_for(), key="order-1")
+        failure = await failure_of(worker.run(worker.submission.submit_generation, submit))
+        assert (failure.type, failure.retried) == ("LedgerUnavailable", True)
+        assert sim.ledger.submissions() == []
+        ballast.unlink()
+        await worker.run(worker.submission.prepare_generation, order)
+        await worker.run(worker.submission.submit_generation, submit)
+        assert sim.ledger.paid()["total"] == 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221 - likewise

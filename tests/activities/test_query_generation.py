@@ -160,3 +160,35 @@ async def test_a_dead_key_is_named_and_never_shown(hire: Hire, order_for: OrderF
     assert failure.type == "KeyRefused"
     assert "LONGTAKE_GATEWAY_API_KEY" in failure.details.advice
     assert "a-dead-key" not in failure.message + failure.details.model_dump_json()
+
+
+# --- Another gateway, another account ---------------------------------------------------------------------------------
+
+
+async def test_a_task_of_another_gateway_is_not_asked_for_here(
+    worker: Worker, sim: Simulator, order_for: OrderFor
+) -> None:
+    order = (await order_for("ok")).model_copy(update={"gateway": "https://elsewhere.example"})
+    asked = len(sim.ledger.entries)
+    failure = await failure_of(worker.run(worker.polling.query_generation, order))
+    assert (failure.type, failure.retried, failure.details.paid) == ("WrongGateway", True, Paid.YES)
+    assert "https://elsewhere.example" in failure.message
+    assert worker.gateway.origin in failure.message
+    assert len(sim.ledger.entries) == asked
+    here = order.model_copy(update={"gateway": worker.gateway.origin})
+    assert (await look(worker, here)).state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("account", "kind"), [("", "TaskNotFound"), ("ours", "TaskNotFound"), ("f" * 16, "TaskNotVisible")]
+)
+async def test_no_such_task_proves_nothing_where_another_key_paid(
+    worker: Worker, order_for: OrderFor, account: str, kind: str
+) -> None:
+    order = await order_for("task_not_exist")
+    paid_by = worker.gateway.account if account == "ours" else account
+    failure = await failure_of(
+        worker.run(worker.polling.query_generation, order.model_copy(update={"account": paid_by}))
+    )
+    assert failure.type == kind
+    assert failure.details.paid is Paid.YES

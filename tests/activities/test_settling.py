@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from longtake import ledger as ledger_module
 from longtake.catalog import request_digest
 from longtake.models import (
+    ClosedSubmission,
+    CloseInput,
     ExtensionOrder,
     GenerateVideoInput,
     LookOrder,
@@ -48,8 +51,8 @@ async def reconcile(worker: Worker, key: str = KEY) -> Reconciliation:
     return found
 
 
-async def settle(worker: Worker, task_id: str | None) -> Settlement:
-    settled = await worker.run(worker.submission.settle_submission, SettleOrder(key=KEY, task_id=task_id))
+async def settle(worker: Worker, task_id: str | None, slot: int = 1) -> Settlement:
+    settled = await worker.run(worker.submission.settle_submission, SettleOrder(key=KEY, task_id=task_id, slot=slot))
     assert isinstance(settled, Settlement)
     return settled
 
@@ -423,3 +426,91 @@ async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(
     failure = await failure_of(worker.run(worker.submission.submit_extension, order))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionRefused", False, Paid.NO)
     assert sim.ledger.paid()["total"] == 0
+
+
+# --- Which submission a decision is about, and what closing lets nobody send ------------------------------------------
+
+
+async def close(worker: Worker, key: str = KEY, *, at: datetime) -> ClosedSubmission:
+    """As an activity that Temporal scheduled at that time."""
+    worker.environment.info = replace(worker.environment.info, scheduled_time=at)
+    closed = await worker.run(worker.submission.close_submission, CloseInput(key=key))
+    assert isinstance(closed, ClosedSubmission)
+    return closed
+
+
+async def test_a_decision_settles_the_submission_that_was_asked_about_and_no_other(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request
+) -> None:
+    """Replayed by a reset, or by an attempt that was frozen: the second submission is another question."""
+    unpaid = "submit_reset,unpaid,times=9"
+    await in_doubt(tag=unpaid)
+    assert (await settle(worker, None)).receipt is None
+    await in_doubt(tag=unpaid)
+    assert (await settle(worker, None)).receipt is None
+    failure = await failure_of(submit(worker, request_for(f"{unpaid},label={KEY}")))
+    assert (failure.type, failure.details.slot) == ("SubmissionOutcomeUnknown", 2)
+    assert len(sim.ledger.submissions()) == 2
+
+
+async def test_a_decision_to_adopt_leaves_another_submission_in_doubt_alone(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request
+) -> None:
+    unpaid = "submit_reset,unpaid,times=9"
+    await in_doubt(tag=unpaid)
+    await settle(worker, None)
+    await in_doubt(tag=unpaid)
+    elsewhere = sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "made elsewhere", 1)
+    assert (await settle(worker, elsewhere.task_id)).receipt is None
+    failure = await failure_of(submit(worker, request_for(f"{unpaid},label={KEY}")))
+    assert (failure.type, failure.details.slot) == ("SubmissionOutcomeUnknown", 2)
+
+
+async def test_a_task_for_a_submission_that_was_called_not_sent_is_taken_over_and_nothing_is_paid(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request
+) -> None:
+    request = request_for(f"submit_reset,times=1,label={KEY}")
+    await in_doubt()
+    await settle(worker, None)
+    (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
+    order = SettleOrder(key=KEY, task_id=made, slot=1, digest=request_digest(request), model=MODEL)
+    settled = await worker.run(worker.submission.settle_submission, order)
+    assert settled.receipt
+    assert settled.receipt.task_id == made
+    assert (await submit(worker, request)).task_id == made
+    assert len(sim.ledger.submissions()) == 1
+
+
+async def test_what_was_scheduled_before_it_was_closed_is_not_sent_and_what_comes_later_is(
+    worker: Worker, sim: Simulator, request_for: Request
+) -> None:
+    now = datetime.now(UTC)
+    assert await close(worker, at=now) == ClosedSubmission()
+    for earlier in (now, now - timedelta(hours=1)):
+        worker.environment.info = replace(worker.environment.info, scheduled_time=earlier)
+        failure = await failure_of(submit(worker, request_for()))
+        assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionClosed", False, Paid.NO)
+    assert sim.ledger.submissions() == []
+    worker.environment.info = replace(worker.environment.info, scheduled_time=now + timedelta(seconds=1))
+    assert (await submit(worker, request_for())).slot == 2
+
+
+async def test_closing_tells_what_was_paid_and_what_is_in_doubt(
+    worker: Worker, in_doubt: InDoubt, request_for: Request
+) -> None:
+    receipt = await submit(worker, request_for(), "paid")
+    closed = await close(worker, "paid", at=datetime.now(UTC))
+    assert closed == ClosedSubmission(receipt=receipt.model_copy(update={"attached": True}))
+    await in_doubt()
+    closed = await close(worker, at=datetime.now(UTC))
+    assert closed.receipt is None
+    assert closed.in_doubt is not None
+    assert (closed.in_doubt.slot, closed.in_doubt.paid) == (1, Paid.UNKNOWN)
+    assert closed.in_doubt.sent_at is not None
+
+
+async def test_a_receipt_names_the_gateway_and_the_account_also_when_the_ledger_hands_it_on(
+    worker: Worker, request_for: Request
+) -> None:
+    for receipt in (await submit(worker, request_for()), await submit(worker, request_for())):
+        assert (receipt.gateway, receipt.account) == (worker.gateway.origin, worker.gateway.account)

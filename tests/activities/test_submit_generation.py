@@ -21,6 +21,7 @@ from longtake.storage import Store, StoreProblem
 from simulator import Simulator
 from tests.activities.conftest import API_KEY, Hire, Worker
 from tests.activities.failing import failure_of
+from tests.unread import UnreadAnswers
 
 KEY = "order-1"
 Request = Callable[..., GenerateVideoInput]
@@ -171,7 +172,7 @@ async def test_a_worker_whose_client_gave_no_sign_before_sending_sends_nothing_m
         return httpx.Response(200, json={"id": "task_1", "task_id": "task_1", "status": "queued"})
 
     worker = hire()
-    monkeypatch.setattr(worker.gateway._submitting, "_transport", httpx.MockTransport(answer))
+    monkeypatch.setattr(worker.gateway._submitting, "_transport", UnreadAnswers(answer))
     failure = await failure_of(submit(worker))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionOutcomeUnknown", False, Paid.UNKNOWN)
     for _ in range(2):

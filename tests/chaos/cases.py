@@ -79,12 +79,16 @@ CASES: tuple[Case, ...] = (
     *_all("fallback", "submit_reset,extend_failed", Pace.DOUBT),
     # The other world of the same symptom: nothing was made.
     *_all("full", "submit_reset,unpaid,times=1 submit_504,unpaid,times=1 redirect_307,times=1", Pace.DOUBT),
-    *_all("full", "submit_hang,unpaid,times=1 fail_to_fetch_task,unpaid,times=1", Pace.DOUBT),
+    *_all(
+        "full", "submit_hang,unpaid,times=1 fail_to_fetch_task,unpaid,times=1 get_channel_failed,times=1", Pace.DOUBT
+    ),
+    # Twice in a row: two decisions, and resets between them.
+    *_all("full", "submit_reset,unpaid,times=2 submit_504,unpaid,times=2 do_request_failed,unpaid,times=2", Pace.SLOW),
     # Refused, and sent again where that can help.
     *_all("SubmissionRefused", "refuse_400 refuse_400_new_api refuse_401 refuse_402 refuse_403 insufficient_quota"),
     *_all("SubmissionRefused", "refuse_413 refuse_415 refuse_422"),
     *_all("full", "rate_limited,times=2,retry_after=1 rate_limited,times=1,retry_after=date rate_limited,times=1"),
-    *_all("full", "no_channel,times=1 get_channel_failed,times=1 build_request_failed,times=1 submit_521,times=1"),
+    *_all("full", "no_channel,times=1 build_request_failed,times=1 submit_521,times=1"),
     *_all("full", "submit_522,times=1 submit_523,times=2 submit_525,times=1 submit_526,times=1"),
     # Trouble while looking.
     *_all("full", "task_not_exist task_not_exist,status=404 query_401 query_403 query_429,retry_after=1 query_500"),

@@ -17,9 +17,10 @@ from temporalio.client import Client, WorkflowExecution
 from longtake.temporal import key_of
 
 _HARMLESS_CAUSES = frozenset(
-    {"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE", "FORCE_CLOSE_COMMAND"}
+    {"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE", "FORCE_CLOSE_COMMAND", "RESET_WORKFLOW"}
 )
-"""The server's own: something arrived meanwhile and it asks once more, or the run was terminated during the task."""
+"""The server's own: something arrived meanwhile and it asks once more, the run was terminated during the task, or an
+operator reset it to here."""
 _AT_ONCE = 8
 
 Json = dict[str, Any]
@@ -63,6 +64,14 @@ class RunOfKey:
     next_try: str = ""
     """Its only pending activity, while that waits for its next attempt; the reason is told with it."""
     attention: str = ""
+    paid_shown: str = ""
+    """What the list says about money."""
+    last_event: str = ""
+    """What it waits for, if it runs."""
+    history: str = ""
+    """As JSON, to be kept where something is wrong with it."""
+    resets: int = 0
+    """How often its history was cut, here or in the runs that it was copied from."""
 
     @property
     def paid(self) -> str:
@@ -93,10 +102,13 @@ async def _read(client: Client, execution: WorkflowExecution) -> RunOfKey:
     run = RunOfKey(key_of(execution.id), execution.run_id, execution.start_time, execution.close_time)
     scheduled: dict[int, tuple[str, Json]] = {}
     texts: list[str] = []
+    shown = {pair.key.name: str(pair.value) for pair in execution.typed_search_attributes}
+    run.paid_shown = shown.get("VideoPaid", "")
     for event in history.events:
         texts += _texts(event)
         _note(run, event, scheduled)
     run.text = "\n".join(texts)
+    run.last_event, run.history = _last(history.events[-1]), history.to_json()
     if not run.end:
         description = await handle.describe()
         pending = description.raw_description.pending_activities
@@ -104,9 +116,7 @@ async def _read(client: Client, execution: WorkflowExecution) -> RunOfKey:
             run.held_by = pending[0].last_worker_identity
         elif len(pending) == 1 and pending[0].HasField("last_failure"):
             run.next_try = pending[0].activity_type.name
-        run.attention = next(
-            (str(pair.value) for pair in execution.typed_search_attributes if pair.key.name == "VideoAttention"), ""
-        )
+        run.attention = shown.get("VideoAttention", "")
     return run
 
 
@@ -129,6 +139,7 @@ def _note(run: RunOfKey, event: HistoryEvent, scheduled: dict[int, tuple[str, Js
             cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
             if cause in _HARMLESS_CAUSES:
                 run.harmless_task_failures[cause] += 1
+                run.resets += cause == "RESET_WORKFLOW"
             else:
                 run.task_failures.append(f"{cause}: {failed.failure.message}"[:300])
         case _:
@@ -151,6 +162,13 @@ def _note_settlement(run: RunOfKey, name: str, asked: Json, result: Json) -> Non
 
 def _open_doubt(run: RunOfKey, ledger_key: str) -> Doubt | None:
     return next((doubt for doubt in run.doubts if doubt.ledger_key == ledger_key and not doubt.settled), None)
+
+
+def _last(event: HistoryEvent) -> str:
+    name = EventType.Name(event.event_type).removeprefix("EVENT_TYPE_")
+    timer = event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta()
+    lasts = f" for {timer.total_seconds():.0f} s" if event.HasField("timer_started_event_attributes") else ""
+    return f"{name}{lasts} at {event.event_time.ToDatetime(UTC):%H:%M:%S}"
 
 
 def _note_end(run: RunOfKey, event: HistoryEvent) -> None:

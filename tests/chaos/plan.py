@@ -1,7 +1,7 @@
 """What a seed decides: which generations are started, what their callers do, and what the weather is."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from longtake.models import GenerateVideoInput, ImageInput
@@ -9,7 +9,7 @@ from tests.chaos.cases import CASES, PLAIN, Case, Pace
 
 MARK = "quokka"
 """Stands in every prompt, so that a prompt in a log can be recognised."""
-LONG_RUN_SECONDS = 150
+LONG_RUN_SECONDS = 100
 """Shorter runs leave out what takes minutes."""
 
 _MODELS = ("veo_3_1-fast-remix",) * 4 + ("veo_3_1-remix",) * 3
@@ -21,8 +21,25 @@ _PIXEL = (
     "rkJggg=="
 )
 
+_RESET_AFTER_DECISION = 0.6
+"""Of the generations whose submission a person decides on."""
+
 Interference = Literal["", "cancel", "cancel and start again", "terminate and start again"]
-What = Literal["kill", "stop", "drain", "server killed", "server stopped", "store", "keys", "key", "outage", "refuse"]
+What = Literal[
+    "kill",
+    "stop",
+    "drain",
+    "server killed",
+    "server stopped",
+    "store",
+    "keys",
+    "key",
+    "outage",
+    "refuse",
+    "roll back",
+    "pause activity",
+    "reset activity",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,10 @@ class Planned:
     """What the operator decides if the submission is in doubt."""
     wants_retry: bool = False
     """What the operator decides after `ask`."""
+    resets: tuple[float, ...] = ()
+    """When an operator resets its newest run, ended or not, to one of its workflow tasks."""
+    reset_after_decision: float | None = None
+    """How long after the first decision on its submission that happens as well."""
 
     @property
     def prompt(self) -> str:
@@ -76,6 +97,7 @@ class Event:
     at: float
     what: What
     seconds: float = 0.0
+    """How long it lasts, where it lasts."""
     worker: int = 0
 
 
@@ -89,6 +111,8 @@ class Plan:
     events: tuple[Event, ...]
     calm_at: float
     """No more faults from here on."""
+    clock_shifts: tuple[float, ...] = (0.0, 0.0)
+    """How far each worker's wall clock is ahead, in seconds; below zero: behind."""
 
 
 def make_plan(seed: int, generations: int, seconds: float) -> Plan:
@@ -101,10 +125,11 @@ def make_plan(seed: int, generations: int, seconds: float) -> Plan:
     """
     chance = random.Random(seed)  # noqa: S311 (a plan wants repeatable dice, not secret ones)
     long = seconds >= LONG_RUN_SECONDS
-    starts_for = seconds * (0.4 if long else 0.22)
+    starts_for = seconds * (0.27 if long else 0.25)
     calm_at = starts_for + seconds * 0.06
     planned = _generations(chance, generations, starts_for, long=long)
-    return Plan(seed, seconds, planned, _events(chance, calm_at, seconds, long=long), calm_at)
+    planned = tuple(_with_resets(chance, one, until=seconds * 0.6, long=long) for one in planned)
+    return Plan(seed, seconds, planned, _events(chance, calm_at, long=long), calm_at, _clock_shifts(chance))
 
 
 def _generations(chance: random.Random, count: int, starts_for: float, *, long: bool) -> tuple[Planned, ...]:
@@ -152,19 +177,49 @@ def _cases(chance: random.Random, count: int, *, long: bool) -> list[Case]:
 def _interference(number: int) -> Interference:
     by_rest: dict[int, Interference] = {
         9: "cancel",
+        13: "terminate and start again",
         19: "cancel and start again",
         29: "terminate and start again",
     }
     return by_rest.get(number % 40, "")
 
 
-def _events(chance: random.Random, until: float, seconds: float, *, long: bool) -> tuple[Event, ...]:
+def _with_resets(chance: random.Random, one: Planned, *, until: float, long: bool) -> Planned:
+    """One in three is reset: soon after its start, or late, which may be after its end."""
+    number = int(one.key.rpartition("-")[2])
+    soon = one.starts_at + chance.uniform(0.2, 8)
+    late = one.starts_at + chance.uniform(8, 40)
+    by_rest = {2: (soon,), 5: (late,), 8: (soon, late)}
+    # At once, or when another submission may be in doubt.
+    after_decision = chance.choice((chance.uniform(0, 5), chance.uniform(15, 42) if long else 0.5))
+    return replace(
+        one,
+        resets=tuple(at for at in by_rest.get(number % 9, ()) if at < until),
+        reset_after_decision=after_decision if chance.random() < _RESET_AFTER_DECISION else None,
+    )
+
+
+def _clock_shifts(chance: random.Random) -> tuple[float, ...]:
+    """One clock is right, and one is minutes ahead or behind."""
+    shift = chance.choice((-1, 1)) * chance.uniform(45, 240)
+    return chance.choice(((0.0, shift), (shift, 0.0)))
+
+
+def _events(chance: random.Random, until: float, *, long: bool) -> tuple[Event, ...]:
     def moment(first: float = 0.08, last: float = 1.0) -> float:
         return chance.uniform(until * first, until * last)
 
-    events = [Event(moment(0.1), "kill", worker=chance.randrange(2)) for _ in range(max(3, round(seconds / 18)))]
+    def several(what: What, count: int, *, first: float = 0.1) -> list[Event]:
+        return [Event(moment(first), what, worker=chance.randrange(2)) for _ in range(count)]
+
+    events = several("kill", 14 if long else 4) + several("drain", 2 if long else 1)
     events += [Event(moment(0.1), "stop", chance.uniform(2, 9), chance.randrange(2)) for _ in range(5 if long else 1)]
-    events += [Event(moment(0.1), "drain", worker=chance.randrange(2)) for _ in range(2 if long else 1)]
+    events += several("reset activity", 15 if long else 3)
+    events += [Event(moment(0.1), "pause activity", chance.uniform(0.5, 6)) for _ in range(15 if long else 3)]
+    events += [
+        Event(at, "roll back", chance.uniform(4, 10), chance.randrange(2))
+        for at in ((moment(0.1, 0.4), moment(0.5, 0.8)) if long else (moment(0.2, 0.6),))
+    ]
     if long:
         # Longer than the ledger waits for an owner: woken again, it must not send late.
         events.append(Event(moment(0.2, 0.5), "stop", 40, 1))

@@ -6,18 +6,23 @@ import textwrap
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from longtake.models import OnExtendFailed
 from longtake.temporal import workflow_id
 from tests.chaos.histories import RunOfKey, read_all
 from tests.chaos.plan import MARK, Plan, Planned
-from tests.chaos.run import Journal, Run
+from tests.chaos.run import Run
 from tests.chaos.site import API_KEYS, CONSOLE_TOKEN, Site
 
 _SIGNED_LINK = re.compile(r"Signature=|Expires=|Key-Pair-Id=")
 _WORKER_DEFECT = re.compile(r"[Nn]on-?determinis|Failed activation|Failed handling activation|Traceback \(most recent")
 _COLUMNS = 160
+_NOTHING_MADE = frozenset(
+    {"no_channel", "build_request_failed", "submit_521", "submit_522", "submit_523", "submit_525", "submit_526"}
+)
+"""Answers of 500 and more after which a submission may be sent again (field notes). `get_channel_failed` is none."""
 _AFTER_KEYS = timedelta(seconds=30)
 """A refusal may take this long to become an end: its worker may be stopped or killed meanwhile."""
 
@@ -38,16 +43,30 @@ class Zero:
 
 @dataclass
 class Report:
-    """All figures of one run."""
+    """All figures of one run.
+
+    Attributes:
+        amounts: Sums behind those facts that are lists, for the table of several runs.
+    """
 
     seed: int
     facts: list[tuple[str, str]]
+    amounts: dict[str, int]
     zeros: list[Zero]
 
     @property
     def good(self) -> bool:
         """Whether every figure that must be 0 is."""
         return not any(zero.found for zero in self.zeros)
+
+    def document(self) -> Json:
+        """The same as JSON."""
+        return {
+            "seed": self.seed,
+            "good": self.good,
+            "facts": dict(self.facts),
+            "zeros": {zero.name: zero.found for zero in self.zeros},
+        }
 
     def text(self) -> str:
         """The table, and what is wrong."""
@@ -65,20 +84,28 @@ class Report:
         return "\n".join(lines)
 
 
-async def examine(plan: Plan, site: Site, run: Run) -> Report:
-    """Hold the histories, the gateway's truth, the store and the logs against the plan."""
-    return Examination(
-        plan, site, run.journal, await read_all(run.temporal), await site.admin.tasks(), await site.admin.ledger()
-    ).report()
+async def examine(plan: Plan, site: Site, run: Run, folder: Path) -> Report:
+    """Hold the histories, the gateway's truth, the store and the logs against the plan.
+
+    The histories of every generation that is named in what must be 0 are kept in the folder: a replayer reads them.
+    """
+    runs = await read_all(run.temporal)
+    report = Examination(plan, site, run, runs, await site.admin.tasks(), await site.admin.ledger()).report()
+    named = "\n".join(line for zero in report.zeros for line in zero.found)
+    for one in runs:
+        if re.search(rf"{one.key}\b", named):
+            (folder / "histories").mkdir(exist_ok=True)
+            (folder / "histories" / f"{one.key}-{one.run_id}.json").write_text(one.history)
+    return report
 
 
 class Examination:
     """One run's evidence."""
 
     def __init__(  # noqa: PLR0917 - six kinds of evidence
-        self, plan: Plan, site: Site, journal: Journal, runs: list[RunOfKey], tasks: list[Json], ledger: list[Json]
+        self, plan: Plan, site: Site, play: Run, runs: list[RunOfKey], tasks: list[Json], ledger: list[Json]
     ) -> None:
-        self._plan, self._site, self._journal = plan, site, journal
+        self._plan, self._site, self._journal, self._operators = plan, site, play.journal, play.operators
         self._by_key = {one.key: one for one in plan.generations}
         self._runs = runs
         self._runs_of: dict[str, list[RunOfKey]] = defaultdict(list)
@@ -93,6 +120,8 @@ class Examination:
         """Everything."""
         zeros = [
             Zero("second paid submissions", self._paid_twice()),
+            Zero("submissions sent again and nobody asked", self._sent_unasked()),
+            Zero("false statements about money", self._false_statements()),
             Zero("generations without an end or a visible wait", self._without_end()),
             Zero("endings that the scenario does not allow", self._wrong_endings()),
             Zero("paid clips not in the store though the gateway still had them", self._lost_clips()),
@@ -109,7 +138,16 @@ class Examination:
             Zero("prompts in logs", self._in_logs((MARK,))),
             Zero("defects in logs", self._in_logs(_WORKER_DEFECT)),
         ]
-        return Report(self._plan.seed, self._facts(), zeros)
+        return Report(self._plan.seed, self._facts(), self._amounts(), zeros)
+
+    def _amounts(self) -> dict[str, int]:
+        did = self._operators.did
+        return {
+            "workflow resets": sum(count for name, count in did.items() if name.startswith("reset a workflow ")),
+            "activities paused": sum(count for name, count in did.items() if name.startswith("paused ")),
+            "decisions": sum(count for name, count in self._journal.operator.items() if name.startswith("decide")),
+            "submissions in doubt": sum(len(run.doubts) for run in self._runs if not run.resets),
+        }
 
     def _facts(self) -> list[tuple[str, str]]:
         journal, happened = self._journal, self._journal.happened
@@ -136,7 +174,11 @@ class Examination:
             ("connections to the CDN", _counts(proxies[1])),
             ("faults played by the gateway", f"{scenarios.total()}: {_counts(scenarios)}"),
             ("callers", _counts(journal.callers)),
+            ("clocks ahead", ", ".join(f"{shift:+.0f} s" for shift in self._plan.clock_shifts)),
+            ("rolled back to the older build and forward", str(happened["roll back"])),
             ("operator", _counts(journal.operator)),
+            ("operators by Temporal's own means", _counts(self._operators.did)),
+            ("generations reset", f"{len(journal.reset)}, runs whose history was cut {self._cut_runs()}"),
             ("POSTs seen", str(sum("paid" in entry for entry in self._ledger))),
             ("paid jobs", str(len(self._tasks))),
             ("ends of the last runs", _counts(Counter(self._last(key).end or "runs" for key in self._runs_of))),
@@ -157,6 +199,9 @@ class Examination:
             found += run.harmless_task_failures
         return found
 
+    def _cut_runs(self) -> int:
+        return sum(bool(run.resets) for run in self._runs)
+
     # What must be 0
 
     def _paid_twice(self) -> list[str]:
@@ -172,10 +217,54 @@ class Examination:
         planned |= {("remix", one.prompt_extend) for one in self._plan.generations}
         return found + [f"nobody asked for {pair}" for pair in self._paid if pair not in planned]
 
+    def _sent_unasked(self) -> list[str]:
+        """A POST whose answer leaves open whether it was paid may be followed by another only where a person asks.
+
+        By the gateway's own list of requests; what it surely refused may be sent again. It sees more than the paid
+        ones: an unasked POST that happens to be free is the same defect.
+        """
+        sent = defaultdict(list)
+        for entry in self._ledger:
+            if "paid" in entry and not _surely_refused(entry):
+                sent[entry.get("prompt", "")].append(entry)
+        found = []
+        for one in self._plan.generations:
+            for prompt in (one.prompt, one.prompt_extend):
+                asked, posts = self._journal.submitted_again[prompt], len(sent[prompt])
+                if posts > 1 + asked:
+                    what = "" if prompt == one.prompt else " of the extension"
+                    when = ", ".join(_clock(entry["time"]) for entry in sent[prompt])
+                    found.append(f"{self._words(one)}: {posts} POSTs{what} ({when}), asked for again {asked} times")
+        return found
+
+    def _false_statements(self) -> list[str]:
+        """What a run's end and the list say of money, against what the gateway had taken for its prompt.
+
+        "No" must stay true until the next run of the key begins: what an attempt that nobody waits for any more sends
+        later was denied as well.
+        """
+        paid_at = defaultdict(list)
+        for entry in self._ledger:
+            if entry.get("paid"):
+                paid_at[entry["prompt"]].append(datetime.fromtimestamp(entry["time"], UTC))
+        found = []
+        for key, runs in self._runs_of.items():
+            one = self._by_key[key]
+            for number, run in enumerate(runs):
+                later = runs[number + 1].started_at if number + 1 < len(runs) else datetime.max.replace(tzinfo=UTC)
+                # A terminated run said nothing more; what the list showed last was true or not when it was written.
+                until = run.closed_at or later if run.end == "Terminated" else later
+                said = {word for word in (run.paid, run.paid_shown) if word}
+                if "no" in said and any(at < until for at in paid_at[one.prompt]):
+                    found.append(f"{self._words(one)}: {run.run_id} ({run.end or 'runs'}) says that nothing was paid")
+                if "yes" in said and not paid_at[one.prompt]:
+                    found.append(f"{self._words(one)}: {run.run_id} ({run.end or 'runs'}) says that it was paid")
+        return found
+
     def _without_end(self) -> list[str]:
         found = [self._words(one) + ": never started" for one in self._plan.generations if one.key not in self._runs_of]
         return found + [
-            f"{self._words(self._by_key[run.key])}: runs, and nothing tells why; {dict(run.activities)}"
+            f"{self._words(self._by_key[run.key])}: runs, nothing tells why: {run.last_event}; {dict(run.activities)}"
             for run in self._runs
             if not run.end and not self._visible_wait(run)
         ]
@@ -210,6 +299,8 @@ class Examination:
         if run.end in one.case.ends:
             return True
         interfered = one.key in self._journal.interfered
+        if run.end == "Terminated" and one.key in self._journal.reset and not last:
+            return True
         match run.end:
             case "Abandoned":
                 return one.key in self._journal.abandoned
@@ -322,6 +413,18 @@ def _pattern(what: tuple[str, ...] | re.Pattern[str]) -> re.Pattern[str]:
 
 def _around(text: str, match: re.Match[str]) -> str:
     return text[max(0, match.start() - 120) : match.end() + 200].replace("\n", " ")
+
+
+def _surely_refused(entry: Json) -> bool:
+    """Whether this answer to a POST proves that nothing was made (field notes), and the client can have read it."""
+    status, fault = entry["status"], entry.get("fault", "")
+    if entry["paid"] or not status:
+        return False
+    return (status < 500 and status != 307) or fault in _NOTHING_MADE
+
+
+def _clock(unix_seconds: float) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%H:%M:%S")
 
 
 def _counts(counter: Counter[Any]) -> str:

@@ -16,8 +16,9 @@ from temporalio.service import RPCError
 from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, NoWorker, VideoClient
 from longtake.models import Attention, Decision, DecisionAction
 from longtake.temporal import TemporalProblem, connect, workflow_id
+from tests.chaos.operators import Operators
 from tests.chaos.plan import LONG_RUN_SECONDS, Event, Plan, Planned
-from tests.chaos.site import API_KEYS, Site, Worker
+from tests.chaos.site import API_KEYS, NEW_BUILD, OLD_BUILD, Site, Worker
 
 _CENSUS_SECONDS = 2.0
 _QUIET_LOOKS = 2
@@ -38,6 +39,9 @@ class Journal:
         happened: Kills, restarts and outages, by kind.
         callers: What callers did, by kind; `wrong answers` should be 0.
         operator: The decisions sent, by action.
+        submitted_again: How often a person asked for another submission, by its prompt. One that was sent and not
+            answered counts: it may have been taken.
+        reset: The generations that an operator has reset.
         keys_out: When which keys were refused.
         complaints: Wrong answers to callers, in words.
         all_ended: Whether the run was over before its time.
@@ -51,6 +55,8 @@ class Journal:
     interfered: set[str] = field(default_factory=set)
     abandoned: set[str] = field(default_factory=set)
     retried: set[str] = field(default_factory=set)
+    submitted_again: Counter[str] = field(default_factory=Counter)
+    reset: set[str] = field(default_factory=set)
     seconds: float = 0.0
     all_ended: bool = False
 
@@ -68,28 +74,36 @@ class Run:
         self._keys_valid = asyncio.Event()
         self._keys_valid.set()
         self._started_again_after: set[str] = set()
+        self._deploying = asyncio.Lock()
+        self._resets: dict[str, asyncio.Task[None]] = {}
         self.journal = Journal()
         self.temporal: Client
         self.client: VideoClient
+        self.operators: Operators
 
     async def play(self) -> None:
         """Play the plan, until every generation has ended or the time is up."""
         self.temporal = await connect(self._site.temporal_address)
         self.client = VideoClient(self.temporal)
+        self.operators = Operators(self.temporal, self._plan.seed)
         keepers = [asyncio.create_task(worker.keep_running()) for worker in self._site.workers]
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._workers_ready()
+            await self.operators.make_current(NEW_BUILD)
             self._began = time.monotonic()
             self._site.storm(long=self._plan.seconds >= LONG_RUN_SECONDS)
             tasks += [asyncio.create_task(self._calm())]
             tasks += [asyncio.create_task(self._happen(event)) for event in self._plan.events]
-            callers = [asyncio.create_task(self._caller(one)) for one in self._plan.generations]
-            tasks += callers
+            tasks += [asyncio.create_task(self._caller(one)) for one in self._plan.generations]
+            tasks += [
+                asyncio.create_task(self._reset_at(one, at)) for one in self._plan.generations for at in one.resets
+            ]
             async with asyncio.timeout(self._plan.seconds + _PATIENCE_SECONDS):
                 await self._operate(tasks)
         finally:
             self.journal.seconds = self._now
+            tasks += self._resets.values()
             for task in (*tasks, *keepers):
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, *keepers, return_exceptions=True):
@@ -130,9 +144,12 @@ class Run:
             "keys": lambda: self._expire(event.seconds, "sk-chaos-nobody-has-it"),
             "outage": lambda: self._site.admin.outage(event.seconds, "503"),
             "refuse": lambda: self._site.admin.outage(event.seconds, "refuse"),
+            "roll back": lambda: self._roll_back(self._site.workers[event.worker], event.seconds),
+            "pause activity": lambda: self._disturb(lambda keys: self.operators.pause_activity(keys, event.seconds)),
+            "reset activity": lambda: self._disturb(self.operators.reset_activity),
         }
         self.journal.happened[event.what] += 1
-        where = f" worker {event.worker}" if event.what in {"kill", "stop", "drain"} else ""
+        where = f" worker {event.worker}" if event.what in {"kill", "stop", "drain", "roll back"} else ""
         self._say(f"{self._now:5.0f} s  {event.what}{where}{f' for {event.seconds:.1f} s' if event.seconds else ''}")
         await deeds[event.what]()
 
@@ -176,6 +193,41 @@ class Run:
         finally:
             self._keys_valid.set()
             self.journal.keys_out.append((began, datetime.now(UTC)))
+
+    # Operators by Temporal's own means
+
+    async def _roll_back(self, worker: Worker, seconds: float) -> None:
+        """One worker becomes one of the older build, that is made current, and after a while all goes forward again."""
+        async with self._deploying:
+            await self._redeploy(worker, OLD_BUILD)
+            await self.operators.make_current(OLD_BUILD)
+            await asyncio.sleep(seconds)
+            # The other worker has been of this build all the time.
+            await self.operators.make_current(NEW_BUILD)
+            await self._redeploy(worker, NEW_BUILD)
+
+    async def _redeploy(self, worker: Worker, build: str) -> None:
+        before = worker.process.pid
+        worker.rename_build(build)
+        worker.drain()
+        while not worker.ready or worker.process.pid == before:  # noqa: ASYNC110 (a process tells nobody)
+            await asyncio.sleep(0.1)
+
+    async def _disturb(self, disturb: Callable[[list[str]], Awaitable[None]]) -> None:
+        async def now() -> None:
+            await disturb([one.key for one in await self._listed('ExecutionStatus = "Running"')])
+
+        await self._patiently(now)
+
+    async def _reset_at(self, one: Planned, at: float) -> None:
+        await self._at(at)
+        await self._reset(one)
+
+    async def _reset(self, one: Planned) -> None:
+        # Noted before: what is not answered may have been done all the same.
+        self.journal.reset.add(one.key)
+        with suppress(GenerationNotFound):
+            await self._patiently(lambda: self.operators.reset(one.key))
 
     # Callers
 
@@ -251,9 +303,15 @@ class Run:
                 waiting = await self._listed(f'ExecutionStatus = "Running" AND VideoAttention IN ({_FOR_PEOPLE})')
                 ended = await self._listed(f'ExecutionStatus = "Failed" AND VideoOutcome IN ({_START_AGAIN})')
                 await asyncio.gather(*map(self._attend, waiting), *map(self._start_again, ended))
-                running = await self.temporal.count_workflows('ExecutionStatus = "Running"')
+                running = await self.temporal.count_workflows(
+                    'WorkflowType = "GenerateVideo" AND ExecutionStatus = "Running"'
+                )
                 # The list is some moments behind.
-                quiet = quiet + 1 if all(task.done() for task in tasks) and not running.count else 0
+                quiet = (
+                    quiet + 1
+                    if all(task.done() for task in (*tasks, *self._resets.values())) and not running.count
+                    else 0
+                )
                 if quiet == _QUIET_LOOKS:
                     self.journal.all_ended = True
                     return
@@ -282,24 +340,36 @@ class Run:
         status = (await self.client.snapshot(one.key)).status
         if status is None or not status.decisions:
             return
-        if DecisionAction.ADOPT not in status.decisions:
-            retries = one.wants_retry and DecisionAction.RETRY in status.decisions
-            decision = Decision(action=DecisionAction.RETRY if retries else DecisionAction.ACCEPT)
-        elif one.abandons:
-            decision = Decision(action=DecisionAction.ABANDON)
-        else:
-            prompt = one.prompt_extend if status.task_id else one.prompt
-            orphans = [task["task_id"] for task in await self._site.admin.tasks() if task["prompt"] == prompt]
-            decision = Decision(action=DecisionAction.SUBMIT_AGAIN)
-            if orphans:
-                decision = Decision(action=DecisionAction.ADOPT, task_id=orphans[0])
+        prompt = one.prompt_extend if status.task_id else one.prompt
+        decision = await self._careful(one, prompt, status.decisions)
         # Noted before it is sent: an update that is not answered in time may have been taken all the same.
         if decision.action is DecisionAction.ABANDON:
             self.journal.abandoned.add(one.key)
         if decision.action is DecisionAction.RETRY:
             self.journal.retried.add(one.key)
-        await self.client.decide(one.key, decision)
+        if decision.action is DecisionAction.SUBMIT_AGAIN:
+            self.journal.submitted_again[prompt] += 1
+        if one.reset_after_decision is not None and one.key not in self._resets:
+            after = self._now + one.reset_after_decision
+            self._resets[one.key] = asyncio.create_task(self._reset_at(one, after))
+        try:
+            await self.client.decide(one.key, decision)
+        except DecisionRejected:
+            if decision.action is DecisionAction.SUBMIT_AGAIN:
+                self.journal.submitted_again[prompt] -= 1
+            raise
         self.journal.operator[f"decide: {decision.action}"] += 1
+
+    async def _careful(self, one: Planned, prompt: str, offered: tuple[str, ...]) -> Decision:
+        if DecisionAction.ADOPT not in offered:
+            retries = one.wants_retry and DecisionAction.RETRY in offered
+            return Decision(action=DecisionAction.RETRY if retries else DecisionAction.ACCEPT)
+        if one.abandons:
+            return Decision(action=DecisionAction.ABANDON)
+        orphans = [task["task_id"] for task in await self._site.admin.tasks() if task["prompt"] == prompt]
+        if orphans:
+            return Decision(action=DecisionAction.ADOPT, task_id=orphans[0])
+        return Decision(action=DecisionAction.SUBMIT_AGAIN)
 
     async def _start_again(self, execution: Execution) -> None:
         """What was refused because of the key, or given up for its age, is started again with the same key.
@@ -311,6 +381,9 @@ class Run:
             return
         if not self._keys_valid.is_set() or one.interference == "cancel":
             return
-        _, new = await self.client.start(one.key, one.request)
+        try:
+            _, new = await self.client.start(one.key, one.request)
+        except KeyInUse:
+            return  # by a stranger's request, which the ledger is about to refuse
         self._started_again_after.add(execution.run_id)
         self.journal.callers[f"started again after {execution.outcome}"] += new

@@ -7,10 +7,12 @@ worker ──► proxy 127.0.0.1:p ──► gateway 127.0.0.2:g
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,6 +34,9 @@ CONSOLE_USER = "2"
 SPEED = 30
 """A generation of 120 simulated seconds takes 4 s."""
 SIMULATOR_HOST = "127.0.0.2"
+NEW_BUILD, OLD_BUILD = "chaos-2", "chaos-1"
+"""What the workers call themselves to Temporal. It is the same code: what is tried is the move of running generations
+from one build's queues to the other's and back, not whether another version's code reads this one's payloads."""
 
 GATEWAY_WEATHER = [
     Fault("refuse", probability=0.04),
@@ -50,6 +55,9 @@ CDN_WEATHER = [
 BLACK_HOLE = Fault("black_hole", probability=0.01)
 """In long runs only: it costs 20 to 30 s each."""
 
+_MEMORY = Path("/dev/shm")  # noqa: S108 (the folder below it has a name of its own)
+"""The dev server waits for the disk at every event, one after the other, and is what a run waits for. Its file outlives
+a SIGKILL of the server in memory as well as on disk; it is moved to the run's folder at the end."""
 _START_SECONDS = 40.0
 _LOOK_SECONDS = 0.05
 
@@ -62,6 +70,10 @@ class Process:
         self._env = dict(env) if env is not None else None
         self._popen: subprocess.Popen[bytes] | None = None
         self.log = log
+
+    def set(self, **variables: str) -> None:
+        """Change the environment of its next life."""
+        self._env = {**(self._env or {}), **variables}
 
     def start(self) -> None:
         """Start it, unless it runs."""
@@ -102,9 +114,10 @@ class Process:
 class Worker:
     """One `worker.py`, always started again."""
 
-    def __init__(self, number: int, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, number: int, folder: Path, env: Mapping[str, str], *, clock_shift: float = 0.0) -> None:
         self._ready_file = folder / f"worker-{number}.ready"
-        command = [sys.executable, "worker.py", "--stop-with-parent", "--ready-file", str(self._ready_file)]
+        program = ["-m", "tests.chaos.shifted_worker", str(clock_shift)] if clock_shift else ["worker.py"]
+        command = [sys.executable, *program, "--stop-with-parent", "--ready-file", str(self._ready_file)]
         self.process = Process(command, folder / f"worker-{number}.log", env)
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -136,6 +149,10 @@ class Worker:
         """SIGKILL."""
         self._expected = True
         self.process.signal(signal.SIGKILL)
+
+    def rename_build(self, build: str) -> None:
+        """Its next lives are workers of this build."""
+        self.process.set(LONGTAKE_BUILD_ID=build)
 
     def drain(self) -> None:
         """SIGTERM."""
@@ -189,7 +206,10 @@ class Site:
         self._plan = plan
         self.temporal_address = f"127.0.0.1:{free_port()}"
         self.store = store
-        self.server = Process(_server_command(self.temporal_address, folder), folder / "server.log")
+        fast = _MEMORY if os.access(_MEMORY, os.W_OK) else folder
+        self._server_folder = Path(tempfile.mkdtemp(prefix="longtake-chaos-", dir=fast))
+        command = _server_command(self.temporal_address, self._server_folder)
+        self.server = Process(command, folder / "server.log")
         self.gateway_proxy: FaultProxy
         self.cdn_proxy: FaultProxy
         self.admin: GatewayAdmin
@@ -215,11 +235,15 @@ class Site:
             self.admin = GatewayAdmin(where["cdn_url"])
             await self.admin.set_keys(*API_KEYS)
             await self.server_ready()
-            self.workers = [Worker(number, self.folder, self._worker_environment(number)) for number in range(2)]
+            self.workers = [
+                Worker(number, self.folder, self._worker_environment(number), clock_shift=shift)
+                for number, shift in enumerate(self._plan.clock_shifts)
+            ]
             yield
         finally:
             for process in (*(worker.process for worker in self.workers), self.server, self.simulator):
                 process.destroy()
+            shutil.move(self._server_folder, self.folder / "temporal")
             self.store.bring_back()
             await self.store.stop()
             for proxy in proxies:
@@ -260,7 +284,7 @@ class Site:
             if not name.startswith(("TEMPORAL_", "LONGTAKE_")) and "proxy" not in name.lower()
         }
         # Past the end of a short run: only a long one waits for these limits to pass.
-        limit_hours = max(100.0, self._plan.seconds * 0.5) / 3600
+        limit_hours = 80.0 / 3600
         witness = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
         return {
             **inherited,
@@ -282,6 +306,7 @@ class Site:
             "LONGTAKE_DELIVERY_WINDOW_HOURS": str(limit_hours),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
             "LONGTAKE_LOG_FORMAT": "json",
+            "LONGTAKE_BUILD_ID": NEW_BUILD,
             **self.store.environment,
             # One half of the workers can read the gateway's console.
             **(witness if number == 0 else {}),

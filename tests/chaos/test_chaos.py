@@ -12,5 +12,5 @@ SEED = 2026
 @pytest.mark.timeout(180)  # a run has its own, harder limit
 async def test_chaos_in_short(tmp_path: Path) -> None:
     said: list[str] = []
-    report = await chaos(seed=SEED, generations=16, seconds=75, folder=tmp_path, say=said.append)
+    report = await chaos(seed=SEED, generations=16, seconds=65, folder=tmp_path, say=said.append)
     assert report.good, "\n".join([*said, report.text()])

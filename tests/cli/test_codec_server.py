@@ -9,8 +9,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.codec_server import LONGEST_BODY_BYTES, application
-from longtake.encryption import EncryptionCodec
-from longtake.keyring import KeyRing, new_key, parse_keys
+from longtake.encryption import EncryptionCodec, Place
+from longtake.keyring import KeyRing, PayloadUnreadable, new_key, parse_keys
 
 RING = KeyRing(parse_keys(new_key("k1")))
 UI = "http://127.0.0.1:8233"
@@ -43,6 +43,19 @@ async def test_it_decodes_and_encodes(codec: httpx.AsyncClient, prefix: str) -> 
     assert await EncryptionCodec(RING).decode(ParseDict(encoded.json(), Payloads()).payloads) == [PLAIN]
 
 
+async def test_it_opens_what_belongs_to_any_workflow_and_seals_for_the_namespace(codec: httpx.AsyncClient) -> None:
+    sealed = await EncryptionCodec(RING, place=Place("films", "video-a")).encode([PLAIN])
+    answer = await codec.post("/decode", json=as_json(*sealed), headers={"x-namespace": "films"})
+    assert list(ParseDict(answer.json(), Payloads()).payloads) == [PLAIN]
+    strict = EncryptionCodec(RING, strict=True)
+    for path, headers in (("/encode", {"x-namespace": "films"}), ("/films/encode", {})):
+        encoded = await codec.post(path, json=as_json(PLAIN), headers=headers)
+        payloads = ParseDict(encoded.json(), Payloads()).payloads
+        assert await strict.at(Place("films", "video-a")).decode(payloads) == [PLAIN]
+        with pytest.raises(PayloadUnreadable):
+            await strict.at(Place("other", "video-a")).decode(payloads)
+
+
 async def test_a_key_that_is_missing_is_named(codec: httpx.AsyncClient) -> None:
     sealed = await EncryptionCodec(KeyRing(parse_keys(new_key("gone")))).encode([PLAIN])
     answer = await codec.post("/decode", json=as_json(*sealed))
@@ -51,16 +64,37 @@ async def test_a_key_that_is_missing_is_named(codec: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff", b'"x"', b'{"payloads": 1}', b'{"payloads": [{"data": 1}]}', b'{"x": []}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'"x"',
+        b'{"payloads": 1}',
+        b'{"payloads": [{"data": 1}]}',
+        b'{"x": []}',
+        b"[" * 100_000,
+        b'{"payloads": ' + b"[" * 100_000,
+    ],
 )
 async def test_what_it_cannot_read_is_refused(codec: httpx.AsyncClient, body: bytes) -> None:
     answer = await codec.post("/decode", content=body, headers={"content-length": str(len(body))})
     assert (answer.status_code, "payloads" in answer.text) == (400, True)
 
 
-async def test_what_is_too_long_is_not_read(codec: httpx.AsyncClient) -> None:
-    headers = {"content-length": str(LONGEST_BODY_BYTES + 1)}
-    assert (await codec.post("/decode", content=b"{}", headers=headers)).status_code == 413
+@pytest.mark.parametrize("named", [{}, {"content-length": "10"}, {"content-length": "x"}])
+async def test_what_is_too_long_is_not_read(codec: httpx.AsyncClient, named: dict[str, str]) -> None:
+    chunk = bytes(2**20)
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(400):
+            sent += len(chunk)
+            yield chunk
+
+    assert (await codec.post("/decode", content=chunks(), headers=named)).status_code == 413
+    assert sent <= LONGEST_BODY_BYTES + 2 * len(chunk)
 
 
 async def test_only_the_configured_ui_may_ask_from_a_browser(codec: httpx.AsyncClient) -> None:

@@ -5,7 +5,8 @@ Those of Temporal: tests/end_to_end/test_e2e_doctor.py.
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -26,6 +27,7 @@ from cli.codec_server import application
 from cli.findings import Finding, Level, Site, ok
 from longtake.keyring import KeyRing, new_key, parse_keys
 from longtake.ledger import SubmissionLedger
+from longtake.metrics import WORKER_CLOCK_SKEW
 from longtake.reconciliation import CLOCKS
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store
@@ -106,13 +108,30 @@ async def test_settings() -> None:
     assert (level, "LONGTAKE_CONSOLE_USER only one is set" in what) == (PROBLEM, True)
 
 
+@pytest.mark.parametrize(
+    ("url", "allowed", "warned"),
+    [
+        ("https://8.8.8.8", "true", True),
+        ("https://8.8.8.8", "false", False),
+        ("http://10.1.2.3:8090", "true", False),
+        ("http://127.0.0.1:8090", "true", False),
+        ("https://[2606:4700::1111]", "true", True),
+        ("https://name.invalid", "true", False),
+    ],
+)
+async def test_private_addresses_beside_a_public_gateway(url: str, allowed: str, *, warned: bool) -> None:
+    given = {"gateway_url": url, "gateway_api_key": KEY, "store_url": "s3://b", "allow_private_addresses": allowed}
+    found = await findings(check_parts.settings, **given)
+    assert [level for level, what in found if "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in what] == [WARNING] * warned
+
+
 async def test_store_and_ledger(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     url = folder.as_uri()
     (store,) = await findings(check_parts.store, store_url=url)
     assert store[0] is OK
     (none,) = await findings(check_parts.ledger, store_url=url)
-    assert none == (OK, "none yet: the first worker makes it")
+    assert none[0] is OK
     assert not (folder / "submit").exists(), "doctor makes no ledger"
     identity = await SubmissionLedger(Store.open(url), longest_exchange=timedelta(seconds=1)).establish()
     (there,) = await findings(check_parts.ledger, store_url=url)
@@ -144,6 +163,37 @@ async def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- Gateway ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where other users may go: pytest's own folders are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_folders_that_others_can_read(open_folder: Path) -> None:
+    data, store = open_folder / "data", open_folder / "data" / "store"
+    store.mkdir(parents=True)
+    given = {"data_dir": str(data), "store_url": store.as_uri()}
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [WARNING, WARNING]
+    data.chmod(0o700)
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [OK, OK], "a private folder keeps what is below it private"
+    assert await findings(check_parts.permissions, data_dir=str(data), store_url="s3://bucket") == []
+
+
+async def test_downloads(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = check_parts.downloads
+    assert await findings(check) == []
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [OK]
+    monkeypatch.setenv("HTTP_PROXY", f"http://{await unused()}")
+    (blocked,) = await findings(check, **gateway.settings)
+    assert (blocked[0], "HTTP_PROXY" in blocked[1]) == (PROBLEM, True)
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    assert [level for level, _ in await findings(check, **gateway.settings)] == [PROBLEM]
 
 
 async def test_every_key_is_tried(gateway: Any) -> None:
@@ -231,6 +281,16 @@ async def test_the_gateways_clock(ahead: timedelta, level: Level) -> None:
 async def test_a_gateway_that_tells_no_time_is_no_problem(gateway: Any) -> None:
     assert await findings(check_parts.clock, **gateway.settings, gateway_api_key=KEY) == [(OK, "it tells no time")]
     assert judge_clock("Temporal", timedelta(0)).level is OK
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(-10, OK), (0, OK), (1, WARNING), (10, PROBLEM), (None, OK)])
+async def test_temporals_clock_is_judged_by_what_can_be_compared(minutes: int | None, level: Level) -> None:
+    """Only that this machine is behind can be seen; of workers on other machines nothing is claimed."""
+    ahead = None if minutes is None else timedelta(minutes=minutes)
+    found = check_temporal.judge_newest(ahead)
+    assert found.level is level
+    assert "agree" not in found.what
+    assert (WORKER_CLOCK_SKEW.exposed in found.what) == (level is OK)
 
 
 # --- Encryption, metrics, traces --------------------------------------------------------------------------------------

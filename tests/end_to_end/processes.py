@@ -32,6 +32,8 @@ SPEED = 30
 MARK = "pangolin"
 """Stands in every prompt of these tests, so that a prompt in a log can be recognised."""
 _SIGNED_LINK = re.compile(r"Signature=|Expires=|Key-Pair-Id=")
+_STATE = tempfile.mkdtemp(prefix="longtake-state-")
+"""Which ledgers were used is remembered there, not in the developer's home."""
 _T = TypeVar("_T")
 
 
@@ -41,6 +43,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {
         **inherited,
         "TEMPORAL_CONFIG_FILE": os.devnull,
+        "XDG_STATE_HOME": _STATE,
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
         "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
@@ -122,15 +125,19 @@ async def accept(client: VideoClient, key: str) -> None:
         return
 
 
+LIKE = os.environ.get("SIMULATOR_LIKE", "document")
+"""The gateway that tests run against which name none: any of them can be tried against another one."""
+
+
 class SimulatorProcess:
     """`python -m simulator`."""
 
-    def __init__(self, folder: Path, clips: Path) -> None:
+    def __init__(self, folder: Path, clips: Path, like: str = LIKE) -> None:
         self._folder = folder
         folder.mkdir(parents=True)
         ready = folder / "ready.json"
         command = [sys.executable, "-m", "simulator", "--data-dir", str(folder), "--cache-dir", str(clips)]
-        command += ["--api-key", API_KEY, "--speed", str(SPEED), "--ready-file", str(ready)]
+        command += ["--api-key", API_KEY, "--speed", str(SPEED), "--ready-file", str(ready), "--like", like]
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         self._ready = ready
@@ -151,7 +158,9 @@ class SimulatorProcess:
         return [entry for entry in self._entries() if entry.get("prompt") == prompt]
 
     def paid(self, prompt: str) -> int:
-        return sum(bool(entry["paid"]) for entry in self.posts(prompt))
+        """How many submissions with this prompt are charged: one that was cancelled was given back."""
+        given_back = {entry["task_id"] for entry in self._entries() if entry.get("kind") == "cancelled"}
+        return sum(bool(entry["paid"]) and entry.get("task_id") not in given_back for entry in self.posts(prompt))
 
     def posts_by_prompt(self) -> Counter[str]:
         """How many submissions each prompt had."""

@@ -138,7 +138,15 @@ async def all_is_well(site: Site, starter: Starter, doctor: Doctor, stack: ExitS
         await asyncio.sleep(0.1)
     well = await doctor()
     assert (well.code, problems(well)) == (0, set()), well
-    for part in ("workers", "versions", "metrics", "ledger", "search attributes", "Temporal's clock"):
+    for part in (
+        "workers",
+        "versions",
+        "metrics",
+        "ledger",
+        "namespace's ledger",
+        "search attributes",
+        "Temporal's clock",
+    ):
         assert levels(well, part) == ["ok"], (part, said(well, part))
     assert levels(well, "ledger and generations") == ["ok", "ok"]
     ((level, what, to_do),) = said(well, "generations")
@@ -162,9 +170,9 @@ async def broken_on_one_machine(site: Site, doctor: Doctor) -> None:
     )
     assert (ring.code, problems(ring), levels(ring, "gateway")) == (1, {"gateway"}, ["ok", "problem"]), ring
     assert (console.code, problems(console)) == (1, {"witnesses"}), console
-    assert (store.code, problems(store)) == (1, {"ledger and generations"}), store
+    assert (store.code, problems(store)) == (1, {"namespace's ledger", "ledger and generations"}), store
     assert "has no ledger" in said(store, "ledger and generations")[0][1]
-    assert (ledger.code, problems(ledger)) == (1, {"ledger and generations"}), ledger
+    assert (ledger.code, problems(ledger)) == (1, {"namespace's ledger", "ledger and generations"}), ledger
     assert "began with the ledger" in said(ledger, "ledger and generations")[1][1]
 
 

@@ -1,6 +1,7 @@
 """A namespace without the search attributes: a worker says so and takes nothing; `starter.py setup` mends it."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator:
         first, second = await starter("setup"), await starter("setup")
         assert (first.code, second.code) == (0, 0)
         assert all(key.name in first.out for key in SEARCH_ATTRIBUTES)
-        assert second.out == "everything is registered already\n"
+        (ledger,) = [json.loads(path.read_text())["identity"] for path in (tmp_path / "store").glob("submit/identity")]
+        assert (ledger in first.out, ledger in second.out) == (True, True)
+        assert not any(key.name in second.out for key in SEARCH_ATTRIBUTES)
 
         await worker.restart()
         await eventually(worker.ready, "the worker polls")

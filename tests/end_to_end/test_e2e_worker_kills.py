@@ -94,6 +94,9 @@ class Kills:
         witnessed = self._site("witnessed", **SHORT_EXCHANGE, **console)
         strict = self._site("strict", **SHORT_EXCHANGE, LONGTAKE_DECISION_DAYS="0")
         first, second = await asyncio.gather(witnessed.start(), strict.start())
+        # The account's list counts only where it shows a task that is known to be ours.
+        await first.start("earlier", request(f"earlier {MARK} [sim:ok,label=earlier]"))
+        await first.result("earlier")
         await asyncio.gather(
             first.start("asked", request(prompts["asked"])),
             # The only task of its model at this time, so that there is no doubt whose it is.

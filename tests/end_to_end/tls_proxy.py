@@ -72,10 +72,10 @@ class Authority:
         )
         self.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, client: bool = False, expired: bool = False) -> Certificate:
-        """A certificate for a server on 127.0.0.1, or for a client."""
+    def issue(self, name: str, *, client: bool = False, expired: bool = False, dns: str = "localhost") -> Certificate:
+        """A certificate for a server on 127.0.0.1 and of a DNS name, or for a client."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName(dns)]
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         made = (
             self._builder(_named(name), key.public_key(), -_DAY if expired else _DAY)

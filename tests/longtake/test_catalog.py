@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from longtake.catalog import (
     MAX_INLINE_IMAGE_CHARACTERS,
     MAX_PROMPT_CHARACTERS,
+    MAX_REQUEST_BYTES,
     MODELS,
     SIZES,
     InvalidRequest,
@@ -232,6 +233,26 @@ def test_address_that_cannot_work_is_refused(uri: str) -> None:
     assert "secret" not in found["images[1].uri"]
 
 
+def test_data_uris_are_limited_in_sum() -> None:
+    """Temporal refuses a payload of 2 MiB, whatever its parts are."""
+    third = "data:image/png;base64," + "A" * (MAX_INLINE_IMAGE_CHARACTERS // 3)
+    link = {"uri": "https://example.com/a.png"}
+    assert check_request({**GOOD, "images": [{"uri": third}] * 2 + [link]})
+    assert set(problems(images=[{"uri": third}] * 3)) == {"images[0].uri"}
+
+
+def test_a_request_is_limited_as_a_whole() -> None:
+    assert set(problems(images=[{"uri": "https://example.com/" + "a" * MAX_REQUEST_BYTES}])) == {"input"}
+
+
+def test_the_largest_request_fits_into_a_payload() -> None:
+    inline = "data:image/png;base64,"
+    images = [{"uri": inline + "A" * (MAX_INLINE_IMAGE_CHARACTERS - len(inline))}]
+    prompts = dict.fromkeys(("prompt", "prompt_extend"), "\U0001f6a4" * MAX_PROMPT_CHARACTERS)
+    request = check_request({**GOOD, **prompts, "images": images})
+    assert len(request.model_dump_json()) < MAX_REQUEST_BYTES
+
+
 @pytest.mark.parametrize(
     ("value", "fields"),
     [
@@ -283,7 +304,7 @@ def test_anything_but_an_object_is_refused(raw: object) -> None:
     assert [problem.field for problem in refusal.value.problems] == ["input"]
 
 
-@pytest.mark.parametrize("task_id", ["", " ", "two words", "x" * 201, "line\n"])
+@pytest.mark.parametrize("task_id", ["", " ", "two words", "x" * 256, "a/b", "$(id)", "..", "line\n"])
 def test_task_to_take_over_is_an_id(task_id: str) -> None:
     assert set(problems(task_id=task_id)) == {"task_id"}
 

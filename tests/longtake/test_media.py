@@ -1,3 +1,4 @@
+import asyncio
 import io
 import itertools
 import struct
@@ -251,3 +252,113 @@ def test_the_size_of_the_pieces_does_not_matter(layout: str, length: int | None,
         content = content[: length % (len(content) + 1)]
     assert outcome(content, tuple(cuts)) == outcome(content)
     assert outcome(content, tuple(range(len(content)))) == outcome(content)
+
+
+# --- Stray bytes at the end ------------------------------------------------------------------------------------------
+
+
+def stray(content: bytes) -> tuple[MediaInfo, int]:
+    reader = Mp4Reader()
+    reader.feed(content)
+    return reader.finish(), reader.stray_bytes
+
+
+@pytest.mark.parametrize("layout", ["plain", "faststart"])
+@pytest.mark.parametrize("count", range(1, 8))
+def test_a_whole_video_with_a_few_stray_bytes_is_whole(layout: str, count: int) -> None:
+    content = mp4(layout=layout)
+    for byte in (b"\0", b"\n", b"\xff"):
+        assert stray(content + byte * count) == (read(content), count)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    layout=st.sampled_from(["plain", "faststart"]),
+    tail=st.binary(min_size=1, max_size=60),
+    cuts=st.lists(st.integers(0), max_size=8),
+)
+def test_whatever_follows_a_whole_video_makes_it_no_less_whole(layout: str, tail: bytes, cuts: list[int]) -> None:
+    content = mp4(seconds=1, layout=layout)
+    assert outcome(content + tail, tuple(cuts)) == read(content)
+    assert stray(content + tail)[1] <= len(tail)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=st.sampled_from(sorted(LAYOUTS)), at=st.integers(0), tail=st.binary(max_size=60))
+def test_what_follows_a_cut_video_does_not_make_it_whole(layout: str, at: int, tail: bytes) -> None:
+    content = mp4(seconds=1, layout=layout)
+    media_end = box_at(content, b"mdat")[1]
+    least = media_end if layout == "plain" else len(content)
+    assert isinstance(outcome(content[: at % (min(media_end, least) - len(tail) - 1)] + tail), str)
+
+
+def test_a_tail_after_fragments_may_be_the_next_fragment() -> None:
+    content = mp4(seconds=2, layout="fragmented")
+    assert isinstance(outcome(content + b"\0\0\0"), str)
+
+
+def test_a_tail_counts_as_stray_only_where_every_sample_has_a_place() -> None:
+    """An index whose chunks hold fewer samples than it lists does not say where its media ends."""
+    content = bytearray(mp4(layout="faststart"))
+    at = bytes(content).index(b"stco") + 4
+    (count,) = struct.unpack_from(">I", content, at + 4)
+    struct.pack_into(">I", content, at + 4, count - 1)
+    assert not isinstance(outcome(bytes(content)), str)
+    assert isinstance(outcome(bytes(content) + b"\0"), str)
+
+
+# --- Hostile indexes -------------------------------------------------------------------------------------------------
+
+
+def _hostile() -> dict[str, bytes]:
+    ftyp, mebibyte = box(b"ftyp", b"isom" * 4), 2**20
+    full = MAX_INDEX_BYTES - 64
+    empty = box(b"traf", box(b"tfhd", struct.pack(">II", 0, 1)))
+    run = box(b"trun", struct.pack(">II", 0x200, full // 4 - 20) + bytes(full - 80))
+    times = box(b"stts", struct.pack(">II", 0, full // 8 - 40) + b"\0\0\0\1" * ((full // 8 - 40) * 2))
+    chunks = box(b"stco", struct.pack(">II", 0, mebibyte) + bytes(4 * mebibyte))
+    runs = box(b"stsc", struct.pack(">IIIII", 0, 1, 1, 1, 1))
+    sizes = box(b"stsz", struct.pack(">III", 0, 1, 2**31))
+
+    def track(tables: bytes) -> bytes:
+        return ftyp + box(b"moov", box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", tables)))))
+
+    return {
+        "empty tracks": ftyp + box(b"moov", box(b"trak") * (full // 8)),
+        "empty boxes": ftyp + box(b"moov", box(b"free") * (full // 8)),
+        "empty boxes in 16 tracks": ftyp + box(b"moov", box(b"trak", box(b"free") * (full // 8 // 16 - 2)) * 16),
+        "top-level boxes": ftyp + box(b"free") * (8 * mebibyte // 8),
+        "fragments": ftyp + box(b"moof", empty * 10) * (8 * mebibyte // 300),
+        "empty fragments": ftyp + box(b"moof") * mebibyte,
+        "tracks of one fragment": ftyp + box(b"moof", empty * (full // 24)),
+        "times": track(times),
+        "chunks": track(sizes + chunks + runs),
+        "a run": ftyp + box(b"moof", box(b"traf", box(b"tfhd", struct.pack(">II", 0, 1)) + run)),
+        "large indexes": ftyp + box(b"moof", box(b"free", bytes(mebibyte * 7))) * 3,
+    }
+
+
+@pytest.mark.parametrize("kind", _hostile())
+async def test_no_index_stops_the_event_loop(kind: str) -> None:
+    """What other downloads and heartbeats would have to wait, as a watchdog on the same loop sees it."""
+    content, longest, done = _hostile()[kind], 0.0, False
+
+    async def watch() -> None:
+        nonlocal longest
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while not done:
+            await asyncio.sleep(0)
+            longest, before = max(longest, loop.time() - before), loop.time()
+
+    watching = asyncio.create_task(watch())
+    reader, start = Mp4Reader(), 0
+    with pytest.raises(NotAWholeVideo):  # noqa: PT012 - which piece is one too many is open
+        for start in range(0, len(content), 65536):
+            await asyncio.sleep(0)
+            reader.feed(content[start : start + 65536])
+        pytest.fail("it was read to its end")
+    await asyncio.sleep(0)
+    done = True
+    await watching
+    assert longest < 1, f"{longest:.2f} s"

@@ -95,6 +95,10 @@ OLD: dict[str, dict[str, Any]] = {
     "LookOrder": {"key": "order-1", "task_id": "task_1"},
     "DeliverOrder": {"key": "order-1", "task_id": "task_1", "kind": "full"},
     "Decision": {"action": "accept"},
+    "CloseInput": {"key": "order-1"},
+    "ClosedSubmission": {},
+    "LedgerRegistration": {"ledger": "0123"},
+    "UncollectedExtension": {"number": 1, "reason": "GatewayLost: gone"},
     "CarriedGeneration": {
         "request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
         "policy": {},

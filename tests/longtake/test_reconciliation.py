@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -16,7 +17,7 @@ from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
 from longtake.reconciliation import LATE, Finding, reconcile
 from longtake.storage import Store
-from tests.longtake.gateway.test_client import answer
+from tests.longtake.gateway.test_client import Behaviour, answer
 from tests.longtake.gateway.test_witnesses import LOG, TASKS, Console, rows
 
 KEY, MODEL = "order-1", "veo_3_1-fast-remix"
@@ -40,11 +41,11 @@ class Account(Console):
         if charged:
             self.log.append({"created_at": seconds, "model_name": model, "type": 2, "other": "{}"})
 
-    def page(self):  # type: ignore[no-untyped-def]  # noqa: ANN201 - the parent's behaviour, whose type is its own
+    def page(self) -> Behaviour:
         query = self.query(-1)
         since, until = int(query.get("start_timestamp", 0)), int(query.get("end_timestamp", 2**40))
-        self.tasks = [row for row in self.made if since <= int(str(row["submit_time"])) <= until]
-        self.tasks.sort(key=lambda row: -int(str(row["submit_time"])))  # type: ignore[call-overload, index]
+        newest = sorted(self.made, key=lambda row: -int(str(row["submit_time"])))
+        self.tasks = [row for row in newest if since <= int(str(row["submit_time"])) <= until]
         if self.broken_lists:
             self.broken_lists -= 1
             return answer(200, rows({"total": 0, "items": []}))
@@ -83,7 +84,7 @@ class Site:
     def __init__(self, ledger: SubmissionLedger, store: Store, account: Account, witnesses: Witnesses) -> None:
         self.ledger, self.store, self.account, self.witnesses = ledger, store, account, witnesses
 
-    async def lost(self, key: str, *, sent_at: datetime, killed: bool = True, **options: str) -> None:
+    async def lost(self, key: str, *, sent_at: datetime, killed: bool = True, **options: Any) -> None:
         """One whose answer was lost, with its process or without."""
         error = AnswerLost("reset")
         with pytest.raises(OutcomeUnknown):
@@ -98,7 +99,7 @@ class Site:
             await self._submit(key, error)
         await self._date(key, sent_at)
 
-    async def paid(self, key: str, task_id: str, at: datetime, **options: str) -> None:
+    async def paid(self, key: str, task_id: str, at: datetime, **options: Any) -> None:
         """One that went well."""
         await self._submit(key, task_id, **options)
         await self._date(key, at)
@@ -109,7 +110,7 @@ class Site:
             self.ledger, self.witnesses, key=key, slot=None, model=MODEL, owner="the test", digest="what is sent"
         )
 
-    async def _submit(self, key: str, end: str | Exception, **options: str) -> None:
+    async def _submit(self, key: str, end: str | Exception, **options: Any) -> None:
         async def send(arm: Arm) -> Answer:
             await arm()
             if isinstance(end, Exception):

@@ -61,10 +61,12 @@ GOOD_VALUES = {
     "MAX_VIDEO_MEBIBYTES": "100",
     "BUILD_ID": "2026-11-22.abc",
     "ENCRYPTION_KEYS": "k1:" + "A" * 43 + "=",
+    "REQUIRE_ENCRYPTION": "true",
     "CODEC_SERVER": "127.0.0.1:8081",
     "CODEC_ORIGINS": "http://127.0.0.1:8080",
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "TEMPORAL_BINARY_CHECKSUM": "a" * 64,
     "TRACE_GATEWAY": "true",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
@@ -85,12 +87,14 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "REQUIRE_ENCRYPTION": ["perhaps", "true"],
     "TRACE_GATEWAY": ["perhaps", SECRET],
     "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "BUILD_ID": [f"a b {SECRET}", "a" * 129],
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
+    "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
 }
 
 
@@ -102,9 +106,10 @@ def test_every_variable_is_known_here_and_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("name", GOOD_VALUES)
 def test_every_variable_is_read(environment: pytest.MonkeyPatch, name: str) -> None:
     field = name.lower()
-    extend_needs_a_key = {"EXTEND_API_KEY": "c"} if name == "EXTEND_URL" else {}
+    needed = {"EXTEND_URL": "EXTEND_API_KEY", "REQUIRE_ENCRYPTION": "ENCRYPTION_KEYS"}.get(name)
     before = getattr(Settings.load(), field)
-    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **extend_needs_a_key), field)
+    with_it = {needed: GOOD_VALUES[needed]} if needed else {}
+    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **with_it), field)
     assert after != before
 
 
@@ -131,8 +136,46 @@ def test_data_folder_follows_the_desktop_standard(environment: pytest.MonkeyPatc
 
 def test_store_is_an_absolute_url_wherever_it_is_started(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment.chdir(tmp_path)
-    assert load(environment, DATA_DIR="here").store_location == (tmp_path / "here/store").as_uri()
     assert load(environment, DATA_DIR="~/there").store_location == (tmp_path / "there/store").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "absolute"),
+    [
+        ("DATA_DIR", "here", "here"),
+        ("DATA_DIR", ".", ""),
+        ("STORE_URL", "store", "store"),
+        ("STORE_URL", "./store", "store"),
+        ("STORE_URL", "file:store", "store"),
+        ("STORE_URL", "file://store", "store"),
+        ("STORE_URL", "file://./store", "store"),
+    ],
+)
+def test_a_path_that_depends_on_the_current_folder_is_refused(
+    environment: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, absolute: str
+) -> None:
+    """From another folder the same key would meet another ledger, and be paid again."""
+    environment.chdir(tmp_path)
+    said = problem(environment, **{name: value})
+    assert said.startswith(f"{PREFIX}{name}: ")
+    assert str(tmp_path / absolute) in said, "it names what to set"
+
+
+def test_a_relative_folder_of_the_desktop_standard_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("XDG_DATA_HOME", "xdg")
+    environment.chdir(tmp_path)
+    assert str(tmp_path / "xdg/longtake") in problem(environment)
+    assert load(environment, DATA_DIR="/data").data_dir == Path("/data")
+
+
+@pytest.mark.parametrize("value", ["/store", "~/store", "file:///store", "file:/store", "file://localhost/store"])
+def test_an_absolute_store_is_taken(environment: pytest.MonkeyPatch, value: str) -> None:
+    assert load(environment, STORE_URL=value).store_url is not None
+
+
+def test_a_folder_that_is_typed_is_absolute_at_once(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.chdir(tmp_path)
+    assert Settings.load().in_folder(Path("typed")).data_dir == tmp_path / "typed"
 
 
 # --- The gateway -----------------------------------------------------------------------------------------------------

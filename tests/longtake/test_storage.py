@@ -302,6 +302,19 @@ async def test_never_believes_in_a_folder_that_went_away(tmp_path: Path) -> None
     assert not (tmp_path / "disk").exists()
 
 
+async def test_does_not_make_a_folder_anew_that_goes_away_while_a_video_streams(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "disk"))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"one"
+        (tmp_path / "disk").rename(tmp_path / "away")
+        yield b"two"
+
+    with pytest.raises(StoreProblem, match="is gone: mount or restore it"):
+        await store.put_stream("videos/a.mp4", slowly())
+    assert not (tmp_path / "disk").exists()
+
+
 class _Synced:
     """Records the inode of everything that is flushed to disk."""
 

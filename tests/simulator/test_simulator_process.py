@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import httpx
 import pytest
 
 import simulator
+from cli import app as cli_app
 from simulator import Simulator
+from simulator.personalities import PERSONALITIES
 from simulator.scenarios import catalogue_table, parameter_table
 from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
 
@@ -91,6 +94,11 @@ async def test_the_ledger_tasks_and_reset(sim: Simulator, http: httpx.AsyncClien
     assert sim.ledger.entries == []
     assert sim.ledger.path.read_text() == ""
     assert (await http.post("/v1/videos", files=parts("untagged"))).status_code == 200
+
+
+def test_the_demo_can_show_every_gateway() -> None:
+    like = get_type_hints(cli_app.demo)["like"]
+    assert {*get_args(like)} == {*PERSONALITIES}
 
 
 def test_the_readme_lists_exactly_what_the_code_plays() -> None:

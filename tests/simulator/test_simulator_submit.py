@@ -177,11 +177,13 @@ async def test_a_proxy_and_the_gateway_refuse_large_bodies(sim: Simulator, submi
     assert sim.ledger.paid()["total"] == 0
 
 
-async def test_an_empty_account_is_refused(sim: Simulator, submit: Submit) -> None:
-    object.__setattr__(sim.settings, "granted_quota", 500_000)
+async def test_an_empty_account_is_refused_until_it_is_topped_up(http: httpx.AsyncClient, submit: Submit) -> None:
+    await http.post("/_simulator/quota", json={"account": 500_000})
     assert (await submit()).status_code == 200
     refused = await submit()
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_user_quota")
+    await http.post("/_simulator/quota", json={"account": 900_000})
+    assert (await submit()).status_code == 200
 
 
 async def test_remix_is_off_unless_it_is_allowed_and_then_it_is_paid(sim: Simulator, http: httpx.AsyncClient) -> None:

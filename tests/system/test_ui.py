@@ -183,8 +183,8 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
             [
                 "awaiting decision: it was sent and no answer came",
                 "look in the gateway's console",
-                "starter.py decide order-1005-in-doubt adopt TASK_ID",
-                '{"action": "submit_again"}',
+                "starter.py decide order-1005-in-doubt adopt TASK_ID --slot 1",
+                '{"action": "submit_again", "slot": 1}',
                 "paid: nobody knows",
                 "evidence: it was sent at",
             ],

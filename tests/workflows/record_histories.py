@@ -16,7 +16,7 @@ from unittest import mock
 
 from temporalio.api.enums.v1 import EventType
 
-from longtake.models import GenerationPolicy, Paid, Reconciliation, Settlement, Stage
+from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Settlement, Stage
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -99,7 +99,7 @@ async def invalid_request(rig: Rig) -> Generation:
 
 async def refused(rig: Rig) -> Generation:
     no = refusal("SubmissionRefused", "bad size", paid=Paid.NO, http_status=422)
-    return await rig.generate(Script(submit=[no]), key="refused")
+    return await rig.generate(Script(submit=[no], close=[ClosedSubmission()]), key="refused")
 
 
 async def not_submitted(rig: Rig) -> Generation:

@@ -30,6 +30,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from longtake.models import (
+    ClosedSubmission,
+    CloseInput,
     DeliverOrder,
     DeliveryReceipt,
     FailureDetails,
@@ -206,6 +208,7 @@ class Script:
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
     record: Iterable[Answer] = ()
+    close: Iterable[Answer] = ()
     reconcile: Iterable[Answer] = ()
     settle: Iterable[Answer] = ()
     extend: Iterable[Answer] = ()
@@ -222,6 +225,7 @@ class Script:
             "record_submission": iter(self.record),
             "query_generation": iter(self.looks),
             "deliver_video": iter(self.deliver),
+            "close_submission": iter(self.close),
             "reconcile_submission": iter(self.reconcile),
             "settle_submission": iter(self.settle),
             "submit_extension": iter(self.extend),
@@ -268,6 +272,10 @@ class Fakes:
     @activity.defn(name="record_submission")
     async def record(self, order: RecordOrder) -> None:
         await self._perform(order)
+
+    @activity.defn(name="close_submission")
+    async def close(self, order: CloseInput) -> ClosedSubmission:
+        return ClosedSubmission.model_validate(await self._perform(order))
 
     @activity.defn(name="reconcile_submission")
     async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
@@ -409,6 +417,10 @@ class Rig:
     def client(self) -> Client:
         return self.environment.client
 
+    def register(self, workflow_name: str, script: Script) -> None:
+        """Say what the activities of a workflow answer that the test starts itself."""
+        self._fakes.scripts[workflow_name] = script
+
     async def start(
         self, script: Script, *arguments: Any, key: str | None = None, client: Client | None = None
     ) -> Generation:
@@ -417,7 +429,7 @@ class Rig:
         A client of the caller's own skips no time while it waits: `pass_time`.
         """
         name = workflow_id(key or f"test-{next(self._numbers)}")
-        self._fakes.scripts[name] = script
+        self.register(name, script)
         caller = client or self.client
         handle = await caller.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
         generation = Generation(self, handle, script)
@@ -512,6 +524,7 @@ async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> Asy
             activities=[
                 fakes.prepare,
                 fakes.record,
+                fakes.close,
                 fakes.reconcile,
                 fakes.settle,
                 fakes.query,

@@ -7,7 +7,16 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 
-from longtake.models import Attention, GenerationPolicy, Paid, Reconciliation, Stage
+from longtake.models import (
+    Attention,
+    ClosedSubmission,
+    DeliveryKind,
+    FailureDetails,
+    GenerationPolicy,
+    Paid,
+    Reconciliation,
+    Stage,
+)
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -28,6 +37,7 @@ from tests.workflows.rig import (
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 COMPLETED = EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
+IN_DOUBT = ClosedSubmission(in_doubt=FailureDetails(slot=1))
 CANCEL_HEARD = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
 
 
@@ -47,21 +57,63 @@ async def cancelled(generation: Generation, *, task_id: str | None, paid: str = 
 
 
 async def test_before_the_worker_has_seen_it(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(prepare=[Held(GenerationPolicy())]))
+    generation = await own_rig.generate(Script(prepare=[Held(GenerationPolicy())], close=[ClosedSubmission()]))
     await generation.handle.cancel()
     await generation.cancellation()
-    assert (await generation.status()).stage is Stage.CANCELLED
+    status = await generation.status()
+    assert (status.stage, status.paid) == (Stage.CANCELLED, Paid.NO)
     assert generation.script.count("submit_generation") == 0
 
 
 async def test_while_preparing(own_rig: Rig) -> None:
     held = Held(GenerationPolicy())
-    generation = await own_rig.generate(Script(prepare=[held]))
+    generation = await own_rig.generate(Script(prepare=[held], close=[ClosedSubmission()]))
     await held.begun.wait()
     await generation.handle.cancel()
     await cancelled(generation, task_id=None, paid="no")
     held.let_go()
     assert generation.script.count("submit_generation") == 0
+
+
+async def earlier(_: Any) -> ClosedSubmission:
+    """An earlier run of the same key was paid."""
+    return ClosedSubmission(receipt=await accepted(attached=True)(_))
+
+
+@pytest.mark.parametrize(
+    ("answer", "paid", "task_id"),
+    [
+        (ClosedSubmission(), "no", None),
+        (earlier, "yes", TASK_ID),
+        (ClosedSubmission(in_doubt=FailureDetails(slot=1)), "unknown", None),
+    ],
+    ids=["untouched", "paid", "in doubt"],
+)
+@pytest.mark.parametrize("stage", ["preparing", "submitting"])
+async def test_the_ledger_says_what_was_paid_when_it_is_cancelled(
+    own_rig: Rig, stage: str, answer: Any, paid: str, task_id: str | None
+) -> None:
+    """Nobody is to look for what was never sent, and what an earlier run of the key has paid is not "no"."""
+    busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
+    held = Held(GenerationPolicy())
+    script = Script(prepare=[held], close=[answer]) if stage == "preparing" else Script(submit=[busy], close=[answer])
+    generation = await own_rig.generate(script)
+    await generation.reaches(lambda status: status.stage == stage and script.calls[stage == "submitting" :])
+    await generation.handle.cancel()
+    await cancelled(generation, task_id=task_id, paid=paid)
+    assert (await generation.status()).paid == paid
+    held.let_go()
+
+
+async def test_a_ledger_that_does_not_answer_holds_up_no_cancellation(own_rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN)
+    busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
+    generation = await own_rig.generate(Script(submit=[busy], close=again(away)))
+    await generation.reaches(lambda status: status.stage is Stage.SUBMITTING and generation.script.calls[1:])
+    await generation.handle.cancel()
+    await cancelled(generation, task_id=None, paid="unknown")
+    first, *_, last = generation.script.times("close_submission")
+    assert last - first <= timedelta(minutes=1)
 
 
 async def test_while_the_post_is_under_way_waits_for_its_id(own_rig: Rig) -> None:
@@ -107,7 +159,7 @@ async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(
 
 async def test_while_the_post_is_under_way_and_it_is_refused(own_rig: Rig) -> None:
     held = Held(refusal("SubmissionRefused", "bad size", paid=Paid.NO))
-    generation = await own_rig.generate(Script(submit=[held]))
+    generation = await own_rig.generate(Script(submit=[held], close=[ClosedSubmission()]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -118,7 +170,7 @@ async def test_while_the_post_is_under_way_and_it_is_refused(own_rig: Rig) -> No
 
 async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: Rig) -> None:
     held = Held(refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1))
-    generation = await own_rig.generate(Script(submit=[held]))
+    generation = await own_rig.generate(Script(submit=[held], close=[IN_DOUBT]))
     await held.begun.wait()
     await generation.handle.cancel()
     await generation.has_event(CANCEL_HEARD)
@@ -129,10 +181,10 @@ async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: R
 
 async def test_while_a_submission_waits_to_be_tried_again(own_rig: Rig) -> None:
     busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
-    generation = await own_rig.generate(Script(submit=[busy]))
+    generation = await own_rig.generate(Script(submit=[busy], close=[ClosedSubmission()]))
     await generation.reaches(lambda status: status.stage is Stage.SUBMITTING and generation.script.calls[1:])
     await generation.handle.cancel()
-    await cancelled(generation, task_id=None, paid="unknown")
+    await cancelled(generation, task_id=None, paid="no")
     assert generation.script.count("submit_generation") == 1
 
 
@@ -142,9 +194,23 @@ async def test_while_the_ledger_is_written(own_rig: Rig) -> None:
     await held.begun.wait()
     assert (await generation.status()).task_id == TASK_ID, "it is known, and nobody must guess"
     await generation.handle.cancel()
+    await generation.has_event(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED)
+    assert (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING
     held.let_go()
     await cancelled(generation, task_id=TASK_ID)
+    done = [event for event in await generation.events() if event.event_type == COMPLETED]
+    assert len(done) == 3, "the ledger's record was written to its end"
     assert generation.script.count("query_generation") == 0
+
+
+async def test_while_the_ledger_is_written_and_does_not_take_it(own_rig: Rig) -> None:
+    held = Held(refusal("LedgerUnavailable", "read only"))
+    generation = await own_rig.generate(Script(submit=[accepted(recorded=False)], record=[held]))
+    await held.begun.wait()
+    await generation.handle.cancel()
+    held.let_go()
+    await cancelled(generation, task_id=TASK_ID)
+    assert "read only" in (await generation.status()).warnings[0]
 
 
 async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
@@ -195,6 +261,23 @@ async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any
     held.let_go()
 
 
+async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
+    """The full video has had trouble for long, and the first clip is tried beside it."""
+    held = Held()
+    trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+
+    async def answer(order: Any) -> Any:
+        if order.kind is DeliveryKind.FIRST:
+            return await held(order)
+        raise trouble.with_traceback(None)
+
+    generation = await own_rig.generate(Script(looks=[completed(has_first_video_link=True)], deliver=again(answer)))
+    await generation.skip_to(held)
+    await generation.handle.cancel()
+    await cancelled(generation, task_id=TASK_ID)
+    held.let_go()
+
+
 async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> None:
     script = Script(looks=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
     generation = await own_rig.generate(script, on_extend_failed="ask")
@@ -206,18 +289,20 @@ async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> 
 
 
 async def test_while_a_decision_about_the_submission_is_awaited(own_rig: Rig) -> None:
-    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     policy = GenerationPolicy(decision_window=timedelta(days=7))
-    generation = await own_rig.generate(Script(prepare=[policy], submit=[unknown], reconcile=again(Reconciliation())))
+    generation = await own_rig.generate(
+        Script(prepare=[policy], submit=[unknown], reconcile=again(Reconciliation()), close=[IN_DOUBT])
+    )
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.cancel()
     await cancelled(generation, task_id=None, paid="unknown")
 
 
 async def test_while_the_witnesses_are_heard(own_rig: Rig) -> None:
-    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     held = Held(Reconciliation())
-    generation = await own_rig.generate(Script(submit=[unknown], reconcile=[held]))
+    generation = await own_rig.generate(Script(submit=[unknown], reconcile=[held], close=[IN_DOUBT]))
     await held.begun.wait()
     await generation.handle.cancel()
     await cancelled(generation, task_id=None, paid="unknown")

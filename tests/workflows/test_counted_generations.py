@@ -119,7 +119,7 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     await (await rig.generate(Script(looks=[generate_failed()]))).failure()
     await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST))).result()
     await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="fail")).failure()
-    unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key")], submit=[])
+    unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
     await (
         await rig.start(Script(prepare=[], submit=[]), {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})
@@ -208,7 +208,11 @@ async def test_what_this_run_did_not_pay_is_not_counted_again(
     assert after.added(before, "longtake_quota_total", "task") == {}
 
 
-async def test_an_extension_that_is_paid_for_again_is_told_apart(rig: Rig) -> None:
+@pytest.mark.parametrize("looks_per_run", [1, 300])
+async def test_an_extension_that_is_paid_for_again_is_told_apart(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, looks_per_run: int
+) -> None:
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", looks_per_run)
     policy = GenerationPolicy(extension_retries=1)
     before = await seen()
     generation = await rig.generate(
@@ -217,6 +221,7 @@ async def test_an_extension_that_is_paid_for_again_is_told_apart(rig: Rig) -> No
             looks=[
                 running(10, quota=425_000),
                 extend_failed(),
+                running(60, task_id="task_second", quota=200_000),
                 completed(task_id="task_second", quota=200_000),
             ],
             extend=[accepted(task_id="task_second")],

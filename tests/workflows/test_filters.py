@@ -42,7 +42,7 @@ POLICY = GenerationPolicy(
     pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)), decision_window=timedelta(days=1)
 )
 STALLED_AT_ONCE = POLICY.model_copy(update={"stalled_after": timedelta(0)})
-UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
 FRAMES = {"model": "veo_3_1-fast-fl-remix", "images": [{"uri": "https://example.com/dawn.jpg"}]}
 
 # What happens to each, and what more is asked for.

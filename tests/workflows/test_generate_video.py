@@ -12,9 +12,12 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionSta
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from longtake.catalog import prompt_path
+from longtake.display import prose
 from longtake.models import (
     Attention,
+    ClosedSubmission,
     DeliveryKind,
+    FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
     PacingPolicy,
@@ -53,7 +56,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 FULL = (delivered(FULL_VIDEO),)
+NOTHING_SENT = ClosedSubmission()
 FIRST = (delivered(FIRST_CLIP),)
+
+
+async def closed_as_paid(order: Any) -> ClosedSubmission:
+    """An attempt that nobody heard of was paid."""
+    return ClosedSubmission(receipt=await accepted(attached=True)(order))
 
 
 def summaries(generation_events: Any) -> list[str]:
@@ -98,6 +107,36 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
         "VideoPaid": "yes",
         "GatewayTaskId": TASK_ID,
     }
+
+
+async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) -> None:
+    home = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
+    retried = {"gateway": "https://extend.example", "account": "fedcba9876543210"}
+    generation = await rig.generate(
+        Script(
+            prepare=(GenerationPolicy(extension_retries=1),),
+            submit=(accepted(**home),),
+            looks=[extend_failed(), completed(task_id="task_extend")],
+            deliver=(delivered(FIRST_CLIP), delivered(FULL_VIDEO)),
+            extend=(accepted(task_id="task_extend", **retried),),
+        ),
+        on_extend_failed="retry",
+    )
+    assert (await generation.result()).outcome == "full"
+    for name in ("query_generation", "deliver_video"):
+        first, second = generation.script.orders(name)
+        assert [(one.gateway, one.account) for one in (first, second)] == [
+            tuple(home.values()),
+            tuple(retried.values()),
+        ]
+
+
+@pytest.mark.parametrize("kind", ["WrongGateway", "TaskNotVisible"])
+async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
+    """`TaskNotFound` for that long would end it: its row is missing."""
+    elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    assert (await generation.result()).outcome == "full"
 
 
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
@@ -203,15 +242,132 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
 
     status = await generation.status()
     assert (status.stage, status.attention) == (Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    assert status.last_problem
     assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
     page = await generation.page()
-    for told in ("cannot be brought home yet", "last problem: the disk is full", "it dies at 2030-01-02 03:04:05 UTC"):
+    for told in (prose(status.last_problem), "it dies at 2030-01-02 03:04:05 UTC"):
         assert told in page
 
     shown.let_go()
     assert (await generation.result()).outcome == "full"
     assert "VideoAttention" not in await generation.attributes()
     assert "dies at" not in await generation.page(), "what is stored needs no link"
+    assert (await generation.status()).last_problem is None
+    assert await delivery_activities(generation) == 1, "one activity for the whole window"
+
+
+async def test_one_attempt_of_a_delivery_may_take_the_whole_window(rig: Rig) -> None:
+    """What is slow and well is not begun again at its first byte."""
+    policy = GenerationPolicy(delivery_window=timedelta(hours=5))
+    generation = await rig.generate(Script(prepare=[policy], looks=[completed()], deliver=FULL))
+    await generation.result()
+    ((attempt, all_attempts),) = [
+        (step.start_to_close_timeout.ToTimedelta(), step.schedule_to_close_timeout.ToTimedelta())
+        for event in await generation.events()
+        if (step := event.activity_task_scheduled_event_attributes).activity_type.name == "deliver_video"
+    ]
+    assert attempt == all_attempts == timedelta(hours=5)
+
+
+async def delivery_activities(generation: Generation) -> int:
+    return sum(
+        event.activity_task_scheduled_event_attributes.activity_type.name == "deliver_video"
+        for event in await generation.events()
+    )
+
+
+# --- The full video has trouble, and the first clip is there ---------------------------------------------------------
+
+BOTH: dict[str, Any] = {"has_first_video_link": True}
+
+
+def by_kind(full: Any, first: Any) -> Iterator[Any]:
+    """Answers for the two clips, whichever is asked for: each the same for ever, or an iterator of its own."""
+    answers = {
+        kind: iter(answer) if isinstance(answer, Iterator) else again(answer)
+        for kind, answer in ((DeliveryKind.FULL, full), (DeliveryKind.FIRST, first))
+    }
+
+    async def answer(order: Any) -> Any:
+        given = next(answers[order.kind])
+        if isinstance(given, BaseException):
+            raise given.with_traceback(None)
+        return await given(order) if callable(given) else given
+
+    return again(answer)
+
+
+NO_FULL = refusal("DeliveryFailed", "the full video could not be downloaded", retried=True, paid=Paid.YES)
+
+
+async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(rig: Rig) -> None:
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script, key="order-19")
+
+    error, details = await generation.failure()
+
+    assert error.type == "DeliveryFailed"
+    assert details.first_video == FIRST_CLIP
+    status = await generation.status()
+    assert status.first_video == FIRST_CLIP
+    began = generation.script.times("deliver_video")
+    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    assert kinds.count(DeliveryKind.FIRST) == 1
+    assert began[kinds.index(DeliveryKind.FIRST)] - began[0] < timedelta(minutes=11), "while its link lives"
+    assert began[-1] - began[0] > timedelta(hours=23), "the full one is tried to the end of its window"
+
+
+async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: Rig) -> None:
+    held = Held(delivered(FULL_VIDEO))
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), [held])
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script)
+    await generation.skip_to(held)
+    status = await generation.status()
+    assert (status.first_video, status.attention) == (FIRST_CLIP, Attention.DELIVERY_TROUBLE)
+    assert FIRST_CLIP.uri in await generation.page()
+
+    held.let_go()
+    result = await generation.result()
+
+    assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
+    assert len(result.warnings) == 1
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+async def test_a_first_clip_that_was_saved_meanwhile_is_not_stored_again(rig: Rig, *, keep_first: bool) -> None:
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    generation = await rig.generate(script, keep_first=keep_first)
+    assert (await generation.result()).first_video == FIRST_CLIP
+    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    assert kinds.count(DeliveryKind.FIRST) == 1
+
+
+async def test_a_full_video_that_is_gone_for_good_leaves_the_first_clip(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+    first = chain([trouble] * 5, again(delivered(FIRST_CLIP)))
+    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(gone, first)))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.first_video) == ("DeliveryFailed", "gone", FIRST_CLIP)
+
+
+async def test_neither_clip_can_be_had(rig: Rig) -> None:
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
+    generation = await rig.generate(script)
+    error, details = await generation.failure()
+    assert (error.type, details.first_video) == ("DeliveryFailed", None)
+    assert [order.kind for order in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
+
+
+async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(rig: Rig) -> None:
+    full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
+    never = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
+    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(full, never)))
+    result = await generation.result()
+    assert (result.outcome, result.first_video, result.warnings) == ("full", None, ())
 
 
 def changing_until(after: timedelta, answer: Any) -> Iterator[Any]:
@@ -367,7 +523,8 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
     result = await generation.result()
 
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
-    assert (result.task_id, result.remix_id_extend, result.warnings) == (TASK_ID, "task_extend_1", ())
+    assert (result.task_id, result.extension_task_id, result.warnings) == (TASK_ID, "task_extend_1", ())
+    assert result.remix_id_extend == "video_second", "an upstream id, never a task of the gateway"
     (order,) = generation.script.orders("submit_extension")
     assert (order.ledger_key, order.extension.remix_id) == ("order-40#extend-1", "video_first")
     first, *later = generation.script.orders("query_generation")
@@ -444,7 +601,7 @@ async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) ->
 
 
 async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
-    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN)
+    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     script = Script(
         prepare=[RETRYING],
         looks=[extend_failed(), completed()],
@@ -494,7 +651,7 @@ async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, mon
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
     assert (result.outcome, result.polls, result.first_video) == ("full", 5, FIRST_CLIP)
-    assert result.remix_id_extend == "task_extend_1"
+    assert (result.extension_task_id, result.remix_id_extend) == ("task_extend_1", "video_second")
     names = [name for name, _ in script.calls]
     assert (names.count("submit_generation"), names.count("submit_extension"), names.count("deliver_video")) == (
         1,
@@ -571,7 +728,7 @@ async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: R
     no = refusal(
         "SubmissionRefused", "[req-9] bad size", paid=Paid.NO, http_status=422, gateway_code="bad_size", advice="mend"
     )
-    generation = await rig.generate(Script(submit=[no]), key="order-20")
+    generation = await rig.generate(Script(submit=[no], close=[NOTHING_SENT]), key="order-20")
 
     error, details = await generation.failure()
 
@@ -602,19 +759,60 @@ async def test_refusal_found_out_while_preparing_submits_nothing(rig: Rig) -> No
     assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
 
 
-@pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway", "Defect"])
+@pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway"])
 async def test_worker_that_cannot_prepare_means_not_submitted(rig: Rig, kind: str) -> None:
-    generation = await rig.generate(Script(prepare=[refusal(kind, "the store refuses", advice="Mend the store.")]))
+    no = refusal(kind, "the store refuses", paid=Paid.NO, advice="Mend the store.")
+    generation = await rig.generate(Script(prepare=[no]))
     error, details = await generation.failure()
     assert (error.type, error.message) == ("NotSubmitted", "the store refuses")
     assert (details.paid, details.advice) == (Paid.NO, "Mend the store.")
     assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "paid", "task_id"),
+    [
+        (ClosedSubmission(), Paid.NO, None),
+        (ClosedSubmission(in_doubt=FailureDetails(slot=1)), Paid.UNKNOWN, None),
+        (refusal("LedgerUnavailable", "away"), Paid.UNKNOWN, None),
+        (closed_as_paid, Paid.YES, TASK_ID),
+    ],
+    ids=["untouched", "in doubt", "no answer", "paid"],
+)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        refusal("Defect", "KeyError", paid=Paid.UNKNOWN),
+        ApplicationError("Activity function close is not registered", type="NotFoundError", non_retryable=True),
+    ],
+    ids=lambda error: error.type,
+)
+async def test_defect_while_preparing_says_what_the_ledger_says(
+    rig: Rig, failure: ApplicationError, answer: Any, paid: Paid, task_id: str | None
+) -> None:
+    """An earlier run of the same key may have been paid."""
+    generation = await rig.generate(Script(prepare=[failure], close=[answer]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid, details.task_id) == ("NotSubmitted", paid, task_id)
+    assert (await generation.status()).paid == paid
+    assert (await generation.attributes())["VideoPaid"] == paid
+    assert generation.script.count("submit_generation") == 0
+
+
+async def test_ledger_that_is_away_while_preparing_leaves_it_unknown(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", paid=Paid.UNKNOWN)
+    generation = await rig.generate(Script(prepare=[away]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.UNKNOWN)
+    assert generation.script.count("close_submission") == 0
+
+
 @pytest.mark.parametrize("step", ["prepare", "submit"])
 async def test_gateway_that_takes_nothing_within_the_window_means_not_submitted(rig: Rig, step: str) -> None:
     busy = again(refusal("GatewayBusy", "no channel", retried=True, paid=Paid.NO, http_status=503))
-    generation = await rig.generate(Script(prepare=busy) if step == "prepare" else Script(submit=busy))
+    generation = await rig.generate(
+        Script(prepare=busy) if step == "prepare" else Script(submit=busy, close=[NOTHING_SENT])
+    )
 
     error, details = await generation.failure()
 
@@ -655,7 +853,7 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
-TASK_ID_RULE = "a task id has 1 to 200 characters and no spaces"
+TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
@@ -676,15 +874,20 @@ async def adopted(order: Any) -> Settlement:
     [
         UNKNOWN,
         # An activity may not know what the workflow knows: only the ledger can say "no".
-        refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, slot=1, http_status=502),
-        refusal("SlotTaken", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        refusal("SubmissionInDoubt", "no answer", paid=Paid.NO, http_status=502),
+        refusal("SlotTaken", "no answer", paid=Paid.NO, http_status=502),
         # Nor a worker that has not the key to what an attempt before it has told.
-        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, slot=1, http_status=502),
+        refusal("PayloadUnreadable", "no answer", paid=Paid.NO, http_status=502),
+        # What proves nothing, whatever it calls itself: an earlier attempt may have died in the middle of the POST.
+        refusal("Defect", "no answer", paid=Paid.NO, http_status=502),
+        refusal("NotFoundError", "no answer", paid=Paid.NO, http_status=502),
+        refusal("ofTheFuture", "no answer", paid=Paid.NO, http_status=502),
     ],
     ids=lambda error: error.type,
 )
 async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: ApplicationError) -> None:
-    generation = await rig.generate(Script(submit=[unknown], reconcile=[NO_WITNESS]))
+    asked = [] if unknown is UNKNOWN else [ClosedSubmission(in_doubt=FailureDetails(slot=1))]
+    generation = await rig.generate(Script(submit=[unknown], close=asked, reconcile=[NO_WITNESS]))
 
     error, details = await generation.failure()
 
@@ -694,16 +897,19 @@ async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: A
     assert [name for name, _ in generation.script.calls] == [
         "prepare_generation",
         "submit_generation",
+        *["close_submission"] * len(asked),
         "reconcile_submission",
     ]
+    assert generation.script.orders("reconcile_submission")[0].slot == 1
     assert (await generation.attributes())["VideoOutcome"] == "SubmissionOutcomeUnknown"
     scheduled = [e for e in await generation.events() if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
-    assert len(scheduled) == 3
+    assert len(scheduled) == 3 + len(asked)
 
 
 async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
     doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=2 * MINUTE, paid=Paid.UNKNOWN)
-    generation = await rig.generate(Script(submit=again(doubt), reconcile=[NO_WITNESS]))
+    closed = ClosedSubmission(in_doubt=FailureDetails(slot=1))
+    generation = await rig.generate(Script(submit=again(doubt), close=[closed], reconcile=[NO_WITNESS]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == ("SubmissionOutcomeUnknown", "still sending?", Paid.UNKNOWN)
     tries = generation.script.times("submit_generation")
@@ -733,12 +939,136 @@ async def test_ledger_without_doubt_lets_it_be_submitted_once_more(rig: Rig) -> 
 async def test_submission_that_always_breaks_before_anything_is_sent_ends(rig: Rig) -> None:
     """A defect before the first byte is reported as unknown, and the ledger says that nothing is in doubt."""
     broken = refusal("SubmissionOutcomeUnknown", "KeyError: 'x'", paid=Paid.UNKNOWN)
-    clear = Reconciliation(clear=True)
-    generation = await rig.generate(Script(submit=[broken] * 20, reconcile=[clear] * 20))
-    error, _ = await generation.failure()
-    assert error.message == "KeyError: 'x'"
-    assert error.type in {"NotSubmitted", "SubmissionOutcomeUnknown"}
-    assert generation.script.count("submit_generation") < 20, "a hot loop fills the history"
+    generation = await rig.generate(Script(submit=[broken], close=[NOTHING_SENT]))
+    error, details = await generation.failure()
+    assert (error.type, error.message, details.paid) == ("NotSubmitted", "KeyError: 'x'", Paid.NO)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN),
+        refusal("SubmissionInDoubt", "still sending?", retried=True, paid=Paid.UNKNOWN),
+        ApplicationError("Activity function submit_generation is not registered", type="NotFoundError"),
+    ],
+    ids=["the store is away", "in doubt", "an older worker"],
+)
+async def test_nothing_sent_within_its_time_is_not_submitted(rig: Rig, failure: Any) -> None:
+    """Whatever its last attempt said: the ledger has nothing, and lets nothing be sent any more."""
+    generation = await rig.generate(Script(submit=again(failure), close=[NOTHING_SENT]))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
+    assert (await generation.attributes())["VideoPaid"] == "no"
+    assert generation.script.count("reconcile_submission") == 0
+
+
+async def test_paid_attempt_whose_answer_got_lost_is_found_in_the_ledger(rig: Rig) -> None:
+    script = Script(
+        submit=[refusal("Defect", "?")], close=[closed_as_paid], looks=[completed()], deliver=FULL, reconcile=[]
+    )
+    generation = await rig.generate(script)
+    assert (await generation.result()).task_id == TASK_ID
+    assert (await generation.attributes())["VideoPaid"] == "yes"
+
+
+async def test_refusal_stands_where_the_ledger_is_away(rig: Rig) -> None:
+    """The attempt that was refused had walked the ledger."""
+    no = refusal("SubmissionRefused", "bad size", paid=Paid.NO)
+    away = again(refusal("LedgerUnavailable", "the store is away", retried=True))
+    generation = await rig.generate(Script(submit=[no], close=away))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionRefused", Paid.NO)
+
+
+async def test_refusal_does_not_stand_where_another_attempt_is_sending(rig: Rig) -> None:
+    no = refusal("SubmissionRefused", "bad size", paid=Paid.NO)
+    sending = again(refusal("SubmissionInDoubt", "it may be sending", retried=True))
+    generation = await rig.generate(Script(submit=[no], close=sending))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+
+async def test_while_the_ledger_is_away_nobody_is_asked_about_a_submission_that_nobody_knows_of(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN)
+    script = Script(
+        prepare=[PATIENT], submit=[refusal("Defect", "?")], close=changing(3 * HOUR, away, NOTHING_SENT), reconcile=[]
+    )
+    generation = await rig.generate(script)
+    await rig.pass_time(HOUR)
+    status = await generation.reaches(lambda status: status.attention is Attention.LEDGER_UNAVAILABLE)
+    assert (status.stage, status.paid, status.decisions) == (Stage.SUBMITTING, Paid.UNKNOWN, ())
+    assert status.last_problem == "the store is away"
+    with pytest.raises(WorkflowUpdateFailedError):
+        await generation.handle.execute_update("decide", {"action": "submit_again"})
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
+    assert len(await generation.events()) < 60, "an outage must not fill the history"
+
+
+async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig: Rig) -> None:
+    away = again(refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN))
+    policy = GenerationPolicy(decision_window=HOUR)
+    generation = await rig.generate(Script(prepare=[policy], submit=[refusal("Defect", "?")], close=away))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
+
+
+async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
+    """After another one the ledger is asked about that one: an old decision says nothing about it."""
+    second = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=2)
+    script = {"submit": [UNKNOWN, second, accepted()], "settle": [Settlement()] * 2}
+    generation = await in_doubt(rig, **script, looks=[completed()], deliver=FULL)
+    assert (await generation.status()).slot == 1
+    await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+    await generation.reaches(lambda status: status.slot == 2)
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert rejection.value.cause.type == "NotOffered"
+    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    assert (await generation.result()).outcome == "full"
+    assert [order.slot for order in generation.script.orders("settle_submission")] == [1, 2]
+    assert [order.slot for order in generation.script.orders("reconcile_submission")] == [1, 2]
+    assert (await generation.status()).slot is None
+
+
+async def test_decision_refused_in_the_last_wait_is_asked_for_again(rig: Rig) -> None:
+    """Whoever has just answered is there: it does not end as if nobody were."""
+    no = refusal("InvalidRequest", "task_a is another's")
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, after=timedelta(seconds=20))
+    script = Script(
+        prepare=[GenerationPolicy(decision_window=MINUTE)],
+        submit=[UNKNOWN],
+        reconcile=again(NO_WITNESS),
+        settle=[away, no, adopted],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    await rig.pass_time(timedelta(seconds=50))
+    await generation.reaches(lambda status: status.decisions)
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
+    await rig.pass_time(timedelta(seconds=21))
+    status = await generation.reaches(lambda status: status.last_problem == "task_a is another's" and status.decisions)
+    assert status.decide_by is not None
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_b"})
+    assert (await generation.result()).task_id == "task_b"
+
+
+async def test_witnesses_are_heard_at_once_and_more_often_at_first(rig: Rig) -> None:
+    generation = await in_doubt(rig)
+    await rig.pass_time(timedelta(minutes=11))
+    heard = generation.script.times("reconcile_submission")
+    assert [round((at - heard[0]).total_seconds()) for at in heard] == pytest.approx([0, 15, 60, 180, 600], abs=5)
+
+
+async def test_finding_says_when_hearing_again_is_worthwhile(rig: Rig) -> None:
+    soon = NO_WITNESS.model_copy(update={"retry_after": timedelta(seconds=20)})
+    generation = await in_doubt(rig, reconcile=again(soon))
+    await rig.pass_time(timedelta(days=6))
+    heard = generation.script.times("reconcile_submission")
+    assert any(after - before < timedelta(seconds=25) for before, after in pairwise(heard[4:]))
+    assert len(heard) < 150, "it is heard more and more rarely all the same"
 
 
 async def in_doubt(rig: Rig, **script: Any) -> Generation:
@@ -766,8 +1096,8 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
         "task_a",
         "task_b",
         "charged 1 times",
-        f"`starter.py decide {status.key} adopt TASK_ID`",
-        '{"action": "abandon"}',
+        f"`starter.py decide {status.key} adopt TASK_ID --slot 1`",
+        '{"action": "abandon", "slot": 1}',
         "paid: **nobody knows**",
         f"Without a decision by {status.decide_by:%Y-%m-%d %H:%M:%S} UTC it ends as `Abandoned`",
     ):
@@ -991,6 +1321,84 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
     slow.let_go()
     assert (await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)).progress == 20
     await generation.result()
+
+
+@pytest.mark.parametrize("stage", ["preparing", "delivering", "awaiting_decision"])
+async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage: str) -> None:
+    held = Held(GenerationPolicy() if stage == "preparing" else FULL[0])
+    script = {
+        "preparing": Script(prepare=[held], looks=[completed()], deliver=FULL),
+        "delivering": Script(looks=[completed()], deliver=[held]),
+        "awaiting_decision": Script(looks=[extend_failed()], deliver=FIRST),
+    }[stage]
+    generation = await own_rig.generate(script, on_extend_failed="ask")
+    if stage == "awaiting_decision":
+        await own_rig.pass_time(timedelta(seconds=70))
+        await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    else:
+        await generation.skip_to(held)
+
+    with pytest.raises(WorkflowUpdateFailedError) as rejection:
+        await generation.handle.execute_update("resume")
+
+    assert isinstance(rejection.value.cause, ApplicationError)
+    assert rejection.value.cause.type == "NotWatched"
+    held.let_go()
+
+
+async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wait(own_rig: Rig) -> None:
+    verdict = Held(extend_failed())
+    policy = GenerationPolicy(extension_retries=1)
+    script = Script(
+        prepare=[policy],
+        looks=[verdict, completed(task_id="task_extend_1")],
+        extend=[accepted(task_id="task_extend_1")],
+        deliver=[*FIRST, *FULL],
+    )
+    generation = await own_rig.generate(script, on_extend_failed="retry")
+    await generation.skip_to(verdict)
+    await generation.handle.execute_update("resume")
+    verdict.let_go()
+    assert (await generation.result()).outcome == "full"
+    (submitted,) = script.times("submit_extension")
+    assert script.times("query_generation")[1] - submitted > timedelta(seconds=20), "another task, another wait"
+
+
+# --- Ended pages -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
+    """A week went by and nobody decided: what can be done now is something else."""
+    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_WITNESS)))
+    await generation.failure()
+    status = await generation.status()
+    assert (status.decisions, status.decide_by) == ((), None)
+    assert status.advice
+    assert status.advice in await generation.page()
+    assert status.evidence, "what is known of the doubt helps whoever looks for it"
+    assert "starter.py decide" not in await generation.page()
+
+
+async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> None:
+    policy = GenerationPolicy(decision_window=timedelta(days=1))
+    generation = await rig.generate(
+        Script(prepare=[policy], looks=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
+    )
+    assert (await generation.result()).outcome == "fallback"
+    status = await generation.status()
+    assert (status.decisions, status.decide_by, status.advice) == ((), None, "")
+    assert "starter.py decide" not in await generation.page()
+
+
+async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> None:
+    doubt = ClosedSubmission(in_doubt=FailureDetails(paid=Paid.UNKNOWN, slot=1))
+    generation = await in_doubt(own_rig, close=again(doubt))
+    await generation.handle.cancel()
+    await generation.cancellation()
+    status = await generation.status()
+    assert (status.decisions, status.decide_by, status.paid) == ((), None, Paid.UNKNOWN)
+    assert status.advice
+    assert "starter.py decide" not in await generation.page()
 
 
 @pytest.mark.parametrize("kind", ["AnswerUnreadable", "TaskNotFound", "Defect", "NeverHeardOf"])

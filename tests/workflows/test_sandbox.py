@@ -63,7 +63,8 @@ def test_entered_modules_import_only_what_is_passed_through(path: Path) -> None:
 
 def test_some_modules_are_entered_and_most_are_not() -> None:
     assert "generate_video" in {path.stem for path in ENTERED}
-    assert len(ENTERED) <= 2, "each is executed again for every workflow"
+    # Two for every generation, and the one that holds the ledger's registration.
+    assert len(ENTERED) <= 3, "each is executed again for every workflow"
 
 
 CLOCKS = {"time", "datetime.now", "datetime.utcnow", "date.today", "random", "uuid", "os", "secrets", "threading"}

@@ -12,7 +12,20 @@ from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, PacingPolicy, Paid
 from longtake.temporal import connect, workflow_id
 from tests.end_to_end.processes import DevServer
-from tests.workflows.rig import FULL_VIDEO, REQUEST, Rig, Script, completed, delivered, refusal, rig_on
+from tests.workflows.rig import (
+    FIRST_CLIP,
+    FULL_VIDEO,
+    REQUEST,
+    Rig,
+    Script,
+    accepted,
+    completed,
+    delivered,
+    extend_failed,
+    lost,
+    refusal,
+    rig_on,
+)
 
 pytestmark = pytest.mark.system
 
@@ -29,6 +42,7 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_
         async with rig_on(WorkflowEnvironment.from_client(await connect(server.address))) as rig:
             await collect_again(rig, "hidden-since", before=TEXTS, after=PATHS)
             await collect_again(rig, "shown-since", before=PATHS, after=TEXTS)
+            await collect_extension_again(rig)
     finally:
         server.stop()
 
@@ -49,3 +63,34 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
     another = {**REQUEST, "prompt": prompt_path("another")}
     with pytest.raises(KeyInUse, match="differs in prompt"):
         await client.start(key, GenerateVideoInput.model_validate(another))
+
+
+async def collect_extension_again(rig: Rig) -> None:
+    """A paid extension that got lost: its generation ended well, with the 8 s clip, and can be started again."""
+    policy = SOON.model_copy(update={"extension_retries": 1, "lost_watch": timedelta(0)})
+    again = {"task_id": "task_extend_1"}
+    script = Script(
+        prepare=[policy],
+        looks=[extend_failed(), lost(**again)],
+        extend=[accepted(**again)],
+        deliver=[delivered(FIRST_CLIP)],
+    )
+    request = GenerateVideoInput.model_validate({**REQUEST, "on_extend_failed": "retry"})
+    result = await (await rig.generate(script, key="lost-extension", on_extend_failed="retry")).result()
+    assert (result.outcome, result.uncollected is not None) == ("fallback", True)
+    script = Script(
+        prepare=[policy.model_copy(update={"extensions_sent": 1})],
+        submit=[accepted(attached=True)],
+        looks=[extend_failed(), completed(**again)],
+        extend=[accepted(**again, attached=True)],
+        deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
+    )
+    rig._fakes.scripts[workflow_id("lost-extension")] = script
+
+    client = VideoClient(rig.client)
+    _, started = await client.start("lost-extension", request)
+
+    assert started
+    assert (await client.result("lost-extension")).outcome == "full"
+    _, started = await client.start("lost-extension", request)
+    assert not started, "everything is collected"

@@ -34,6 +34,7 @@ from longtake.gateway.errors import (
     TaskNotFound,
 )
 from longtake.models import TaskState
+from tests.unread import UnreadAnswers
 
 TASK = "task_abc"
 ACCEPTED = {"id": TASK, "task_id": TASK, "object": "video", "status": "queued", "progress": 0}
@@ -343,7 +344,7 @@ class TestBeforeTheFirstByte:
 
     @pytest.mark.parametrize("status", [200, 400, 502])
     async def test_an_answer_without_the_hook_is_a_defect(self, status: int) -> None:
-        transport = httpx.MockTransport(lambda _: httpx.Response(status, json=ACCEPTED))
+        transport = UnreadAnswers(lambda _: httpx.Response(status, json=ACCEPTED))
         async with connect("http://gateway.example", transport=transport) as client:
             with pytest.raises(SendHookDidNotFire) as caught:
                 await client.submit(FORM, before_send=Arm())
@@ -356,7 +357,7 @@ class TestBeforeTheFirstByte:
             sent.append(request)
             return httpx.Response(200, json=ACCEPTED)
 
-        async with connect("http://gateway.example", transport=httpx.MockTransport(handle)) as client:
+        async with connect("http://gateway.example", transport=UnreadAnswers(handle)) as client:
             with pytest.raises(SendHookDidNotFire):
                 await client.submit(FORM, before_send=Arm())
             for _ in range(2):

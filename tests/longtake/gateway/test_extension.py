@@ -26,6 +26,7 @@ from longtake.gateway.extension import ExtensionClient
 from longtake.models import TaskState
 from simulator import Simulator, SimulatorSettings, serve
 from tests.longtake.gateway.test_client import Arm, Behaviour, RawGateway, answer, hang, reset, say
+from tests.unread import UnreadAnswers
 
 KEY = "sk-simulator-key"
 CLIP = "video_0b8f"
@@ -179,7 +180,7 @@ class TestBeforeTheFirstByte:
         assert (gateway.connections, gateway.bytes_read) == (1, 0)
 
     async def test_an_answer_without_the_hook_is_a_defect(self) -> None:
-        transport = httpx.MockTransport(lambda _: httpx.Response(200, json=FLAT))
+        transport = UnreadAnswers(lambda _: httpx.Response(200, json=FLAT))
         async with connect("http://gateway.example", transport=transport) as client:
             with pytest.raises(SendHookDidNotFire):
                 await client.submit(CLIP, PROMPT, before_send=Arm())

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayError, KeyRefused
 from longtake.gateway.preflight import Preflight
+from tests.unread import UnreadAnswers
 
 Answer = tuple[int, object]
 MODELS, TASK = "/v1/models", "/v1/videos/task_of_longtake_preflight"
@@ -28,7 +29,7 @@ async def check(answers: Mapping[str, Answer], *, times: int = 1) -> list[str]:
         content = body if isinstance(body, str) else json.dumps(body)
         return httpx.Response(status, text=content)
 
-    transport = httpx.MockTransport(answer)
+    transport = UnreadAnswers(answer)
     async with GatewayClient(
         base_url="http://gateway.test", api_keys=[SecretStr("sk-1")], transport=transport
     ) as client:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from longtake.catalog import is_task_id
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
 from longtake.gateway.wire import (
     LONGEST_RETRY_AFTER,
@@ -58,6 +59,7 @@ class TestDocumentedExamples:
             gateway_status="IN_PROGRESS",
             inner_status="processing",
             answered_task_id=TASK,
+            answered_ids=(TASK, "task_Dg8gD60Ntv0QgabS5jmGY6IwgraflRXo"),
             progress=61,
             remix_id="video_08a9eb19-2ea9-4753-8fde-4ae1b0867952",
             remix_id_extend="video_e8fb1fff-cf79-431d-8c57-9c87e8d36fd0",
@@ -488,6 +490,7 @@ class TestExcerpt:
             json.dumps({"id": 1, "echo": PROMPT[:40]}),
             json.dumps({"id": 1, "message": json.dumps({"echo": PROMPT})}),
             json.dumps({"id": 1, "message": "got " + json.dumps({"echo": PROMPT}) + " from you"}),
+            json.dumps({"id": 1, "message": json.dumps({"echo": PROMPT})})[:-1],  # broken off: no JSON any more
             json.dumps({"id": 1, PROMPT: 1}),
             json.dumps({"id": 1, "prompt": "a cat, told in other words"}),
             json.dumps({"id": 1, "properties": {"input": "a cat, told in other words"}}),
@@ -642,3 +645,15 @@ class TestAnythingAtAll:
         facts = read_error(status, {"content-type": "text/html"}, body)
         for text in (facts.code, facts.message, facts.type):
             assert text is None or 0 < len(text) <= 300
+
+
+@pytest.mark.parametrize("length", [1, 255, 256])
+def test_an_id_ends_where_search_attributes_and_decisions_do(length: int) -> None:
+    """An id that Temporal's stores cannot show, or a person cannot adopt, is none."""
+    task_id = "t" * length
+    assert is_task_id(task_id) is (length <= 255)
+    if length <= 255:
+        assert read_submission({"task_id": task_id}, status=200, request_id=None) == task_id
+        return
+    with pytest.raises(AnswerUnreadable):
+        read_submission({"task_id": task_id}, status=200, request_id=None)

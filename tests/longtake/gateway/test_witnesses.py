@@ -21,6 +21,7 @@ from longtake.gateway.errors import AnswerLost
 from longtake.gateway.witnesses import CallWindow, ConsoleAccess, OrphanCandidate, Witnesses
 from simulator import Simulator, SimulatorSettings, serve
 from tests.longtake.gateway.test_client import Arm, Behaviour, RawGateway, answer, hang, reset, say
+from tests.unread import UnreadAnswers
 
 KEY, TOKEN = "sk-simulator-key", "simulator-access-token"
 CONSOLE = ConsoleAccess(SecretStr(TOKEN), "2")
@@ -575,7 +576,7 @@ def answered() -> Iterator[Callable[[int, bytes], under_test.Testimony]]:
     """What witnesses say who get this answer, one pair of them for all examples: a client takes 20 ms to make."""
     clock = Clock()
     now = (200, b"")
-    transport = httpx.MockTransport(lambda _: httpx.Response(now[0], content=now[1]))
+    transport = UnreadAnswers(lambda _: httpx.Response(now[0], content=now[1]))
     witnesses = connect("http://gateway.example", clock=clock, transport=transport)
 
     with asyncio.Runner() as runner:

@@ -1,0 +1,326 @@
+"""What a run hands to the next one: nothing that is shown is lost, and it is never judged as a request again."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import chain
+from typing import Any, cast
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+
+from longtake.catalog import MODELS
+from longtake.models import (
+    CarriedGeneration,
+    GenerationPolicy,
+    GenerationStatus,
+    TaskRecord,
+    TaskState,
+)
+from tests.workflows.rig import (
+    FIRST_CLIP,
+    FULL_VIDEO,
+    REQUEST,
+    TASK_ID,
+    Generation,
+    Held,
+    Rig,
+    Script,
+    accepted,
+    again,
+    completed,
+    delivered,
+    extend_failed,
+    lost,
+    refusal,
+    running,
+    server_now,
+)
+from workflows import generation as generation_module
+from workflows import watching
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+FULL = delivered(FULL_VIDEO)
+FIRST = delivered(FIRST_CLIP)
+TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
+
+# --- Never judged again ----------------------------------------------------------------------------------------------
+
+
+async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+
+    async def retired(_: Any) -> TaskRecord:
+        monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
+        return running(10)
+
+    generation = await rig.generate(Script(looks=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
+
+    result = await generation.result()
+
+    assert (result.outcome, result.polls, result.model) == ("full", 3, REQUEST["model"])
+
+
+async def test_what_an_older_worker_cannot_read_waits_for_a_newer_one(
+    own_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paid for: an unknown value fails the workflow task, never the workflow."""
+    await _waits_for_a_newer_worker(own_rig, monkeypatch, {"stage": "polishing"})
+
+
+async def test_state_of_a_later_form_waits_for_a_newer_worker(own_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _waits_for_a_newer_worker(own_rig, monkeypatch, {"carried": 2})
+
+
+async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, newer: dict[str, Any]) -> None:
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    ours: Callable[..., CarriedGeneration] = generation_module.Generation.carried
+    known: dict[str, Any] = {}
+
+    def as_a_newer_worker_writes_it(generation: generation_module.Generation) -> Any:
+        known.update(ours(generation).model_dump(mode="json"))
+        return known | newer
+
+    monkeypatch.setattr(generation_module.Generation, "carried", as_a_newer_worker_writes_it)
+    generation = await rig.generate(Script(looks=[running(10), completed()], deliver=[FULL]))
+    ending = asyncio.create_task(generation.result())  # lets time pass
+    await generation.has_event(TASK_FAILED)
+    assert generation.script.count("query_generation") == 1
+
+    read = CarriedGeneration.model_validate
+    monkeypatch.setattr(CarriedGeneration, "model_validate", lambda _: read(known))
+    result = await ending
+    assert (result.outcome, result.polls) == ("full", 2)
+
+
+async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
+    """A cron schedule starts the same request once more: that is a request, and is judged as one."""
+    script = Script(looks=[completed()], deliver=[FULL])
+    forged = {"request": REQUEST, "carried": 1, "policy": {}}
+    error, _ = await (await own_rig.start(script, forged)).failure()
+    assert error.type == "InvalidRequest", "nothing was continued as new here"
+
+
+# --- Nothing is lost -------------------------------------------------------------------------------------------------
+
+RETRYING = GenerationPolicy(extension_retries=2, lost_watch=timedelta(0))
+_TIMES = {"next_look_at", "submitted_at"}
+"""They differ from run to run by chance."""
+
+
+class Watched:
+    """Notes what the status says at every look, and while clips are brought home."""
+
+    def __init__(self) -> None:
+        self.generation: Generation | None = None
+        self.statuses: list[dict[str, Any]] = []
+
+    def __call__(self, answer: Any) -> Callable[[Any], Any]:
+        async def noting(order: Any) -> Any:
+            assert self.generation is not None
+            status = await self.generation.status()
+            self.statuses.append(_comparable(status))
+            if isinstance(answer, BaseException):
+                raise answer
+            return await answer(order) if callable(answer) else answer
+
+        return noting
+
+
+def _comparable(status: GenerationStatus) -> dict[str, Any]:
+    shown = status.model_dump(mode="json", exclude=_TIMES | {"key"})
+    return shown | {"submitted": status.submitted_at is not None, "advice": status.advice.replace(status.key, "KEY")}
+
+
+EXTENDED = {"task_id": "task_extend_1"}
+REFUSED = refusal("KeyRefused", "401")
+MISSING = refusal("TaskNotFound", "task_not_exist")
+SCRIPTS: dict[str, dict[str, Any]] = {
+    "trouble": {
+        "looks": [
+            REFUSED,
+            running(61, remix_id="video_first", remix_id_extend="video_second", quota=7, upstream_task_id="up-1"),
+            MISSING,
+            running(70),
+            completed(remix_id=None, remix_id_extend=None, quota=None),
+        ],
+        "deliver": [FULL],
+    },
+    "lost": {"looks": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
+    "retried extension": {
+        "looks": [
+            running(20, remix_id="video_first", quota=5),
+            extend_failed(),
+            REFUSED,
+            running(30, **EXTENDED, quota=3, remix_id_extend="video_third", upstream_task_id="up-2"),
+            MISSING,
+            running(60, **EXTENDED),
+            completed(**EXTENDED, remix_id_extend=None, quota=None),
+        ],
+        "extend": [accepted(**EXTENDED)],
+        "deliver": [FIRST, FULL],
+    },
+    "two retries, the second one lost": {
+        "looks": [
+            extend_failed(),
+            running(30, **EXTENDED, quota=3),
+            extend_failed(**EXTENDED, error_message="again"),
+            running(40, task_id="task_extend_2"),
+            MISSING,
+            lost(task_id="task_extend_2", error_message="upstream"),
+        ],
+        "extend": [accepted(**EXTENDED), accepted(task_id="task_extend_2")],
+        "deliver": [FIRST],
+    },
+    "retried extension that cannot be brought home": {
+        "looks": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
+        "extend": [accepted(**EXTENDED)],
+        "deliver": [FIRST, refusal("DeliveryFailed", "gone")],
+    },
+}
+
+
+async def played(rig: Rig, parts: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """How it ended, and every status on the way."""
+    watched = Watched()
+    script: dict[str, Any] = {step: [watched(answer) for answer in answers] for step, answers in parts.items()}
+    generation = await rig.generate(Script(prepare=[RETRYING], **script), on_extend_failed="retry", keep_first=False)
+    watched.generation = generation
+    try:
+        end: Any = await generation.result()
+    except Exception:  # noqa: BLE001 - `failure` says how it ended
+        error, details = await generation.failure()
+        end = (error.type, error.message, details.model_copy(update={"key": None}))
+    watched.statuses.append(_comparable(await generation.status()))
+    return end, watched.statuses
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = await played(rig, SCRIPTS[name])
+    for limit in (1, 2, 3):
+        monkeypatch.setattr(watching, "LOOKS_PER_RUN", limit)
+        end, statuses = await played(rig, SCRIPTS[name])
+        assert [differing(one, other) for one, other in zip(statuses, whole[1], strict=False)] == [{}] * len(statuses)
+        assert (end, len(statuses)) == (whole[0], len(whole[1]))
+
+
+async def test_a_wish_to_look_now_survives(own_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came while a look was under way, and the run continued as new after it."""
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    pacing = {"expected": "PT5H", "floor": "PT0S"}
+    policy = GenerationPolicy.model_validate({"pacing": pacing, "stalled_after": "PT20H"})
+    slow = Held(running(10))
+    generation = await own_rig.generate(
+        Script(prepare=[policy], looks=[slow, running(20), completed()], deliver=[FULL])
+    )
+    await generation.skip_to(slow)
+    await generation.handle.execute_update("resume")
+    slow.let_go()
+    await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)  # no time is skipped
+    assert (await generation.result()).outcome == "full"
+
+
+async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    looks = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
+    script = Script(prepare=[RETRYING], looks=looks, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL])
+    await (await rig.generate(script, on_extend_failed="retry")).result()
+    *_, refused, last = script.times("query_generation")
+    assert last - refused >= RETRYING.pacing.expected
+
+
+async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
+    made = generation_module.Generation("k")
+    carried = set(CarriedGeneration.model_fields)
+    state = {name.removeprefix("_") for name in vars(made)}
+    assert state - carried == set(generation_module.NOT_CARRIED)
+    assert carried - state == {"carried", "request", "stage_since"}, "these have other names in a generation"
+
+
+# --- A day, and another one ------------------------------------------------------------------------------------------
+
+HOUR = timedelta(hours=1)
+SLOW = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}})
+
+
+def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
+    """A key that is started again: the ledger knows its task."""
+
+    async def answer(order: Any) -> Any:
+        return await accepted(submitted_at=server_now() - age, attached=True)(order)
+
+    return answer
+
+
+async def test_one_failed_look_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
+    script = Script(submit=[submitted_long_ago(50 * HOUR)], looks=[REFUSED, completed()], deliver=[FULL])
+    assert (await (await rig.generate(script)).result()).outcome == "full"
+
+
+async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watch(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 7)
+    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], looks=again(refusal("Defect", "?")))
+    error, details = await (await rig.generate(script)).failure()
+    assert (error.type, details.task_id) == ("GenerationStalled", TASK_ID)
+    times = script.times("query_generation")
+    assert 22 * HOUR < times[-1] - times[0] < 26 * HOUR
+
+
+@pytest.mark.parametrize("last", [lost(error_message="upstream"), refusal("Defect", "?")], ids=["lost", "trouble"])
+async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig, last: Any) -> None:
+    policy = SLOW.model_copy(update={"lost_watch": timedelta(days=30), "give_up_after": HOUR})
+    script = Script(prepare=[policy], looks=chain([lost(error_message="upstream")], again(last)))
+    error, details = await (await rig.generate(script)).failure()
+    assert error.type == "GatewayLost"
+    assert details.last_record is not None
+    assert details.last_record.state is TaskState.LOST
+
+
+# --- Time is Temporal's ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("minutes", [10, -10])
+async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
+    """The worker that submitted had a clock that was ten minutes off."""
+
+    async def off(order: Any) -> Any:
+        at = server_now() + timedelta(minutes=minutes)
+        return await accepted(submitted_at=at, attached=attached)(order)
+
+    script = Script(submit=[off], looks=[running(10), completed()], deliver=[FULL])
+    generation = await rig.generate(script)
+    assert (await generation.result()).outcome == "full"
+    (submitted,) = script.times("submit_generation")
+    waited = script.times("query_generation")[0] - submitted
+    if attached and minutes < 0:
+        assert waited < timedelta(seconds=20), "it may really have been sent ten minutes ago"
+    else:
+        assert timedelta(seconds=40) < waited < timedelta(seconds=90)
+    status = await generation.status()
+    assert status.submitted_at is not None
+    assert status.submitted_at <= script.times("query_generation")[0]
+
+
+async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> None:
+    async def ahead(order: Any) -> Any:
+        return await accepted(**EXTENDED, submitted_at=server_now() + timedelta(minutes=10))(order)
+
+    script = Script(
+        prepare=[RETRYING], looks=[extend_failed(), completed(**EXTENDED)], extend=[ahead], deliver=[FIRST, FULL]
+    )
+    await (await rig.generate(script, on_extend_failed="retry")).result()
+    (submitted,) = script.times("submit_extension")
+    assert script.times("query_generation")[1] - submitted < timedelta(minutes=2)
