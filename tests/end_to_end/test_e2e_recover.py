@@ -1,7 +1,10 @@
 """A Temporal that was lost or restored, and a ledger that was not: nothing is paid twice, and videos are fetched."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tests.end_to_end.processes import (
     environment,
     eventually,
     flags,
+    processes_of,
 )
 
 PART = "forgotten videos"
@@ -53,13 +57,13 @@ async def stop(site: Site) -> None:
     site.server.stop()
 
 
-async def pay(starter: Starter, site: Site, key: str, scenario: str, **settings: str) -> None:
+async def pay(starter: Starter, store: Path, key: str, scenario: str, **settings: str) -> None:
     """Start a generation and wait until the ledger has its task."""
     started = await starter.but(**settings)(
         "generate", *flags(prompt(key, scenario)), "--key", key, "--no-wait", "--json"
     )
     assert started.code == 0, started
-    await eventually(lambda: _outcome(site.store, key), f"{key} is paid")
+    await eventually(lambda: _outcome(store, key), f"{key} is paid")
 
 
 def _outcome(store: Path, key: str) -> bool:
@@ -91,7 +95,7 @@ async def test_a_database_older_than_the_post(
     for file in database(site):
         shutil.copy(file, copy)
     await site.start()
-    await pay(starter, site, key, scenario)
+    await pay(starter, site.store, key, scenario)
     await stop(site)
     for file in database(site):
         file.unlink()
@@ -122,11 +126,11 @@ async def test_an_empty_database(site: Site, starter: Starter, simulator: Simula
     cases = {"empty-delivered": "ok", "empty-failed": "generate_failed", "empty-hidden": slow, "empty-no-request": slow}
     await site.start()
     for key in ("empty-delivered", "empty-failed"):
-        await pay(starter, site, key, cases[key])
+        await pay(starter, site.store, key, cases[key])
     assert (await starter("result", "empty-delivered")).code == 0
     assert (await starter("result", "empty-failed")).code == 1
-    await pay(starter, site, "empty-no-request", slow)
-    await pay(starter, site, "empty-hidden", slow, LONGTAKE_HIDE_PROMPTS="true")
+    await pay(starter, site.store, "empty-no-request", slow)
+    await pay(starter, site.store, "empty-hidden", slow, LONGTAKE_HIDE_PROMPTS="true")
     await stop(site)
     (hidden,) = site.store.glob("records/empty-hidden/request-*.json")
     assert MARK not in hidden.read_text(), "prompts that are kept out of Temporal are kept out of this too"
@@ -148,3 +152,29 @@ async def test_an_empty_database(site: Site, starter: Starter, simulator: Simula
     for key, scenario in cases.items():
         assert len(simulator.posts(prompt(key, scenario))) == 1, key
     assert await recover(starter) == {}
+
+
+@pytest.mark.timeout(240)
+async def test_an_embedded_server_that_lost_its_file(simulator: SimulatorProcess, tmp_path: Path) -> None:
+    """The worker that `recover` starts stays behind until everything is fetched, as that of `--no-wait` does."""
+    data, key = tmp_path / "data", "embedded-lost"
+    settings = {"LONGTAKE_GATEWAY_URL": simulator.url, "LONGTAKE_GATEWAY_API_KEY": API_KEY}
+    starter = Starter(environment(**settings, LONGTAKE_DATA_DIR=str(data)))
+    try:
+        await pay(starter, data / "store", key, "ok,seconds=600")
+        for pid in processes_of(data):
+            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not processes_of(data), "nothing runs")
+        files = [*data.rglob("temporal.sqlite*")]
+        assert files
+        for file in files:
+            file.unlink()
+        assert (await recover(starter, "--yes"))[key]["started"]
+        videos = data / "store" / "videos" / key
+        await eventually(lambda: [*videos.glob("full-*.mp4.json")], "the video is fetched")
+        assert len(simulator.posts(prompt(key, "ok,seconds=600"))) == 1
+    finally:
+        starter.close()
+        for pid in processes_of(data):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
