@@ -14,6 +14,8 @@ from longtake.models import LookOrder, TaskRecord, TaskState
 from longtake.records import save_record
 from longtake.storage import Store, StoreProblem
 
+_FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
+
 
 class PollingActivities:
     """Everything that asks the gateway how a task is doing."""
@@ -31,7 +33,9 @@ class PollingActivities:
         """
         async with heartbeating():
             record = await self._look(order)
-        if (record.video_url or record.first_video_url) and not order.clip_is_stored:
+        # A failure is kept too: `starter.py recover` then knows that there is nothing to fetch.
+        failed = record.state in _FAILED
+        if (record.video_url or record.first_video_url or failed) and not order.clip_is_stored:
             await self._keep(order, record)
         shown = record.without_links()
         return await without_words(shown, store=self._store, key=order.key) if order.hidden_prompts else shown

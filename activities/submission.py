@@ -45,6 +45,7 @@ from longtake.models import (
 )
 from longtake.prompts import read_prompt, read_prompts
 from longtake.reconciliation import Resubmit, reconcile
+from longtake.records import save_request
 from longtake.storage import Store
 
 _NO_SUCH_TASK = "the gateway has no such task (one of another account, or mistyped?)"
@@ -100,6 +101,8 @@ class SubmissionActivities:
                     await self._fetcher.preflight()
                 if request.task_id:
                     await self._check_task(request.task_id)
+                # For `starter.py recover`: the ledger keeps a digest only, and Temporal may lose the rest.
+                await save_request(self._store, order.key, request)
             else:
                 extensions_sent = await self._extensions_sent(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind

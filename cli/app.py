@@ -289,6 +289,20 @@ def setup(
     _run(generations.setup(data_dir, new_ledger=new_ledger, confirm=confirm))
 
 
+@app.command()
+def recover(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Start them again; otherwise they are only listed.")] = False,
+    days: Annotated[int, typer.Option(min=1, help="How far to look back; links live about a day.")] = 7,
+    as_json: JsonFlag = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Find videos that were paid for, not delivered, and lost by Temporal; with --yes fetch them. Nothing is paid."""
+    from cli import recover as recovery  # noqa: PLC0415
+
+    _run(recovery.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
+
+
 @app.command("encryption-key")
 def encryption_key(
     key_id: Annotated[

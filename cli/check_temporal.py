@@ -1,5 +1,6 @@
 """The checks of `doctor` that ask Temporal. They read; they start, change and write nothing."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -14,6 +15,8 @@ from temporalio.client import Client
 
 from cli.check_parts import judge_clock
 from cli.findings import Finding, Level, TemporalSite, ok, problem, warning
+from cli.recover import DAYS, forgotten_tasks
+from longtake.client import VideoClient
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
@@ -51,6 +54,10 @@ _DEPLOYMENT = "longtake"
 def filter_for(attention: Attention) -> str:
     """The list filter of open generations that need this attention, for `starter.py list`."""
     return f'ExecutionStatus = "Running" AND VideoAttention = "{attention}"'
+
+
+_WALK_SECONDS = 15
+"""Less than a check may take, so that what was counted until then is said."""
 
 
 async def connection(site: TemporalSite) -> Findings:
@@ -245,6 +252,31 @@ async def ledger_and_keys(site: TemporalSite) -> Findings:
         )
     else:
         yield ok(f"{newest[0].id} began with the ledger of this store")
+
+
+async def forgotten(site: TemporalSite) -> Findings:
+    """How many tasks were paid for, are not delivered, and are unknown to a Temporal that was lost or restored."""
+    store = Store.open(site.settings.store_location)
+    count, cut_short = 0, False
+    try:
+        async with asyncio.timeout(_WALK_SECONDS):
+            async for _ in forgotten_tasks(store, VideoClient(site.client), days=DAYS):
+                count += 1
+    except TimeoutError:
+        cut_short = True
+    except LedgerError as error:
+        yield problem(str(error), "Mend the store first.")
+        return
+    if count:
+        yield warning(
+            f"{'at least ' if cut_short else ''}{count} paid tasks of the last {DAYS} days are not delivered, and "
+            "Temporal does not know their generations",
+            f"`starter.py recover` lists them, `--yes` fetches them unpaid: {RUNBOOK}#temporal-has-lost-generations",
+        )
+    elif cut_short:
+        yield warning(f"not counted within {_WALK_SECONDS} s", "`starter.py recover` takes the time that it needs.")
+    else:
+        yield ok(f"no paid task of the last {DAYS} days is undelivered and unknown to Temporal")
 
 
 # --- What Temporal says -----------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
     "generations": check_temporal.open_generations,
     "namespace's ledger": check_temporal.namespace_ledger,
     "ledger and generations": check_temporal.ledger_and_keys,
+    "forgotten videos": check_temporal.forgotten,
 }
 
 

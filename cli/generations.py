@@ -85,7 +85,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     settings = load_settings(data_dir)
     key = _checked_key(order.key or new_key())
     _check_output(order.output)
-    store = _open_store(settings)
+    store = open_store(settings)
     request, _ = await build_request(
         _fields(order), order.images, store, dry_run=False, hide_prompts=settings.hide_prompts
     )
@@ -94,7 +94,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
         await _check_gateway(settings, wait_for_key=request.on_key_refused is OnKeyRefused.WAIT)
     known = _known(key)
     session_of = open_session(settings, worker=True, stay_behind=not order.wait, store=store)
-    async with session_of as session, _errors(known):
+    async with session_of as session, session_errors(known):
         await _show_ledger(settings, store, quiet=order.as_json)
         await _warn_of_other_ledgers(key, store)
         run_id, started = await session.client.start(key, request)
@@ -119,7 +119,7 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
     settings = load_settings(data_dir)
     key = _checked_key(order.key or new_key())
     _check_output(order.output)
-    store = _open_store(settings)
+    store = open_store(settings)
     request, images = await build_request(_fields(order), order.images, store, dry_run=True)
     warnings = warnings_for(request)
     sent = {
@@ -156,14 +156,14 @@ async def watch(  # noqa: PLR0913 - one flag each
     settings = load_settings(data_dir)
     _check_output(output)
     known = _known(_checked_key(key))
-    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+    async with open_session(settings, worker=_can_work(settings)) as session, session_errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
         if quiet and snapshot.status and snapshot.status.advice:
             _say(f"{key}: {snapshot.status.advice}")
         await follow(session.client, key, console=console, quiet=quiet or as_json)
         outcome = await session.client.result(key)
-    store = _open_store(settings)
+    store = open_store(settings)
     return await _conclude(outcome, store, known, output=output, strict=strict, as_json=as_json)
 
 
@@ -171,7 +171,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
     """One look at a generation."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
-    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+    async with open_session(settings, worker=_can_work(settings)) as session, session_errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
     if as_json:
@@ -211,7 +211,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
 async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: bool) -> Exit:
     """The newest generations."""
     settings = load_settings(data_dir)
-    async with open_session(settings, worker=False) as session, _errors({}):
+    async with open_session(settings, worker=False) as session, session_errors({}):
         rows = [execution async for execution in session.client.generations(query, limit=limit)]
     if as_json:
         print_json(
@@ -250,7 +250,7 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Ask it to stop waiting."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
-    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+    async with open_session(settings, worker=_can_work(settings)) as session, session_errors(known):
         before = await session.client.snapshot(key)
         known["run_id"] = before.execution.run_id
         if before.running:
@@ -281,7 +281,7 @@ async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
     """Ask the gateway now."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
-    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+    async with open_session(settings, worker=_can_work(settings)) as session, session_errors(known):
         known["run_id"] = (await session.client.snapshot(key)).execution.run_id
         status = await session.client.resume(key)
     _print_status(status.model_dump(mode="json"), "the gateway is asked now", known, as_json=as_json)
@@ -299,7 +299,7 @@ async def decide(  # noqa: PLR0913 - one for each flag
     except (ValueError, ValidationError):
         message = f"{action!r} is no decision: choose one of {', '.join(DecisionAction)}"
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message, known=known) from None
-    async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
+    async with open_session(settings, worker=_can_work(settings)) as session, session_errors(known):
         snapshot = await session.client.snapshot(key)
         known["run_id"] = snapshot.execution.run_id
         seen = snapshot.status.slot if snapshot.status else None
@@ -320,14 +320,14 @@ async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Cal
     if not is_configured() and not new_ledger:
         write("the embedded server registers everything by itself: nothing to do")
         return Exit.DELIVERED
-    async with open_session(settings, worker=False) as session, _errors({}):
+    async with open_session(settings, worker=False) as session, session_errors({}):
         added = await register_search_attributes(session.temporal)
         said = f"registered: {', '.join(added)}" if added else "all search attributes are registered already"
         write(f"{said}")
         if is_configured() and settings.store_url is None:
             write("LONGTAKE_STORE_URL is not set here: the first worker registers its ledger")
             return Exit.USAGE if new_ledger else Exit.DELIVERED
-        ledger = SubmissionLedger(_open_store(settings), longest_exchange=settings.submit_timeout)
+        ledger = SubmissionLedger(open_store(settings), longest_exchange=settings.submit_timeout)
         if new_ledger:
             return await _begin_new_ledger(session, ledger, confirm)
         await claim(session.temporal, ledger)
@@ -367,8 +367,8 @@ async def up(data_dir: Path | None) -> Exit:
             "TEMPORAL_ADDRESS or a profile is set: `up` is for the embedded server; run `python worker.py` instead"
         )
         raise CommandProblem(Exit.USAGE, "InvalidRequest", message)
-    _require_gateway(settings)
-    store = _open_store(settings)
+    require_gateway(settings)
+    store = open_store(settings)
     async with open_session(settings, worker=True, store=store) as session:
         _say(f"Temporal {session.address}, UI {session.ui_url}")
         await _show_ledger(settings, store)
@@ -421,7 +421,12 @@ def _fields(order: Order) -> dict[str, Any]:
     return {**(read_request_file(order.from_file) if order.from_file else {}), **order.flags}
 
 
-def _require_gateway(settings: Settings) -> None:
+def require_gateway(settings: Settings) -> None:
+    """See that a worker could be started.
+
+    Raises:
+        CommandProblem: Its gateway is not configured.
+    """
     try:
         settings.require_gateway()
     except SettingsProblem as error:
@@ -439,7 +444,7 @@ async def _check_gateway(settings: Settings, *, wait_for_key: bool) -> None:
     Raises:
         CommandProblem: The gateway is not configured, not there, or no gateway.
     """
-    _require_gateway(settings)
+    require_gateway(settings)
     base_url, keys = settings.require_gateway()
     try:
         async with GatewayClient(base_url=base_url, api_keys=keys) as gateway:
@@ -483,7 +488,12 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> Store:
+    """The configured store.
+
+    Raises:
+        CommandProblem: It cannot be used.
+    """
     try:
         return Store.open(settings.store_location)
     except StoreProblem as error:
@@ -501,7 +511,7 @@ def _check_output(output: Path | None) -> None:
 
 
 @asynccontextmanager
-async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
+async def session_errors(known: dict[str, Any]) -> AsyncIterator[None]:
     """What can go wrong with a generation, as exit codes."""
     try:
         yield

@@ -9,6 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -65,6 +66,7 @@ from longtake.temporal import (
     VIDEO_PAID,
     VIDEO_STAGE,
     WORKFLOW_TYPE,
+    InvalidKey,
     TemporalProblem,
     key_of,
     workflow_id,
@@ -282,6 +284,25 @@ class VideoClient:
         except (NoWorker, RPCError, WorkflowQueryFailedError):
             status = None
         return Snapshot(execution, status, steps)
+
+    async def knows(self, key: str) -> bool:
+        """Whether Temporal has a generation of this key, running or ended, whoever chose its workflow id.
+
+        Raises:
+            TemporalUnavailable: Temporal is away.
+        """
+        ids = {key}  # who starts workflows without this client may take the key itself
+        with suppress(InvalidKey):
+            ids.add(workflow_id(key))
+        for name in ids:
+            try:
+                await self._riding_out(self._temporal.get_workflow_handle(name).describe)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise
+            else:
+                return True
+        return False
 
     async def result(self, key: str) -> GenerateVideoResult:
         """Wait for the end.

@@ -249,9 +249,22 @@ async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named a
         DownloadFailed: if no source gave the clip, whole.
         StoreProblem: if the store failed; that says nothing about the sources.
     """
-    name = f"{kind.value}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}.mp4"
-    delivery = _Delivery(store, f"{directory}/{name}", kind, expected_size, expect_audio, on_progress or _silent)
+    path = _clip_path(directory, kind, task_id)
+    delivery = _Delivery(store, path, kind, expected_size, expect_audio, on_progress or _silent)
     return await delivery.find() or await delivery.download(fetcher, sources)
+
+
+async def is_delivered(store: Store, directory: str, kind: DeliveryKind, task_id: str) -> bool:
+    """Whether a clip lies in the store, whole.
+
+    Raises:
+        StoreProblem: The store does not answer.
+    """
+    return await store.head(f"{_clip_path(directory, kind, task_id)}.json") is not None
+
+
+def _clip_path(directory: str, kind: DeliveryKind, task_id: str) -> str:
+    return f"{directory}/{kind.value}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}.mp4"
 
 
 class _Sidecar(BaseModel):

@@ -36,7 +36,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -45,6 +45,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longtake.gateway.errors import GatewayBusy, GatewayError, GatewayUnreachable, RequestRefused
+from longtake.models import extension_key
 from longtake.storage import Store, StoreProblem
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ LOOK_AGAIN = timedelta(seconds=5)
 _MOST_SLOTS = 1000
 _WRITE_TRIES = 4
 _MOST_READS_AT_ONCE = 16
+_MOST_RETRIES = 100  # of an extension; whoever allows more is told of the task without its key
+_REPORT_EVERY = 1000
 _RESPONSE_SECONDS = 10.0  # the record helps, and nobody waits longer for it than for the store's usual answer
 MOST_EXCERPT_CHARS = 500
 """Of what a gateway answered, in `response`."""
@@ -300,6 +303,27 @@ class Accepted:
     nonce: str = ""
     gateway: str = ""
     account: str = ""
+
+
+@dataclass(frozen=True)
+class PaidTask:
+    """A task that the ledger knows, for a walk through all of them.
+
+    Attributes:
+        key: The generation's business key; None where the ledger's records do not name it.
+        retry: Which retry of the extension made it; None for the first payment.
+        task_id: The gateway's.
+        digest: Of what was sent.
+        model: What it was submitted with.
+        sent_at: When, by its writer's clock.
+    """
+
+    key: str | None
+    retry: int | None
+    task_id: str
+    digest: str
+    model: str
+    sent_at: datetime
 
 
 class Evidence(BaseModel):
@@ -744,6 +768,11 @@ class SubmissionLedger:
         reason = "adopted"
         try:
             slot = await self._find_slot(key, digest, None)
+        except KeyReused:
+            accepted = await self.accepted(key)
+            if accepted is None or accepted.task_id != task_id:
+                raise
+            return accepted  # its own task, by a request that nobody has any more (`recover`)
         except OutcomeUnknown as doubt:
             # Of this very adoption, which was interrupted between its two records: nothing was ever sent for it.
             slot = await self.settle(key, doubt.slot, task_id=task_id, reason=reason, owner=owner) or doubt.slot
@@ -798,6 +827,72 @@ class SubmissionLedger:
         asked = sorted(set(task_ids))
         owners = await _at_once(self._read(TaskOwner, _owner_path(task_id)) for task_id in asked)
         return {task_id: owner for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
+
+    async def paid_tasks(
+        self, *, since: datetime, key_of: Callable[[str], str], on_progress: Callable[[int], None] = lambda _: None
+    ) -> AsyncIterator[PaidTask]:
+        """Every task that was paid for or adopted since then, in no order. Reads only, a few records at a time.
+
+        Args:
+            since: Older ones are left out.
+            key_of: The business key that a workflow id stands for.
+            on_progress: Told how many tasks were seen, older ones included.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        seen = 0
+        batch: list[str] = []
+        # A task is claimed when its outcome is written, so an older claim is of an older task. Clocks may differ.
+        written_since = since - MARGIN
+        async for path, written_at in self._owner_entries():
+            seen += 1
+            if written_at >= written_since:
+                batch.append(path)
+            if len(batch) == _MOST_READS_AT_ONCE:
+                for task in await _at_once(self._paid_task(path, key_of) for path in batch):
+                    if task is not None and task.sent_at >= since:
+                        yield task
+                batch.clear()
+            if seen % _REPORT_EVERY == 0:
+                on_progress(seen)
+        for task in await _at_once(self._paid_task(path, key_of) for path in batch):
+            if task is not None and task.sent_at >= since:
+                yield task
+        on_progress(seen)
+
+    async def first_paid(self, key: str, *, key_of: Callable[[str], str]) -> PaidTask | None:
+        """The first payment of this key, as `paid_tasks` gives it; None where the ledger knows of none.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        accepted = await self.accepted(key)
+        return None if accepted is None else await self._paid_task(_owner_path(accepted.task_id), key_of)
+
+    async def _owner_entries(self) -> AsyncIterator[tuple[str, datetime]]:
+        try:
+            async for entry in self._store.entries(f"{PREFIX}/owners"):
+                yield entry
+        except StoreProblem as error:
+            raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
+
+    async def _paid_task(self, owner_path: str, key_of: Callable[[str], str]) -> PaidTask | None:
+        """The task that a claim is about; None where its outcome was never written."""
+        owner = await self._read(TaskOwner, owner_path)
+        if owner is None:
+            return None
+        for slot in range(1, _MOST_SLOTS):
+            place = f"{owner.folder}/{slot}"
+            intent = await self._read(Intent, f"{place}/intent")
+            if intent is None:
+                return None
+            for name in ("outcome", "late"):
+                outcome = await self._read(Outcome, f"{place}/{name}")
+                if outcome is not None and outcome.task_id and _owner_path(outcome.task_id) == owner_path:
+                    key, retry = _named(owner.folder, intent, key_of)
+                    return PaidTask(key, retry, outcome.task_id, intent.digest, intent.model, intent.sent_at)
+        return None
 
     async def _open_intent(self, folder: str, slot: int) -> Intent | None:
         """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
@@ -1111,6 +1206,18 @@ def _accepted(slot: int, intent: Intent, outcome: Outcome) -> Accepted:
         gateway=intent.gateway,
         account=intent.account,
     )
+
+
+def _named(folder: str, intent: Intent, key_of: Callable[[str], str]) -> tuple[str | None, int | None]:
+    """Key and number of the extension's retry: the writer names its workflow, the folder's hash proves it."""
+    workflow_id, _, _ = intent.owner.partition("/")
+    key = key_of(workflow_id)
+    if _folder(key) == folder:
+        return key, None
+    for number in range(1, _MOST_RETRIES + 1):
+        if _folder(extension_key(key, number)) == folder:
+            return key, number
+    return None, None
 
 
 def _hash(name: str) -> str:

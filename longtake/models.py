@@ -22,6 +22,11 @@ def with_plain_scheme(uri: str) -> str:
     return found[0].lower() + uri[found.end() :] if found else uri
 
 
+def extension_key(key: str, number: int) -> str:
+    """The ledger's key for a retry of the extension of a generation."""
+    return f"{key}#extend-{number}"
+
+
 class _Payload(BaseModel):
     """A frozen payload that ignores fields it does not know: a newer worker may have written it."""
 
@@ -466,7 +471,7 @@ class SubmitOrder(_Payload):
     @property
     def ledger_key(self) -> str:
         """The name of this payment in the ledger: each retry of an extension is one of its own."""
-        return f"{self.key}#extend-{self.extension.number}" if self.extension else self.key
+        return extension_key(self.key, self.extension.number) if self.extension else self.key
 
 
 class RecordOrder(_Payload):

@@ -1,11 +1,18 @@
-"""The last good record of a task, kept in the store with its links until the clip is: links never enter a payload."""
+"""What the store keeps of a generation beside the ledger: its request, and the last good record of each task.
+
+The record has the links until the clip is stored: links never enter a payload. The request is what `starter.py recover`
+starts a paid generation with that Temporal has forgotten.
+"""
 
 import hashlib
 import re
 from dataclasses import replace
 
+from pydantic import ValidationError
+
+from longtake.catalog import request_digest
 from longtake.gateway.wire import GatewayRecord
-from longtake.models import DeliveryKind, TaskState
+from longtake.models import DeliveryKind, GenerateVideoInput, TaskState
 from longtake.storage import Store
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -47,6 +54,29 @@ async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | N
     return None if content is None else GatewayRecord.from_json(content)
 
 
+async def save_request(store: Store, key: str, request: GenerateVideoInput) -> None:
+    """Keep a request before it is paid for; prompts that are paths stay paths.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    await store.put(_request_path(key, request_digest(request)), request.model_dump_json().encode())
+
+
+async def load_request(store: Store, key: str, digest: str) -> GenerateVideoInput | None:
+    """The request of this key with this digest (`catalog.request_digest`); None where it is not kept, or is another.
+
+    Raises:
+        StoreProblem: The store does not answer.
+    """
+    content = await store.get(_request_path(key, digest))
+    try:
+        request = None if content is None else GenerateVideoInput.model_validate_json(content)
+    except ValidationError:
+        return None
+    return request if request is not None and request_digest(request) == digest else None
+
+
 async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKind, keep_first: bool) -> None:
     """Take out of the kept record the links that a delivered clip no longer needs; the rest of it stays.
 
@@ -82,3 +112,7 @@ async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKi
 
 def _path(key: str, task_id: str) -> str:
     return f"records/{folder_name(key)}/{hashlib.sha256(task_id.encode()).hexdigest()[:16]}.json"
+
+
+def _request_path(key: str, digest: str) -> str:
+    return f"records/{folder_name(key)}/request-{digest[:16]}.json"

@@ -12,8 +12,10 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from longtake.catalog import request_digest
 from longtake.delivery import Fetcher
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareOrder, SubmitOrder
+from longtake.records import load_request
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -253,3 +255,12 @@ async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
         assert sim.ledger.paid()["total"] == 1
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221 - likewise
+
+
+async def test_the_request_is_kept_for_a_temporal_that_forgets_it(worker: Worker, request_for: Request) -> None:
+    request = request_for(keep_first=True)
+    await worker.run(worker.submission.prepare_generation, PrepareOrder(key="order-1", request=request))
+    assert await load_request(worker.store, "order-1", request_digest(request)) == request
+    refused = request_for(images=[{"uri": "mine/absent.png"}])
+    await failure_of(worker.run(worker.submission.prepare_generation, PrepareOrder(key="order-1", request=refused)))
+    assert await load_request(worker.store, "order-1", request_digest(refused)) is None

@@ -65,7 +65,8 @@ async def test_every_outcome(  # noqa: PLR0917 - a row of the table
     if state in {TaskState.COMPLETED, TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED}:
         assert record.remix_id
     kept = await load_record(worker.store, KEY, order.task_id)
-    assert (kept is not None) is (video or first)
+    # A failure is kept as well: nobody then looks for its video.
+    assert (kept is not None) is (video or first or state is TaskState.GENERATE_FAILED)
 
 
 @pytest.mark.parametrize("tag", ["ok", "extend_failed"])
