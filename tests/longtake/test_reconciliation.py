@@ -164,6 +164,20 @@ async def test_the_only_orphan_of_its_time_is_adopted(site: Site) -> None:
     assert (found.accepted.task_id, found.clear) == ("task_orphan", False)
 
 
+async def test_what_it_had_claimed_before_it_crashed_is_its_own(site: Site) -> None:
+    """It died between the two records of what it had made: whose the task is, and what came of the submission."""
+    start = ago(minutes=20)
+    await site.lost("rival", sent_at=start)
+    await site.lost(KEY, sent_at=start)
+    site.account.makes("task_claimed", ago(minutes=19))
+    doubt = await site.ledger.doubt(KEY, 1)
+    assert doubt
+    await site.ledger._claim(KEY, "task_claimed", doubt.intent.nonce, "")
+    found = await site.look()
+    assert found.accepted, found
+    assert found.accepted.task_id == "task_claimed"
+
+
 # --- Another generation's orphan (X is sent, accepted very late; Y of the same model is sent in between) --------------
 
 
