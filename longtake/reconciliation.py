@@ -170,6 +170,11 @@ class _Search:
         rivals = await self._ledger.rivals(self._key, self._model)
         owners = await self._ledger.owners_of(task.task_id for task in testimony.seen)
         owned_later = await self._ledger.owners_of(task.task_id for task in later.seen)
+        claimed = self._take_claimed(owners) | self._take_claimed(owned_later)
+        if len(claimed) == 1:
+            accepted = await self._adopt(claimed.pop(), "reconciled: claimed for this submission before", owner)
+            if accepted is not None:
+                return Finding(accepted=accepted, evidence=(*said, *self._evidence), charged=Paid.YES)
         due = [task for task in testimony.tasks or () if task.task_id not in owners]
         late = [task for task in later.tasks or () if task.task_id not in owned_later]
         orphans = [*due, *late]
@@ -255,16 +260,21 @@ class _Search:
     ) -> Accepted | None:
         near = any(charge.at and _near(charge.at, orphan.submitted_at) for charge in unexplained)
         if testimony.charges is None or near:
-            return await self._adopt(orphan, owner)
+            reason = "reconciled: the only task of this model and time that nobody owns"
+            return await self._adopt(orphan.task_id, reason, owner)
         self._evidence.append(f"this API key was not charged for {orphan.task_id}")
         return None
 
-    async def _adopt(self, orphan: OrphanCandidate, owner: str) -> Accepted | None:
-        reason = "reconciled: the only task of this model and time that nobody owns"
+    def _take_claimed(self, owners: dict[str, TaskOwner]) -> set[str]:
+        """Take out what is owned for this very submission: its writer died before it could write the outcome."""
+        mine = {task_id for task_id, task_owner in owners.items() if task_owner.nonce == self._doubt.intent.nonce}
+        for task_id in mine:
+            del owners[task_id]
+        return mine
+
+    async def _adopt(self, task_id: str, reason: str, owner: str) -> Accepted | None:
         try:
-            return await self._ledger.settle(
-                self._key, self._doubt.slot, task_id=orphan.task_id, reason=reason, owner=owner
-            )
+            return await self._ledger.settle(self._key, self._doubt.slot, task_id=task_id, reason=reason, owner=owner)
         except TaskOwned as error:  # since we asked
             self._evidence.append(str(error))
             return None

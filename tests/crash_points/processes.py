@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from multiprocessing.context import ForkServerProcess
@@ -16,6 +17,7 @@ from tests.crash_points.attempt import Attempt, main
 # Forked from a process that has all modules loaded: a life then takes as long as the attempt, not as its imports.
 PROCESSES = multiprocessing.get_context("forkserver")
 _LONGEST_LIFE_SECONDS = 60
+_AT_ONCE = 4
 
 
 def attempt_of(sim: Simulator, root: Path, key: str, **more: Any) -> Attempt:
@@ -81,3 +83,26 @@ def let_an_hour_pass(attempt: Attempt) -> None:
         unfinished = path.with_name("aged")
         unfinished.write_text(json.dumps(record))
         unfinished.replace(path)
+
+
+async def strike_all(strike: Callable[[int], Awaitable[None]], instants: Iterable[int]) -> None:
+    """One case for each instant, a few at a time."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(at: int) -> None:
+        async with gate:
+            await strike(at)
+
+    await asyncio.gather(*map(one, instants))
+
+
+async def instants_of(attempt: Attempt) -> list[str]:
+    """All instants of an undisturbed attempt; the longest of some lives, which differ a little."""
+    lives = []
+    for number in range(1, 4):
+        life = replace(attempt, key=f"{attempt.key}-{number}", number=number)
+        end = await run(life)
+        assert end, "an undisturbed attempt was killed"
+        assert not end.startswith("failed"), end
+        lives.append(json.loads(life.instants.read_text()))
+    return max(lives, key=len)

@@ -10,6 +10,7 @@ from unittest import mock
 from longtake import ledger as ledger_module
 from longtake.gateway.errors import GatewayError
 from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
+from longtake.storage import StoreProblem
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import LONGEST_EXCHANGE
 
@@ -83,7 +84,10 @@ class SeesNoOwners(AdoptsWhatIsOwned):
 class WritesOverWhatStands(SubmissionLedger):
     async def _create(self, path: str, record: Any) -> None:
         if path.endswith("/outcome"):
-            await self._store.put(path, record.model_dump_json().encode())
+            try:
+                await self._store.put(path, record.model_dump_json().encode())
+            except StoreProblem as problem:
+                raise ledger_module.LedgerUnavailable(str(problem)) from None
         else:
             await super()._create(path, record)
 

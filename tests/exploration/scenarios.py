@@ -437,7 +437,8 @@ def owner_path(task_id: str) -> str:
 
 def _was_decided(slots: Records, post: Post) -> bool:
     """Whether a person has said that this may be sent again."""
-    return bool(slots.get((post.folder, post.slot), {}).get("outcome", {}).get("decided"))
+    outcome = slots.get((post.folder, post.slot), {}).get("outcome", {})
+    return bool(outcome.get("decided")) and not outcome.get("not_charged")
 
 
 def ledger_folder(key: str) -> str:

@@ -164,6 +164,20 @@ async def test_the_only_orphan_of_its_time_is_adopted(site: Site) -> None:
     assert (found.accepted.task_id, found.clear) == ("task_orphan", False)
 
 
+async def test_what_it_had_claimed_before_it_crashed_is_its_own(site: Site) -> None:
+    """It died between the two records of what it had made: whose the task is, and what came of the submission."""
+    start = ago(minutes=20)
+    await site.lost("rival", sent_at=start)
+    await site.lost(KEY, sent_at=start)
+    site.account.makes("task_claimed", ago(minutes=19))
+    doubt = await site.ledger.doubt(KEY, 1)
+    assert doubt
+    await site.ledger._claim(KEY, "task_claimed", doubt.intent.nonce, "")
+    found = await site.look()
+    assert found.accepted, found
+    assert found.accepted.task_id == "task_claimed"
+
+
 # --- Another generation's orphan (X is sent, accepted very late; Y of the same model is sent in between) --------------
 
 
@@ -679,3 +693,21 @@ async def test_where_the_ledger_does_not_say_who_paid_it_is_unknown(charged: Cha
     await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **payer})
     await charged.pays("after", SENT + timedelta(minutes=10))
     assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+async def test_what_was_claimed_before_a_crash_is_never_sent_again(charged: Charged) -> None:
+    """Its charge and its task are all accounted for, by an owner that no outcome names."""
+    sent_at = ago(hours=3)
+    await charged.lost(KEY, sent_at=sent_at, **charged.payer)
+    doubt = await charged.ledger.doubt(KEY, 1)
+    assert doubt
+    account = charged.witnesses.account
+    await charged.ledger._claim(
+        KEY, "task_claimed", doubt.intent.nonce, account, request_id="request-of-it", sent_at=sent_at
+    )
+    charged.account.makes("task_claimed", sent_at + timedelta(seconds=9), request_id="request-of-it")
+    await charged.pays("after", ago(hours=1))
+    found = await charged.look(resubmit=Resubmit.NOW)
+    assert (found.clear, found.resubmittable, found.charged) == (False, False, Paid.YES)
+    assert found.accepted
+    assert found.accepted.task_id == "task_claimed"
