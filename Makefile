@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom clean
+.PHONY: help setup demo test test-proofs test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,13 +86,18 @@ demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the
 # Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
 # together. In the order of their names the files that wait longest come early, and the rest fills their waits; xdist's
 # own order, most tests first, leaves them for the end.
-SIDE_BY_SIDE := -m "not system" -n 3 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -m "not system and not proof" -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo; echo 'Left out, for `make test-system`: a browser, Prometheus and whole installations, which are'; \
+	echo; echo 'Left out, for `make test-proofs`: every instant and every interleaving of what is paid, which are'; \
+	grep -rl 'mark\.proof' tests --include='test_*.py' | sort | sed 's/^/  /'; \
+	echo 'Left out, for `make test-system`: a browser, Prometheus and whole installations, which are'; \
 	grep -rl 'mark\.system' tests --include='test_*.py' | sort | sed 's/^/  /'; \
 	exit $$ended
+
+test-proofs: $(VENV)/.test ## Every crash point around the payment and the delivery, every interleaving of the ledger: ten minutes.
+	@$(BIN)/python -m pytest -m proof -n 2 --dist loadfile $(ARGS)
 
 test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.
 	@sh tests/system/install.sh

@@ -14,7 +14,7 @@ from tests.crash_points.attempt import Attempt
 from tests.crash_points.instants import Blow
 from tests.crash_points.processes import attempt_of, end_of, instants_of, run, start, strike_all, until_stopped
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("blow", ["kill", "stop", "cut"])

@@ -25,7 +25,7 @@ from tests.crash_points.processes import (
     until_stopped,
 )
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 STALE_SECONDS = 0.2
 IN_DOUBT = {"failed SubmissionInDoubt", "failed LedgerUnavailable", "failed SlotTaken"}

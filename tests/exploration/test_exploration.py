@@ -9,7 +9,7 @@ from tests.exploration.programs import frozen_world
 from tests.exploration.scenarios import SCENARIOS, Scenario, explore
 from tests.exploration.search import Violation
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)
