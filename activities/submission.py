@@ -214,7 +214,8 @@ class SubmissionActivities:
             await self._ledger.check_identity(order.ledger_id)
             if order.task_id is not None:
                 # What is written down stays: a mistyped id would be watched for hours, and the true one be refused.
-                await _see(self._extension if order.extension else self._gateway, order.task_id)
+                task_id = await _see(self._extension if order.extension else self._gateway, order.task_id)
+                order = order.model_copy(update={"task_id": task_id})
             accepted = await self._write_down(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -260,18 +261,21 @@ class SubmissionActivities:
 
     async def _adopt(self, order: SubmitOrder, task_id: str) -> SubmissionReceipt:
         request = order.request
+        digest = request_digest(request)
         try:
             await self._ledger.check_identity(order.ledger_id)
-            accepted = await self._ledger.adopt(
-                order.ledger_key,
-                digest=request_digest(request),
-                task_id=task_id,
-                owner=owner(),
-                model=request.model,
-            )
+            accepted = await self._ledger.accepted(order.ledger_key, digest)
+            if accepted is None:
+                accepted = await self._ledger.adopt(
+                    order.ledger_key,
+                    digest=digest,
+                    task_id=await _see(self._gateway, task_id),
+                    owner=owner(),
+                    model=request.model,
+                )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
-        activity.logger.info("adopted", extra={"task_id": task_id})
+        activity.logger.info("adopted", extra={"task_id": accepted.task_id})
         return _receipt(accepted)
 
     def _first_post(self, request: GenerateVideoInput) -> Post:
@@ -289,20 +293,23 @@ class SubmissionActivities:
         return post
 
 
-async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) -> None:
+async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) -> str:
     """See that a task is there before it is believed.
 
+    Returns:
+        Its id as the gateway writes it: whose a task is hangs on that one, and a gateway may take others for it.
+
     Raises:
-        TaskNotFound: The gateway says that it is not.
+        TaskNotFound: The gateway says that it is not there.
     """
     if gateway is None:
-        return
+        return task_id
     try:
-        await gateway.query(task_id)
+        return (await gateway.query(task_id)).own_task_id
     except TaskNotFound as error:
         raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
     except GatewayError:
-        pass  # it cannot be asked now: the looks will tell
+        return task_id  # it cannot be asked now: the looks will tell
 
 
 def _receipt(accepted: Accepted) -> SubmissionReceipt:

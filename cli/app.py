@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from cli.exits import CommandProblem, Exit, error_document, leave, print_json, typed
+from longtake.display import line, lines
 from longtake.keyring import PayloadUnreadable
+
+_ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
+"""Problems whose words are those of whoever typed the command, and may be several lines."""
 
 app = typer.Typer(
     name="starter.py",
@@ -362,11 +366,17 @@ def main() -> NoReturn:
     leave(code or 0)
 
 
+def _shown(problem: CommandProblem) -> str:
+    """What goes wrong, in lines of our own making."""
+    own_lines = problem.own_lines or problem.kind in _ABOUT_OURSELVES
+    return f"{problem.kind}: {lines(problem.message) if own_lines else line(problem.message)}"
+
+
 def _complain(problem: CommandProblem) -> None:
     if "--json" in sys.argv:
         print_json(error_document(problem, {}))
     else:
-        typer.echo(f"{problem.kind}: {problem.message}", err=True)
+        typer.echo(_shown(problem), err=True)
 
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
@@ -385,9 +395,9 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
         if as_json:
             print_json(error_document(problem, known))
         else:
-            typer.echo(f"{problem.kind}: {problem.message}", err=True)
+            typer.echo(_shown(problem), err=True)
             if problem.details and problem.details.advice:
-                typer.echo(problem.details.advice, err=True)
+                typer.echo(line(problem.details.advice), err=True)
     except PayloadUnreadable as error:
         code = Exit.USAGE
         _complain(CommandProblem(code, "PayloadUnreadable", str(error)))

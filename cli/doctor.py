@@ -6,7 +6,6 @@ fails keeps no other from running. Nothing is paid, and nothing is written but t
 
 import asyncio
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -18,7 +17,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from cli import check_parts, check_temporal
 from cli.embedded import START_SECONDS, EmbeddedProblem, embedded_server
-from cli.exits import CommandProblem, Exit, print_json
+from cli.exits import CommandProblem, Exit, print_json, write
 from cli.findings import Finding, Level, Site, TemporalSite, problem, warning
 from cli.generations import load_settings
 from cli.session import connect_when_healthy
@@ -142,6 +141,6 @@ async def _findings(part: str, check: _Check[_S], site: _S) -> list[Finding]:
 def _write(findings: list[Finding]) -> None:
     for finding in findings:
         to_do = f" -> {finding.to_do}" if finding.to_do else ""
-        sys.stdout.write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}\n")
+        write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}")
     counts = Counter(finding.level for finding in findings)
-    sys.stdout.write(", ".join(f"{counts[level]} {level}" for level in Level) + "\n")
+    write(", ".join(f"{counts[level]} {level}" for level in Level))

@@ -1,6 +1,5 @@
 """Exit codes, and the one place where an error becomes a message and a code."""
 
-import json
 import os
 import shlex
 import sys
@@ -8,6 +7,8 @@ from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from longtake.display import json_document, line
 
 if TYPE_CHECKING:  # these cost most of the time that --help may take
     from longtake.models import FailureDetails, Problem
@@ -32,15 +33,18 @@ class CommandProblem(Exception):
         kind: The error's type, as it stands in the JSON.
         details: Everything known, or None.
         known: The key and the ids of the generation, as they stand in every JSON document.
+        own_lines: Whether the ends of lines in the message are ours, and no foreign text in it holds one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each a fact of its own
         self,
         code: Exit,
         kind: str,
         message: str,
         details: "FailureDetails | None" = None,
         known: dict[str, Any] | None = None,
+        *,
+        own_lines: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -48,6 +52,7 @@ class CommandProblem(Exception):
         self.message = message
         self.details = details
         self.known = known or {}
+        self.own_lines = own_lines
 
 
 def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
@@ -55,9 +60,10 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
     from longtake.models import FailureDetails, Paid  # noqa: PLC0415
 
     message = "the request cannot be sent; nothing was paid:\n" + "\n".join(
-        f"  {problem.field}: {problem.rule}" for problem in problems
+        line(f"  {problem.field}: {problem.rule}") for problem in problems
     )
-    return CommandProblem(Exit.USAGE, "InvalidRequest", message, FailureDetails(problems=problems, paid=Paid.NO))
+    details = FailureDetails(problems=problems, paid=Paid.NO)
+    return CommandProblem(Exit.USAGE, "InvalidRequest", message, details, own_lines=True)
 
 
 def typed(command: str, key: str) -> str:
@@ -72,7 +78,12 @@ def typed(command: str, key: str) -> str:
 
 def print_json(document: object) -> None:
     """Write the one JSON document to standard output."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(json_document(document) + "\n")
+
+
+def write(text: object) -> None:
+    """Write one line to standard output."""
+    sys.stdout.write(line(text) + "\n")
 
 
 def error_document(problem: CommandProblem, known: dict[str, Any]) -> dict[str, Any]:

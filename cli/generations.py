@@ -19,7 +19,7 @@ from rich.table import Table
 from temporalio.service import RPCError, RPCStatusCode
 
 from cli import known_ledgers
-from cli.exits import CommandProblem, Exit, invalid, print_json, typed
+from cli.exits import CommandProblem, Exit, invalid, print_json, typed, write
 from cli.progress import describe, follow
 from cli.requests import build_request, new_key, read_request_file
 from cli.session import Session, open_session
@@ -32,6 +32,7 @@ from longtake.client import (
     NoWorker,
     Snapshot,
 )
+from longtake.display import line
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
@@ -97,7 +98,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
             if order.as_json:
                 print_json({**known, "started": started})
             else:
-                sys.stdout.write(f"{key}\n")
+                write(f"{key}")
             return Exit.DELIVERED
         await follow(session.client, key, console=console, quiet=order.as_json)
         outcome = await session.client.result(key)
@@ -125,10 +126,10 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
         print_json({"dry_run": True, "paid": "no", "key": key, "request": sent, "warnings": list(warnings)})
         return Exit.DELIVERED
     for name, value in sent.items():
-        sys.stdout.write(f"{name}: {'not given' if value is None else value}\n")
+        write(f"{name}: {'not given' if value is None else value}")
     for warning in warnings:
         _say(f"warning: {warning}")
-    sys.stdout.write("the request is good; nothing was sent, nothing was paid\n")
+    write("the request is good; nothing was sent, nothing was paid")
     return Exit.DELIVERED
 
 
@@ -166,7 +167,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
     if as_json:
         print_json({**known, **_snapshot_document(snapshot)})
         return Exit.DELIVERED
-    sys.stdout.write(f"{key}: {describe(snapshot, advice=False)}\n")
+    write(f"{key}: {describe(snapshot, advice=False)}")
     status = snapshot.status
     if status:
         facts = {
@@ -191,7 +192,7 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
         }
         for name, value in facts.items():
             if value:
-                sys.stdout.write(f"  {name}: {value}\n")
+                write(f"  {name}: {value}")
     return Exit.DELIVERED
 
 
@@ -205,7 +206,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
             [
                 {
                     "key": row.key,
-                    "workflow_id": workflow_id(row.key),
+                    "workflow_id": row.workflow_id,
                     "run_id": row.run_id,
                     "state": row.state.lower(),
                     "stage": row.stage,
@@ -226,7 +227,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
         stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
         known = (row.outcome, row.paid, row.model, row.task_id)
         cells = (row.key, row.state.lower(), stage, *(value or "" for value in known))
-        table.add_row(*map(escape, cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
+        table.add_row(*(escape(line(cell)) for cell in cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
     Console(width=None if sys.stdout.isatty() else 200).print(
         table if rows else "none match" if query else "no generations yet"
     )
@@ -250,17 +251,17 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
         return Exit.DELIVERED
     task = after.execution.task_id
     if not before.running:
-        sys.stdout.write(f"{key} had already ended: {after.execution.state.lower()}\n")
+        write(f"{key} had already ended: {after.execution.state.lower()}")
     elif after.running:
-        sys.stdout.write(f"{key}: its end is requested; it ends as soon as a worker takes it up\n")
+        write(f"{key}: its end is requested; it ends as soon as a worker takes it up")
     elif task:
-        sys.stdout.write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.\n")
+        write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.")
     else:
         untouched = before.execution.stage in (None, Stage.PREPARING)
         said = (
             "nothing had been submitted" if untouched else "no task id is known; it may have been submitted, and cost"
         )
-        sys.stdout.write(f"{key} is cancelled; {said}.\n")
+        write(f"{key} is cancelled; {said}.")
     return Exit.DELIVERED
 
 
@@ -305,21 +306,21 @@ async def setup(data_dir: Path | None, *, new_ledger: bool = False, confirm: Cal
     """
     settings = load_settings(data_dir)
     if not is_configured() and not new_ledger:
-        sys.stdout.write("the embedded server registers everything by itself: nothing to do\n")
+        write("the embedded server registers everything by itself: nothing to do")
         return Exit.DELIVERED
     async with open_session(settings, worker=False) as session, _errors({}):
         added = await register_search_attributes(session.temporal)
         said = f"registered: {', '.join(added)}" if added else "all search attributes are registered already"
-        sys.stdout.write(f"{said}\n")
+        write(f"{said}")
         if is_configured() and settings.store_url is None:
-            sys.stdout.write("LONGTAKE_STORE_URL is not set here: the first worker registers its ledger\n")
+            write("LONGTAKE_STORE_URL is not set here: the first worker registers its ledger")
             return Exit.USAGE if new_ledger else Exit.DELIVERED
         ledger = SubmissionLedger(_open_store(settings), longest_exchange=settings.submit_timeout)
         if new_ledger:
             return await _begin_new_ledger(session, ledger, confirm)
         await claim(session.temporal, ledger)
         _, now = await begin_anew(session.temporal, ledger)  # the same ledger; its store may have been moved
-        sys.stdout.write(f"the namespace belongs to the ledger {now.ledger} in {now.store}\n")
+        write(f"the namespace belongs to the ledger {now.ledger} in {now.store}")
     return Exit.DELIVERED
 
 
@@ -331,7 +332,7 @@ async def _begin_new_ledger(session: Session, ledger: SubmissionLedger, confirm:
     except PayloadUnreadable as error:
         was = f"a ledger that cannot be read here ({error})"
     if before is not None and before.ledger == found:
-        sys.stdout.write(f"the namespace belongs to the ledger {found} in {ledger.store_url} already: nothing to do\n")
+        write(f"the namespace belongs to the ledger {found} in {ledger.store_url} already: nothing to do")
         return Exit.DELIVERED
     question = (
         f"The namespace {session.namespace!r} belongs to {was}. From now on it is to belong to "
@@ -342,7 +343,7 @@ async def _begin_new_ledger(session: Session, ledger: SubmissionLedger, confirm:
     if not confirm(question):
         raise CommandProblem(Exit.USAGE, "NotConfirmed", "nothing was changed; --yes confirms without being asked")
     _, now = await begin_anew(session.temporal, ledger)
-    sys.stdout.write(f"the namespace belongs to the ledger {now.ledger} in {now.store}\n")
+    write(f"the namespace belongs to the ledger {now.ledger} in {now.store}")
     return Exit.DELIVERED
 
 
@@ -492,7 +493,8 @@ async def _errors(known: dict[str, Any]) -> AsyncIterator[None]:
         yield
     except InvalidRequest as error:
         problem = invalid(error.problems)
-        raise CommandProblem(problem.code, problem.kind, problem.message, problem.details, known) from None
+        problem.known = known
+        raise problem from None
     except (DecisionRejected, GenerationNotFound, WrongLedger) as error:
         raise CommandProblem(Exit.USAGE, type(error).__name__, str(error), known=known) from None
     except LedgerError as error:
@@ -547,7 +549,7 @@ def _print_result(outcome: GenerateVideoResult, copied: Path | None) -> None:
         _say(f"only the first 8 s: {reason}")
     for warning in outcome.warnings:
         _say(f"warning: {warning}")
-    sys.stdout.write(f"{copied or video.uri}\n")
+    write(f"{copied or video.uri}")
 
 
 async def copy_video(store: Store, video: StoredVideo, output: Path, key: str) -> Path:
@@ -579,7 +581,7 @@ def _print_status(document: dict[str, Any], message: str, known: dict[str, Any],
     if as_json:
         print_json({**known, "status": document})
     else:
-        sys.stdout.write(f"{known['key']}: {message}\n")
+        write(f"{known['key']}: {message}")
 
 
 def _link(session: Session, key: str, run_id: str) -> str:
@@ -587,5 +589,5 @@ def _link(session: Session, key: str, run_id: str) -> str:
     return f", {link}" if link else ""
 
 
-def _say(line: str) -> None:
-    console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", highlight=False, markup=False, soft_wrap=True)
+def _say(text: str) -> None:
+    console.print(f"{datetime.now(UTC):%H:%M:%S} {line(text)}", highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from temporalio.service import RPCError
 
 from longtake.client import Snapshot, VideoClient
+from longtake.display import line as shown
 from longtake.models import GenerationStatus
 from longtake.temporal import TemporalProblem
 
@@ -24,6 +25,10 @@ _REPEAT_SECONDS = 60.0
 
 def describe(snapshot: Snapshot, *, advice: bool = True) -> str:
     """One line: stage, progress, looks, what is wrong, what comes next, and what to do."""
+    return shown(_described(snapshot, advice=advice))
+
+
+def _described(snapshot: Snapshot, *, advice: bool) -> str:
     status = snapshot.status
     if not snapshot.running:
         return (status.stage if status else snapshot.execution.state.lower()).replace("_", " ")
@@ -72,9 +77,9 @@ def live(console: Console) -> Progress:
     """Live rows on a terminal; nothing elsewhere."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[line]}"),
+        TextColumn("{task.fields[line]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,

@@ -6,14 +6,15 @@ Source: the contract's tables "Submit" and its list of models.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from longtake.models import GenerateVideoInput, OnExtendFailed, Problem
+from longtake.models import GenerateVideoInput, OnExtendFailed, Problem, with_plain_scheme
 
 MAX_PROMPT_CHARACTERS = 10_000
 """Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
@@ -23,6 +24,10 @@ MAX_INLINE_IMAGE_CHARACTERS = 1_000_000
 else is known; `longtake` puts larger images into the store and passes their address instead."""
 MAX_REQUEST_BYTES = 1_250_000
 """Of the whole request as JSON: room for the images above, both prompts and addresses."""
+MAX_PROBLEMS = 20
+"""That one refusal names: whoever has more mends these first, and a failure must stay far below 2 MiB."""
+_MAX_FIELD_CHARACTERS = 80
+_MAX_RULE_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Size:
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
+TASK_ID_RULE = "a task id of the gateway has 1 to 255 characters: letters, digits and . _ : -"
+_TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,255}")
+"""255 is where search attributes end on some databases."""
 _IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
 
 SIZES: Mapping[str, Size] = {
@@ -102,9 +110,10 @@ def pace_of(model: str) -> float:
 class InvalidRequest(Exception):
     """The request breaks rules of the contract; nothing was sent and nothing was paid."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        """Keep the first `MAX_PROBLEMS`, each cut to a bearable length."""
+        self.problems = tuple(map(_cut, islice(problems, MAX_PROBLEMS)))
+        super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in self.problems))
 
 
 def check_request(raw: object) -> GenerateVideoInput:
@@ -122,6 +131,7 @@ def check_request(raw: object) -> GenerateVideoInput:
         raise InvalidRequest(
             (Problem(field="input", rule="must be one JSON object with model, prompt and prompt_extend"),)
         )
+    raw = _few(raw)
     problems: list[Problem] = []
     request = None
     try:
@@ -131,8 +141,41 @@ def check_request(raw: object) -> GenerateVideoInput:
     broken = {re.split(r"[.\[]", problem.field)[0] for problem in problems}
     problems += _broken_rules({name: value for name, value in raw.items() if name not in broken})
     if problems or request is None:
-        raise InvalidRequest(tuple(problems))
+        raise InvalidRequest(problems)
     return request
+
+
+def _few(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with only so many of its unknown fields and images as a refusal can name.
+
+    Somebody may send a hundred thousand, and to judge them all would take longer than a workflow task may.
+    """
+    known = GenerateVideoInput.model_fields
+    unknown = islice((name for name in raw if name not in known), MAX_PROBLEMS)
+    few = {name: value for name, value in raw.items() if name in known} | {name: raw[name] for name in unknown}
+    images = few.get("images")
+    if isinstance(images, list | tuple):
+        few["images"] = [_few_of_image(image) for image in images[:MAX_PROBLEMS]]
+    return few
+
+
+def _few_of_image(image: Any) -> Any:
+    if not isinstance(image, Mapping):
+        return image
+    few = dict(islice(image.items(), MAX_PROBLEMS))
+    return few | ({"uri": with_plain_scheme(image["uri"])} if isinstance(image.get("uri"), str) else {})
+
+
+def _cut(problem: Problem) -> Problem:
+    return Problem(
+        field=_shortened(problem.field, _MAX_FIELD_CHARACTERS), rule=_shortened(problem.rule, _MAX_RULE_CHARACTERS)
+    )
+
+
+def _shortened(text: str, most: int) -> str:
+    """What fits, and can be written down: half a surrogate pair cannot."""
+    cut = text if len(text) <= most else f"{text[: most - 1]}…"
+    return cut.encode(errors="backslashreplace").decode()
 
 
 def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
@@ -179,7 +222,7 @@ def extension_digest(remix_id: str, prompt: str) -> str:
 
 def is_task_id(text: str) -> bool:
     """Whether the gateway could have given this id: it goes into URLs, records and a search attribute."""
-    return re.fullmatch(r"\S{1,200}", text) is not None and _is_unicode(text)
+    return _TASK_ID.fullmatch(text) is not None and text.strip(".") != ""
 
 
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
@@ -215,7 +258,7 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
     if fields.get("size") is not None and fields["size"] not in SIZES:
         yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
     if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
-        yield Problem(field="task_id", rule="must be a task id of the gateway: up to 200 characters without spaces")
+        yield Problem(field="task_id", rule=TASK_ID_RULE)
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])
@@ -226,7 +269,8 @@ def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
     if model is None:
         yield Problem(field="model", rule=f"must be one of {', '.join(MODELS)}")
     elif len(images) not in model.images:
-        yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {len(images)} given")
+        given = str(len(images)) if len(images) < MAX_PROBLEMS else f"{MAX_PROBLEMS} or more"
+        yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {given} given")
 
 
 def prompt_problems(name: str, prompt: str) -> Iterator[Problem]:

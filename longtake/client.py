@@ -38,6 +38,7 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
+from longtake.display import code, line, prose
 from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
@@ -125,6 +126,7 @@ class Execution:
     """One generation as Temporal's list shows it."""
 
     key: str
+    """What the workflow's id says, whoever chose it: it may be no key that a command takes."""
     run_id: str
     state: str
     """Temporal's: `RUNNING`, `COMPLETED`, `FAILED`, …"""
@@ -136,6 +138,7 @@ class Execution:
     paid: str | None
     model: str | None
     task_id: str | None
+    workflow_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -418,7 +421,7 @@ class VideoClient:
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
-        return f"take over task {request.task_id[:80]}"
+        return f"take over task {line(request.task_id[:80])}"
     number, frames = len(request.images), MODELS[request.model].frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
@@ -430,13 +433,13 @@ def _details(key: str, request: GenerateVideoInput) -> str:
     Without the prompts: Temporal's UI has this rendered by a request that carries it in its URL, and URLs are logged.
     """
     facts = {
-        "key": f"`{key}`",
-        "model": f"`{request.model}`",
-        "size": request.size or "the gateway's default",
+        "key": code(key),
+        "model": code(request.model),
+        "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],
-        "takes over": request.task_id and f"`{request.task_id[:80]}`",
+        "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
 
@@ -444,7 +447,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
 def _image(uri: str) -> str:
     if uri.startswith("data:"):
         return "one inside the request"
-    return f"`{uri.split('?', maxsplit=1)[0][:200]}`"
+    return code(uri.split("?", maxsplit=1)[0][:200])
 
 
 def _execution(execution: WorkflowExecution) -> Execution:
@@ -461,6 +464,7 @@ def _execution(execution: WorkflowExecution) -> Execution:
         paid=attributes.get(VIDEO_PAID),
         model=attributes.get(VIDEO_MODEL),
         task_id=attributes.get(GATEWAY_TASK_ID),
+        workflow_id=execution.id,
     )
 
 

@@ -7,7 +7,7 @@ is a row of slots in the store, every record created once, atomically, and never
     submit/<hash of the key>/<n>/response   "my exchange is over, and what came back does not say what was made"
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
     submit/<hash of the key>/<n>/late       an owner's own task id, where a person had settled the slot before it came
-    submit/owners/<hash of a task id>       whose a task is
+    submit/owners/<hash of a task id>       whose a task is; of the id in lower case
     submit/identity                         which ledger this is: made once, when the first worker starts
     open/<hash of the key>.<n>              an index of the slots without an outcome: made before the intent, deleted
                                             when the outcome stands
@@ -1079,7 +1079,11 @@ def _folder(key: str) -> str:
 
 
 def _owner_path(task_id: str) -> str:
-    return f"{PREFIX}/owners/{_hash(task_id)}"
+    """One place for all spellings of a task: to a gateway whose database ignores case they are one task.
+
+    Two tasks whose ids differ in nothing else are not to be expected; they could not be taken over, and no more.
+    """
+    return f"{PREFIX}/owners/{_hash(task_id.casefold())}"
 
 
 def _open_path(key: str, slot: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from longtake.display import escaped
 from longtake.tracing import current_trace_id
 
 MAX_TEXT_CHARACTERS = 2_000
@@ -74,7 +75,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See base class."""
-        return _one_line(json.dumps(_event(record), ensure_ascii=False, default=str))
+        return escaped(json.dumps(_event(record), ensure_ascii=False, default=str))
 
 
 class TextFormatter(logging.Formatter):
@@ -174,14 +175,7 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    return text if _PLAIN.fullmatch(text) and text.isprintable() else _one_line(json.dumps(text, ensure_ascii=False))
-
-
-def _one_line(quoted: str) -> str:
-    """Escape, in a JSON text, what some reader may take for a line's end or a terminal for a command."""
-    if quoted.isprintable():
-        return quoted
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in quoted)
+    return text if _PLAIN.fullmatch(text) and text.isprintable() else escaped(json.dumps(text, ensure_ascii=False))
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -5,11 +5,21 @@ the bytes of images and videos never appear here: they go through the store (cla
 whether a request makes sense; this module only gives it a shape.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
+_MOST_FIELDS = 10
+
+
+def with_plain_scheme(uri: str) -> str:
+    """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
+    found = _SCHEME.match(uri)
+    return found[0].lower() + uri[found.end() :] if found else uri
 
 
 class _Payload(BaseModel):
@@ -39,6 +49,11 @@ class ImageInput(_Payload):
     uri: str = Field(repr=False)
     """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
     below the store's URL, as `longtake.images` returns it."""
+
+    @field_validator("uri")
+    @classmethod
+    def _plain_scheme(cls, uri: str) -> str:
+        return with_plain_scheme(uri)
 
 
 class GenerateVideoInput(_Payload):
@@ -541,6 +556,14 @@ class Decision(_Payload):
     """Which task to adopt."""
     slot: int | None = None
     """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_much(cls, given: Any) -> Any:
+        """One short error for what nobody means: one for each of thousands of fields is more than Temporal takes."""
+        if isinstance(given, dict) and (len(given) > _MOST_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
+            raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
+        return given
 
 
 class CarriedGeneration(_Payload):

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
+from longtake.gateway.wire import read_request_id
+
 if TYPE_CHECKING:  # OpenTelemetry is an optional extra; and a client of Temporal that makes no request needs no httpx
     import httpx
     from opentelemetry.sdk.resources import Resource
@@ -138,8 +140,8 @@ class ExchangeSpan:
             return
         self._span.set_attribute("http.response.status_code", response.status_code)
         self._span.set_attribute("network.protocol.version", response.http_version.removeprefix("HTTP/"))
-        if request_id := response.headers.get(REQUEST_ID_HEADER):
-            self._span.set_attribute(f"http.response.header.{REQUEST_ID_HEADER}", [request_id[:128]])
+        if request_id := read_request_id(response.headers, REQUEST_ID_HEADER):
+            self._span.set_attribute(f"http.response.header.{REQUEST_ID_HEADER}", [request_id])
         if response.status_code >= _FAILED_FROM:
             self.failed(str(response.status_code))
 

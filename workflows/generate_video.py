@@ -4,6 +4,7 @@ Everything that takes part in the outcome is durable here; everything that touch
 machine is drawn in `docs/design.md`; each step has a module of its own beside this one.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from temporalio import workflow
@@ -12,7 +13,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from longtake.catalog import InvalidRequest, check_request, is_task_id, warnings_for
+    from longtake.catalog import TASK_ID_RULE, InvalidRequest, check_request, is_task_id, warnings_for
     from longtake.models import (
         CarriedGeneration,
         Decision,
@@ -24,12 +25,13 @@ with workflow.unsafe.imports_passed_through():
         GenerationStatus,
         OnExtendFailed,
         Paid,
+        Problem,
         StoredVideo,
         TaskRecord,
         TaskState,
         UncollectedExtension,
     )
-    from longtake.temporal import key_of
+    from longtake.temporal import InvalidKey, key_of, workflow_id
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
     from workflows.submitting import prepare, submit, submit_extension
@@ -120,8 +122,7 @@ class GenerateVideoWorkflow:
         if (decision.action is DecisionAction.ADOPT) != (decision.task_id is not None):
             raise ApplicationError("adopt needs a task_id, and nothing else takes one", type="NotOffered")
         if decision.task_id is not None and not is_task_id(decision.task_id):
-            rule = "a task id has 1 to 200 characters and no spaces"
-            raise ApplicationError(f"this cannot be a task of the gateway: {rule}", type="NotOffered")
+            raise ApplicationError(f"this cannot be a task of the gateway: {TASK_ID_RULE}", type="NotOffered")
 
     async def _verdict(self) -> TaskRecord:
         generation = self._generation
@@ -251,24 +252,51 @@ def _decode(given: RawValue) -> tuple[Any, CarriedGeneration | None]:
         decoded = workflow.payload_converter().from_payload(given.payload)
     except Exception:  # noqa: BLE001 - converters raise what they like, and any escape would hang the workflow
         return None, None
-    # Without the marker it is not ours: a retry policy or a cron schedule has started the same request once more.
-    if workflow.info().continued_run_id is None or not isinstance(decoded, dict) or "carried" not in decoded:
+    # A retry policy or a cron schedule starts whatever it was given once more: whoever gives it the marker is not us.
+    info = workflow.info()
+    continued = info.continued_run_id is not None and not info.cron_schedule and info.retry_policy is None
+    if not continued or not isinstance(decoded, dict) or "carried" not in decoded:
         return decoded, None
     return None, CarriedGeneration.model_validate(decoded)
 
 
 def _accept(request: Any) -> GenerateVideoInput:
-    """Judge a request.
+    """Judge a request, and the way it was started: any SDK may start this workflow, by any id.
 
     Raises:
         Ending: `InvalidRequest`, with every problem.
     """
+    started = tuple(_start_problems())
     try:
-        return check_request(request)
-    except InvalidRequest as error:
-        advice = "Mend the request and start it again with the same key."
-        details = FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice)
-        raise Ending("InvalidRequest", str(error), details) from None
+        accepted = check_request(request)
+        if not started:
+            return accepted
+        error = InvalidRequest(started)
+    except InvalidRequest as found:
+        error = InvalidRequest((*started, *found.problems))
+    advice = "Mend the request and start it again with the same key."
+    if started:
+        advice = "Start it again as the problems say."
+    raise Ending("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+
+
+def _start_problems() -> Iterator[Problem]:
+    """What is wrong with how this workflow was started."""
+    info = workflow.info()
+    try:
+        known = workflow_id(key_of(info.workflow_id)) == info.workflow_id
+        rule = "must be video-<key>"
+    except InvalidKey as error:
+        known, rule = False, f"must be video-<key>; {error}"
+    if not known:
+        # The ledger goes by the key, and so do commands that people copy from a page.
+        yield Problem(field="workflow_id", rule=rule)
+    if info.cron_schedule:
+        rule = "must be absent: one key is one video, and is paid once; give each one a key (terminate this schedule)"
+        yield Problem(field="cron_schedule", rule=rule)
+    if info.retry_policy is not None:
+        rule = "must be absent: the workflow tries again by itself; after a failure start the same key again"
+        yield Problem(field="retry_policy", rule=rule)
 
 
 def _refusal(generation: Generation, verdict: TaskRecord) -> Ending:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+from longtake.display import code, command, prose
 from longtake.models import Attention, DecisionAction, GenerationStatus, Paid, Stage
 
 _STAGES = {
@@ -22,7 +23,7 @@ _ATTENTION = {
         "the gateway refuses the key",
         (
             "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself, "
-            "at once by `starter.py resume {key}`."
+            "at once by {resume}."
         ),
     ),
     Attention.NEEDS_DECISION: ("a person must decide", ""),
@@ -36,7 +37,7 @@ _ATTENTION = {
     ),
     Attention.GATEWAY_TROUBLE: (
         "the last look told nothing",
-        "Nothing to do yet: the next look follows by itself, or at once by `starter.py resume {key}`.",
+        "Nothing to do yet: the next look follows by itself, or at once by {resume}.",
     ),
     Attention.DELIVERY_TROUBLE: (
         "the video is made and paid, and cannot be brought home yet",
@@ -91,15 +92,17 @@ def advice_for(
 ) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
-        return "Decide: " + "; ".join(
-            f"`{_command(key, action, slot)}` ({_DECISIONS[action][2]})" for action in offered
-        )
-    return _ATTENTION[attention][1].format(key=key) if attention else ""
+        return "Decide: " + "; ".join(f"{_command(key, action, slot)} ({_DECISIONS[action][2]})" for action in offered)
+    return _ATTENTION[attention][1].format(resume=code(command("starter.py", "resume", key))) if attention else ""
 
 
 def _command(key: str, action: DecisionAction, slot: int | None) -> str:
-    """What to type; it names the submission that it is about, so that it never decides about a later one."""
-    return f"starter.py decide {key} {_DECISIONS[action][0]}" + (f" --slot {slot}" if slot else "")
+    """What to type; it names the submission that it is about, so that it never decides about a later one.
+
+    Whoever chose the key does not choose what a shell makes of it.
+    """
+    named = ("--slot", str(slot)) if slot else ()
+    return code(command("starter.py", "decide", key, *_DECISIONS[action][0].split(), *named))
 
 
 def _input(action: DecisionAction, slot: int | None) -> str:
@@ -112,9 +115,9 @@ def markdown(status: GenerationStatus) -> str:
     """The current details of a workflow's page: what is going on, what a person is to do, then the facts."""
     lines = [f"{_title(status)}: {_going_on(status)}", "", *_what_to_do(status), "", "**What is known:**", ""]
     lines += [f"- {name}: {value}" for name, value in _facts(status).items() if value]
-    lines += [f"- evidence: {said}" for said in status.evidence]
-    lines += [f"- it may be the task `{candidate}`" for candidate in status.candidates]
-    lines += [f"- warning: {warning}" for warning in status.warnings]
+    lines += [f"- evidence: {prose(said)}" for said in status.evidence]
+    lines += [f"- it may be the task {code(candidate)}" for candidate in status.candidates]
+    lines += [f"- warning: {prose(warning)}" for warning in status.warnings]
     return "\n".join(lines)
 
 
@@ -126,9 +129,13 @@ def _title(status: GenerationStatus) -> str:
 
 def _going_on(status: GenerationStatus) -> str:
     if status.stage is Stage.FAILED:
-        return f"{status.outcome}: {status.last_problem}"
+        return f"{prose(status.outcome)}: {prose(status.last_problem)}"
     if status.stage is Stage.DONE:
-        return "the 15 s video is stored" if status.outcome == "full" else f"only the 8 s clip: {status.last_problem}"
+        return (
+            "the 15 s video is stored"
+            if status.outcome == "full"
+            else f"only the 8 s clip: {prose(status.last_problem)}"
+        )
     return status.message
 
 
@@ -143,7 +150,7 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
     yield ""
     yield "In a terminal, one of:"
     yield ""
-    yield from (f"- `{_command(status.key, one, status.slot)}`: {_DECISIONS[one][2]}" for one in offered)
+    yield from (f"- {_command(status.key, one, status.slot)}: {_DECISIONS[one][2]}" for one in offered)
     yield ""
     yield "Or here, by More Actions, Send an Update, `decide`, with one of these as its input:"
     yield ""
@@ -152,23 +159,28 @@ def _what_to_do(status: GenerationStatus) -> Iterator[str]:
 
 def _facts(status: GenerationStatus) -> dict[str, object]:
     return {
-        "key": f"`{status.key}`",
-        "model": status.model,
-        "outcome": status.outcome,
+        "key": code(status.key),
+        "model": status.model and code(status.model),
+        "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
         "submitted": in_words(status.submitted_at),
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",
-        "task": status.task_id and f"`{status.task_id}`",
-        "request id": status.request_id and f"`{status.request_id}`",
-        "first segment": status.remix_id and f"`{status.remix_id}`",
-        "extension": status.remix_id_extend and f"`{status.remix_id_extend}`",
-        "task of the extension": status.extension_task_id and f"`{status.extension_task_id}`",
+        "task": status.task_id and code(status.task_id),
+        "request id": status.request_id and code(status.request_id),
+        "first segment": status.remix_id and code(status.remix_id),
+        "extension": status.remix_id_extend and code(status.remix_id_extend),
+        "task of the extension": status.extension_task_id and code(status.extension_task_id),
         "link": _link(status),
-        "last problem": None if status.stage in {Stage.DONE, Stage.FAILED} else status.last_problem,
-        "video": status.video and f"`{status.video.uri}`",
-        "8 s clip": status.first_video and status.first_video != status.video and f"`{status.first_video.uri}`",
+        "last problem": _problem(status),
+        "video": status.video and code(status.video.uri),
+        "8 s clip": status.first_video and status.first_video != status.video and code(status.first_video.uri),
     }
+
+
+def _problem(status: GenerationStatus) -> str | None:
+    over = status.stage in {Stage.DONE, Stage.FAILED}
+    return prose(status.last_problem) if status.last_problem and not over else None
 
 
 def _link(status: GenerationStatus) -> str | None:

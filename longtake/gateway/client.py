@@ -668,8 +668,7 @@ def _error(  # noqa: PLR0913, PLR0917 - the facts of one answer, from two call s
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:
-    value = next((value for key, value in headers.items() if key.lower() == REQUEST_ID_HEADER), "")
-    return "".join(char for char in value if char.isprintable())[:128] or None
+    return wire.read_request_id(headers, REQUEST_ID_HEADER)
 
 
 def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
@@ -683,7 +682,9 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
         return None
     route = unquote(path).rstrip("/")
     same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(route)
-    return _origin(url) + url.path.rstrip("/").removesuffix(route) if same_route else None
+    # Escaped again: httpx unescapes paths, and this one is to be copied into a setting.
+    base = quote(url.path.rstrip("/").removesuffix(route))
+    return wire.redact(_origin(url) + base) if same_route else None
 
 
 def _cause(error: BaseException) -> str:
@@ -731,7 +732,7 @@ def _read_base_url(text: str) -> str:
 
 
 def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> str:
-    """A credential that can stand in a header.
+    """A credential that can stand in a header; from now on no text from a gateway shows it.
 
     Raises:
         ValueError: It cannot; names the setting and does not repeat the value.
@@ -740,6 +741,7 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     # What cannot stand in a header must fail here, not between the hook and the first byte.
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
+    wire.never_show(value)
     return value
 
 

@@ -28,6 +28,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from longtake.catalog import is_task_id
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
 from longtake.gateway.links import expires_at
 from longtake.models import Stage, TaskRecord, TaskState
@@ -44,7 +45,7 @@ _MOST_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a te
 MOST_EXCERPT_CHARS = 500
 _MOST_EXCERPT_CHARS_READ = 20_000
 _MOST_EXCERPT_ITEMS = 20  # of an object or a list
-_MOST_ID_CHARS = 256
+_MOST_WORD_CHARS = 256
 _MOST_LINK_CHARS = 8_192
 _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
 _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
@@ -77,6 +78,8 @@ class GatewayRecord:
     """The innermost status as it was written: the middleware's, where its record is there."""
     answered_task_id: str | None = None
     """The task id that the answer itself names; differs from `task_id` where a relay renames tasks."""
+    answered_ids: tuple[str, ...] = ()
+    """Everything in the answer that may be a name of the task, from the outside in."""
     progress: int | None = None
     """0 to 100; not monotonic, and 100 on failures."""
     remix_id: str | None = None
@@ -98,6 +101,12 @@ class GatewayRecord:
     """The first 8 s of a completed video."""
     result_url: str | None = field(default=None, repr=False)
     """What the envelope calls the download address; only when completed. It may not work: it holds another id."""
+
+    @property
+    def own_task_id(self) -> str:
+        """The id as the gateway writes it: its database may ignore case, and another spelling is the same task."""
+        same = [name for name in self.answered_ids if name.casefold() == self.task_id.casefold()]
+        return self.task_id if self.task_id in same or not same else same[0]
 
     @property
     def stage(self) -> Stage:
@@ -215,6 +224,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         gateway_status=_first(outside_in, _short, "status") or "",
         inner_status=_first(inside_out, _short, "status") or "",
         answered_task_id=_first(outside_in, _id, "task_id"),
+        answered_ids=tuple(filter(None, (_id(layer.get(name)) for layer in layers for name in ("task_id", "id")))),
         progress=_first(inside_out, _progress, "progress"),
         remix_id=_first(inside_out, _id, "remix_id"),
         remix_id_extend=_first(inside_out, _id, "remix_id_extend"),
@@ -319,14 +329,28 @@ _SECRETS = (
 )
 
 
+_never_shown: dict[str, None] = {}
+
+
+def never_show(secret: str) -> None:
+    """From now on no text that this process reads from a gateway shows this secret, whichever gateway it was for."""
+    if len(secret) >= _SHORTEST_SECRET_CHARS:
+        _never_shown[secret] = None
+
+
+def holds_secret(text: str) -> bool:
+    """Whether one of these stands in it."""
+    return any(secret in text for secret in _never_shown)
+
+
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """`text` without queries and logins of URLs, keys, embedded images and the `secrets` given.
+    """`text` without queries and logins of URLs, keys, embedded images, the `secrets` given and those of `never_show`.
 
     Only its first 4,000 characters are read: the patterns look ahead, so their work grows faster than a text does.
     """
     is_cut = len(text) > _MOST_MESSAGE_CHARS_READ
     text = text[:_MOST_MESSAGE_CHARS_READ]
-    for secret in secrets:
+    for secret in (*_never_shown, *secrets):
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
         while len(beginning) >= _SHORTEST_SECRET_CHARS and (at := text.find(beginning)) >= 0:
@@ -351,7 +375,7 @@ def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
     Returns:
         One line of at most 500 characters.
     """
-    hidden = _spellings(secrets)
+    hidden = _spellings((*_never_shown, *secrets))
     try:
         text = json.dumps(_excerpt(read_json(body), hidden, _MOST_LAYERS), ensure_ascii=False)
     except ValueError:
@@ -509,7 +533,7 @@ def _outline(body: object) -> str:
     layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
-    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_ID_CHARS] for name in layers[0])[:12])))
+    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_WORD_CHARS] for name in layers[0])[:12])))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
@@ -546,7 +570,7 @@ def _one_line(text: str, most_chars: int) -> str:
 def _short(value: object) -> str | None:
     """A word, such as a status or a model's name."""
     text = _text(value)
-    return None if text is None else _shorten(redact(text))[:_MOST_ID_CHARS] or None
+    return None if text is None else _shorten(redact(text))[:_MOST_WORD_CHARS] or None
 
 
 def _code(value: object) -> str | None:
@@ -558,12 +582,16 @@ def _code(value: object) -> str | None:
 
 
 def _id(value: object) -> str | None:
-    """An id that can be stored, logged and put into a path: printable, unbroken, short, and no JSON or link."""
+    """An id that can be stored, logged, copied to a shell and put into a path; whatever else stands there is none."""
     if not isinstance(value, str):
         return None
     text = value.strip()
-    fits = 0 < len(text) <= _MOST_ID_CHARS and text.isprintable() and not re.search(r"[\s/?#{}\[\]\"<>\\]", text)
-    return text if fits and text.strip(".") else None
+    return text if is_task_id(text) and not holds_secret(text) else None
+
+
+def read_request_id(headers: Mapping[str, str], name: str) -> str | None:
+    """The gateway's own name for a request, where it is such an id."""
+    return _id(_header(headers, name) or "")
 
 
 def _link(value: object) -> str | None:

@@ -432,7 +432,7 @@ def _tasks_of(slots: Records) -> list[tuple[str, str]]:
 
 def owner_path(task_id: str) -> str:
     """Where it stands whose a task is."""
-    return f"submit/owners/{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
+    return f"submit/owners/{hashlib.sha256(task_id.casefold().encode()).hexdigest()[:32]}"
 
 
 def _was_decided(slots: Records, post: Post) -> bool:

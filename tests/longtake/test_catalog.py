@@ -304,7 +304,7 @@ def test_anything_but_an_object_is_refused(raw: object) -> None:
     assert [problem.field for problem in refusal.value.problems] == ["input"]
 
 
-@pytest.mark.parametrize("task_id", ["", " ", "two words", "x" * 201, "line\n"])
+@pytest.mark.parametrize("task_id", ["", " ", "two words", "x" * 256, "a/b", "$(id)", "..", "line\n"])
 def test_task_to_take_over_is_an_id(task_id: str) -> None:
     assert set(problems(task_id=task_id)) == {"task_id"}
 

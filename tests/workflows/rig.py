@@ -417,6 +417,10 @@ class Rig:
     def client(self) -> Client:
         return self.environment.client
 
+    def register(self, workflow_name: str, script: Script) -> None:
+        """Say what the activities of a workflow answer that the test starts itself."""
+        self._fakes.scripts[workflow_name] = script
+
     async def start(
         self, script: Script, *arguments: Any, key: str | None = None, client: Client | None = None
     ) -> Generation:
@@ -425,7 +429,7 @@ class Rig:
         A client of the caller's own skips no time while it waits: `pass_time`.
         """
         name = workflow_id(key or f"test-{next(self._numbers)}")
-        self._fakes.scripts[name] = script
+        self.register(name, script)
         caller = client or self.client
         handle = await caller.start_workflow(WORKFLOW_TYPE, args=arguments, id=name, task_queue=TASK_QUEUE)
         generation = Generation(self, handle, script)

@@ -58,6 +58,7 @@ class TestDocumentedExamples:
             gateway_status="IN_PROGRESS",
             inner_status="processing",
             answered_task_id=TASK,
+            answered_ids=(TASK, "task_Dg8gD60Ntv0QgabS5jmGY6IwgraflRXo"),
             progress=61,
             remix_id="video_08a9eb19-2ea9-4753-8fde-4ae1b0867952",
             remix_id_extend="video_e8fb1fff-cf79-431d-8c57-9c87e8d36fd0",
