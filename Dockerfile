@@ -1,8 +1,10 @@
 # The worker (default) and, as a second target, the simulator: docker build [--target simulator] .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# `@sha256:…`: the tag's content as it was when somebody looked (deploy/README.md).
+ARG PYTHON_DIGEST=
 
 # --- Packages, by hash -----------------------------------------------------------------------------------------------
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
@@ -21,7 +23,7 @@ COPY requirements/simulator.txt requirements/
 RUN uv pip install --python /opt/venv/bin/python --require-hashes -r requirements/simulator.txt
 
 # --- What both images are made of ------------------------------------------------------------------------------------
-FROM ${PYTHON_IMAGE} AS base
+FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

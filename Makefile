@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-system screenshots chaos check lint format-check types imports lock compose-check clean
+.PHONY: help setup demo test test-system screenshots chaos check lint format-check types imports lock compose-check wheel sbom clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,11 @@ $(VENV)/.system: requirements/system.txt $(VENV)/.test
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
+$(VENV)/.sbom: requirements/sbom.txt $(VENV)/.uv
+	$(call step,installing what writes bills of materials,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
 comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
@@ -118,6 +123,16 @@ compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and t
 	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+wheel: $(VENV)/.uv ## Build the wheel into dist/, with the build backend of requirements/build.txt.
+	@$(hand_over_index); $(BIN)/uv build --quiet --wheel --require-hashes --build-constraints requirements/build.txt
+
+# Of Python's packages: those of the base image are in its publisher's own bill of materials (deploy/README.md).
+sbom: $(VENV)/.sbom ## Bills of materials (CycloneDX) of wheel and images into dist/.
+	@mkdir -p dist
+	@for part in wheel run simulator; do \
+	  $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON --mc-type application --pyproject pyproject.toml \
+	    -o dist/longtake-$$part.cdx.json requirements/$$part.txt || exit 1; done
+
 # There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
 # files hold names, versions and hashes only, for every platform and Python from 3.11 on.
 # All of them take their versions from test.txt, so that what is tested is what runs.
@@ -131,6 +146,9 @@ lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=
 	@$(PART) --extra simulator -o requirements/simulator.txt
 	@$(PART) --extra cli --extra embedded --extra encryption --extra otel --extra simulator -o requirements/demo.txt
 	@$(PART) --extra system -o requirements/system.txt
+	@$(PART) --extra sbom -o requirements/sbom.txt
+	@$(PART) -o requirements/wheel.txt
+	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(COMPILE) --no-annotate - -o requirements/build.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

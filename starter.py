@@ -4,6 +4,9 @@ import os
 
 if __name__ == "__main__":
     try:
+        from longtake.private_files import keep_files_private
+
+        keep_files_private()
         from cli.app import main
 
         main()

@@ -32,12 +32,14 @@ from longtake.client import VideoClient
 from longtake.delivery import Fetcher
 from longtake.fleet import watch_fleet
 from longtake.gateway.client import GatewayClient
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
 from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -263,6 +265,8 @@ async def main(
     try:
         settings = Settings.load()
         configure_logging(settings.log_format)
+        if needless := await needless_private_addresses(settings):
+            logger.warning("private addresses allowed", extra={"error": needless})
         client, missing = await _connect_patiently(settings.metrics_address)
         if missing:
             raise SettingsProblem(
@@ -365,6 +369,7 @@ async def _idle(client: Client) -> None:
 
 
 if __name__ == "__main__":
+    keep_files_private()
     parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
     parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
     parser.add_argument(

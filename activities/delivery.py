@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities import measuring
-from activities.failures import Step, application_error
+from activities.failures import Step
 from activities.heartbeats import heartbeating
+from activities.hiding import hiding_error
 from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, TaskNotVisible
@@ -15,7 +16,7 @@ from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, TaskState
-from longtake.records import load_record, save_record, video_directory
+from longtake.records import forget_links, load_record, save_record, video_directory
 from longtake.storage import Store, StoreProblem
 
 GONE_AFTER = timedelta(hours=1)
@@ -59,10 +60,25 @@ class DeliveryActivities:
                 )
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 gone = bool(answered) and _gone_for_good(error)
-                raise application_error(error, Step.DELIVER, gone_for_good=gone) from None
+                raise await hiding_error(
+                    error,
+                    Step.DELIVER,
+                    store=self._store,
+                    key=order.key,
+                    hidden=order.hide_words,
+                    gone_for_good=gone,
+                ) from None
+            await self._forget_links(order)
         measuring.delivered(receipt, order.kind)
         activity.logger.info("delivered", extra={"kind": order.kind, "bytes": receipt.video.bytes})
         return receipt
+
+    async def _forget_links(self, order: DeliverOrder) -> None:
+        """Take the links of a clip that is stored out of the kept record: whoever had them had the video."""
+        try:
+            await forget_links(self._store, order.key, order.task_id, kind=order.kind, keep_first=order.keep_first_link)
+        except StoreProblem as error:
+            activity.logger.warning("links not deleted", exc_info=error)
 
     async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord]) -> AsyncIterator[Source]:
         """The links in turn; a fresh one is asked for only once the kept one has failed.

@@ -4,7 +4,7 @@ The table in `docs/failures.md` is generated from `RULES`, and a test goes throu
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -41,6 +41,7 @@ from longtake.models import FailureDetails, Paid, Problem
 from longtake.storage import StoreProblem
 
 MAX_MESSAGE_CHARACTERS = 800
+_CODE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Step(StrEnum):
@@ -240,8 +241,20 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
+def foreign_words(error: BaseException, step: Step) -> str | None:
+    """An error's text where somebody else's words may be in it; None where all of it is ours."""
+    # An unknown outcome repeats what ended the exchange.
+    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
+    return str(error) if foreign else None
+
+
+def code_or_none(code: str | None) -> str | None:
+    """A code as it is; nothing where prose stands in its place."""
+    return code if code and _CODE.fullmatch(code) else None
+
+
 def application_error(
-    error: Exception, step: Step, *, gone_for_good: bool = False, hide: Callable[[str], str] = str
+    error: Exception, step: Step, *, gone_for_good: bool = False, instead: str | None = None
 ) -> ApplicationError:
     """Translate a domain error; raise the result `from None`.
 
@@ -249,14 +262,18 @@ def application_error(
         error: What the domain raised.
         step: What was being done.
         gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
-        hide: Takes out of the words what must not be shown.
+        instead: What is shown instead of words that are not ours, where those are hidden (`activities.hiding`).
     """
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
-    text = hide(str(error)) if rule.error is not Exception else f"{type(error).__name__}: {hide(str(error))}"
     details = details_of(error, step)
-    if details.gateway_message:
-        details = details.model_copy(update={"gateway_message": hide(details.gateway_message)})
+    if instead is None:
+        text = str(error) if rule.error is not Exception else f"{type(error).__name__}: {error}"
+    else:
+        code = code_or_none(details.gateway_code)
+        details = details.model_copy(update={"gateway_message": None, "gateway_code": code})
+        known = (f"HTTP {details.http_status}" if details.http_status else None, code, instead)
+        text = f"{_kind(error)}: {', '.join(part for part in known if part)}"
     return ApplicationError(
         text[:MAX_MESSAGE_CHARACTERS],
         details,
@@ -265,6 +282,11 @@ def application_error(
         next_retry_delay=_delay(error),
         category=ApplicationErrorCategory.BENIGN if rule.benign else ApplicationErrorCategory.UNSPECIFIED,
     )
+
+
+def _kind(error: BaseException) -> str:
+    cause = error.cause if isinstance(error, OutcomeUnknown) else None
+    return type(error).__name__ + (f" ({type(cause).__name__})" if cause else "")
 
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:

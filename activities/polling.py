@@ -2,15 +2,15 @@
 
 from temporalio import activity
 
-from activities.failures import Step, application_error
+from activities.failures import Step
 from activities.heartbeats import heartbeating
+from activities.hiding import hiding_error, without_words
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import LookOrder, TaskRecord, TaskState
-from longtake.prompts import hider
 from longtake.records import save_record
 from longtake.storage import Store, StoreProblem
 
@@ -30,7 +30,8 @@ class PollingActivities:
             record = await self._look(order)
         if record.video_url or record.first_video_url:
             await self._keep(order, record)
-        return await self._without_prompts(order, record.without_links())
+        shown = record.without_links()
+        return await without_words(shown, store=self._store, key=order.key) if order.hidden_prompts else shown
 
     async def _look(self, order: LookOrder) -> GatewayRecord:
         try:
@@ -40,8 +41,8 @@ class PollingActivities:
             if record.state is TaskState.LOST and not order.extension:
                 record = await self._second_witness(order.task_id, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            hide = await hider(self._store, order.hidden_prompts)
-            raise application_error(error, Step.LOOK, hide=hide) from None
+            hidden = bool(order.hidden_prompts)
+            raise await hiding_error(error, Step.LOOK, store=self._store, key=order.key, hidden=hidden) from None
         return record
 
     async def _second_witness(self, task_id: str, lost: GatewayRecord) -> GatewayRecord:
@@ -51,12 +52,6 @@ class PollingActivities:
             activity.logger.info("the second path told nothing", exc_info=error)
             return lost
         return lost if other.state is TaskState.LOST else other
-
-    async def _without_prompts(self, order: LookOrder, record: TaskRecord) -> TaskRecord:
-        if record.error_message is None or not order.hidden_prompts:
-            return record
-        hide = await hider(self._store, order.hidden_prompts)
-        return record.model_copy(update={"error_message": hide(record.error_message)})
 
     async def _keep(self, order: LookOrder, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""

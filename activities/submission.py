@@ -3,11 +3,13 @@
 import itertools
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error, details_of
 from activities.heartbeats import heartbeating
-from longtake.catalog import InvalidRequest, check_request, extension_digest, request_digest
+from activities.hiding import hiding_error, in_the_store
+from longtake.catalog import InvalidRequest, check_request, extension_digest, prompt_paths, request_digest
 from longtake.delivery import Fetcher
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
 from longtake.gateway.errors import GatewayError, TaskNotFound
@@ -87,7 +89,7 @@ class SubmissionActivities:
             else:
                 extensions_sent = await self._extensions_sent(order)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.PREPARE) from None
+            raise await self._error(error, Step.PREPARE, order.key, order.request) from None
         return self._policy.model_copy(update={"ledger_id": ledger_id, "extensions_sent": extensions_sent})
 
     async def _extensions_sent(self, order: PrepareOrder) -> int:
@@ -193,11 +195,14 @@ class SubmissionActivities:
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
         accepted = finding.accepted
+        evidence = finding.evidence
+        if order.hide_words and evidence:
+            evidence = (await in_the_store("\n".join(evidence), store=self._store, key=order.key),)
         return Reconciliation(
             receipt=_receipt(accepted) if accepted else None,
             clear=finding.clear,
             candidates=finding.candidates,
-            evidence=finding.evidence,
+            evidence=evidence,
             slot=order.slot,
             retry_after=finding.retry_after,
             elsewhere=finding.elsewhere or None,
@@ -254,7 +259,7 @@ class SubmissionActivities:
                 await self._ledger.check_identity(order.ledger_id)
                 accepted = await exchange.run()
             except Exception as error:  # noqa: BLE001 - the table knows every kind
-                raise application_error(error, Step.SUBMIT) from None
+                raise await self._error(error, Step.SUBMIT, order.key, order.request) from None
         note(task_id=accepted.task_id, request_id=accepted.request_id)
         activity.logger.info("submitted", extra={"attached": accepted.attached})
         return _receipt(accepted)
@@ -277,6 +282,9 @@ class SubmissionActivities:
             raise application_error(error, Step.SETTLE) from None
         activity.logger.info("adopted", extra={"task_id": accepted.task_id})
         return _receipt(accepted)
+
+    async def _error(self, error: Exception, step: Step, key: str, request: GenerateVideoInput) -> ApplicationError:
+        return await hiding_error(error, step, store=self._store, key=key, hidden=bool(prompt_paths(request)))
 
     def _first_post(self, request: GenerateVideoInput) -> Post:
         async def post(before_send: BeforeSend) -> SubmissionAnswer:

@@ -21,12 +21,14 @@ from longtake.delivery import DownloadsBlocked, Fetcher
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
+from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
+from longtake.private_files import OTHERS
 from longtake.public_network import environment_proxies
 from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
@@ -67,6 +69,8 @@ async def settings(site: Site) -> Findings:
         )
     if (given.console_token is None) != (given.console_user is None):
         yield problem("of LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER only one is set", "Set both, or neither.")
+    if needless := await needless_private_addresses(given):
+        yield warning(needless, "Unset it: only a gateway inside your network, or the simulator, needs it.")
 
 
 async def store(site: Site) -> Findings:
@@ -94,12 +98,33 @@ async def ledger(site: Site) -> Findings:
         yield ok(f"{identity}; on every machine with workers it must be the same")
 
 
-async def disk(site: Site) -> Findings:
-    """Whether the next videos fit, where store or embedded server lie on a disk of ours."""
+def _folders(site: Site) -> list[Path]:
+    """Where store or embedded server lie on a disk of ours."""
     folders = [] if site.distributed else [site.settings.data_dir]
     location = urlsplit(site.settings.store_location)
     if location.scheme in {"", "file"}:
         folders.append(Path(unquote(location.path)))
+    return folders
+
+
+async def permissions(site: Site) -> Findings:
+    """Whether others on this machine can read what lies on its disk."""
+    folders = _folders(site)
+    for folder in filter(Path.exists, folders):
+        # Below a folder that shuts them out, modes do not matter.
+        if all(path.stat().st_mode & OTHERS for path in (folder, *folder.parents)):
+            yield warning(
+                f"everybody on this machine can read {folder}, where videos and signed links lie",
+                f"Shut them out: chmod o= {folder} (docs/access.md says how to share it with a group).",
+            )
+        else:
+            yield ok(f"others on this machine cannot enter {folder}")
+
+
+async def disk(site: Site) -> Findings:
+    """Whether the next videos fit, where store or embedded server lie on a disk of ours."""
+    folders = _folders(site)
+    location = urlsplit(site.settings.store_location)
     for folder in folders:
         there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         free = shutil.disk_usage(there).free

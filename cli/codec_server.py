@@ -24,7 +24,7 @@ from uvicorn import Config, Server
 from cli.embedded import ui_origins
 from cli.exits import CommandProblem, Exit
 from cli.generations import load_settings
-from longtake.encryption import EncryptionCodec
+from longtake.encryption import EncryptionCodec, Place
 from longtake.keyring import KeyRing, PayloadUnreadable
 from longtake.settings import Settings
 from longtake.temporal import is_configured
@@ -76,7 +76,10 @@ def application(ring: KeyRing, origins: Sequence[str] = (), token: str | None = 
         body = await _read(request)
         if body is None:
             return PlainTextResponse(f"send at most {LONGEST_BODY_BYTES} bytes", 413)
-        work = codec.decode if request.url.path.endswith("/decode") else codec.encode
+        # Only what it seals is bound to the namespace that it is told; it is told no workflow.
+        namespace = request.path_params.get("namespace") or request.headers.get("x-namespace")
+        sealing = codec.at(Place(namespace)) if namespace else codec
+        work = codec.decode if request.url.path.endswith("/decode") else sealing.encode
         try:
             given = ParseDict(json.loads(body), Payloads()).payloads
             converted = Payloads(payloads=await work(given))

@@ -94,7 +94,11 @@ async def run(videos: Path, *, keep: bool, like: str) -> Exit:
     async with AsyncExitStack() as stack:
         gateway_url = await stack.enter_async_context(_simulator(folder, like))
         settings = _settings(folder, gateway_url)
-        server = stack.enter_context(embedded_server(settings.data_dir, binary=settings.temporal_binary))
+        server = stack.enter_context(
+            embedded_server(
+                settings.data_dir, binary=settings.temporal_binary, sha256=settings.temporal_binary_checksum
+            )
+        )
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
         temporal = await connect_when_healthy(server.address)
         session = Session(VideoClient(temporal), temporal, server.address, server.ui_url)

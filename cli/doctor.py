@@ -35,6 +35,7 @@ PARTS: Mapping[str, _Check[Site]] = {
     "store": check_parts.store,
     "ledger": check_parts.ledger,
     "disk": check_parts.disk,
+    "permissions": check_parts.permissions,
     "gateway": check_parts.gateway,
     "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
@@ -110,7 +111,12 @@ async def _connect(site: Site, stack: AsyncExitStack) -> Client:
         async with asyncio.timeout(LIMIT_SECONDS):
             return await connect()
     settings: Settings = site.settings
-    embedded = embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+    embedded = embedded_server(
+        settings.data_dir,
+        binary=settings.temporal_binary,
+        sha256=settings.temporal_binary_checksum,
+        codec=settings.codec_url,
+    )
     async with asyncio.timeout(2 * START_SECONDS):  # it has a limit of its own, and is slower than an answer
         server = await asyncio.to_thread(stack.enter_context, embedded)
         return await connect_when_healthy(server.address)

@@ -4,7 +4,7 @@
     <data dir>/embedded/users      locked (shared) by every process that needs the server
     <data dir>/embedded/start      locked while one of them starts it
     <data dir>/embedded/server.json    where it listens, while it runs
-    <data dir>/embedded/ports.json     the ports it had last, so that links into its UI stay good
+    <data dir>/embedded/ports.json     the ports it had last, and the UI's address, so that links into it stay good
     <data dir>/embedded/*.log      what server and workers say
 
 A supervisor of its own process group (`python -m cli.embedded DATA_DIR`) starts the server and ends it when nobody
@@ -13,9 +13,11 @@ holds the lock on `users` any more. Locks end with their process, however it end
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -29,7 +31,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from longtake.private_files import keep_files_private
+
 HOST = "127.0.0.1"
+_NO_HOST = "nobody.invalid"
+"""The only `Host` that the server's JSON API answers; no web page can have it (RFC 6761)."""
+_INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
+_INHERITED_PREFIXES = ("LC_", "XDG_")
+"""Of our environment, which holds the gateway's key, supervisor and server get only these."""
 START_SECONDS = 30
 _START_TRIES = 4
 SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "VideoPaid", "GatewayTaskId")
@@ -69,15 +78,34 @@ def temporal_binary(configured: Path | None = None) -> str:
     return found
 
 
+def _check_binary(program: str, expected: str) -> None:
+    """Compare the program with its checksum.
+
+    Raises:
+        EmbeddedProblem: It is another one.
+    """
+    try:
+        with Path(program).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EmbeddedProblem(f"{program} cannot be read ({error.strerror})") from None
+    if not secrets.compare_digest(found, expected.lower()):
+        raise EmbeddedProblem(
+            f"LONGTAKE_TEMPORAL_BINARY_CHECKSUM: {program} has the SHA-256 {found}: put the right program there, or "
+            "set the checksum that its publisher names"
+        )
+
+
 @contextmanager
 def embedded_server(
-    data_dir: Path, *, binary: Path | None = None, codec: str | None = None
+    data_dir: Path, *, binary: Path | None = None, sha256: str | None = None, codec: str | None = None
 ) -> Iterator[EmbeddedServer]:
     """The server of this data folder, started where it does not run, kept for the time of the block.
 
     Args:
         data_dir: The folder.
         binary: An official `temporal` program.
+        sha256: Its checksum in hexadecimal; a server is only started from a program that has it.
         codec: The codec server's URL, for the UI of a server that is started.
 
     Raises:
@@ -86,7 +114,8 @@ def embedded_server(
     folder = data_dir.expanduser().absolute() / "embedded"
     program = temporal_binary(binary)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for directory in (folder.parent, folder):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         users = (folder / "users").open("a")
     except OSError as error:
         raise EmbeddedProblem(
@@ -97,7 +126,11 @@ def embedded_server(
         fcntl.flock(users, fcntl.LOCK_SH)
         with (folder / "start").open("a") as start:
             fcntl.flock(start, fcntl.LOCK_EX)
-            server = _running(folder) or _start(folder, program, *([codec] if codec else []))
+            server = _running(folder)
+            if server is None:
+                if sha256:
+                    _check_binary(program, sha256)
+                server = _start(folder, program, *([codec] if codec else []))
         yield server
 
 
@@ -110,11 +143,18 @@ def keep_server_for(data_dir: Path) -> IO[str]:
 
 def ui_origins(data_dir: Path) -> tuple[str, ...]:
     """What browsers call the UI of this data folder's server; empty where it never ran."""
-    try:
-        _, ui_port = json.loads((data_dir.expanduser() / "embedded" / "ports.json").read_text())
-    except (OSError, ValueError):
+    known = _known_ports(data_dir.expanduser() / "embedded")
+    if known is None:
         return ()
-    return tuple(f"http://{host}:{ui_port}" for host in (HOST, "localhost"))
+    hosts = (known.ui_host, "localhost") if known.ui_host == HOST else (known.ui_host,)
+    return tuple(f"http://{host}:{known.ui_port}" for host in hosts)
+
+
+def server_environment() -> dict[str, str]:
+    """What the server may know of our environment: it needs no key, and shows its environment to its whole user."""
+    return {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
 
 
 def _running(folder: Path) -> EmbeddedServer | None:
@@ -136,6 +176,7 @@ def _start(folder: Path, program: str, *codec: str) -> EmbeddedServer:
             stderr=log,
             start_new_session=True,
             cwd=Path(__file__).parent.parent,
+            env=server_environment(),
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -153,19 +194,23 @@ def _start(folder: Path, program: str, *codec: str) -> EmbeddedServer:
 def supervise(data_dir: Path, program: str, *codec: str) -> int:
     """Run the server until nobody needs it any more; what `python -m cli.embedded` does."""
     folder = data_dir / "embedded"
+    for path in _tighten(data_dir):
+        sys.stdout.write(f"others could read {path}; from now on only its owner can\n")
+    sys.stdout.flush()
     _end_orphan(folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures = 0
     while failures < _START_TRIES:
         # A port that was free a moment ago can be somebody's by now: try others.
-        port, ui_port = _ports(folder, fresh=failures > 0)
-        server = _launch(data_dir, program, port, ui_port, *codec)
+        ports = _ports(folder, fresh=failures > 0)
+        server = _launch(data_dir, program, ports, *codec)
         try:
-            if not _comes_up(server, f"{HOST}:{port}"):
+            if not _comes_up(server, f"{HOST}:{ports.port}"):
                 failures += 1
                 continue
             failures = 0
-            state = EmbeddedServer(f"{HOST}:{port}", f"http://{HOST}:{ui_port}", os.getpid(), server.pid)
+            ui_url = f"http://{ports.ui_host}:{ports.ui_port}"
+            state = EmbeddedServer(f"{HOST}:{ports.port}", ui_url, os.getpid(), server.pid)
             _write(folder / "server.json", asdict(state))
             if _run_until_unused(folder, server):
                 return 0
@@ -176,8 +221,37 @@ def supervise(data_dir: Path, program: str, *codec: str) -> int:
     return 1
 
 
-def _launch(data_dir: Path, program: str, port: int, ui_port: int, *codec: str) -> subprocess.Popen[bytes]:
-    command = [program, "server", "start-dev", "--ip", HOST, "--port", str(port), "--ui-port", str(ui_port)]
+def _tighten(data_dir: Path) -> list[Path]:
+    """Take away from others what an earlier version left readable; the data folder itself may hold more than ours."""
+    tightened = []
+    for path in (*(data_dir / name for name in ("embedded", "store")), *data_dir.glob("temporal.sqlite*")):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            mode = path.stat().st_mode
+            if mode & 0o077:
+                path.chmod(mode & 0o700)
+                tightened.append(path)
+    return tightened
+
+
+@dataclass(frozen=True)
+class _Ports:
+    """Where the server listens.
+
+    Its UI and the API beneath it answer any `Host`, so a page that makes its own name resolve to this machine (DNS
+    rebinding) could steer generations. On Linux all of 127.0.0.0/8 is this machine, so the UI has an address there
+    that such a page would have to guess. The server itself cannot move: its parts find each other at 127.0.0.1 only.
+    What it speaks is no HTTP of browsers, and its JSON API answers no page's `Host`.
+    """
+
+    port: int
+    ui_port: int
+    ui_host: str
+
+
+def _launch(data_dir: Path, program: str, ports: _Ports, *codec: str) -> subprocess.Popen[bytes]:
+    command = [program, "server", "start-dev", "--ip", HOST, "--port", str(ports.port)]
+    command += ["--ui-ip", ports.ui_host, "--ui-port", str(ports.ui_port)]
+    command += ["--dynamic-config-value", f"frontend.httpAllowedHosts={json.dumps([_NO_HOST])}"]
     command += ["--db-filename", str(data_dir / "temporal.sqlite"), "--log-level", "error", "--ui-disable-news-fetch"]
     for url in codec:
         command += ["--ui-codec-endpoint", url]
@@ -248,34 +322,51 @@ def _command_line(pid: int) -> str:
     return listed.stdout
 
 
-def _ports(folder: Path, *, fresh: bool) -> tuple[int, int]:
-    """The ports used last, so that links into the UI stay good, where they are free; otherwise new ones."""
-    path = folder / "ports.json"
+def _known_ports(folder: Path) -> _Ports | None:
+    """Those of the last time."""
     try:
-        port, ui_port = json.loads(path.read_text())
-    except (OSError, ValueError):
-        port = ui_port = 0
-    if fresh or not (_free(port) and _free(ui_port)):
-        port, ui_port = _new_port(), _new_port()
-        _write(path, [port, ui_port])
-    return port, ui_port
+        return _Ports(**json.loads((folder / "ports.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _free(port: int) -> bool:
-    if not port:
-        return False
+def _ports(folder: Path, *, fresh: bool) -> _Ports:
+    """Those of the last time, so that links into the UI stay good, where they are free; otherwise new ones."""
+    known = _known_ports(folder)
+    if known and not fresh and _free(HOST, known.port) and _free(known.ui_host, known.ui_port):
+        return known
+    ui_host = known.ui_host if known else _unguessable_host()
+    if not _can_bind(ui_host, 0):
+        ui_host = HOST
+    ports = _Ports(_new_port(HOST), _new_port(ui_host), ui_host)
+    _write(folder / "ports.json", asdict(ports))
+    return ports
+
+
+def _unguessable_host() -> str:
+    """A random loopback address where the system has more than one, else the only one."""
+    number = secrets.randbelow(2**24 - 2**16) + 2**16  # not 127.0.*.*, which others use
+    host = f"127.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+    return host if sys.platform == "linux" else HOST
+
+
+def _free(host: str, port: int) -> bool:
+    return bool(port) and _can_bind(host, port)
+
+
+def _can_bind(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
 
 
-def _new_port() -> int:
+def _new_port(host: str) -> int:
     """A free port below those that outgoing connections are given, which would take it while the server is down."""
-    while not _free(port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
+    while not _free(host, port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
         pass
     return port
 
@@ -307,4 +398,5 @@ def _write(path: Path, content: object) -> None:
 
 
 if __name__ == "__main__":
+    keep_files_private()
     sys.exit(supervise(Path(sys.argv[1]), *sys.argv[2:]))

@@ -82,7 +82,12 @@ async def open_session(
             return
         async with AsyncExitStack() as stack:
             server = stack.enter_context(
-                embedded_server(settings.data_dir, binary=settings.temporal_binary, codec=settings.codec_url)
+                embedded_server(
+                    settings.data_dir,
+                    binary=settings.temporal_binary,
+                    sha256=settings.temporal_binary_checksum,
+                    codec=settings.codec_url,
+                )
             )
             temporal = await connect_when_healthy(server.address)
             # A server on an older file does not add the attributes that it is started with.

@@ -218,8 +218,7 @@ async def store_image(store: Store, image: CheckedImage) -> ImageInput:
         StoreProblem: if the store cannot be written.
     """
     path = f"{_FOLDER}{image.sha256}.{_EXTENSIONS[image.media_type]}"
-    if await store.head(path) != len(image.content):
-        await store.put(path, image.content)
+    await store.put_by_content(path, image.content)
     return ImageInput(uri=path)
 
 

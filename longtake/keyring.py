@@ -4,9 +4,10 @@ Pure bytes; `longtake.encryption` puts it before Temporal. The package `cryptogr
 """
 
 import base64
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -78,8 +79,12 @@ class KeyRing:
         """The id of the key that encrypts; None where nothing is encrypted."""
         return next(iter(self._keys), None)
 
-    def encrypt(self, plain: bytes) -> tuple[str, bytes]:
+    def encrypt(self, plain: bytes, place: Sequence[str | None] = ()) -> tuple[str, bytes]:
         """Encrypt and authenticate.
+
+        Args:
+            plain: What to seal.
+            place: Where it belongs; it opens only together with the same.
 
         Returns:
             The key's id, and the nonce with the ciphertext behind it.
@@ -91,9 +96,9 @@ class KeyRing:
         if key is None:
             raise LookupError("an empty key ring encrypts nothing")
         nonce = os.urandom(_NONCE_BYTES)
-        return key.id, nonce + _aes_gcm(key).encrypt(nonce, plain, key.id.encode())
+        return key.id, nonce + _aes_gcm(key).encrypt(nonce, plain, _bound(key.id, place))
 
-    def decrypt(self, key_id: str, sealed: bytes) -> bytes:
+    def decrypt(self, key_id: str, sealed: bytes, place: Sequence[str | None] = ()) -> bytes:
         """Open what `encrypt` sealed.
 
         Raises:
@@ -103,7 +108,7 @@ class KeyRing:
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - loaded only where something is encrypted
 
         try:
-            return _aes_gcm(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], key_id.encode())
+            return _aes_gcm(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _bound(key_id, place))
         except (InvalidTag, ValueError):
             raise PayloadUnreadable(
                 f"a payload does not open with the key {key_id!r} of LONGTAKE_ENCRYPTION_KEYS: another key has this id "
@@ -119,6 +124,11 @@ class KeyRing:
                 f"a payload is encrypted with the key {key_id!r}, which is not in LONGTAKE_ENCRYPTION_KEYS ({known}): "
                 "add that key behind the others"
             ) from None
+
+
+def _bound(key_id: str, place: Sequence[str | None]) -> bytes:
+    """What is authenticated beside the payload; as JSON, so that no two places read alike."""
+    return json.dumps([key_id, *place], ensure_ascii=True).encode()
 
 
 def _aes_gcm(key: EncryptionKey) -> "AESGCM":

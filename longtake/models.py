@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 _SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
 _MOST_FIELDS = 10
 
+LONGEST_TASK_ID = 255
+"""In characters: it becomes a search attribute, and Temporal's SQL stores end a Keyword there."""
+
 
 def with_plain_scheme(uri: str) -> str:
     """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
@@ -455,6 +458,8 @@ class ReconcileOrder(_Payload):
     """Of what was to be paid for."""
     stage: Stage | None = None
     """For the log."""
+    hide_words: bool = False
+    """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
 
 
 class Reconciliation(_Payload):
@@ -508,7 +513,7 @@ class LookOrder(_Payload):
     stage: Stage | None = None
     """For the log."""
     hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store, if they are to be kept out of what the look tells."""
+    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -529,6 +534,10 @@ class DeliverOrder(_Payload):
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
     """A fingerprint of the API key that paid; empty where that is not known."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
+    keep_first_link: bool = False
+    """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
 
 
 class DecisionAction(StrEnum):

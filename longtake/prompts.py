@@ -5,12 +5,12 @@ From any language: write the text as UTF-8 to `prompts/<sha256 of these bytes, i
 URL, and give that path instead of the text.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
 
 from longtake.catalog import MAX_PROMPT_CHARACTERS, InvalidRequest, is_in_store, prompt_path, prompt_problems
-from longtake.gateway.wire import redact
 from longtake.models import GenerateVideoInput, Problem
-from longtake.storage import Store, StoreProblem
+from longtake.records import folder_name
+from longtake.storage import Store
 
 _MOST_BYTES = 4 * MAX_PROMPT_CHARACTERS
 """In UTF-8 a character takes at most four."""
@@ -77,24 +77,24 @@ async def read_prompt(store: Store, field: str, prompt: str) -> str:
     return text
 
 
-async def hider(store: Store, paths: Sequence[str]) -> Callable[[str], str]:
-    """Something that takes the prompts out of other people's words: a gateway may repeat what it was asked for.
+async def keep_words(store: Store, key: str, words: str) -> str:
+    """Keep what a gateway said about a generation with hidden prompts: it may repeat them in any form.
 
-    Args:
-        store: Where the prompts lie.
-        paths: Which ones; none where the request holds the texts, so that there is nothing to hide.
+    Returns:
+        The path below the store.
+
+    Raises:
+        StoreProblem: The store cannot be written.
     """
-    try:
-        texts = [await read_prompt(store, "prompt", path) for path in paths]
-    except (InvalidRequest, StoreProblem):
-        return lambda _: "(left out, because the prompts that it might repeat cannot be read)"
-    return lambda words: redact(words, secrets=texts) if texts else words
+    content = words.encode(errors="replace")
+    path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    await store.put_by_content(path, content)
+    return path
 
 
 async def _store(store: Store, prompt: str) -> str:
     if is_in_store(prompt):
         return prompt
     path, content = prompt_path(prompt), prompt.encode()
-    if await store.head(path) != len(content):
-        await store.put(path, content)
+    await store.put_by_content(path, content)
     return path

@@ -1,9 +1,11 @@
-"""The last good record of a task, links included, kept in the store: links are secrets and never enter a payload."""
+"""The last good record of a task, kept in the store with its links until the clip is: links never enter a payload."""
 
 import hashlib
 import re
+from dataclasses import replace
 
 from longtake.gateway.wire import GatewayRecord
+from longtake.models import DeliveryKind, TaskState
 from longtake.storage import Store
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -38,6 +40,38 @@ async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | N
     """
     content = await store.get(_path(key, task_id))
     return None if content is None else GatewayRecord.from_json(content)
+
+
+async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKind, keep_first: bool) -> None:
+    """Take out of the kept record the links that a delivered clip no longer needs; the rest of it stays.
+
+    Args:
+        store: Where it lies.
+        key: Whose.
+        task_id: Which task's.
+        kind: The clip that is stored.
+        keep_first: Whether the first 8 s beside a full video are still to be downloaded.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    try:
+        record = await load_record(store, key, task_id)
+    except ValueError:  # it cannot be read, and may hold links all the same
+        await store.delete(_path(key, task_id))
+        return
+    if record is None:
+        return
+    full_is_needed = kind is DeliveryKind.FIRST and record.state is TaskState.COMPLETED
+    first_is_needed = kind is DeliveryKind.FULL and keep_first
+    without = replace(
+        record,
+        video_url=record.video_url if full_is_needed else None,
+        result_url=record.result_url if full_is_needed else None,
+        first_video_url=record.first_video_url if first_is_needed else None,
+    )
+    if without != record:
+        await save_record(store, key, without)
 
 
 def _path(key: str, task_id: str) -> str:

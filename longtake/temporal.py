@@ -60,7 +60,8 @@ _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}")
 
 def data_converter(settings: Settings) -> DataConverter:
     """The product's converter; it encrypts where `LONGTAKE_ENCRYPTION_KEYS` has keys."""
-    return encrypting(pydantic_data_converter, KeyRing(settings.encryption_keys))
+    ring = KeyRing(settings.encryption_keys)
+    return encrypting(pydantic_data_converter, ring, strict=settings.require_encryption)
 
 
 class InvalidKey(ValueError):

@@ -9,13 +9,17 @@ import functools
 import logging
 from typing import Any
 
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import ProxyTracerProvider, get_tracer, get_tracer_provider, set_tracer_provider
+from opentelemetry.trace import ProxyTracerProvider, Status, get_tracer, get_tracer_provider, set_tracer_provider
 from temporalio.client import OutboundInterceptor, QueryWorkflowInput
 from temporalio.contrib.opentelemetry import OpenTelemetryInterceptor, OpenTelemetryPlugin, create_tracer_provider
 from temporalio.worker import HandleQueryInput, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
 from longtake import __version__, tracing
+
+_SHOWN_OF_FAILURES = ("exception.type", "exception.escaped")
+"""OpenTelemetry's attributes of a recorded exception that hold no words."""
 
 
 @functools.cache
@@ -23,7 +27,7 @@ def plugin() -> OpenTelemetryPlugin:
     """The plugin for `Client.connect`, which hands it on to workers. One for each process.
 
     The provider is made from the standard variables, unless the program has set one already: then its spans and ours
-    are one trace.
+    are one trace, and what is exported of failures is that program's choice.
 
     Raises:
         SettingsProblem: The variables name an exporter that is not installed.
@@ -31,12 +35,40 @@ def plugin() -> OpenTelemetryPlugin:
     if isinstance(get_tracer_provider(), ProxyTracerProvider):  # nobody has set one
         provider = create_tracer_provider(resource=tracing.resource())
         for exporter in tracing.load_exporters(tracing.exporter_names()):
-            provider.add_span_processor(BatchSpanProcessor(exporter))
+            provider.add_span_processor(_WithoutWords(exporter))
         set_tracer_provider(provider)
     # Each of its tries would be a warning; that it has failed is an error, in one line.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     tracing.use(get_tracer("longtake", __version__))
     return _GenerationTracing()
+
+
+class _WithoutWords(BatchSpanProcessor):
+    """Exports of a failure only its type: its words and traceback are sealed in Temporal where that is encrypted."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """See base class."""
+        super().on_end(
+            ReadableSpan(
+                name=span.name,
+                context=span.context,
+                parent=span.parent,
+                resource=span.resource,
+                attributes=span.attributes,
+                events=[_without_words(event) for event in span.events],
+                links=span.links,
+                kind=span.kind,
+                status=Status(span.status.status_code),
+                start_time=span.start_time,
+                end_time=span.end_time,
+                instrumentation_scope=span.instrumentation_scope,
+            )
+        )
+
+
+def _without_words(event: Event) -> Event:
+    shown = {name: value for name, value in (event.attributes or {}).items() if name in _SHOWN_OF_FAILURES}
+    return Event(event.name, shown, event.timestamp) if event.name == "exception" else event
 
 
 class _GenerationTracing(OpenTelemetryPlugin):

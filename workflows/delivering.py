@@ -9,7 +9,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.delivery import DeliveryActivities
-from longtake.catalog import expected_size
+from longtake.catalog import expected_size, prompt_paths
 from longtake.models import Attention, DeliverOrder, DeliveryKind, DeliveryReceipt, Stage, StoredVideo
 from workflows import options
 from workflows.failures import cause_of
@@ -52,6 +52,8 @@ async def deliver(
         extension=task_id is not None,
         gateway=task.gateway,
         account=task.account,
+        hide_words=bool(prompt_paths(generation.request)),
+        keep_first_link=generation.request.keep_first and generation.first_video is None,
     )
     until = workflow.now() + (window or generation.policy.delivery_window)
     try:

@@ -7,7 +7,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
-from longtake.catalog import extension_digest, request_digest
+from longtake.catalog import extension_digest, prompt_paths, request_digest
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -254,6 +254,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, doubt: Fai
                 ledger_id=order.ledger_id,
                 digest=_digest(order),
                 stage=generation.stage,
+                hide_words=bool(prompt_paths(order.request)),
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),

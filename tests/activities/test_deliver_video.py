@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from longtake.gateway.wire import GatewayRecord
 from longtake.models import (
     DeliverOrder,
     DeliveryKind,
@@ -15,6 +16,7 @@ from longtake.models import (
     LookOrder,
     Paid,
     SubmitOrder,
+    TaskState,
 )
 from longtake.records import load_record
 from simulator import Simulator
@@ -94,7 +96,50 @@ async def test_without_a_kept_link_a_fresh_query_brings_one(
     order = await order_for(looked=False)
     receipt = await deliver(worker, order)
     assert receipt.source == "a fresh link"
-    assert await load_record(worker.store, KEY, order.task_id) is not None
+    kept = await load_record(worker.store, KEY, order.task_id)
+    assert kept is not None
+    assert (kept.state, links(kept)) == (TaskState.COMPLETED, [])
+
+
+def links(record: GatewayRecord) -> list[str]:
+    return [link for link in (record.video_url, record.first_video_url, record.result_url) if link]
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "keep_first", "left"),
+    [
+        ("ok", FULL, False, ()),
+        ("ok", FULL, True, ("first_video_url",)),
+        ("ok", FIRST, False, ("video_url", "result_url")),
+        ("extend_failed", FIRST, False, ()),
+    ],
+)
+async def test_links_are_gone_from_the_store_once_their_clip_is_there(  # noqa: PLR0917 - a row of the table
+    worker: Worker, order_for: OrderFor, tag: str, kind: DeliveryKind, keep_first: bool, left: tuple[str, ...]
+) -> None:
+    order = (await order_for(tag, kind)).model_copy(update={"keep_first_link": keep_first})
+    before = await load_record(worker.store, KEY, order.task_id)
+    assert before is not None
+    assert before.video_url
+    for _ in range(2):  # a clip that was stored by an attempt that died right after it, too
+        await deliver(worker, order)
+        after = await load_record(worker.store, KEY, order.task_id)
+        assert after is not None
+        assert [name for name in ("video_url", "first_video_url", "result_url") if getattr(after, name)] == [
+            name for name in left if getattr(before, name)
+        ]
+        assert (after.state, after.remix_id, after.quota) == (before.state, before.remix_id, before.quota)
+
+
+async def test_a_record_that_cannot_be_read_is_deleted_after_the_delivery(
+    worker: Worker, order_for: OrderFor, tmp_path: Path
+) -> None:
+    order = await order_for()
+    await deliver(worker, order)
+    (record,) = (tmp_path / "store/records").rglob("*.json")
+    record.write_text('{"video_url": "https://cdn.example/?Signature=')
+    await deliver(worker, order)
+    assert "Signature" not in "".join(path.read_text() for path in (tmp_path / "store/records").rglob("*.json"))
 
 
 async def test_an_expired_link_is_replaced_by_a_fresh_one(worker: Worker, sim: Simulator, order_for: OrderFor) -> None:

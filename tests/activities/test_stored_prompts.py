@@ -1,7 +1,8 @@
 """Prompts that lie in the store: read before anything is paid, sent as they are, never shown."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,35 +119,92 @@ async def test_what_was_paid_is_collected_without_the_prompts(worker: Worker, hi
     assert (await worker.run(worker.submission.submit_generation, order)).task_id == paid.task_id
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["prompts-there", "prompts-gone"])
-@pytest.mark.parametrize("status", [200, 403], ids=["verdict", "error"])
-async def test_a_gateway_that_repeats_the_prompt_is_not_repeated(
-    hire: Hire, hidden: GenerateVideoInput, store: Store, status: int, lost: bool
-) -> None:
-    def answer(_: HttpRequest) -> JSONResponse:
-        words = f"violates the rules: {MARK} [sim:ok] (E-1005)"
-        if status != 200:
-            return JSONResponse({"error": {"message": words, "code": "forbidden"}}, status_code=status)
-        record = {"id": "v1", "status": "failed", "error": {"code": "generate_failed", "message": words}}
-        return JSONResponse({"task_id": "task_1", "status": "FAILURE", "fail_reason": words, "data": record})
+ECHOES = {
+    "whole": f"{MARK} [sim:ok]",
+    "white space": "a\n  pangolin\t on the   moon",
+    "fragment": "…the words PANGOLIN and moon are not allowed",
+    "spelt out": "p-a-n-g-o-l-i-n",
+}
 
-    site = Origin(Starlette(routes=[Route("/{path:path}", answer)]))
-    await site.open("127.0.0.1")
+
+@pytest.fixture(params=[*ECHOES.values()], ids=[*ECHOES])
+async def echoing(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[int], Awaitable[str]]]:
+    """Opens a gateway that answers every request with a status and what it was asked for, in its own way."""
+    words = f"violates the rules: {request.param} (E-1005)"
+    sites: list[Origin] = []
+
+    async def open_it(status: int) -> str:
+        def answer(_: HttpRequest) -> JSONResponse:
+            if status != 200:
+                return JSONResponse({"error": {"message": words, "code": words}}, status_code=status)
+            record = {"id": "v1", "status": "failed", "error": {"code": "generate_failed", "message": words}}
+            return JSONResponse({"task_id": "task_1", "status": "FAILURE", "fail_reason": words, "data": record})
+
+        sites.append(Origin(Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])))
+        await sites[0].open("127.0.0.1")
+        return sites[0].url
+
+    yield open_it
+    for site in sites:
+        await site.close()
+
+
+def shows_the_prompt(told: str) -> bool:
+    letters = "".join(char for char in told.lower() if char.isalpha())
+    return "pangolin" in letters or "E-1005" in told
+
+
+def kept_words(store_folder: Path) -> str:
+    return "".join(path.read_text() for path in (store_folder / "words").rglob("*.txt"))
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["prompts-there", "prompts-gone"])
+@pytest.mark.parametrize("status", [200, 403, 404, 500], ids=["verdict", "refused", "not found", "trouble"])
+async def test_a_gateway_that_repeats_the_prompt_is_not_repeated(  # noqa: PLR0917 - fixtures
+    hire: Hire,
+    hidden: GenerateVideoInput,
+    store: Store,
+    tmp_path: Path,
+    echoing: Callable[[int], Awaitable[str]],
+    status: int,
+    *,
+    lost: bool,
+) -> None:
     paths = (hidden.prompt, hidden.prompt_extend)
     if lost:
         await store.delete(hidden.prompt)
-    try:
-        worker = hire(url=site.url)
-        look = worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1", hidden_prompts=paths))
-        if status == 200:
-            record = await look
-            assert record.state is TaskState.GENERATE_FAILED
-            told = record.model_dump_json()
-        else:
-            failure = await failure_of(look)
-            assert failure.type == "KeyRefused"
-            told = failure.message + failure.details.model_dump_json()
-    finally:
-        await site.close()
-    assert MARK not in told
-    assert ("E-1005" in told) is not lost
+    worker = hire(url=await echoing(status))
+    look = worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1", hidden_prompts=paths))
+    if status == 200:
+        record = await look
+        assert (record.state, record.error_code) == (TaskState.GENERATE_FAILED, "generate_failed")
+        told = record.model_dump_json()
+    else:
+        failure = await failure_of(look)
+        assert failure.details.http_status == status
+        told = failure.message + failure.details.model_dump_json()
+    assert not shows_the_prompt(told)
+    assert "E-1005" in kept_words(tmp_path / "store"), "a person finds them"
+    (kept,) = (tmp_path / "store" / "words").rglob("*.txt")
+    assert str(kept.relative_to(tmp_path / "store")) in told
+
+
+@pytest.mark.parametrize("status", [400, 403, 429, 502])
+async def test_a_refused_submission_does_not_repeat_it_either(
+    hire: Hire, hidden: GenerateVideoInput, tmp_path: Path, echoing: Callable[[int], Awaitable[str]], status: int
+) -> None:
+    worker = hire(url=await echoing(status))
+    order = SubmitOrder(key=KEY, request=hidden)
+    failure = await failure_of(worker.run(worker.submission.submit_generation, order))
+    assert failure.details.http_status == status
+    assert not shows_the_prompt(failure.message + failure.details.model_dump_json() + repr(worker.heartbeats))
+    assert "E-1005" in kept_words(tmp_path / "store")
+
+
+async def test_a_prompt_that_is_not_hidden_hides_no_words(
+    hire: Hire, tmp_path: Path, echoing: Callable[[int], Awaitable[str]]
+) -> None:
+    worker = hire(url=await echoing(200))
+    record = await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1"))
+    assert "E-1005" in record.error_message
+    assert not (tmp_path / "store" / "words").exists()

@@ -9,8 +9,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.codec_server import LONGEST_BODY_BYTES, application
-from longtake.encryption import EncryptionCodec
-from longtake.keyring import KeyRing, new_key, parse_keys
+from longtake.encryption import EncryptionCodec, Place
+from longtake.keyring import KeyRing, PayloadUnreadable, new_key, parse_keys
 
 RING = KeyRing(parse_keys(new_key("k1")))
 UI = "http://127.0.0.1:8233"
@@ -41,6 +41,19 @@ async def test_it_decodes_and_encodes(codec: httpx.AsyncClient, prefix: str) -> 
     encoded = await codec.post(f"{prefix}/encode", json=as_json(PLAIN))
     assert "secret" not in encoded.text
     assert await EncryptionCodec(RING).decode(ParseDict(encoded.json(), Payloads()).payloads) == [PLAIN]
+
+
+async def test_it_opens_what_belongs_to_any_workflow_and_seals_for_the_namespace(codec: httpx.AsyncClient) -> None:
+    sealed = await EncryptionCodec(RING, place=Place("films", "video-a")).encode([PLAIN])
+    answer = await codec.post("/decode", json=as_json(*sealed), headers={"x-namespace": "films"})
+    assert list(ParseDict(answer.json(), Payloads()).payloads) == [PLAIN]
+    strict = EncryptionCodec(RING, strict=True)
+    for path, headers in (("/encode", {"x-namespace": "films"}), ("/films/encode", {})):
+        encoded = await codec.post(path, json=as_json(PLAIN), headers=headers)
+        payloads = ParseDict(encoded.json(), Payloads()).payloads
+        assert await strict.at(Place("films", "video-a")).decode(payloads) == [PLAIN]
+        with pytest.raises(PayloadUnreadable):
+            await strict.at(Place("other", "video-a")).decode(payloads)
 
 
 async def test_a_key_that_is_missing_is_named(codec: httpx.AsyncClient) -> None:

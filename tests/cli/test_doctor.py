@@ -5,7 +5,8 @@ Those of Temporal: tests/end_to_end/test_e2e_doctor.py.
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -107,6 +108,23 @@ async def test_settings() -> None:
     assert (level, "LONGTAKE_CONSOLE_USER only one is set" in what) == (PROBLEM, True)
 
 
+@pytest.mark.parametrize(
+    ("url", "allowed", "warned"),
+    [
+        ("https://8.8.8.8", "true", True),
+        ("https://8.8.8.8", "false", False),
+        ("http://10.1.2.3:8090", "true", False),
+        ("http://127.0.0.1:8090", "true", False),
+        ("https://[2606:4700::1111]", "true", True),
+        ("https://name.invalid", "true", False),
+    ],
+)
+async def test_private_addresses_beside_a_public_gateway(url: str, allowed: str, *, warned: bool) -> None:
+    given = {"gateway_url": url, "gateway_api_key": KEY, "store_url": "s3://b", "allow_private_addresses": allowed}
+    found = await findings(check_parts.settings, **given)
+    assert [level for level, what in found if "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in what] == [WARNING] * warned
+
+
 async def test_store_and_ledger(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     url = folder.as_uri()
@@ -145,6 +163,26 @@ async def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- Gateway ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Where other users may go: pytest's own folders are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_folders_that_others_can_read(open_folder: Path) -> None:
+    data, store = open_folder / "data", open_folder / "data" / "store"
+    store.mkdir(parents=True)
+    given = {"data_dir": str(data), "store_url": store.as_uri()}
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [WARNING, WARNING]
+    data.chmod(0o700)
+    found = await findings(check_parts.permissions, distributed=False, **given)
+    assert [level for level, _ in found] == [OK, OK], "a private folder keeps what is below it private"
+    assert await findings(check_parts.permissions, data_dir=str(data), store_url="s3://bucket") == []
 
 
 async def test_downloads(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:

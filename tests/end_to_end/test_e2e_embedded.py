@@ -169,11 +169,11 @@ class Embedded:
     async def its_server_slow_to_answer(self) -> None:
         """Temporal listens on its port for some moments before it takes a call; that is waited for."""
         starter, data, _ = self._place("slow")
-        self._folder.joinpath("slow-temporal").write_text(SLOW_TEMPORAL.format(python=sys.executable))
-        self._folder.joinpath("slow-temporal").chmod(0o755)
-        slow = starter.but(
-            LONGTAKE_TEMPORAL_BINARY=str(self._folder / "slow-temporal"), REAL_TEMPORAL=temporal_binary()
+        self._folder.joinpath("slow-temporal").write_text(
+            SLOW_TEMPORAL.format(python=sys.executable, real=temporal_binary())
         )
+        self._folder.joinpath("slow-temporal").chmod(0o755)
+        slow = starter.but(LONGTAKE_TEMPORAL_BINARY=str(self._folder / "slow-temporal"))
         run = await slow("list", "--json")
         assert (run.code, run.out) == (0, "[]\n"), run
         await nothing_is_left(data)
@@ -190,7 +190,7 @@ with socket.create_server(("127.0.0.1", port)) as early:
             early.accept()[0].close()
         except TimeoutError:
             pass
-os.execv(os.environ["REAL_TEMPORAL"], [os.environ["REAL_TEMPORAL"], *sys.argv[1:]])
+os.execv("{real}", ["{real}", *sys.argv[1:]])
 """
 
 

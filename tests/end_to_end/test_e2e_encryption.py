@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from temporalio.client import Client
@@ -21,6 +22,7 @@ from tests.end_to_end.processes import (
     SimulatorProcess,
     Site,
     Starter,
+    WorkerProcess,
     accept,
     environment,
     eventually,
@@ -84,7 +86,9 @@ def prompt(name: str, scenario: str, mark: str = MARK) -> str:
 
 
 @pytest.mark.timeout(240)  # three workers, one after the other
-async def test_encrypted_generations(site: Site, starter: Starter, simulator: SimulatorProcess) -> None:
+async def test_encrypted_generations(  # noqa: PLR0915 - one story, whose parts build on each other
+    site: Site, starter: Starter, simulator: SimulatorProcess
+) -> None:
     prompts = {
         "before": prompt("before", "ok,seconds=150", PLAIN_MARK),
         "anybody": prompt("anybody", "ok,seconds=60", PLAIN_MARK),
@@ -124,7 +128,8 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     first.stop()
 
     # 3. Rotation, in the middle of a generation; clients without the key are told which one they need.
-    second = site.another_worker(keys(K2, K1))
+    #    Nothing plain is left, so this worker takes nothing plain any more.
+    second = site.another_worker(keys(K2, K1) | {"LONGTAKE_REQUIRE_ENCRYPTION": "true"})
     await second.restart()
     await accept(client, "asks")
     rotated, without, other = await asyncio.gather(
@@ -137,13 +142,14 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert "which is not in LONGTAKE_ENCRYPTION_KEYS (it is not set)" in without.err
     assert (other.code, other.json()["error"]["type"]) == (2, "PayloadUnreadable")
     assert await ends(client, "asks") == "fallback"
+    await a_plain_start_is_refused(site, second, raw, anybody)
     assert {name: simulator.paid(text) for name, text in prompts.items()} == dict.fromkeys(prompts, 1)
 
     # 4. What an operator sees, without the codec server and through it.
     await the_codec_server_shows(site, starter, "failed")
 
     # 5. A replayer with the same converter reads them as the workers do.
-    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings))
+    replayer = Replayer(**workflow_setup(), data_converter=data_converter(settings), namespace=raw.namespace)
     await replayer.replay_workflow(await raw.get_workflow_handle(workflow_id("rotated")).fetch_history())
 
     # 6. What is stored: read without any codec, and as the bytes of the server's own file.
@@ -161,6 +167,12 @@ async def test_encrypted_generations(site: Site, starter: Starter, simulator: Si
     assert [word for word in (MARK, "E-1005", "谷歌") if word.encode() in stored] == []
     for secret in (K1, K2):
         assert secret.partition(":")[2] not in second.log()
+
+
+async def a_plain_start_is_refused(site: Site, worker: WorkerProcess, raw: Client, request: dict[str, Any]) -> None:
+    await TemporalCli(site.server.address).start("plain", request)
+    await eventually(lambda: "LONGTAKE_REQUIRE_ENCRYPTION is set" in worker.log(), "a plain start is refused")
+    await raw.get_workflow_handle(workflow_id("plain")).terminate()
 
 
 async def the_codec_server_shows(site: Site, starter: Starter, key: str) -> None:

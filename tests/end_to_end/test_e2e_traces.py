@@ -74,7 +74,9 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     assert ended.code == 0, ended
     site.worker.stop()
 
-    (trace_id,) = {span.trace_id for span in collector.spans}
+    # The first worker of a namespace also starts the workflow that registers its ledger: a trace of its own.
+    generation = [span for span in collector.spans if not span.name.endswith(":LedgerRegistration")]
+    (trace_id,) = {span.trace_id for span in generation}
     assert {span.service for span in collector.spans} == {"films"}
     root = ["StartWorkflow:GenerateVideo", "RunWorkflow:GenerateVideo"]
     exchanges = [span for span in collector.spans if span.is_exchange]

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.converter import DataConverter
+from temporalio.converter import ActivitySerializationContext, DataConverter, WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
 from longtake.encryption import EncryptionCodec, encrypting
@@ -125,6 +125,90 @@ async def test_what_was_stored_before_encryption_is_still_read() -> None:
     assert await converter(OLD).decode(stored, [GenerateVideoInput]) == [REQUEST]
     anybodys = Payload(metadata={"encoding": b"json/plain"}, data=b'{"model": "m"}')
     assert await converter(OLD).decode([anybodys]) == [{"model": "m"}]
+
+
+# --- Where a payload belongs ------------------------------------------------------------------------------------------
+
+
+def at(workflow_id: str, namespace: str = "default") -> WorkflowSerializationContext:
+    return WorkflowSerializationContext(namespace=namespace, workflow_id=workflow_id)
+
+
+def of_activity(workflow_id: str | None) -> ActivitySerializationContext:
+    return ActivitySerializationContext(
+        namespace="default",
+        workflow_id=workflow_id,
+        workflow_type="GenerateVideo",
+        activity_type="deliver_video",
+        activity_id="1",
+        activity_task_queue="video-generation",
+        is_local=False,
+    )
+
+
+async def test_a_payload_opens_in_its_own_workflow_and_activities_only() -> None:
+    ours = converter(OLD)
+    [stored] = await ours.with_context(at("video-a")).encode([REQUEST])
+    for context in (at("video-a"), of_activity("video-a")):
+        assert await ours.with_context(context).decode([stored], [GenerateVideoInput]) == [REQUEST]
+    for context in (at("video-b"), of_activity("video-b"), at("video-a", "other")):
+        with pytest.raises(PayloadUnreadable, match="somebody moved it"):
+            await ours.with_context(context).decode([stored])
+    # Whoever is told no place, as the codec server, opens it: it is authentic.
+    assert await ours.decode([stored], [GenerateVideoInput]) == [REQUEST]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"encryption-workflow-id": b"video-b"},
+        {"encryption-workflow-id": None},
+        {"encryption-workflow-id": None, "encryption-namespace": None},
+        {"encryption-workflow-id": b"\xff"},
+    ],
+)
+async def test_a_place_that_was_changed_or_taken_away_is_refused(forged: dict[str, bytes | None]) -> None:
+    ours = converter(OLD)
+    [stored] = await ours.with_context(at("video-a")).encode([REQUEST])
+    for name, value in forged.items():
+        if value is None:
+            del stored.metadata[name]
+        else:
+            stored.metadata[name] = value
+    for reader in (ours, ours.with_context(at("video-b"))):
+        with pytest.raises(PayloadUnreadable, match="does not open"):
+            await reader.decode([stored])
+
+
+@given(first=st.tuples(st.text(), st.text()), second=st.tuples(st.text(), st.text()))
+async def test_no_two_places_are_alike(first: tuple[str, str], second: tuple[str, str]) -> None:
+    assume(first != second)
+    ring = KeyRing(parse_keys(OLD))
+    key_id, sealed = ring.encrypt(b"x", first)
+    assert ring.decrypt(key_id, sealed, first) == b"x"
+    with pytest.raises(PayloadUnreadable):
+        ring.decrypt(key_id, sealed, second)
+
+
+async def test_failures_are_bound_too() -> None:
+    failure = Failure()
+    await converter(OLD).with_context(at("video-a")).encode_failure(ApplicationError("a pangolin"), failure)
+    with pytest.raises(PayloadUnreadable):
+        await converter(OLD).with_context(at("video-b")).decode_failure(failure)
+
+
+async def test_plain_payloads_are_refused_where_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_ENCRYPTION_KEYS", OLD)
+    monkeypatch.setenv("LONGTAKE_REQUIRE_ENCRYPTION", "true")
+    strict = data_converter(Settings.load()).with_context(at("video-a"))
+    plain = await DATA_CONVERTER.encode([REQUEST])
+    with pytest.raises(PayloadUnreadable, match="LONGTAKE_REQUIRE_ENCRYPTION"):
+        await strict.decode(plain)
+    for sealing in (strict, converter(OLD).with_context(at("video-a"))):
+        assert await strict.decode(await sealing.encode([REQUEST]), [GenerateVideoInput]) == [REQUEST]
+    # What a client with a key sealed for nothing could stand anywhere.
+    with pytest.raises(PayloadUnreadable, match="X-Namespace"):
+        await strict.decode(await converter(OLD).encode([REQUEST]))
 
 
 async def test_failures_are_encrypted_message_trace_and_details() -> None:

@@ -61,10 +61,12 @@ GOOD_VALUES = {
     "MAX_VIDEO_MEBIBYTES": "100",
     "BUILD_ID": "2026-11-22.abc",
     "ENCRYPTION_KEYS": "k1:" + "A" * 43 + "=",
+    "REQUIRE_ENCRYPTION": "true",
     "CODEC_SERVER": "127.0.0.1:8081",
     "CODEC_ORIGINS": "http://127.0.0.1:8080",
     "CODEC_TOKEN": "token",
     "TEMPORAL_BINARY": "/usr/bin/temporal",
+    "TEMPORAL_BINARY_CHECKSUM": "a" * 64,
     "TRACE_GATEWAY": "true",
     "METRICS_ADDRESS": "127.0.0.1:9464",
     "LOG_FORMAT": "json",
@@ -85,12 +87,14 @@ BAD_VALUES = {
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
+    "REQUIRE_ENCRYPTION": ["perhaps", "true"],
     "TRACE_GATEWAY": ["perhaps", SECRET],
     "METRICS_ADDRESS": ["9464", ":9464", "localhost:9464", "127.0.0.1", "127.0.0.1:0", "::1:9464", f"{SECRET}:1"],
     "BUILD_ID": [f"a b {SECRET}", "a" * 129],
     "ENCRYPTION_KEYS": [SECRET, f"k1:{SECRET}", f"k1:{SECRET}+==", ","],
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
+    "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
 }
 
 
@@ -102,9 +106,10 @@ def test_every_variable_is_known_here_and_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("name", GOOD_VALUES)
 def test_every_variable_is_read(environment: pytest.MonkeyPatch, name: str) -> None:
     field = name.lower()
-    extend_needs_a_key = {"EXTEND_API_KEY": "c"} if name == "EXTEND_URL" else {}
+    needed = {"EXTEND_URL": "EXTEND_API_KEY", "REQUIRE_ENCRYPTION": "ENCRYPTION_KEYS"}.get(name)
     before = getattr(Settings.load(), field)
-    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **extend_needs_a_key), field)
+    with_it = {needed: GOOD_VALUES[needed]} if needed else {}
+    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **with_it), field)
     assert after != before
 
 

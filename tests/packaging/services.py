@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ BIN = Path(sys.executable).parent
 BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
 
 
-def compose(*arguments: str, env_file: str = ".env.example", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Ask Compose what it makes of the file."""
+SIMULATOR = "deploy/simulator.env"
+
+
+def compose(
+    *arguments: str, env_files: Sequence[str] = (".env.example",), profile: str | None = "*", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Ask Compose what it makes of the file; without a profile, of what the files themselves switch on."""
+    files = [word for file in env_files for word in ("--env-file", file)]
+    profiles = ["--profile", profile] if profile else []
     return subprocess.run(
-        [BIN / "docker-compose", "--env-file", env_file, "--profile", "*", "config", *arguments],
+        [BIN / "docker-compose", *files, *profiles, "config", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -26,8 +34,8 @@ def compose(*arguments: str, env_file: str = ".env.example", **environment: str)
 
 
 def read_services() -> dict[str, Any]:
-    """The services with the values of `.env.example` filled in."""
-    told = compose("--format", "json")
+    """The services with the values of `.env.example` filled in, and those of the simulator."""
+    told = compose("--format", "json", env_files=[".env.example", SIMULATOR])
     assert told.returncode == 0, told.stderr
     found: dict[str, Any] = json.loads(told.stdout)["services"]
     return found

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from longtake.settings import Settings, variable_names
 from tests.end_to_end.processes import free_port
-from tests.packaging.services import BARE, BIN, ROOT, compose, ended, read_services
+from tests.packaging.services import BARE, BIN, ROOT, SIMULATOR, compose, ended, read_services
 from worker import DRAIN_MARGIN
 
 DEPLOY = ROOT / "deploy/temporal"
@@ -75,7 +75,7 @@ def test_the_file_fits_the_specification() -> None:
 )
 def test_nothing_starts_without(secret: str) -> None:
     others = {name: value for name, value in example(comments=False).items() if name != secret}
-    told = compose("--quiet", env_file=os.devnull, **others)
+    told = compose("--quiet", env_files=[os.devnull], **others)
     assert told.returncode != 0
     assert f"required variable {secret} is missing a value: copy .env.example to .env" in told.stderr
 
@@ -117,8 +117,23 @@ def test_the_defaults_named_in_the_example_file_are_the_defaults() -> None:
             assert not default, name
 
 
+def test_only_the_simulators_file_allows_private_addresses() -> None:
+    private, gateway = "LONGTAKE_ALLOW_PRIVATE_ADDRESSES", "LONGTAKE_GATEWAY_URL"
+    read = {}
+    for files in ((".env.example",), (".env.example", SIMULATOR)):
+        told = compose("--format", "json", env_files=files, profile=None)
+        assert told.returncode == 0, told.stderr
+        read[files] = json.loads(told.stdout)["services"]
+    alone, with_simulator = read.values()
+    assert alone["worker"]["environment"].get(private) is None
+    assert "simulator" not in alone
+    assert with_simulator["worker"]["environment"][private] == "true"
+    assert with_simulator["worker"]["environment"][gateway] == "http://simulator:8090"
+    assert "simulator" in with_simulator
+
+
 def test_the_worker_can_be_given_every_setting(services: dict[str, Any], plain: dict[str, Any]) -> None:
-    embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY"}
+    embedded_only = {"LONGTAKE_DATA_DIR", "LONGTAKE_TEMPORAL_BINARY", "LONGTAKE_TEMPORAL_BINARY_CHECKSUM"}
     codec_server_only = {"LONGTAKE_CODEC_SERVER", "LONGTAKE_CODEC_ORIGINS", "LONGTAKE_CODEC_TOKEN"}
     handed_over = {name for name in plain["services"]["worker"]["environment"] if name.startswith("LONGTAKE_")}
     assert handed_over == set(variable_names()) - embedded_only - codec_server_only
@@ -132,6 +147,22 @@ def test_all_images_are_pinned(services: dict[str, Any]) -> None:
             assert f"longtake-{service['build']['target']}" == service["image"]
         else:
             assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", service["image"]), service["image"]
+
+
+def test_every_image_can_be_held_by_its_digest() -> None:
+    names = [name for name in example(comments=True) if name.endswith("_DIGEST")]
+    digests = {name: f"@sha256:{number:064x}" for number, name in enumerate(names, 1)}
+    told = compose("--format", "json", **digests)
+    assert told.returncode == 0, told.stderr
+    used = set()
+    for service in json.loads(told.stdout)["services"].values():
+        if "build" in service:
+            used.add(service["build"]["args"]["PYTHON_DIGEST"])
+        else:
+            tag, at, digest = service["image"].partition("@")
+            assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+[\w.-]*", tag)
+            used.add(at + digest)
+    assert used == set(digests.values())
 
 
 def test_every_service_is_limited_restarted_and_has_no_new_privileges(services: dict[str, Any]) -> None:

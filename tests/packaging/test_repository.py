@@ -314,3 +314,11 @@ def test_the_two_programs_import_only_what_is_below_them(module: str, allowed: s
             imported.add(node.module.partition(".")[0])
     assert imported & ours <= allowed
     assert imported & ours
+
+
+def test_the_build_backend_is_pinned_with_its_hashes() -> None:
+    (backend,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert re.fullmatch(r"[a-z]+==[0-9.]+", backend)
+    locked = (ROOT / "requirements/build.txt").read_text()
+    assert f"{backend} " in locked
+    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\S)", locked.strip()))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from longtake.catalog import is_task_id
 from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
 from longtake.gateway.wire import (
     LONGEST_RETRY_AFTER,
@@ -644,3 +645,15 @@ class TestAnythingAtAll:
         facts = read_error(status, {"content-type": "text/html"}, body)
         for text in (facts.code, facts.message, facts.type):
             assert text is None or 0 < len(text) <= 300
+
+
+@pytest.mark.parametrize("length", [1, 255, 256])
+def test_an_id_ends_where_search_attributes_and_decisions_do(length: int) -> None:
+    """An id that Temporal's stores cannot show, or a person cannot adopt, is none."""
+    task_id = "t" * length
+    assert is_task_id(task_id) is (length <= 255)
+    if length <= 255:
+        assert read_submission({"task_id": task_id}, status=200, request_id=None) == task_id
+        return
+    with pytest.raises(AnswerUnreadable):
+        read_submission({"task_id": task_id}, status=200, request_id=None)
