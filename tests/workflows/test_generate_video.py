@@ -11,7 +11,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from longtake.catalog import TASK_ID_FORM, prompt_path
+from longtake.catalog import TASK_ID_RULE, prompt_path
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -852,7 +852,6 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
-TASK_ID_RULE = f"a task id has {TASK_ID_FORM}"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
