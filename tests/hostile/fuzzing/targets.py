@@ -55,7 +55,7 @@ from longtake.storage import Store, StoreProblem
 from longtake.temporal import DATA_CONVERTER
 from tests.hostile.fuzzing.replayed import Replay, parts
 
-KEY: Final = "sk-fuzzed0123456789abcdef"
+KEY: Final = "sk-fuzzed0123456789"
 TASK: Final = "task_fuzzed1"
 FORM: Final = SubmissionForm(
     model="veo_3_1-fast-remix", prompt="a lighthouse keeper reads", prompt_extend="the lamp goes out at once"
