@@ -123,9 +123,7 @@ async def test_a_healthy_generation_among_attacks_is_delivered(simulator: Simula
             videos: VideoClient = await site.start()
             client = await connect(site.server.address)
             for number, hostile in enumerate(hostile_requests()):
-                await client.start_workflow(
-                    WORKFLOW_TYPE, hostile, id=f"video-hostile-{number}", task_queue=TASK_QUEUE
-                )
+                await client.start_workflow(WORKFLOW_TYPE, hostile, id=f"video-hostile-{number}", task_queue=TASK_QUEUE)
             floods = [asyncio.create_task(flood(client, f"video-hostile-{number}")) for number in (1, 3, 5)]
             prompt = f"a {MARK} [sim:ok,label=healthy]"
             await videos.start("healthy", request(prompt))
