@@ -17,8 +17,8 @@ from tests.hostile.fuzzing.watchdog import LONGEST_STALL_SECONDS, TooMuch, limit
 
 TARGETS = sorted(path.name for path in CORPUS.iterdir())
 # Each image takes a process; the ledger and the settings take some milliseconds.
-_EXAMPLES = {"images": 20, "ledger": 150, "settings": 150, "download": 150}
-_USUAL_EXAMPLES = 300
+_EXAMPLES = {"images": 10, "ledger": 60, "settings": 60, "download": 30}
+_USUAL_EXAMPLES = 120
 
 _json: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),

@@ -1,4 +1,4 @@
-"""Hostile callers and a gateway that answers with attacks, on real processes, and one healthy generation beside them."""
+"""Hostile callers and a gateway that answers with attacks, as real processes; beside them a healthy generation."""
 
 import asyncio
 import base64
@@ -16,7 +16,6 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError
 
 from longtake.client import VideoClient
-
 from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, connect
 from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, environment, request, request_json
 from tests.hostile.fuzzing.targets import seeds

@@ -1,5 +1,6 @@
 """Lets our real HTTP clients read raw bytes as the answers of a server, by the parser that they use, with no socket."""
 
+import ssl
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -14,6 +15,10 @@ CUT = b"\n--8<--\n"
 
 def parts(data: bytes, most: int) -> list[bytes]:
     return data.split(CUT, most - 1)
+
+
+# Never used; httpcore would make one, which takes 30 ms, for each connection.
+_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class _Stream(AsyncNetworkStream):
@@ -73,5 +78,7 @@ class Replay(AsyncNetworkBackend):
     def transport(self) -> httpx.AsyncHTTPTransport:
         """httpx's own transport, which connects to these answers."""
         transport = httpx.AsyncHTTPTransport(verify=False, trust_env=False)
-        transport._pool = httpcore.AsyncConnectionPool(network_backend=self, max_keepalive_connections=0)
+        transport._pool = httpcore.AsyncConnectionPool(
+            ssl_context=_TLS, network_backend=self, max_keepalive_connections=0
+        )
         return transport

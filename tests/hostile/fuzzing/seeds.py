@@ -150,8 +150,10 @@ def everything() -> Iterator[tuple[str, str, bytes]]:
     yield (
         "settings",
         "many",
-        b"LONGTAKE_STORE_URL=file:///a%20b\nLONGTAKE_METRICS_ADDRESS=[::1]:9464\nLONGTAKE_EXPECTED_SECONDS=150\n"
-        b"LONGTAKE_GIVE_UP_AFTER_HOURS=24\nLONGTAKE_LOG_FORMAT=json\nLONGTAKE_HIDE_PROMPTS=1\nLONGTAKE_DATA_DIR=~/x",
+        (
+            b"LONGTAKE_STORE_URL=file:///a%20b\nLONGTAKE_METRICS_ADDRESS=[::1]:9464\nLONGTAKE_EXPECTED_SECONDS=150\n"
+            b"LONGTAKE_GIVE_UP_AFTER_HOURS=24\nLONGTAKE_LOG_FORMAT=json\nLONGTAKE_HIDE_PROMPTS=1\nLONGTAKE_DATA_DIR=~/x"
+        ),
     )
     yield "settings", "keys", f"LONGTAKE_ENCRYPTION_KEYS={ENCRYPTION_KEYS}\nLONGTAKE_GATEWAY_URI=x".encode()
     yield "keys", "one", ENCRYPTION_KEYS.encode()

@@ -444,7 +444,7 @@ class Readers:
         try:
             decision = DATA_CONVERTER.payload_converter.from_payload(payload, Decision)
         except Exception as error:  # noqa: BLE001 - the SDK refuses the update with it
-            assert len(str(error)) < _LONGEST_FAILURE_CHARS  # noqa: PT017 - the text is what counts
+            assert len(str(error)) < _LONGEST_FAILURE_CHARS
         else:
             assert isinstance(decision, Decision)
 
