@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-system screenshots chaos check lint format-check types imports lock compose-check wheel sbom audit fuzz clean
+.PHONY: help setup demo test test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom audit fuzz clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,20 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 3 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
 	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
+# In a copy and an environment of its own: the tool writes its mutants beside the code. Run again it goes on.
+MUTANTS := .mutants
+
+$(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
+	@mkdir -p $(MUTANTS)
+	$(call step,making $(MUTANTS)/venv,$(PYTHON) -m venv $(MUTANTS)/venv,The environment could not be made: see above.)
+	$(call step,installing what the mutants need,$(hand_over_index); \
+	  VIRTUAL_ENV=$(MUTANTS)/venv $(BIN)/uv pip install --require-hashes -r requirements/test.txt -r requirements/mutants.txt,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
+mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by line, and list what no test notices: hours; ARGS="longtake.ledger.*".
+	@mkdir -p $(MUTANTS)/work && git ls-files -z | xargs -0 cp --parents --preserve=timestamps -t $(MUTANTS)/work
+	@cd $(MUTANTS)/work && ../venv/bin/mutmut run --max-children 2 $(ARGS) && ../venv/bin/mutmut results
+
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.
 
 lint: format-check types imports audit ## ruff, mypy, import-linter, bandit and the audit of packages: a minute less than check.
@@ -162,7 +176,8 @@ lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=
 	@$(PART) --extra fuzz -o requirements/fuzz.txt
 	@$(PART) -o requirements/wheel.txt
 	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(COMPILE) --no-annotate - -o requirements/build.txt
+	@$(PART) --extra mutants -o requirements/mutants.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
-	@rm -rf $(VENV) .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(MUTANTS) .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

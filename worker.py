@@ -38,7 +38,7 @@ from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.logs import configure_logging
-from longtake.metrics import ACTIVITIES, PAYING_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.metrics import ACTIVITIES, SUBMISSION_ACTIVITIES, WORKFLOW, start_at_zero
 from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
@@ -171,7 +171,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
             submitting = Worker(
                 client,
                 task_queue=SUBMISSION_TASK_QUEUE,
-                activities=[submission.submit_generation, submission.submit_extension],
+                activities=[submission.submit_generation, submission.submit_extension, submission.await_api_key],
                 deployment_config=version,
                 interceptors=[LogContext(), compare_clocks],
                 max_concurrent_activities=settings.submit_concurrency,
@@ -222,6 +222,8 @@ async def _activities(
         policy=settings.policy(),
         extension=extension,
         fetcher=fetcher,
+        image_transfer=settings.image_transfer,
+        resubmit_not_charged=settings.resubmit_not_charged,
     )
     polling = PollingActivities(gateway=gateway, store=store, extension=extension)
     delivery = DeliveryActivities(
@@ -332,7 +334,7 @@ async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
     here = {"namespace": client.namespace, "task_queue": TASK_QUEUE}
     start_at_zero(meter.with_additional_attributes(here | {"workflow_type": WORKFLOW_TYPE}), WORKFLOW)
     for name in ACTIVITIES:
-        queue = SUBMISSION_TASK_QUEUE if name in PAYING_ACTIVITIES else TASK_QUEUE
+        queue = SUBMISSION_TASK_QUEUE if name in SUBMISSION_ACTIVITIES else TASK_QUEUE
         start_at_zero(meter.with_additional_attributes(here | {"task_queue": queue, "activity_type": name}), name)
     fleet = meter.with_additional_attributes({"namespace": client.namespace})
     watching = asyncio.create_task(watch_fleet(VideoClient(client), fleet))

@@ -11,7 +11,7 @@ from activities.heartbeats import heartbeating
 from activities.hiding import hiding_error
 from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import GatewayError, TaskNotVisible
+from longtake.gateway.errors import GatewayError, TaskNotFound, TaskNotVisible
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
@@ -20,8 +20,9 @@ from longtake.records import forget_links, load_record, save_record, video_direc
 from longtake.storage import Store, StoreProblem
 
 GONE_AFTER = timedelta(hours=1)
-"""When every source says "gone" this long after the first attempt, the gateway's fresh answer too, it is believed."""
+"""When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
 _GONE_ATTEMPTS = 6
+_ROUTES = 2
 
 
 class DeliveryActivities:
@@ -45,7 +46,7 @@ class DeliveryActivities:
     @activity.defn
     async def deliver_video(self, order: DeliverOrder) -> DeliveryReceipt:
         """Download, verify and store one clip; a clip that is already stored is only looked up."""
-        answered: list[GatewayRecord] = []
+        answered: list[GatewayRecord | None] = []
         async with heartbeating() as heartbeat:
             try:
                 receipt = await deliver(
@@ -59,7 +60,7 @@ class DeliveryActivities:
                     on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
                 )
             except Exception as error:  # noqa: BLE001 - the table knows every kind
-                gone = bool(answered) and _gone_for_good(error)
+                gone = len(answered) == _ROUTES and _gone_for_good(error)
                 raise await hiding_error(
                     error,
                     Step.DELIVER,
@@ -69,6 +70,9 @@ class DeliveryActivities:
                     gone_for_good=gone,
                 ) from None
             await self._forget_links(order)
+        told = next((record for record in answered if record and record.quota is not None), None)
+        if told:
+            receipt = receipt.model_copy(update={"quota": told.quota, "refunded": told.refunded})
         measuring.delivered(receipt, order.kind)
         activity.logger.info("delivered", extra={"kind": order.kind, "bytes": receipt.video.bytes})
         return receipt
@@ -80,61 +84,74 @@ class DeliveryActivities:
         except StoreProblem as error:
             activity.logger.warning("links not deleted", exc_info=error)
 
-    async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord]) -> AsyncIterator[Source]:
-        """The links in turn; a fresh one is asked for only once the kept one has failed.
+    async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord | None]) -> AsyncIterator[Source]:
+        """The links in turn, the gateway's own content route last; each route is asked once all before have failed.
 
         Args:
             order: What to bring home.
-            answered: Gets the gateway's fresh record, where it gives one.
+            answered: Gets what each route that answers tells: a record, or None for "no such task".
         """
         try:
             kept = await load_record(self._store, order.key, order.task_id)
         except (StoreProblem, ValueError) as error:  # the store is away, or the record is not one
             activity.logger.warning("kept links not read", exc_info=error)
             kept = None
-        link = kept and _link(kept, order.kind)
-        if link:
+        for link in _links(kept, order.kind):
             yield Source("the link", link)
         # The kept link needs no gateway; everything else must be asked of the one that was paid: "gone" from another
         # gateway would end the delivery of a video that is there.
         check_gateway(self._source_gateway(order), order.gateway, setting=url_setting(extension=order.extension))
-        fresh = await self._fresh_record(order)
-        answered += [fresh] if fresh else []
-        fresh_link = fresh and _link(fresh, order.kind)
-        if fresh_link and fresh_link != link:
-            yield Source("a fresh link", fresh_link)
-        if order.kind is DeliveryKind.FULL:
+        for second_path in (False, True):
+            told = await self._ask(order, second_path=second_path)
+            answered += told
+            for link in (link for record in told for link in _links(record, order.kind)):
+                yield Source("a fresh link", link)
+        records = [record for record in (*answered, kept) if record]
+        if order.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in records):
             content = self._source_gateway(order).content_url(order.task_id)
             yield Source("the gateway's content route", content, with_key=True)
-            record = fresh or kept
-            if record and record.result_url and record.result_url not in (content, link, fresh_link):
-                yield Source("the result link", record.result_url, with_key=True)
+        if order.kind is DeliveryKind.FULL:
+            for result_url in (record.result_url for record in records if record.result_url):
+                yield Source("the result link", result_url, with_key=True)
 
     def _source_gateway(self, order: DeliverOrder) -> GatewayClient | ExtensionClient:
         return (self._extension if order.extension else None) or self._gateway
 
-    async def _fresh_record(self, order: DeliverOrder) -> GatewayRecord | None:
-        """Ask for fresh links; None where the gateway does not answer."""
+    async def _ask(self, order: DeliverOrder, *, second_path: bool) -> list[GatewayRecord | None]:
+        """Ask one of the gateway's routes for fresh links; nothing where it does not answer."""
+        client = self._source_gateway(order)
         try:
-            record = await query_task(self._source_gateway(order), order.task_id, account=order.account)
+            if second_path:
+                record = await client.query(order.task_id, second_path=True)
+            else:
+                record = await query_task(client, order.task_id, account=order.account)
         except TaskNotVisible:
             raise
         except GatewayError as error:
             activity.logger.info("no fresh link", exc_info=error)
-            return None
+            # Of the first route "no such task" may be the lost row of a task that was made.
+            return [None] if second_path and isinstance(error, TaskNotFound) else []
         if record.video_url or record.first_video_url:
             try:
                 await save_record(self._store, order.key, record)
             except StoreProblem as error:
                 activity.logger.warning("links not kept", exc_info=error)
-        return record
+        return [record]
 
 
-def _link(record: GatewayRecord, kind: DeliveryKind) -> str | None:
+def _links(record: GatewayRecord | None, kind: DeliveryKind) -> list[str]:
     """Where this clip lies: after `extend_failed` the first segment is at `video_url`."""
-    if record.state is TaskState.COMPLETED:
-        return record.video_url if kind is DeliveryKind.FULL else record.first_video_url
-    return record.video_url if kind is DeliveryKind.FIRST and record.state is TaskState.EXTEND_FAILED else None
+    if record is None:
+        return []
+    state = TaskState.COMPLETED if kind is DeliveryKind.FULL else TaskState.EXTEND_FAILED
+    found = [record.video_url if record.state is state else None]
+    found += [record.first_video_url] if kind is DeliveryKind.FIRST else []
+    return [link for link in found if link]
+
+
+def _names_content_route(record: GatewayRecord) -> bool:
+    """Whether the gateway says that its own route serves the clip of a failed extension; stock refuses it."""
+    return record.content_route and record.state is TaskState.EXTEND_FAILED
 
 
 def _gone_for_good(error: Exception) -> bool:

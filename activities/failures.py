@@ -20,6 +20,7 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    QuotaExhausted,
     RequestRefused,
     TaskNotFound,
     TaskNotVisible,
@@ -37,7 +38,7 @@ from longtake.ledger import (
     SubmissionInDoubt,
     TaskOwned,
 )
-from longtake.models import FailureDetails, Paid, Problem
+from longtake.models import FailureDetails, KeyProblem, Paid, Problem
 from longtake.storage import StoreProblem
 
 MAX_MESSAGE_CHARACTERS = 800
@@ -49,6 +50,7 @@ class Step(StrEnum):
 
     PREPARE = "prepare"
     SUBMIT = "submit"
+    AWAIT_KEY = "await key"
     SETTLE = "settle"
     LOOK = "look"
     DELIVER = "deliver"
@@ -86,9 +88,31 @@ RULES: tuple[Rule, ...] = (
         advice="Start this request with a new key.",
     ),
     Rule(
+        QuotaExhausted, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
+        who_acts="operator",
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; then start again "
+        "with the same key.",
+    ),
+    Rule(
         KeyRefused, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
         who_acts="operator",
-        advice="Mend LONGTAKE_GATEWAY_API_KEY or top up the account, then start again with the same key.",
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY, then start again with the same key.",
+    ),
+    Rule(
+        QuotaExhausted, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
+        who_acts="operator", benign=True,
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; it goes on by "
+        "itself.",
+    ),
+    Rule(
+        KeyRefused, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
+        who_acts="operator", benign=True,
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
+    ),
+    Rule(
+        GatewayError, (Step.AWAIT_KEY,), "GatewayTrouble", retried=True, paid=Paid.NO,
+        who_acts="nobody",
+        advice="The gateway cannot be asked just now whether it takes the key; it is asked again.",
     ),
     Rule(
         RequestRefused, (Step.SUBMIT,), "SubmissionRefused", retried=False, paid=Paid.NO,
@@ -178,6 +202,12 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
     ),
     Rule(
+        QuotaExhausted, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
+        who_acts="operator",
+        advice="Out of quota: top up the gateway's account, or give the worker another key of it; it goes on by "
+        "itself.",
+    ),
+    Rule(
         KeyRefused, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
@@ -229,7 +259,8 @@ RULES: tuple[Rule, ...] = (
         advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True, paid=Paid.UNKNOWN,
+        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True,
+        paid=Paid.UNKNOWN,
         who_acts="developer",
         advice="A defect in longtake: report it; it is tried again.",
     ),
@@ -324,6 +355,7 @@ def details_of(error: BaseException, step: Step) -> FailureDetails:
     if isinstance(source, GatewayError):
         return details.model_copy(
             update={
+                "key_problem": key_problem(source),
                 "http_status": source.status,
                 "gateway_code": source.code,
                 "gateway_message": source.gateway_message,
@@ -331,3 +363,10 @@ def details_of(error: BaseException, step: Step) -> FailureDetails:
             }
         )
     return details
+
+
+def key_problem(error: GatewayError) -> KeyProblem | None:
+    """Why the gateway does not take the API key, if that is what it says."""
+    if not isinstance(error, KeyRefused):
+        return None
+    return KeyProblem.OUT_OF_QUOTA if isinstance(error, QuotaExhausted) else KeyProblem.REFUSED

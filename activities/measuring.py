@@ -2,7 +2,7 @@
 
 from temporalio import activity
 
-from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayError, GatewayUnreachable
+from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayError, GatewayUnreachable, KeyRefused
 from longtake.ledger import OutcomeUnknown
 from longtake.metrics import DELIVERED_BYTES, FAILED_STEPS, GATEWAY_CODES, GATEWAY_ERRORS, OTHER, count
 from longtake.models import DeliveryKind, DeliveryReceipt
@@ -15,7 +15,7 @@ def failed(error: BaseException, kind: str) -> None:
     meter = activity.metric_meter()
     count(meter, FAILED_STEPS, type=kind)
     source = error.cause if isinstance(error, OutcomeUnknown) else error
-    if isinstance(source, GatewayError):
+    if isinstance(source, GatewayError) and not (isinstance(source, KeyRefused) and source.remembered):
         count(meter, GATEWAY_ERRORS, code=gateway_code(source))
 
 

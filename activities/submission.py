@@ -1,30 +1,38 @@
 """Before and around the paid POSTs."""
 
+import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
 from activities.failures import Step, application_error, details_of
-from activities.heartbeats import heartbeating
+from activities.heartbeats import Heartbeat, heartbeating
 from activities.hiding import hiding_error, in_the_store
 from longtake.catalog import InvalidRequest, check_request, extension_digest, prompt_paths, request_digest
 from longtake.delivery import Fetcher
+from longtake.gateway.breaker import KeyBreaker
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
-from longtake.gateway.errors import GatewayError, TaskNotFound
+from longtake.gateway.errors import GatewayError, KeyRefused, MediaRefused, QuotaExhausted, TaskNotFound
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.gateway.witnesses import Witnesses
-from longtake.images import prepare_parts
+from longtake.images import can_be_files, prepare_parts
 from longtake.ledger import Accepted, OutcomeUnknown, SubmissionLedger
 from longtake.logs import note
 from longtake.models import (
+    AwaitKeyInput,
     ClosedSubmission,
     CloseInput,
     ExtensionOrder,
     GenerateVideoInput,
     GenerationPolicy,
+    KeyProblem,
+    KeyTrial,
+    OnKeyRefused,
+    Paid,
     PrepareOrder,
     Problem,
     ReconcileOrder,
@@ -36,7 +44,7 @@ from longtake.models import (
     SubmitOrder,
 )
 from longtake.prompts import read_prompt, read_prompts
-from longtake.reconciliation import reconcile
+from longtake.reconciliation import Resubmit, reconcile
 from longtake.storage import Store
 
 _NO_SUCH_TASK = "the gateway has no such task (one of another account, or mistyped?)"
@@ -55,15 +63,21 @@ class SubmissionActivities:
         policy: GenerationPolicy,
         extension: ExtensionClient | None = None,
         fetcher: Fetcher | None = None,
+        image_transfer: str = "auto",
+        resubmit_not_charged: bool = False,
     ) -> None:
         self._gateway = gateway
         self._preflight = Preflight(gateway)
+        self._breaker = KeyBreaker()
+        self._image_transfer = image_transfer
+        self._files_are_taken = image_transfer != "data_uri"
         self._store = store
         self._ledger = ledger
         self._witnesses = witnesses
         self._policy = policy
         self._extension = extension
         self._fetcher = fetcher
+        self._resubmit_not_charged = resubmit_not_charged
 
     @activity.defn
     async def prepare_generation(self, order: PrepareOrder) -> GenerationPolicy:
@@ -80,8 +94,8 @@ class SubmissionActivities:
             if await self._ledger.is_untouched(order.key):
                 await self._store.probe()
                 await read_prompts(self._store, request)
-                await prepare_parts(self._store, request.images)
-                await self._preflight.check()
+                await prepare_parts(self._store, request.images, files=self._files_are_taken)
+                await self._check_key(order)
                 if self._fetcher:  # what is paid for must be possible to bring home
                     await self._fetcher.preflight()
                 if request.task_id:
@@ -91,6 +105,43 @@ class SubmissionActivities:
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise await self._error(error, Step.PREPARE, order.key, order.request) from None
         return self._policy.model_copy(update={"ledger_id": ledger_id, "extensions_sent": extensions_sent})
+
+    async def _check_key(self, order: PrepareOrder) -> None:
+        """Ask the gateway whether it takes the key; for a generation that waits, unless it has just been asked.
+
+        Raises:
+            GatewayError: See `Preflight.check`.
+        """
+        if order.request.on_key_refused is OnKeyRefused.WAIT and not order.trial:
+            self._breaker.check(preflight=True)
+        try:
+            if await self._preflight.check():
+                self._breaker.accepted(preflight=True)
+        except KeyRefused as refusal:
+            self._breaker.refused(refusal, preflight=True)
+            raise
+
+    @activity.defn
+    async def await_api_key(self, order: AwaitKeyInput) -> KeyTrial:
+        """End once a submission is worth a try, the gateway having refused the key; fail, to be retried, until then.
+
+        Between two attempts nothing is held but Temporal's timer. Of all generations of this worker one tries the key.
+        """
+        refusal = _refusal(order)
+        try:
+            if not self._breaker.reserve_trial(refusal):
+                return KeyTrial(trial=False)
+            self._preflight.forget()
+            try:
+                good = await self._preflight.check()
+            except KeyRefused as error:
+                self._breaker.refused(error, preflight=True)
+                raise
+            if good:
+                self._breaker.accepted(preflight=True)
+        except Exception as error:  # noqa: BLE001 - the table knows every kind
+            raise application_error(error, Step.AWAIT_KEY) from None
+        return KeyTrial(trial=True)
 
     async def _extensions_sent(self, order: PrepareOrder) -> int:
         """How many retries of the extension earlier runs of this key have submitted, or perhaps have."""
@@ -123,7 +174,25 @@ class SubmissionActivities:
         request = order.request
         if request.task_id:
             return await self._adopt(order, request.task_id)
-        return await self._pay(order, request_digest(request), self._first_post(request), self._gateway)
+
+        async def send(heartbeat: Heartbeat) -> Accepted:
+            files = self._files_are_taken and can_be_files(request.images)
+            digest = request_digest(request)
+            try:
+                return await self._exchange(
+                    order, digest, self._first_post(order, files=files), self._gateway, heartbeat
+                )
+            except MediaRefused:
+                # Nothing was made, and the ledger says so: the same as data URIs is a submission of its own.
+                if not files or self._image_transfer != "auto":
+                    raise
+                if activity.is_cancelled():
+                    raise asyncio.CancelledError from None
+            activity.logger.warning("the gateway takes no images as files: they are sent as data URIs from now on")
+            self._files_are_taken = False
+            return await self._exchange(order, digest, self._first_post(order, files=False), self._gateway, heartbeat)
+
+        return await self._pay(order, send)
 
     @activity.defn
     async def submit_extension(self, order: SubmitOrder) -> SubmissionReceipt:
@@ -138,7 +207,10 @@ class SubmissionActivities:
             text = await read_prompt(self._store, "prompt_extend", prompt)
             return await client.submit(extension.remix_id, text, before_send=before_send)
 
-        return await self._pay(order, extension_digest(extension.remix_id, prompt), post, client)
+        async def send(heartbeat: Heartbeat) -> Accepted:
+            return await self._exchange(order, extension_digest(extension.remix_id, prompt), post, client, heartbeat)
+
+        return await self._pay(order, send)
 
     @activity.defn
     async def record_submission(self, order: RecordOrder) -> None:
@@ -181,6 +253,9 @@ class SubmissionActivities:
             return await self._reconcile(order)
 
     async def _reconcile(self, order: ReconcileOrder) -> Reconciliation:
+        resubmit = Resubmit.NEVER
+        if self._resubmit_not_charged:
+            resubmit = Resubmit.NOW if order.confirms_not_charged else Resubmit.IF_CONFIRMED
         try:
             await self._ledger.check_identity(order.ledger_id)
             finding = await reconcile(
@@ -191,6 +266,7 @@ class SubmissionActivities:
                 model=order.model,
                 owner=owner(),
                 digest=order.digest,
+                resubmit=resubmit,
             )
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
@@ -198,6 +274,8 @@ class SubmissionActivities:
         evidence = finding.evidence
         if order.hide_words and evidence:
             evidence = (await in_the_store("\n".join(evidence), store=self._store, key=order.key),)
+        if finding.clear and finding.charged is Paid.NO:
+            activity.logger.warning("closed as not charged", extra={"resubmissions": finding.resubmissions})
         return Reconciliation(
             receipt=_receipt(accepted) if accepted else None,
             clear=finding.clear,
@@ -206,6 +284,9 @@ class SubmissionActivities:
             slot=order.slot,
             retry_after=finding.retry_after,
             elsewhere=finding.elsewhere or None,
+            charged=finding.charged,
+            resubmittable=finding.resubmittable,
+            resubmissions=finding.resubmissions,
         )
 
     @activity.defn
@@ -241,23 +322,31 @@ class SubmissionActivities:
         # The slot says that nothing was made, and the person knows of a task: it is taken over, in a slot of its own.
         return await ledger.adopt(key, digest=order.digest, task_id=task_id, owner=owner(), model=order.model)
 
-    async def _pay(
-        self, order: SubmitOrder, digest: str, post: Post, gateway: GatewayClient | ExtensionClient
-    ) -> SubmissionReceipt:
+    async def _exchange(
+        self,
+        order: SubmitOrder,
+        digest: str,
+        post: Post,
+        gateway: GatewayClient | ExtensionClient,
+        heartbeat: Heartbeat,
+    ) -> Accepted:
+        exchange = PaidExchange(
+            ledger=self._ledger,
+            ledger_key=order.ledger_key,
+            digest=digest,
+            model=order.request.model,
+            gateway=gateway.origin,
+            account=gateway.account,
+            post=post,
+            heartbeat=heartbeat,
+        )
+        return await exchange.run()
+
+    async def _pay(self, order: SubmitOrder, send: Callable[[Heartbeat], Awaitable[Accepted]]) -> SubmissionReceipt:
         async with heartbeating() as heartbeat:
-            exchange = PaidExchange(
-                ledger=self._ledger,
-                ledger_key=order.ledger_key,
-                digest=digest,
-                model=order.request.model,
-                gateway=gateway.origin,
-                account=gateway.account,
-                post=post,
-                heartbeat=heartbeat,
-            )
             try:
                 await self._ledger.check_identity(order.ledger_id)
-                accepted = await exchange.run()
+                accepted = await send(heartbeat)
             except Exception as error:  # noqa: BLE001 - the table knows every kind
                 raise await self._error(error, Step.SUBMIT, order.key, order.request) from None
         note(task_id=accepted.task_id, request_id=accepted.request_id)
@@ -286,17 +375,28 @@ class SubmissionActivities:
     async def _error(self, error: Exception, step: Step, key: str, request: GenerateVideoInput) -> ApplicationError:
         return await hiding_error(error, step, store=self._store, key=key, hidden=bool(prompt_paths(request)))
 
-    def _first_post(self, request: GenerateVideoInput) -> Post:
+    def _first_post(self, order: SubmitOrder, *, files: bool) -> Post:
+        request = order.request
+
         async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            if request.on_key_refused is OnKeyRefused.WAIT and not order.trial:
+                self._breaker.check()
             texts = await read_prompts(self._store, request)
             form = SubmissionForm(
                 model=request.model,
                 prompt=texts.prompt,
                 prompt_extend=texts.prompt_extend,
                 size=request.size,
-                images=await prepare_parts(self._store, request.images),
+                images=await prepare_parts(self._store, request.images, files=files),
             )
-            return await self._gateway.submit(form, before_send=before_send)
+            try:
+                answer = await self._gateway.submit(form, before_send=before_send)
+            except KeyRefused as refusal:
+                self._breaker.refused(refusal)
+                self._preflight.forget()
+                raise
+            self._breaker.accepted()
+            return answer
 
         return post
 
@@ -318,6 +418,12 @@ async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) ->
         raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
     except GatewayError:
         return task_id  # it cannot be asked now: the looks will tell
+
+
+def _refusal(order: AwaitKeyInput) -> KeyRefused:
+    """How the gateway refused, as the workflow remembers it."""
+    kind = QuotaExhausted if order.details.key_problem is KeyProblem.OUT_OF_QUOTA else KeyRefused
+    return kind(order.message, status=order.details.http_status, code=order.details.gateway_code)
 
 
 def _receipt(accepted: Accepted) -> SubmissionReceipt:

@@ -65,6 +65,14 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
             show_default="fallback",
         ),
     ] = None,
+    on_key_refused: Annotated[
+        str | None,
+        typer.Option(
+            help="fail: end where the gateway refuses the API key or it is out of quota; wait: submit once it is taken "
+            "again, however long that takes (for batches).",
+            show_default="fail",
+        ),
+    ] = None,
     keep_first: Annotated[
         bool, typer.Option("--keep-first", help="Store the first 8 s beside the full video.")
     ] = False,
@@ -89,6 +97,7 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
         "prompt_extend": prompt_extend,
         "size": size,
         "on_extend_failed": on_extend_failed,
+        "on_key_refused": on_key_refused,
         "keep_first": keep_first or None,
     }
     order = generations.Order(
@@ -168,7 +177,7 @@ def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 @app.command()
 def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Look at a generation now, for example because the gateway's key has been mended."""
+    """Ask the gateway about a generation now, for example because its key has been mended or topped up."""
     from cli import generations  # noqa: PLC0415
 
     _run(generations.resume(key, data_dir, as_json=as_json), as_json=as_json, key=key)

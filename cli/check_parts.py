@@ -17,10 +17,11 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.findings import Finding, Site, ok, problem, warning
 from longtake.catalog import MODELS
+from longtake.charges import CLOCKS
 from longtake.delivery import DownloadsBlocked, Fetcher
 from longtake.encryption import EncryptionCodec
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused
+from longtake.gateway.errors import AnswerUnreadable, GatewayBusy, GatewayError, KeyRefused, QuotaExhausted
 from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
@@ -30,7 +31,6 @@ from longtake.ledger import IDENTITY as LEDGER_IDENTITY
 from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.private_files import OTHERS
 from longtake.public_network import environment_proxies
-from longtake.reconciliation import CLOCKS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.tracing import exporter_names
@@ -388,6 +388,8 @@ def _trouble(error: GatewayError | ValueError, named: str, setting: str) -> Find
         case KeyRefused(status=403, code=None):
             to_do = f"Nothing, if the gateway keeps its list of models closed. Else: {mend_key}"
             return warning(f"{named}: {said}", to_do)
+        case QuotaExhausted():
+            return problem(f"{named}: {said}", "Top up the account, or give the key a larger share of it.")
         case KeyRefused():
             return problem(f"{named}: {said}", mend_key)
         case GatewayBusy():

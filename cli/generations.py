@@ -38,7 +38,16 @@ from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
 from longtake.keyring import PayloadUnreadable
 from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
-from longtake.models import Decision, DecisionAction, FailureDetails, GenerateVideoResult, Paid, Stage, StoredVideo
+from longtake.models import (
+    Decision,
+    DecisionAction,
+    FailureDetails,
+    GenerateVideoResult,
+    OnKeyRefused,
+    Paid,
+    Stage,
+    StoredVideo,
+)
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.temporal import (
@@ -82,7 +91,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     )
     embedded = not is_configured()
     if embedded:
-        await _check_gateway(settings)
+        await _check_gateway(settings, wait_for_key=request.on_key_refused is OnKeyRefused.WAIT)
     known = _known(key)
     session_of = open_session(settings, worker=True, stay_behind=not order.wait, store=store)
     async with session_of as session, _errors(known):
@@ -121,6 +130,7 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
         "size": request.size,
         "images": images,
         "on_extend_failed": str(request.on_extend_failed),
+        "on_key_refused": str(request.on_key_refused),
     }
     if order.as_json:
         print_json({"dry_run": True, "paid": "no", "key": key, "request": sent, "warnings": list(warnings)})
@@ -177,6 +187,8 @@ async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit
             "decide until": in_words(status.decide_by),
             "about submission": status.slot,
             "paid": status.paid,
+            "waits since": in_words(status.waiting_since),
+            "charged": status.charged,
             "submitted": in_words(status.submitted_at),
             "task": status.task_id,
             "request id": status.request_id,
@@ -266,13 +278,13 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
 
 
 async def resume(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
-    """Look now."""
+    """Ask the gateway now."""
     settings = load_settings(data_dir)
     known = _known(_checked_key(key))
     async with open_session(settings, worker=_can_work(settings)) as session, _errors(known):
         known["run_id"] = (await session.client.snapshot(key)).execution.run_id
         status = await session.client.resume(key)
-    _print_status(status.model_dump(mode="json"), "it looks now", known, as_json=as_json)
+    _print_status(status.model_dump(mode="json"), "the gateway is asked now", known, as_json=as_json)
     return Exit.DELIVERED
 
 
@@ -421,7 +433,7 @@ def _can_work(settings: Settings) -> bool:
     return bool(settings.gateway_url and settings.gateway_api_key)
 
 
-async def _check_gateway(settings: Settings) -> None:
+async def _check_gateway(settings: Settings, *, wait_for_key: bool) -> None:
     """Find out at once, not after an hour of patience, that nothing can be submitted from here.
 
     Raises:
@@ -435,6 +447,8 @@ async def _check_gateway(settings: Settings) -> None:
     except ValueError as error:
         raise CommandProblem(Exit.USAGE, "InvalidSettings", str(error)) from None
     except KeyRefused as error:
+        if wait_for_key:
+            return
         message = f"{error}; nothing was paid"
         raise CommandProblem(Exit.FAILED, "SubmissionRefused", message, error_details(error)) from None
     except GatewayUnreachable as error:

@@ -35,11 +35,13 @@ ROOT = Path(__file__).parents[1]
 STEPS: Mapping[str, options.Options] = {
     "PREPARE": options.PREPARE,
     "submission": options.submission(GenerationPolicy()),
+    "API_KEY": options.API_KEY,
     "RECORD": options.RECORD,
     "closing": options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN),
     "reconciliation": options.reconciliation(GenerationPolicy()),
     "SETTLE": options.SETTLE,
     "LOOK": options.LOOK,
+    "REFUND": options.REFUND,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
 """What `workflows/options.py` holds, under its names there, in the order of a generation, with the default policy."""
@@ -47,11 +49,13 @@ STEPS: Mapping[str, options.Options] = {
 ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "PREPARE": ("prepare_generation",),
     "submission": ("submit_generation", "submit_extension"),
+    "API_KEY": ("await_api_key",),
     "RECORD": ("record_submission",),
     "closing": ("close_submission",),
     "reconciliation": ("reconcile_submission",),
     "SETTLE": ("settle_submission",),
     "LOOK": ("query_generation",),
+    "REFUND": ("query_generation",),
     "delivery": ("deliver_video",),
 }
 """Which activities run under them; a test holds it against the workflow."""
@@ -62,11 +66,15 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.client", "_REACH_SECONDS", ""),
     ("longtake.gateway.wire", "LONGEST_RETRY_AFTER", ""),
     ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
+    ("longtake.gateway.breaker", "TRIAL_PAUSE", ""),
+    ("longtake.gateway.breaker", "LONGEST_TRIAL_PAUSE", ""),
     ("longtake.ledger", "MARGIN", ""),
     ("longtake.ledger", "_LONGEST_APPROACH_SECONDS", ""),
     ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
     ("longtake.ledger", "LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
-    ("longtake.reconciliation", "CLOCKS", ""),
+    ("longtake.charges", "CLOCKS", ""),
+    ("longtake.charges", "LATE_ACCEPTANCE", ""),
+    ("workflows.settling", "CONFIRM_NOT_CHARGED", ""),
     ("longtake.ledger", "_RESPONSE_SECONDS", ""),
     ("longtake.reconciliation", "LATE", ""),
     ("longtake.reconciliation", "LATEST_TASK", ""),
@@ -79,6 +87,11 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     ("longtake.gateway.witnesses", "LOG_CALLS_WINDOW", "Field notes: the log may be asked 20 times in 20 minutes."),
     ("longtake.gateway.witnesses", "LIST_CALLS_WINDOW", "The list is asked 60 times in it at most."),
     ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
+    (
+        "longtake.charges",
+        "_UNTIL_THE_NEXT_CHARGE",
+        "Until the log shows a charge later than a submission in doubt, it says nothing of it: asked again after this.",
+    ),
     ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
     ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
     ("longtake.gateway.witnesses", "_AFTER_429", "A log that asked for patience and did not say how long."),
@@ -107,6 +120,7 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
         "_QUERY_TIMEOUT",
         "The query `status` needs a worker; without one the server's record is shown.",
     ),
+    ("longtake.client", "PATIENCE", ""),
     ("longtake.client", "_UPDATE_TIMEOUT", "Without a worker an update is not taken, and whoever sends it is told."),
 )
 

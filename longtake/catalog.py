@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from longtake.models import LONGEST_TASK_ID, GenerateVideoInput, OnExtendFailed, Problem, with_plain_scheme
+from longtake.models import GenerateVideoInput, OnExtendFailed, OnKeyRefused, Problem, with_plain_scheme
 
 MAX_PROMPT_CHARACTERS = 10_000
 """Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
@@ -43,8 +43,9 @@ class Size:
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
-TASK_ID_RULE = f"a task id of the gateway has 1 to {LONGEST_TASK_ID} characters: letters, digits and . _ : -"
-_TASK_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{LONGEST_TASK_ID}}}")
+TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
+_TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,255}")
+"""255 is where search attributes end on some databases."""
 _IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
 
 SIZES: Mapping[str, Size] = {
@@ -244,7 +245,7 @@ def _shape_problem(details: Any) -> Problem:
         "missing": "is required",
         "extra_forbidden": f"is not a field of a request; the fields are {', '.join(GenerateVideoInput.model_fields)}",
         "string_type": "must be a string",
-        "enum": f"must be one of {', '.join(OnExtendFailed)}",
+        "enum": f"must be one of {', '.join(OnKeyRefused if field == 'on_key_refused' else OnExtendFailed)}",
     }
     return Problem(field=field or "input", rule=rules.get(details["type"], str(details["msg"])))
 

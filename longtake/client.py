@@ -5,9 +5,14 @@ await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", pr
 result = await client.result("order-17")
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Self, TypeVar
 
 from pydantic import ValidationError
 from temporalio.api.enums.v1 import PendingActivityState
@@ -47,6 +52,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationStatus,
     OnExtendFailed,
+    OnKeyRefused,
     Paid,
 )
 from longtake.storage import Store
@@ -59,6 +65,7 @@ from longtake.temporal import (
     VIDEO_PAID,
     VIDEO_STAGE,
     WORKFLOW_TYPE,
+    TemporalProblem,
     key_of,
     workflow_id,
 )
@@ -86,8 +93,20 @@ _WISHES = {
     OnExtendFailed.ASK: "a person decides",
     OnExtendFailed.FAIL: "it counts as failed",
 }
+_KEY_WISHES = {
+    OnKeyRefused.FAIL: "it ends, and nothing is paid",
+    OnKeyRefused.WAIT: "it waits until the gateway takes it again",
+}
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
+PATIENCE = timedelta(seconds=60)
+"""How long a call waits for a Temporal that is away: a frontend that is deployed anew is back within seconds."""
+_TRY_AGAIN_SECONDS = 1.0
+_AWAY = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.ABORTED})
+"""What a frontend says, or a connection to it that broke, while it is restarted. A time-out is none of them: it is how
+a missing worker shows."""
+_NO_ANSWER = frozenset({RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED})
+_T = TypeVar("_T")
 
 
 class GenerationNotFound(Exception):
@@ -100,6 +119,10 @@ class KeyInUse(Exception):
 
 class NoWorker(Exception):
     """Temporal is there, but nobody works on generations."""
+
+
+class TemporalUnavailable(TemporalProblem):
+    """Temporal was there and is away for longer than a call waits; nothing is lost, and the same call goes on later."""
 
 
 class DecisionRejected(Exception):
@@ -170,16 +193,24 @@ class Snapshot:
 class VideoClient:
     """Generations by their business key."""
 
-    def __init__(self, temporal: Client, *, store: Store | None = None) -> None:
+    def __init__(self, temporal: Client, *, store: Store | None = None, patience: timedelta = PATIENCE) -> None:
         """Use a connection.
 
         Args:
             temporal: Connected, with the product's data converter.
+            patience: How long each call waits for a Temporal that is away before it raises `TemporalUnavailable`.
             store: The store that this client shares with the workers: before the first start its ledger is compared
                 with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
         """
         self._temporal = temporal
         self._unchecked = store
+        self._patience = patience.total_seconds()
+
+    def with_patience(self, patience: timedelta) -> Self:
+        """The same client with another patience, for a caller that shows for itself that Temporal is away."""
+        other = copy(self)
+        other._patience = patience.total_seconds()  # noqa: SLF001 - one of us
+        return other
 
     async def start(self, key: str, request: GenerateVideoInput) -> tuple[str, bool]:
         """Start a generation, or attach to the one that this key names.
@@ -197,11 +228,13 @@ class VideoClient:
             InvalidKey: The key cannot be used.
             KeyInUse: The key names another request.
             WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
+            TemporalUnavailable: Temporal is away. It may have been started: the same call tells.
         """
         request = check_request(request)
         name = workflow_id(key)
         if self._unchecked is not None:
-            await check(self._temporal, SubmissionLedger(self._unchecked, longest_exchange=timedelta(0)))
+            ledger = SubmissionLedger(self._unchecked, longest_exchange=timedelta(0))
+            await self._riding_out(lambda: check(self._temporal, ledger))
             self._unchecked = None
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
@@ -223,15 +256,18 @@ class VideoClient:
 
         Raises:
             GenerationNotFound: There is none of this key.
-            RPCError: No worker answered within a few seconds.
+            NoWorker: No worker answered within a few seconds.
+            TemporalUnavailable: Temporal is away.
         """
         handle = self._handle(key)
         try:
-            status: GenerationStatus = await handle.query(
-                "status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT
+            status: GenerationStatus = await self._riding_out(
+                lambda: handle.query("status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT)
             )
             return status
         except RPCError as error:
+            if error.status in _NO_ANSWER or error.status is RPCStatusCode.FAILED_PRECONDITION:
+                raise NoWorker("no worker answers: check that one is running and healthy") from None
             raise _not_found(key, error) from None
 
     async def snapshot(self, key: str) -> Snapshot:
@@ -243,7 +279,7 @@ class VideoClient:
         execution, steps = await self._describe(key)
         try:
             status: GenerationStatus | None = await self.status(key)
-        except (RPCError, WorkflowQueryFailedError):
+        except (NoWorker, RPCError, WorkflowQueryFailedError):
             status = None
         return Snapshot(execution, status, steps)
 
@@ -256,7 +292,7 @@ class VideoClient:
         """
         handle = self._temporal.get_workflow_handle(workflow_id(key), result_type=GenerateVideoResult)
         try:
-            result: GenerateVideoResult = await handle.result()
+            result: GenerateVideoResult = await self._riding_out(handle.result)
             return result
         except WorkflowFailureError as error:
             failure = _failure(error)
@@ -277,7 +313,7 @@ class VideoClient:
             GenerationNotFound: There is none of this key that still runs.
         """
         try:
-            await self._handle(key).cancel()
+            await self._riding_out(self._handle(key).cancel)
         except RPCError as error:
             raise _not_found(key, error) from None
 
@@ -291,7 +327,7 @@ class VideoClient:
         return await self._update(key, "decide", decision)
 
     async def resume(self, key: str) -> GenerationStatus:
-        """Look now, for example because the gateway's key has been mended.
+        """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
 
         Raises:
             GenerationNotFound: There is none of this key that still runs.
@@ -306,20 +342,28 @@ class VideoClient:
             limit: How many at the most.
         """
         full = f'WorkflowType = "{WORKFLOW_TYPE}"' + (f" AND ({query})" if query else "")
-        async for execution in self._temporal.list_workflows(full, limit=limit):
+        pages = self._temporal.list_workflows(full, limit=limit)
+        while True:
+            try:
+                # A page that was not answered is asked for again; what was given already does not come twice.
+                execution = await self._riding_out(pages.__anext__)
+            except StopAsyncIteration:
+                return
             yield _execution(execution)
 
     async def _start(self, name: str, request: GenerateVideoInput, reuse: WorkflowIDReusePolicy) -> str:
-        handle = await self._temporal.start_workflow(
-            WORKFLOW_TYPE,
-            request,
-            id=name,
-            task_queue=TASK_QUEUE,
-            id_reuse_policy=reuse,
-            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-            search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
-            static_summary=_summary(request),
-            static_details=_details(key_of(name), request),
+        handle = await self._riding_out(
+            lambda: self._temporal.start_workflow(
+                WORKFLOW_TYPE,
+                request,
+                id=name,
+                task_queue=TASK_QUEUE,
+                id_reuse_policy=reuse,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                search_attributes=TypedSearchAttributes([SearchAttributePair(VIDEO_MODEL, request.model)]),
+                static_summary=_summary(request),
+                static_details=_details(key_of(name), request),
+            )
         )
         return handle.result_run_id or ""
 
@@ -330,15 +374,16 @@ class VideoClient:
             KeyInUse: The key names another request.
         """
         execution, _ = await self._describe(key)
-        if execution.state != "RUNNING" and await self._may_start_anew(key):
-            return None
+        may_start = execution.state != "RUNNING" and await self._may_start_anew(key)
+        if may_start and execution.paid == Paid.NO:
+            return None  # the key is as free as a new one: the ledger knows of no submission
         theirs = await self._request_of(key)
         if theirs is not None and (differing := differing_fields(request, theirs)):
             raise KeyInUse(
                 f"the key {key!r} already names another request (it differs in {', '.join(differing)}): "
                 "use a new key for this one"
             )
-        return execution.run_id
+        return None if may_start else execution.run_id
 
     async def _may_start_anew(self, key: str) -> bool:
         """Whether an ended generation leaves something to do: never paid, or paid and still to be collected.
@@ -353,7 +398,9 @@ class VideoClient:
 
     async def _request_of(self, key: str) -> GenerateVideoInput | None:
         """What the generation of this key was started with; None where that cannot be read."""
-        async for event in self._handle(key).fetch_history_events(page_size=1):
+        events = self._handle(key).fetch_history_events(page_size=1)
+        await self._riding_out(events.fetch_next_page)
+        for event in (events.current_page or ())[:1]:
             payloads = event.workflow_execution_started_event_attributes.input.payloads
             if not payloads:
                 return None
@@ -369,7 +416,7 @@ class VideoClient:
 
     async def _describe(self, key: str) -> tuple[Execution, tuple[PendingStep, ...]]:
         try:
-            description = await self._handle(key).describe()
+            description = await self._riding_out(self._handle(key).describe)
         except RPCError as error:
             raise _not_found(key, error) from None
         return _execution(description), tuple(await self._steps(description))
@@ -395,12 +442,17 @@ class VideoClient:
         return steps
 
     async def _update(self, key: str, name: str, *arguments: object) -> GenerationStatus:
+        # The same id for each try: where an answer was lost, the next one gets it, and nothing is decided twice.
+        update_id = str(uuid.uuid4())
         try:
-            status: GenerationStatus = await self._handle(key).execute_update(
-                name, args=arguments, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
+            status: GenerationStatus = await self._riding_out(
+                lambda: self._handle(key).execute_update(
+                    name, args=arguments, id=update_id, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
+                )
             )
             return status
         except WorkflowUpdateRPCTimeoutOrCancelledError:
+            await self._describe(key)  # where Temporal itself is away, this says so
             # The server may hand it to the next worker all the same: "not taken" would make people decide twice.
             raise NoWorker(
                 f"no worker answers: {name} may still be taken once one starts; look at its status then, before you "
@@ -413,6 +465,28 @@ class VideoClient:
                 execution, _ = await self._describe(key)  # where there is none at all, this says so
                 raise DecisionRejected(f"{key} has already ended: {execution.state.lower()}") from None
             raise
+
+    async def _riding_out(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Await a call that may be made again, for as long as Temporal is away and patience lasts.
+
+        Raises:
+            TemporalUnavailable: It does not come back in time.
+        """
+        away_since: float | None = None
+        while True:
+            try:
+                return await call()
+            except RPCError as error:
+                if error.status not in _AWAY:
+                    raise
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since >= self._patience:
+                    said = error.message.splitlines()[0][:100] if error.message else "no reason was given"
+                    raise TemporalUnavailable(
+                        f"Temporal did not answer for {self._patience:.0f} s ({said}): check that its frontend is "
+                        "running and reachable; nothing is lost, and the same call goes on later"
+                    ) from None
+            await asyncio.sleep(min(_TRY_AGAIN_SECONDS, self._patience))
 
     def _handle(self, key: str) -> WorkflowHandle[object, object]:
         return self._temporal.get_workflow_handle(workflow_id(key))
@@ -439,6 +513,7 @@ def _details(key: str, request: GenerateVideoInput) -> str:
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
         "if the extension fails": _WISHES[request.on_extend_failed],
+        "if the API key is refused": _KEY_WISHES[request.on_key_refused],
         "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)

@@ -39,6 +39,8 @@ _MAX_BREAKS = 5
 _MAX_RESTARTS = 1
 _BREAK_PAUSE_SECONDS = 0.1
 _ERROR_BODY_BYTES = 4096
+_REFUSES_FAILED = b"current status: failure"
+"""In small letters: so stock answers `/content` of a task that failed (field notes)."""
 _TIMEOUT = httpx.Timeout(30, connect=10)
 _PREFLIGHT_SECONDS = 10
 _PREFLIGHT_GOOD_FOR_SECONDS = 300.0
@@ -500,8 +502,12 @@ class _Transfer:
             return SourceFailed(f"{reason}: the gateway refused the key")
         if status in {httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND, httpx.codes.GONE}:
             return SourceFailed(reason, gone=True)
-        if status in {httpx.codes.BAD_REQUEST, httpx.codes.UNAUTHORIZED} and await _says_expired(response):
-            return SourceFailed(f"{reason}: the link has expired", gone=True)
+        if status in {httpx.codes.BAD_REQUEST, httpx.codes.UNAUTHORIZED}:
+            body = await _beginning(response)
+            if b"expired" in body:
+                return SourceFailed(f"{reason}: the link has expired", gone=True)
+            if asked_with_key and _REFUSES_FAILED in body:
+                return SourceFailed(f"{reason}: the gateway serves nothing of a failed task", gone=True)
         return SourceFailed(reason)
 
     def _inspect(self, chunk: bytes) -> None:
@@ -552,10 +558,11 @@ def _strong_validator(response: httpx.Response) -> str | None:
     return None if date is None else str(date)
 
 
-async def _says_expired(response: httpx.Response) -> bool:
+async def _beginning(response: httpx.Response) -> bytes:
+    """The beginning of an error's body, in small letters."""
     body = b""
     async for chunk in response.aiter_raw(_ERROR_BODY_BYTES):
         body += chunk
         if len(body) >= _ERROR_BODY_BYTES:
             break
-    return b"expired" in body.lower()
+    return body.lower()

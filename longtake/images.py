@@ -28,7 +28,8 @@ from longtake.storage import Store, StoreProblem
 
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_REQUEST_BYTES = 60 * 2**20
-"""Of all images of a request as they are sent: half of the gateway's limit of 128 MB (field notes: "Images")."""
+"""Of all images of a request. As data URIs they are a third longer, 84 MB, still well below the gateway's limit of
+128 MB (field notes: "Images"): what may go as files may go as data URIs too."""
 _DECODER = str(Path(image_decoder.__file__).resolve())
 _DECODING_SECONDS = 30.0
 """On the clock: a loaded machine gives the decoder its few seconds of processor time late."""
@@ -48,6 +49,7 @@ _EXTENSIONS: dict[MediaType, str] = {"image/jpeg": "jpg", "image/png": "png", "i
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(;[^;,]*)*),", re.IGNORECASE)
 _STORED_NAME = re.compile(r"images/(?P<sha256>[0-9a-f]{64})\.(jpg|png|webp)")
 _FOLDER = "images/"
+_LONGEST_DATA_URI_HEAD = len("data:image/jpeg;base64,") + 4  # and what base64 pads with
 
 
 class ImageProblem(Exception):
@@ -252,18 +254,29 @@ async def load_image(store: Store, uri: str) -> CheckedImage:
     return image
 
 
-async def prepare_parts(store: Store, images: Sequence[ImageInput]) -> list[ImagePart]:
+def can_be_files(images: Sequence[ImageInput]) -> bool:
+    """Whether there are images, and all of them are objects in the store."""
+    return bool(images) and not any(_is_text(image.uri) for image in images)
+
+
+async def prepare_parts(store: Store, images: Sequence[ImageInput], *, files: bool = True) -> list[ImagePart]:
     """Lay a request's images out for the gateway, checked, in their order and all in ONE kind.
 
     The gateway puts texts before files, so a file followed by a URL would swap first and last frame (field notes:
     "Images"). Objects in the store go as files if all images are such objects, else all go as texts: URLs and data
     URIs as they are, objects as data URIs.
 
+    Args:
+        store: Where the objects lie.
+        images: Of one request.
+        files: Whether the gateway takes files; otherwise all go as texts.
+
     Raises:
         ImageProblem: naming the image by its place in the request, or if together they are too large.
         StoreProblem: if the store cannot be read.
     """
-    as_files = not any(_is_text(image.uri) for image in images)
+    as_files = files and can_be_files(images)
+    most = MAX_REQUEST_BYTES if as_files else MAX_REQUEST_BYTES * 4 // 3 + len(images) * _LONGEST_DATA_URI_HEAD
     parts = []
     for index, image in enumerate(images):
         try:
@@ -274,10 +287,10 @@ async def prepare_parts(store: Store, images: Sequence[ImageInput]) -> list[Imag
         except ImageProblem as problem:
             raise ImageProblem(problem.rule, field=f"images[{index}].uri") from None
     total = sum(len(part.content or b"") + len(part.text or "") for part in parts)
-    if total > MAX_REQUEST_BYTES:
+    if total > most:
         raise ImageProblem(
-            f"together they take {total:,} bytes as they are sent, at most {MAX_REQUEST_BYTES:,}"
-            f" ({MAX_REQUEST_BYTES >> 20} MiB) are allowed: make them smaller",
+            f"together they take {total:,} bytes as they are sent, at most {most:,}"
+            f" ({most >> 20} MiB) are allowed: make them smaller",
             field="images",
         )
     return parts

@@ -190,13 +190,17 @@ class _Record(BaseModel):
     """Of the attempt that the slot belongs to."""
 
 
-class _Owner(_Record):
+class TaskOwner(_Record):
     """Whose a task is."""
 
     folder: str
     """Of the key, in the ledger."""
     account: str = ""
     """See `Intent.account`."""
+    request_id: str | None = None
+    """The gateway's name for the POST that made it; None: not known."""
+    sent_at: datetime | None = None
+    """When that POST left, by its owner's clock; None where this ledger only took the task over."""
 
 
 class _Identity(BaseModel):
@@ -244,7 +248,10 @@ class Outcome(_Record):
     reason: str = ""
     at: _Moment
     decided: bool = False
-    """True where a person said "not sent": it counts, and yet a task may turn up that this submission made."""
+    """True where a person, or the account's records, said "not sent": it counts, and yet a task may turn up that this
+    submission made."""
+    not_charged: bool = False
+    """True where nobody but the account's records said so, and the worker submitted again by itself."""
     fence: _Moment | None = None
     """See `Intent.fence`."""
 
@@ -522,7 +529,14 @@ class SubmissionLedger:
             at=datetime.now(UTC),
         )
         # Claimed first: once the ledger says whose a task is, nobody else can take it, whoever crashes in between.
-        await self._claim(key, accepted.task_id, accepted.nonce, accepted.account)
+        await self._claim(
+            key,
+            accepted.task_id,
+            accepted.nonce,
+            accepted.account,
+            request_id=accepted.request_id,
+            sent_at=accepted.sent_at,
+        )
         stored = await self._conclude(key, accepted.slot, outcome, accepted.account)
         if stored.task_id != accepted.task_id:
             # A person settled it meanwhile. The task is ours all the same.
@@ -598,6 +612,21 @@ class SubmissionLedger:
                 return slot
         return None
 
+    async def resubmissions(self, key: str) -> int:
+        """How often this key was submitted again by itself, because the account's records showed no charge.
+
+        Raises:
+            LedgerUnavailable: The store did not answer.
+        """
+        count = 0
+        for slot in range(1, _MOST_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                break
+            outcome = await self._outcome(key, slot, intent)
+            count += bool(outcome and outcome.not_charged)
+        return count
+
     async def doubt(self, key: str, slot: int) -> Doubt | None:
         """What is known of a submission without an outcome; None where it has one.
 
@@ -652,8 +681,15 @@ class SubmissionLedger:
             closed = closed or (outcome.fence is not None and outcome.fence >= fence)
         raise LedgerUnavailable(f"{_MOST_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
-    async def settle(
-        self, key: str, slot: int, *, task_id: str | None, reason: str, owner: str = ""
+    async def settle(  # noqa: PLR0913 - each is a fact of its own, named at the call
+        self,
+        key: str,
+        slot: int,
+        *,
+        task_id: str | None,
+        reason: str,
+        owner: str = "",
+        not_charged: bool = False,
     ) -> Accepted | None:
         """Write the missing outcome of a submission in doubt: somebody knows it now.
 
@@ -663,6 +699,7 @@ class SubmissionLedger:
             task_id: What the submission brought, or None where it is known to have made nothing.
             reason: Why, for people who read the record.
             owner: Of the one who settles it.
+            not_charged: Whether nobody but the account's records says that it made nothing (`resubmissions` counts it).
 
         Returns:
             The submission as the ledger knows it now, None where it made nothing. An outcome that was there already
@@ -688,6 +725,7 @@ class SubmissionLedger:
                 reason=f"{reason} ({owner})" if owner else reason,
                 at=datetime.now(UTC),
                 decided=task_id is None,
+                not_charged=not_charged,
             )
             outcome = await self._conclude(key, slot, wanted, intent.account)
         if outcome.outcome == "not_sent" or not outcome.task_id:
@@ -759,15 +797,15 @@ class SubmissionLedger:
         found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
 
-    async def owners_of(self, task_ids: Iterable[str]) -> dict[str, str]:
-        """Which of these tasks belong to a generation of this ledger, and which account paid for each.
+    async def owners_of(self, task_ids: Iterable[str]) -> dict[str, TaskOwner]:
+        """Which of these tasks belong to a generation of this ledger, and who paid for each.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
         asked = sorted(set(task_ids))
-        owners = await _at_once(self._read(_Owner, _owner_path(task_id)) for task_id in asked)
-        return {task_id: owner.account for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
+        owners = await _at_once(self._read(TaskOwner, _owner_path(task_id)) for task_id in asked)
+        return {task_id: owner for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
 
     async def _open_intent(self, folder: str, slot: int) -> Intent | None:
         """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
@@ -782,7 +820,9 @@ class SubmissionLedger:
             return intent
         if outcome.task_id:
             # Its writer may have died before it did this.
-            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account)
+            sent_at = intent.sent_at if outcome.request_id else None  # without one it may have been taken over
+            known = {"request_id": outcome.request_id, "sent_at": sent_at}
+            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account, **known)
         await self._forget_at(folder, slot)
         return None
 
@@ -819,24 +859,27 @@ class SubmissionLedger:
             await self._forget(key, slot)
         return stands
 
-    async def _claim(self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False) -> None:
+    async def _claim(
+        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: object
+    ) -> None:
         """Write down whose a task is; the first claim stands.
 
         Raises:
             TaskOwned: It is another's, and `only` an owner may go on.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._claim_for(_hash(key), task_id, nonce, account)
+        owner = await self._claim_for(_hash(key), task_id, nonce, account, **known)
         if only and owner != _folder(key):
             raise TaskOwned(f"the task {task_id} belongs to another generation")
 
-    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str) -> str:
+    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str, **known: object) -> str:
         """The same for a folder; returns whose it is."""
-        path, claim = _owner_path(task_id), _Owner(nonce=nonce, folder=f"{PREFIX}/{folder}", account=account)
+        record = {"nonce": nonce, "folder": f"{PREFIX}/{folder}", "account": account, **known}
+        path, claim = _owner_path(task_id), TaskOwner.model_validate(record)
         try:
             await self._create(path, claim)
         except SlotTaken:
-            stands = await self._read(_Owner, path)
+            stands = await self._read(TaskOwner, path)
             return stands.folder if stands else ""
         return claim.folder
 

@@ -32,6 +32,7 @@ ACTIVITIES: Final = (
     "prepare_generation",
     "submit_generation",
     "submit_extension",
+    "await_api_key",
     "record_submission",
     "close_submission",
     "reconcile_submission",
@@ -40,8 +41,10 @@ ACTIVITIES: Final = (
     "deliver_video",
 )
 PAYING_ACTIVITIES: Final = ("submit_generation", "submit_extension")
-"""These run on the task queue for submissions."""
-_ASK_THE_GATEWAY: Final = ("prepare_generation", *PAYING_ACTIVITIES, "query_generation")
+"""These make the paid POSTs."""
+_ASK_THE_GATEWAY: Final = ("prepare_generation", *PAYING_ACTIVITIES, "await_api_key", "query_generation")
+SUBMISSION_ACTIVITIES: Final = (*PAYING_ACTIVITIES, "await_api_key")
+"""These run on the task queue for submissions; the last one there, because it shares what a worker knows of the key."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -150,7 +153,8 @@ _LOOKS = (
 )
 
 GATEWAY_CODES: Final = (
-    *("insufficient_user_quota", "model_not_found", "get_channel_failed", "build_request_failed"),
+    *("insufficient_user_quota", "pre_consume_token_quota_failed", "invalid_media_input"),
+    *("model_not_found", "get_channel_failed", "build_request_failed"),
     *("do_request_failed", "read_response_body_failed", "unmarshal_response_body_failed", "invalid_response"),
     *("new_api_panic", "fail_to_fetch_task", "task_not_exist", "task_origin_not_exist"),
     *(f"http_{status}" for status in (400, 401, 402, 403, 404, 408, 413, 415, 422, 429)),
@@ -205,6 +209,13 @@ QUOTA: Final = Metric(
     "longtake_quota",
     Kind.COUNTER,
     "What the gateway says that paid submissions cost, in its own unit, refunds not taken off.",
+    (WORKFLOW,),
+    {"task": _TASK, "model": _MODEL},
+)
+REFUNDED_QUOTA: Final = Metric(
+    "longtake_refunded_quota",
+    Kind.COUNTER,
+    "What the gateway gave back of `longtake_quota_total`, as it says itself.",
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
@@ -278,7 +289,7 @@ WORKER_CLOCK_SKEW: Final = Metric(
 )
 
 CATALOGUE: Final = (
-    *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, IN_DOUBT),
+    *(GENERATIONS, STAGE_DURATION, VERDICTS, LOOKS, PAID_SUBMISSIONS, QUOTA, REFUNDED_QUOTA, IN_DOUBT),
     *(DELIVERED_BYTES, FAILED_STEPS, GATEWAY_ERRORS),
     *(RUNNING, ATTENTION, WAITING_GENERATIONS, OLDEST_WAITING, FLEET_SEEN, WORKER_CLOCK_SKEW),
 )

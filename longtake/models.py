@@ -44,6 +44,15 @@ class OnExtendFailed(StrEnum):
     """End as `ExtensionFailed`; the error names the stored clip."""
 
 
+class OnKeyRefused(StrEnum):
+    """What to do where the gateway refuses the API key, or it has no quota left, before anything is paid."""
+
+    FAIL = "fail"
+    """End as `SubmissionRefused`."""
+    WAIT = "wait"
+    """Wait, without an end, until the gateway takes the key again; then submit."""
+
+
 class ImageInput(_Payload):
     """One image of a request; the order of a request's images counts."""
 
@@ -78,6 +87,8 @@ class GenerateVideoInput(_Payload):
     """Store the first 8 s beside the full video too."""
     task_id: str | None = None
     """Take over this task, which something else submitted, instead of submitting."""
+    on_key_refused: OnKeyRefused = OnKeyRefused.FAIL
+    """Of the first submission; the retry of an extension never waits."""
 
 
 class MediaInfo(_Payload):
@@ -130,6 +141,8 @@ class GenerateVideoResult(_Payload):
     """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
     quota: int | None = None
     """What the gateway says it cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave back what a failed extension cost (`quota` is then 0); None where it does not say."""
     polls: int
     """How often the gateway was asked."""
     warnings: tuple[str, ...] = ()
@@ -143,6 +156,15 @@ class Paid(StrEnum):
     NO = "no"
     YES = "yes"
     UNKNOWN = "unknown"
+
+
+class KeyProblem(StrEnum):
+    """Why the gateway does not take the API key."""
+
+    REFUSED = "key_refused"
+    """It is wrong, disabled, expired or exhausted."""
+    OUT_OF_QUOTA = "out_of_quota"
+    """It is good, and it or its account has no quota left: top up."""
 
 
 class Problem(_Payload):
@@ -168,6 +190,9 @@ class FailureDetails(_Payload):
     extension_task_id: str | None = None
     """The gateway's task of an extension that was paid for again."""
     quota: int | None = None
+    """What the gateway says it cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave it back (`quota` is then 0); None where it does not say."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
@@ -183,6 +208,8 @@ class FailureDetails(_Payload):
     slot: int | None = None
     """Which of the ledger's slots for this key it holds."""
     polls: int = 0
+    key_problem: KeyProblem | None = None
+    """Where the gateway refused the API key: why."""
 
 
 class TaskState(StrEnum):
@@ -211,6 +238,8 @@ class TaskRecord(_Payload):
     """The middleware's own id (`data.id`)."""
     model: str | None = None
     quota: int | None = None
+    refunded: bool | None = None
+    """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
@@ -266,6 +295,9 @@ class GenerationStatus(_Payload):
     outcome: str | None = None
     paid: Paid | None = None
     """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
+    doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -295,6 +327,10 @@ class GenerationStatus(_Payload):
     """Tasks of the gateway's account that nobody owns and that it may be."""
     last_problem: str | None = None
     """Why the last look told nothing, if it did not."""
+    key_problem: KeyProblem | None = None
+    """Where the gateway refuses the API key: why."""
+    waiting_since: datetime | None = None
+    """Since when a submission waits for an API key that the gateway takes (`on_key_refused`)."""
     video: StoredVideo | None = None
     first_video: StoredVideo | None = None
     warnings: tuple[str, ...] = ()
@@ -378,6 +414,9 @@ class DeliveryReceipt(_Payload):
     source: str = ""
     """Where it came from, in words, without the link."""
     already_stored: bool = False
+    quota: int | None = None
+    """What the task cost, where the gateway was asked on the way and told."""
+    refunded: bool | None = None
 
 
 class PrepareOrder(_Payload):
@@ -385,6 +424,27 @@ class PrepareOrder(_Payload):
 
     key: str = ""
     request: GenerateVideoInput
+    trial: bool = False
+    """See `SubmitOrder.trial`."""
+
+
+class AwaitKeyInput(_Payload):
+    """What `await_api_key` is asked."""
+
+    key: str
+    stage: Stage | None = None
+    """For the log."""
+    details: FailureDetails = FailureDetails()
+    """How the gateway refused."""
+    message: str = ""
+    """The same in words."""
+
+
+class KeyTrial(_Payload):
+    """What `await_api_key` brings: a submission is worth a try."""
+
+    trial: bool
+    """Whether it is the one try of this worker, the key being taken as refused until it has gone well."""
 
 
 class ExtensionOrder(_Payload):
@@ -403,6 +463,8 @@ class SubmitOrder(_Payload):
     request: GenerateVideoInput
     extension: ExtensionOrder | None = None
     ledger_id: str = ""
+    trial: bool = False
+    """Whether the gateway is to be asked although it has just refused this worker's API key."""
 
     @property
     def ledger_key(self) -> str:
@@ -460,6 +522,9 @@ class ReconcileOrder(_Payload):
     """For the log."""
     hide_words: bool = False
     """Whether what the gateway said stays in the store, because it may repeat a hidden prompt."""
+    confirms_not_charged: bool = False
+    """Whether earlier checks, without one that said otherwise, found it `resubmittable`: a worker that may submit again
+    by itself closes it now, if it still is."""
 
 
 class Reconciliation(_Payload):
@@ -477,6 +542,12 @@ class Reconciliation(_Payload):
     """When checking again is worthwhile; None: at the next regular time."""
     elsewhere: str | None = None
     """The gateway that it was sent to, where this worker uses another one, whose records say nothing about it."""
+    charged: Paid | None = None
+    """Whether the account's records show a charge for it; None where nothing is in doubt."""
+    resubmittable: bool = False
+    """Whether usage log and task list both show no charge, and the worker may submit again by itself."""
+    resubmissions: int = 0
+    """How often this payment was closed as not charged, and so submitted again without a person."""
 
 
 class SettleOrder(_Payload):
@@ -518,6 +589,8 @@ class LookOrder(_Payload):
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
     """A fingerprint of the API key that paid; empty where that is not known."""
+    clip_is_stored: bool = False
+    """Whether the links are of no more use: then they are not kept."""
 
 
 class DeliverOrder(_Payload):
@@ -606,6 +679,7 @@ class CarriedGeneration(_Payload):
     last_problem: str | None = None
     lost_since: datetime | None = None
     missing_since: datetime | None = None
+    key_problem: KeyProblem | None = None
     stage: Stage | None = None
     """Which stage is being timed, and since when."""
     stage_since: datetime | None = None

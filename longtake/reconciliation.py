@@ -2,18 +2,32 @@
 
 An orphan is adopted only beyond doubt: the list that shows it is surely this account's, it is the only task of this
 model in the time in question that nobody owns, the key was charged for it, and no other submission of the same model is
-in doubt, whose it might be. Whatever else may be ours is shown, and never adopted. Nothing is ever sent again here.
+in doubt, whose it might be. Whatever else may be ours is shown, and never adopted.
+
+Where an operator has allowed it, a submission is closed as "not charged", so that the workflow submits again: only
+where usage log and task list both say so (`longtake.charges`), both are confirmed, an earlier check said the same, and
+not more than `MOST_RESUBMISSIONS` times for one key. Nothing is sent here.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 
-from longtake.gateway.witnesses import OrphanCandidate, Testimony, Witnesses
-from longtake.ledger import LOOK_AGAIN, Accepted, Doubt, Intent, SubmissionInDoubt, SubmissionLedger, TaskOwned
+from longtake.charges import CLOCKS, Records, Verdict, judge, names_requests
+from longtake.gateway.witnesses import Charge, OrphanCandidate, Testimony, Witnesses
+from longtake.ledger import (
+    LOOK_AGAIN,
+    Accepted,
+    Doubt,
+    Intent,
+    SubmissionInDoubt,
+    SubmissionLedger,
+    TaskOwned,
+    TaskOwner,
+)
+from longtake.models import Paid
 
-CLOCKS = timedelta(minutes=2)
-"""Between the gateway's clock and ours."""
 LATE = timedelta(minutes=3)
 """A stock gateway dates a task when its own upstream has accepted it, which may be after we have given up waiting."""
 LATEST_TASK = timedelta(hours=24)
@@ -21,7 +35,24 @@ LATEST_TASK = timedelta(hours=24)
 abandons a submission in doubt does not keep every later one from being found."""
 _SOON = timedelta(seconds=30)
 _MOST_CHARGES_SHOWN = 10
+MOST_RESUBMISSIONS = 2
+"""For one key, and for good: what was not charged twice is looked into by a person."""
 _CONTRADICTED = timedelta(minutes=1)
+
+
+_NONE_LATER = Testimony(tasks=())
+"""Where the time of a submission is not over, nothing can be later."""
+
+
+class Resubmit(Enum):
+    """Whether a submission that was not charged may be closed, so that it is submitted again without a person."""
+
+    NEVER = "never"
+    """The operator has not allowed it."""
+    IF_CONFIRMED = "if confirmed"
+    """Not by this check: it has to be confirmed by a later one."""
+    NOW = "now"
+    """An earlier check said the same."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +66,9 @@ class Finding:
         evidence: What was learnt, one sentence each, for a person.
         elsewhere: The gateway that it was sent to, where the witnesses are another one's.
         retry_after: When asking again may show more; None where it pays no more than at any other time.
+        charged: What the account's records show; None where nothing is in doubt.
+        resubmittable: A later check that says the same may close it as not charged.
+        resubmissions: How often this key was closed so.
     """
 
     clear: bool = False
@@ -43,6 +77,9 @@ class Finding:
     evidence: tuple[str, ...] = ()
     elsewhere: str = ""
     retry_after: timedelta | None = None
+    charged: Paid | None = None
+    resubmittable: bool = False
+    resubmissions: int = 0
 
 
 async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one call
@@ -54,6 +91,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     model: str,
     owner: str,
     digest: str = "",
+    resubmit: Resubmit = Resubmit.NEVER,
 ) -> Finding:
     """Look for the task of a submission in doubt, and adopt it where there is no doubt left.
 
@@ -65,6 +103,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
         model: Of the submission.
         owner: Who asks, for people who read the record.
         digest: Of the request, where the key may have been used for another one before.
+        resubmit: Whether one that was not charged may be closed.
 
     Raises:
         SubmissionInDoubt: Its owner may still be alive: ask again later.
@@ -75,7 +114,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     if doubt is None:
         # Nothing is in doubt: it was paid, or nothing was made. An answer may have come after Temporal had given up.
         accepted = (await ledger.outcome_of(key, slot))[0] if slot else await ledger.accepted(key, digest)
-        return Finding(clear=accepted is None, accepted=accepted)
+        return Finding(clear=accepted is None, accepted=accepted, resubmissions=await ledger.resubmissions(key))
     if not doubt.exchange_is_over:
         until = doubt.intent.over_at
         wait = min(until - datetime.now(UTC), LOOK_AGAIN)  # its owner may still write an answer down
@@ -83,12 +122,13 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
         raise SubmissionInDoubt(f"{message}: from {until:%H:%M:%S} UTC on its task is looked for", wait)
     said = _what_it_said(doubt)
     if witnesses is None:
-        return Finding(evidence=(*said, "there is no witness for this kind of submission"))
+        no_records = "there is no witness for this kind of submission"
+        return Finding(evidence=(*said, no_records), charged=Paid.UNKNOWN)
     gateway = doubt.intent.gateway
     if gateway and gateway != witnesses.origin:
         where = f"it was sent to {gateway}, and this worker knows {witnesses.origin} only: nobody was asked"
-        return Finding(evidence=(*said, where), elsewhere=gateway)
-    return await _Search(ledger, witnesses, key, model, doubt).run(owner, said)
+        return Finding(evidence=(*said, where), elsewhere=gateway, charged=Paid.UNKNOWN)
+    return await _Search(ledger, witnesses, key, model, doubt).run(owner, said, resubmit)
 
 
 def _what_it_said(doubt: Doubt) -> list[str]:
@@ -112,10 +152,11 @@ class _Search:
         self._doubt = doubt
         self._since = doubt.intent.sent_at - CLOCKS
         self._due = doubt.intent.over_at + LATE
+        self._latest = min(datetime.now(UTC) + CLOCKS, doubt.intent.sent_at + LATEST_TASK)
         self._evidence: list[str] = []
         self._waits: list[timedelta] = []
 
-    async def run(self, owner: str, said: Sequence[str]) -> Finding:
+    async def run(self, owner: str, said: Sequence[str], resubmit: Resubmit) -> Finding:
         """Ask, weigh, and adopt where nothing speaks against it."""
         account = self._doubt.intent.account
         same_key = not account or account == self._witnesses.account
@@ -124,29 +165,34 @@ class _Search:
         self._wait(testimony.retry_after)
         if not same_key:
             self._evidence.append("another API key paid than the one that this worker has: its log was not asked")
-        later = await self._later_tasks()
+        later = await self._ask_later()
         # In this order: what is not in doubt any more has an owner by the time that owners are asked for.
         rivals = await self._ledger.rivals(self._key, self._model)
         owners = await self._ledger.owners_of(task.task_id for task in testimony.seen)
-        owned_later = await self._ledger.owners_of(task.task_id for task in later)
+        owned_later = await self._ledger.owners_of(task.task_id for task in later.seen)
         due = [task for task in testimony.tasks or () if task.task_id not in owners]
-        late = [task for task in later if task.task_id not in owned_later]
+        late = [task for task in later.tasks or () if task.task_id not in owned_later]
         orphans = [*due, *late]
         confirmed = testimony.tasks is not None and await self._is_confirmed(testimony, owners)
         if testimony.tasks is not None:
-            self._evidence.append(f"{len(due)} of these tasks belong to nobody")
-            if late:
-                self._evidence.append(f"{len(late)} more were submitted later than expected, and may be it")
-            if not confirmed:
-                self._evidence.append("the list could not be confirmed: it shows no task that is known to be ours")
-        unexplained = self._unexplained_charges(testimony, owners)
+            self._describe(len(due), len(late), confirmed=confirmed)
+        # Each question may meet a database that fails, so what came later is confirmed by itself.
+        whole = confirmed and later.tasks is not None and (later is _NONE_LATER or self._knows_one(owned_later))
+        records = Records(
+            charges=testimony.logged,
+            tasks=(*(testimony.tasks or ()), *(later.tasks or ())) if whole else None,
+            owners={**owners, **owned_later},
+            model=self._model,
+            since=self._since,
+            until=max(self._due, self._latest),
+        )
+        verdict = judge(self._doubt, records, datetime.now(UTC))
+        self._evidence.append(f"charged: {verdict.charged}: {verdict.why}")
+        unexplained = self._unexplained_charges(testimony, records)
 
         accepted = None
-        if len(due) == 1 and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
-            if testimony.charges is None or any(_near(moment, due[0].submitted_at) for moment in unexplained):
-                accepted = await self._adopt(due[0], owner)
-            else:
-                self._evidence.append(f"this API key was not charged for {due[0].task_id}")
+        if len(due) == 1 and due[0].model and confirmed and self._is_all() and not self._may_be_theirs(due[0], rivals):
+            accepted = await self._adopt_if_charged(due[0], testimony, unexplained, owner)
         theirs = {rival.nonce: rival for task in orphans for rival in self._may_be_theirs(task, rivals)}
         if theirs:
             self._evidence.append(
@@ -155,11 +201,37 @@ class _Search:
         now = datetime.now(UTC)
         if now <= self._due or any(now < rival.over_at for rival in theirs.values()):
             self._wait(_SOON)
+        if accepted is None and verdict.charged is Paid.NO and whole and not orphans and resubmit is not Resubmit.NEVER:
+            return await self._not_charged(verdict, owner, said, resubmit)
+        if resubmit is not Resubmit.NEVER:
+            self._wait(verdict.wait)
         return Finding(
             accepted=accepted,
             candidates=tuple(orphan.task_id for orphan in orphans),
             evidence=(*said, *self._evidence),
             retry_after=None if accepted else min(self._waits, default=None),
+            charged=Paid.YES if accepted else verdict.charged,
+        )
+
+    async def _not_charged(self, verdict: Verdict, owner: str, said: Sequence[str], resubmit: Resubmit) -> Finding:
+        """Usage log and task list both show no charge: close it, where that is allowed now."""
+        done = await self._ledger.resubmissions(self._key)
+        accepted, clear = None, False
+        if done >= MOST_RESUBMISSIONS:
+            self._evidence.append(f"it was submitted again by itself {done} times already: a person must decide")
+        elif resubmit is Resubmit.NOW:
+            reason = f"not charged: {verdict.why}"
+            accepted = await self._ledger.settle(
+                self._key, self._doubt.slot, task_id=None, reason=reason, owner=owner, not_charged=True
+            )
+            clear, done = accepted is None, await self._ledger.resubmissions(self._key)
+        return Finding(
+            clear=clear,
+            accepted=accepted,
+            evidence=(*said, *self._evidence),
+            charged=verdict.charged,
+            resubmittable=not clear and accepted is None and done < MOST_RESUBMISSIONS,
+            resubmissions=done,
         )
 
     def _is_all(self) -> bool:
@@ -171,6 +243,22 @@ class _Search:
         response = self._doubt.response
         return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
 
+    def _describe(self, due: int, late: int, *, confirmed: bool) -> None:
+        self._evidence.append(f"{due} of these tasks belong to nobody")
+        if late:
+            self._evidence.append(f"{late} more were submitted later than expected, and may be it")
+        if not confirmed:
+            self._evidence.append("the list could not be confirmed: it shows no task that is known to be ours")
+
+    async def _adopt_if_charged(
+        self, orphan: OrphanCandidate, testimony: Testimony, unexplained: Sequence[Charge], owner: str
+    ) -> Accepted | None:
+        near = any(charge.at and _near(charge.at, orphan.submitted_at) for charge in unexplained)
+        if testimony.charges is None or near:
+            return await self._adopt(orphan, owner)
+        self._evidence.append(f"this API key was not charged for {orphan.task_id}")
+        return None
+
     async def _adopt(self, orphan: OrphanCandidate, owner: str) -> Accepted | None:
         reason = "reconciled: the only task of this model and time that nobody owns"
         try:
@@ -181,19 +269,18 @@ class _Search:
             self._evidence.append(str(error))
             return None
 
-    async def _later_tasks(self) -> tuple[OrphanCandidate, ...]:
+    async def _ask_later(self) -> Testimony:
         """What came later than it should have: for a person, who may know better than we do."""
-        until = min(datetime.now(UTC) + CLOCKS, self._doubt.intent.sent_at + LATEST_TASK)
-        if until <= self._due:
-            return ()
+        if self._latest <= self._due:
+            return _NONE_LATER
         # Asked for by itself: a list of a whole day may be too long, and that must not spoil the one that counts.
         since = self._due + timedelta(seconds=1)
-        testimony = await self._witnesses.ask(model=self._model, since=since, until=until, log=False)
+        testimony = await self._witnesses.ask(model=self._model, since=since, until=self._latest, log=False)
         if testimony.tasks is None:
             self._evidence += [f"later tasks: {note}" for note in testimony.notes]
-        return testimony.tasks or ()
+        return testimony
 
-    async def _is_confirmed(self, testimony: Testimony, owners: dict[str, str]) -> bool:
+    async def _is_confirmed(self, testimony: Testimony, owners: Mapping[str, TaskOwner]) -> bool:
         """Whether the list is this account's, and whole: stock answers a database error with an empty one.
 
         A task that the ledger knows shows in it; or, where none is due there, one shows in the same list asked without
@@ -214,20 +301,33 @@ class _Search:
             return False
         return self._knows_one(await self._ledger.owners_of(task.task_id for task in newest.seen))
 
-    def _knows_one(self, owners: dict[str, str]) -> bool:
+    def _knows_one(self, owners: Mapping[str, TaskOwner]) -> bool:
         """Whether one of these was paid by the account of the submission in doubt."""
         account = self._doubt.intent.account
-        return any(not account or paid_by == account for paid_by in owners.values())
+        return any(not account or owner.account == account for owner in owners.values())
 
-    def _unexplained_charges(self, testimony: Testimony, owners: Collection[str]) -> list[datetime]:
-        """When the key was charged for something that no generation owns; each task explains the nearest charge."""
-        charges = list(testimony.charged_at)
+    def _unexplained_charges(self, testimony: Testimony, records: Records) -> list[Charge]:
+        """What the key was charged that no generation owns, and that may be ours; else each task explains the nearest.
+
+        Where the log names requests as we know them, a charge of another request is not ours.
+        """
+        window = set(testimony.charged_at)
+        charges = [one for one in testimony.logged or () if one.at in window and one.model == self._model]
         for task in testimony.tasks or ():
-            near = [moment for moment in charges if _near(moment, task.submitted_at)]
-            if task.task_id in owners and near:
-                charges.remove(min(near, key=lambda moment: abs(moment - task.submitted_at)))
+            task_owner = records.owners.get(task.task_id)
+            request_id = task_owner.request_id if task_owner else None
+            named = [charge for charge in charges if request_id and charge.request_id == request_id]
+            near = [(abs(charge.at - task.submitted_at), place) for place, charge in enumerate(charges) if charge.at]
+            if task_owner and named:
+                charges.remove(named[0])
+            elif task_owner and near and min(near)[0] <= CLOCKS:
+                del charges[min(near)[1]]
+        response, account = self._doubt.response, self._doubt.intent.account
+        if response and response.request_id and names_requests(records, account):
+            charges = [one for one in charges if one.request_id in {None, response.request_id}]
         if charges:
-            times = ", ".join(f"{moment:%Y-%m-%d %H:%M:%S}" for moment in charges[:_MOST_CHARGES_SHOWN])
+            moments = sorted(charge.at for charge in charges if charge.at)
+            times = ", ".join(f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments[:_MOST_CHARGES_SHOWN])
             more = f" and {len(charges) - _MOST_CHARGES_SHOWN} more" if len(charges) > _MOST_CHARGES_SHOWN else ""
             self._evidence.append(f"no generation owns what was charged at (UTC): {times}{more}")
         return charges

@@ -24,12 +24,16 @@ def video_directory(key: str) -> str:
 
 
 async def save_record(store: Store, key: str, record: GatewayRecord) -> None:
-    """Keep a record.
+    """Keep a record; a link that it does not repeat is kept from the one before.
 
     Raises:
         StoreProblem: The store does not take it.
     """
-    await store.put(_path(key, record.task_id), record.to_json())
+    try:
+        before = await load_record(store, key, record.task_id)
+    except ValueError:  # not a record: this one takes its place
+        before = None
+    await store.put(_path(key, record.task_id), (record.completed_by(before) if before else record).to_json())
 
 
 async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | None:
@@ -37,6 +41,7 @@ async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | N
 
     Raises:
         StoreProblem: The store does not answer.
+        ValueError: What is kept there is not a record.
     """
     content = await store.get(_path(key, task_id))
     return None if content is None else GatewayRecord.from_json(content)
@@ -71,7 +76,8 @@ async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKi
         first_video_url=record.first_video_url if first_is_needed else None,
     )
     if without != record:
-        await save_record(store, key, without)
+        # Not `save_record`, which would keep them.
+        await store.put(_path(key, task_id), without.to_json())
 
 
 def _path(key: str, task_id: str) -> str:

@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     submit_concurrency: int = Field(
         4, ge=1, le=100, description="Submissions at once in one worker: a crash leaves at most this many in doubt."
     )
+    image_transfer: str = Field(
+        "auto",
+        pattern="^(auto|file|data_uri)$",
+        description="How images out of the store are sent: `file`, `data_uri`, or `auto`: as files and, once the "
+        "gateway has refused that (400 `invalid_media_input`, nothing charged), as data URIs.",
+    )
     delivery_window_hours: float = Field(
         24, gt=0, description="How long a delivery is tried again; links live about 24 hours."
     )
@@ -109,7 +115,13 @@ class Settings(BaseSettings):
     undecided: str = Field(
         "abandon",
         pattern="^(abandon|wait)$",
-        description="When nobody has decided by then: `abandon`, or `wait` on. Nothing is ever sent unasked.",
+        description="When nobody has decided by then: `abandon`, or `wait` on. Neither sends anything.",
+    )
+    resubmit_not_charged: bool = Field(
+        default=False,
+        description="Lets the worker submit again by itself, at most twice for a key, where usage log and task list "
+        "both show that a submission of unknown outcome was not charged. It pays without asking. Needs "
+        "`LONGTAKE_CONSOLE_TOKEN`.",
     )
     console_token: SecretStr | None = Field(
         None,
@@ -257,6 +269,11 @@ class Settings(BaseSettings):
         if settings.extend_url and not settings.extend_api_key and not settings.retries_at_the_gateway:
             # A key goes to the gateway's own origin only, ours as little as anybody's.
             problems.append(f"{PREFIX}EXTEND_API_KEY: is needed, because {PREFIX}EXTEND_URL is another gateway")
+        if settings.resubmit_not_charged and not (settings.console_token and settings.console_user):
+            problems.append(
+                f"{PREFIX}RESUBMIT_NOT_CHARGED: needs {PREFIX}CONSOLE_TOKEN and {PREFIX}CONSOLE_USER, because the task "
+                "list must confirm what the usage log shows"
+            )
         if settings.encryption_keys and importlib.util.find_spec("cryptography") is None:
             problems.append(
                 f"{PREFIX}ENCRYPTION_KEYS: needs the package `cryptography`: pip install 'longtake[encryption]'"

@@ -14,6 +14,7 @@ from longtake.models import Attention, DeliverOrder, DeliveryKind, DeliveryRecei
 from workflows import options
 from workflows.failures import cause_of
 from workflows.generation import Ending, Generation
+from workflows.watching import learn_cost
 
 EXTRA_CLIP_WINDOW = timedelta(minutes=10)
 """For the first 8 s beside a full video: wanted, but nobody waits a day for it."""
@@ -68,6 +69,8 @@ async def deliver(
         )
         raise Ending("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings
+    if not order.extension:
+        learn_cost(generation, receipt.quota, receipt.refunded)
     return receipt.video
 
 

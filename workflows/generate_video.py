@@ -35,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.delivering import deliver, deliver_first_as_well
     from workflows.generation import Ending, Generation
     from workflows.submitting import prepare, submit, submit_extension
-    from workflows.watching import Watch
+    from workflows.watching import Watch, look_for_refund
 
 
 _NOTHING = RawValue(Payload())
@@ -87,17 +87,19 @@ class GenerateVideoWorkflow:
         """Where this generation stands; works on finished ones too."""
         return self._generation.status()
 
-    @workflow.update(description="Look at the task now, for example because the key has been mended.")
+    @workflow.update(description="Ask the gateway now, for example because the key has been mended or topped up.")
     def resume(self) -> GenerationStatus:
-        """Look now instead of at the planned time."""
+        """Look, or submit what waits for the key, now instead of at the planned time."""
         self._generation.look_now = True
         return self._generation.status()
 
     @resume.validator
     def _check_resume(self) -> None:
-        if not self._generation.watched:
+        if not self._generation.watched and not self._generation.awaits_key:
             stage = self._generation.stage
-            raise ApplicationError(f"no task is looked at now: the stage is {stage}", type="NotWatched")
+            raise ApplicationError(
+                f"no task is looked at now, and none waits for the key: the stage is {stage}", type="NotWatched"
+            )
 
     @workflow.update(description='Decide what a person must decide, for example {"action": "accept"}.')
     def decide(self, decision: Decision) -> GenerationStatus:
@@ -147,16 +149,21 @@ class GenerateVideoWorkflow:
         ):  # else continued as new while it is being retried: that has problems of its own
             generation.last_problem = reason
         if video := await self._collect_extension():
-            return generation.result("full", video)
+            return await self._end_after_failed_extension("full", video)
         match await self._wish_after_failed_extension():
             case OnExtendFailed.FAIL:
+                await look_for_refund(generation)
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
                 raise Ending("ExtensionFailed", reason, generation.known(advice=advice))
             case OnExtendFailed.RETRY:
                 if video := await self._retry_extension():
-                    return generation.result("full", video)
+                    return await self._end_after_failed_extension("full", video)
         generation.last_problem = generation.last_problem or reason
-        return generation.result("fallback", clip)
+        return await self._end_after_failed_extension("fallback", clip)
+
+    async def _end_after_failed_extension(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
+        await look_for_refund(self._generation)
+        return self._generation.result(outcome, video)
 
     async def _wish_after_failed_extension(self) -> OnExtendFailed:
         generation = self._generation

@@ -18,6 +18,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationPolicy,
     GenerationStatus,
+    KeyProblem,
     Paid,
     Stage,
     StoredVideo,
@@ -47,9 +48,11 @@ NOT_CARRIED: Mapping[str, str] = {
     "clock": "carried as `stage` and `stage_since`",
     "paid": "a run continues as new only while it watches what is paid for",
     "watched": "the next run watches at once",
+    **dict.fromkeys(("awaits_key", "waiting_since"), "of a submission; it was made long before"),
     "next_look_at": "the next run plans the next look at once",
     **dict.fromkeys(
-        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence"), "of a question; none is open then"
+        ("offered", "asked_slot", "decide_by", "decision", "candidates", "evidence", "charged"),
+        "of a question; none is open then",
     ),
     **dict.fromkeys(("outcome", "video", "advice", "uncollected"), "of an end, and it has not ended"),
 }
@@ -91,6 +94,9 @@ class Generation:
         self.stage = Stage.PREPARING
         self.attention: Attention | None = None
         self.last_problem: str | None = None
+        self.key_problem: KeyProblem | None = None
+        self.awaits_key = False
+        self.waiting_since: datetime | None = None
         self.lost_since: datetime | None = None
         self.missing_since: datetime | None = None
         self.next_look_at: datetime | None = None
@@ -102,6 +108,7 @@ class Generation:
         self.asked_slot: int | None = None
         self.candidates: tuple[str, ...] = ()
         self.evidence: tuple[str, ...] = ()
+        self.charged: Paid | None = None
         self.outcome: str | None = None
         self.video: StoredVideo | None = None
         self.uncollected: UncollectedExtension | None = None
@@ -240,10 +247,11 @@ class Generation:
             key=self.key,
             stage=self.stage,
             attention=self.attention,
-            message=narration.message_for(self.stage, self.attention, self.offered),
-            advice=self.advice or narration.advice_for(self.attention, self.key, self.offered, self.asked_slot),
+            message=narration.message_for(self.stage, self.attention, self.offered, self.key_problem),
+            advice=self.advice or self._advice,
             outcome=self.outcome,
             paid=self.paid,
+            charged=self.charged,
             model=self.asked.model if self.asked else None,
             progress=record.progress if record else None,
             polls=self.polls,
@@ -262,10 +270,18 @@ class Generation:
             evidence=self.evidence,
             candidates=self.candidates,
             last_problem=self.last_problem,
+            key_problem=self.key_problem,
+            waiting_since=self.waiting_since if self.awaits_key else None,
             video=self.video,
             first_video=self.first_video,
             warnings=tuple(self.warnings),
         )
+
+    @property
+    def _advice(self) -> str:
+        if self.awaits_key and self.key_problem:
+            return narration.advice_awaiting_key(self.key_problem, self.key)
+        return narration.advice_for(self.attention, self.key, self.offered, self.asked_slot, self.key_problem)
 
     def known(self, details: FailureDetails | None = None, *, advice: str) -> FailureDetails:
         """Everything known about a paid generation that ends without what was asked for."""
@@ -279,6 +295,7 @@ class Generation:
                 "remix_id_extend": self.remix_id_extend,
                 "extension_task_id": self.extension and self.extension.task_id,
                 "quota": record and record.quota,
+                "refunded": record and record.refunded,
                 "gateway_code": record and record.error_code,
                 "gateway_message": record and record.error_message,
                 "request_id": self.task.request_id,
@@ -293,6 +310,7 @@ class Generation:
         self.last_problem, self.advice = ending.message, ending.details.advice
         if self.paid is not Paid.UNKNOWN:
             self.candidates = self.evidence = ()
+            self.charged = None
         self.enter(Stage.FAILED)
         benign = ending.kind in _BENIGN_KINDS
         logbook.log_failure(self, ending.kind, ending.details, benign=benign)
@@ -318,6 +336,7 @@ class Generation:
             self.last_problem = None
         if self.uncollected is None:
             self.candidates = self.evidence = ()
+            self.charged = None
         else:
             self.advice = (
                 "An extension was paid for again, or perhaps was, and is not delivered: start again with the same key "
@@ -340,6 +359,7 @@ class Generation:
                 "extension_task_id": self.extension and self.extension.task_id,
                 "uncollected": self.uncollected,
                 "quota": record.quota,
+                "refunded": record.refunded,
                 "polls": self.polls,
                 "warnings": tuple(self.warnings),
                 "extend_error_code": record.error_code if failed else None,

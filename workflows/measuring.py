@@ -10,6 +10,7 @@ from longtake.metrics import (
     LOOKS,
     PAID_SUBMISSIONS,
     QUOTA,
+    REFUNDED_QUOTA,
     STAGE_DURATION,
     VERDICTS,
     count,
@@ -71,10 +72,18 @@ def charged(
     *,
     extension: bool,
 ) -> None:
-    """A look may be the first to tell what a submission cost: failures do not repeat it."""
-    known = before is not None and before.task_id == record.task_id and before.quota is not None
-    if record.quota and not known and _paid_by_this_run(receipt, request, extension=extension):
-        count(workflow.metric_meter(), QUOTA, record.quota, task=_task(extension), model=request.model)
+    """A look may be the first to tell what a submission cost, or that it was given back.
+
+    A refund of what was never told is not counted either, so that the difference of both is what was spent.
+    """
+    if not _paid_by_this_run(receipt, request, extension=extension):
+        return
+    known = before.quota if before is not None and before.task_id == record.task_id else None
+    meter, labels = workflow.metric_meter(), {"task": _task(extension), "model": request.model}
+    if record.quota and known is None:
+        count(meter, QUOTA, record.quota, **labels)
+    elif known and record.refunded:
+        count(meter, REFUNDED_QUOTA, known, **labels)
 
 
 def _paid_by_this_run(receipt: SubmissionReceipt, request: GenerateVideoInput, *, extension: bool) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from longtake.display import code, command, prose
-from longtake.models import Attention, DecisionAction, GenerationStatus, Paid, Stage
+from longtake.models import Attention, DecisionAction, GenerationStatus, KeyProblem, Paid, Stage
 
 _STAGES = {
     Stage.PREPARING: "checking the request, the gateway and the store; nothing is paid yet",
@@ -49,6 +49,19 @@ _ATTENTION = {
     ),
 }
 
+_OUT_OF_QUOTA = (
+    "out of quota: the gateway's account, or the API key's share of it, is used up",
+    ("Top up the account, or give the API key a larger share of it; it goes on by itself, at once by {resume}."),
+)
+_AWAITING_KEY = {
+    KeyProblem.REFUSED: "Give the worker a working LONGTAKE_GATEWAY_API_KEY",
+    KeyProblem.OUT_OF_QUOTA: "Top up the gateway's account, or give the API key a larger share of it",
+}
+_UNTIL_THEN = (
+    "; it is submitted then by itself, at once by {resume}. The gateway has made nothing and is asked "
+    "every few minutes, by one for all that wait; {cancel} ends the waiting."
+)
+
 _DECISIONS = {
     DecisionAction.ACCEPT: ("accept", '{"action": "accept"}', "be content with the 8 s clip"),
     DecisionAction.RETRY: ("retry", '{"action": "retry"}', "pay for the extension again"),
@@ -80,20 +93,53 @@ _OTHERWISE = {
 _PAID = {Paid.NO: "no", Paid.YES: "yes", Paid.UNKNOWN: "**nobody knows**: a submission was sent and not answered"}
 
 
-def message_for(stage: Stage, attention: Attention | None, offered: Sequence[DecisionAction] = ()) -> str:
+_CHARGED = {
+    Paid.NO: "no, as far as the account's records show",
+    Paid.YES: "yes: the account's records show the charge",
+    Paid.UNKNOWN: "the account's records do not say",
+}
+"""What the account's records show of a submission in doubt; the evidence below says why."""
+
+
+def message_for(
+    stage: Stage,
+    attention: Attention | None,
+    offered: Sequence[DecisionAction] = (),
+    key_problem: KeyProblem | None = None,
+) -> str:
     """One sentence: what is going on."""
     if attention is Attention.NEEDS_DECISION and offered:
         return _QUESTIONS[offered[0]]
-    return _STAGES[stage] + (f"; {_ATTENTION[attention][0]}" if attention else "")
+    return _STAGES[stage] + (f"; {_why(attention, key_problem)[0]}" if attention else "")
 
 
 def advice_for(
-    attention: Attention | None, key: str, offered: Sequence[DecisionAction] = (), slot: int | None = None
+    attention: Attention | None,
+    key: str,
+    offered: Sequence[DecisionAction] = (),
+    slot: int | None = None,
+    key_problem: KeyProblem | None = None,
 ) -> str:
     """What a person can do now, with the command; empty where there is nothing to do."""
     if attention is Attention.NEEDS_DECISION:
         return "Decide: " + "; ".join(f"{_command(key, action, slot)} ({_DECISIONS[action][2]})" for action in offered)
-    return _ATTENTION[attention][1].format(resume=code(command("starter.py", "resume", key))) if attention else ""
+    return _filled(_why(attention, key_problem)[1], key) if attention else ""
+
+
+def advice_awaiting_key(key_problem: KeyProblem, key: str) -> str:
+    """The same for a submission that waits for the API key."""
+    return _filled(_AWAITING_KEY[key_problem] + _UNTIL_THEN, key)
+
+
+def _filled(advice: str, key: str) -> str:
+    commands = {word: code(command("starter.py", word, key)) for word in ("resume", "cancel")}
+    return advice.format(**commands)
+
+
+def _why(attention: Attention, key_problem: KeyProblem | None) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    out_of_quota = attention is Attention.NEEDS_KEY and key_problem is KeyProblem.OUT_OF_QUOTA
+    return _OUT_OF_QUOTA if out_of_quota else _ATTENTION[attention]
 
 
 def _command(key: str, action: DecisionAction, slot: int | None) -> str:
@@ -163,6 +209,8 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "model": status.model and code(status.model),
         "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
+        "waits since": in_words(status.waiting_since),
+        "charged": status.charged and _CHARGED[status.charged],
         "submitted": in_words(status.submitted_at),
         "looks so far": status.polls or None,
         "next look": status.next_look_at and f"{status.next_look_at:%H:%M:%S} UTC",

@@ -50,6 +50,25 @@ LOOK = Options(
     ),
 )
 
+REFUND = Options(
+    # As a look.
+    start_to_close_timeout=timedelta(seconds=90),
+    # The video is stored, and somebody waits for it: what it cost must not hold it up.
+    schedule_to_close_timeout=timedelta(seconds=90),
+    heartbeat_timeout=HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=2),
+)
+
+API_KEY = Options(
+    # The two free requests of a trial, 20 s each, and the other keys of the ring.
+    start_to_close_timeout=timedelta(seconds=90),
+    # All waiting generations together ask the gateway no oftener (`longtake.gateway.breaker`); a pause in between costs
+    # neither a slot nor an event of the history. There is no end: a caller who does not want to wait cancels.
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(minutes=5), backoff_coefficient=1, maximum_interval=timedelta(minutes=5)
+    ),
+)
+
 RECORD = Options(
     start_to_close_timeout=timedelta(seconds=30),
     # The id is safe in the workflow's own history; the ledger is the second place, so this ends some time. Whoever

@@ -1,7 +1,7 @@
 """What happens where nobody knows whether a submission was paid: the ledger, the witnesses, then a person."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -42,6 +42,8 @@ HEAR_WITNESSES_AGAIN = (
 )
 """How long a decision is waited for before the witnesses are heard once more, the last one again and again: most
 tasks appear within minutes, and one may appear late."""
+CONFIRM_NOT_CHARGED = timedelta(minutes=5)
+"""Between the first check that shows no charge and the one that is acted on: a charge that is written late is seen."""
 _SOONEST = timedelta(seconds=5)
 """Whatever a finding says, the witnesses are not heard more often."""
 _AT_ONCE = timedelta(minutes=1)
@@ -65,7 +67,10 @@ REFUSALS = frozenset({"InvalidRequest", "SubmissionRefused"})
 
 
 async def settle(generation: Generation, order: SubmitOrder, cause: Cause) -> SubmissionReceipt | None:
-    """Find out whether a submission that failed was paid, and never send it again unasked.
+    """Find out whether a submission that failed was paid.
+
+    It is sent again only if a person says so, or where an operator has allowed it and the account's records show twice
+    that it was not charged.
 
     Returns:
         The task, or None where nothing was made and it may be submitted again.
@@ -173,11 +178,16 @@ async def _ask(
     since = workflow.now()
     by = since + policy.decision_window
     pauses = _pauses()
+    not_charged_since: datetime | None = None
     while True:
-        finding = await _hear_witnesses(generation, order, doubt)
+        confirms = not_charged_since is not None and workflow.now() - not_charged_since >= CONFIRM_NOT_CHARGED
+        finding = await _hear_witnesses(generation, order, doubt, confirms_not_charged=confirms)
+        _tell_of_resubmissions(generation, finding.resubmissions)
         if not generation.is_decided and (finding.receipt or finding.clear):
             return _found(generation, order, finding.receipt)
+        not_charged_since = (not_charged_since or workflow.now()) if finding.resubmittable else None
         _mark_unknown(generation, order)
+        generation.charged = finding.charged
         generation.candidates, generation.evidence = finding.candidates, (*_sent(doubt), *finding.evidence)
         if not policy.decision_window:
             raise Ending("SubmissionOutcomeUnknown", message, details)
@@ -189,10 +199,7 @@ async def _ask(
             by=None if policy.wait_on_undecided else by,
             slot=doubt.slot,
         )
-        pause = next(pauses)
-        if finding.retry_after:
-            # Sooner where that is worthwhile, and yet more and more rarely: a history holds only so many steps.
-            pause = min(pause, max(finding.retry_after, _SOONEST, (workflow.now() - since) / 8))
+        pause = _shortened(next(pauses), finding, since)
         decision = await generation.decision(within=pause if policy.wait_on_undecided else min(pause, left))
         if decision is None:
             continue
@@ -210,10 +217,23 @@ async def _ask(
     raise Ending("Abandoned", f"abandoned while its outcome was unknown: {message}", details)
 
 
+def _tell_of_resubmissions(generation: Generation, count: int) -> None:
+    times = "once" if count == 1 else f"{count} times"
+    warning = f"submitted again by itself {times}: the account's records showed that it was not charged"
+    if count and warning not in generation.warnings:
+        generation.warnings.append(warning)
+
+
 def _pauses() -> Iterator[timedelta]:
     yield from HEAR_WITNESSES_AGAIN
     while True:
         yield HEAR_WITNESSES_AGAIN[-1]
+
+
+def _shortened(pause: timedelta, finding: Reconciliation, since: datetime) -> timedelta:
+    """Sooner where that is worthwhile, and yet more and more rarely: a history holds only so many steps."""
+    retry_after = CONFIRM_NOT_CHARGED if finding.resubmittable else finding.retry_after
+    return min(pause, max(retry_after, _SOONEST, (workflow.now() - since) / 8)) if retry_after else pause
 
 
 def _sent(doubt: FailureDetails) -> tuple[str, ...]:
@@ -239,10 +259,13 @@ def _found(generation: Generation, order: SubmitOrder, receipt: SubmissionReceip
     generation.offered = ()
     generation.asked_slot = None
     generation.candidates = generation.evidence = ()
+    generation.charged = None
     return receipt
 
 
-async def _hear_witnesses(generation: Generation, order: SubmitOrder, doubt: FailureDetails) -> Reconciliation:
+async def _hear_witnesses(
+    generation: Generation, order: SubmitOrder, doubt: FailureDetails, *, confirms_not_charged: bool
+) -> Reconciliation:
     try:
         return await workflow.execute_activity_method(
             SubmissionActivities.reconcile_submission,
@@ -255,6 +278,7 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, doubt: Fai
                 digest=_digest(order),
                 stage=generation.stage,
                 hide_words=bool(prompt_paths(order.request)),
+                confirms_not_charged=confirms_not_charged,
             ),
             summary="look for the submission's task in the ledger and among the account's",
             **options.reconciliation(generation.policy),
@@ -262,7 +286,8 @@ async def _hear_witnesses(generation: Generation, order: SubmitOrder, doubt: Fai
     except ActivityError as error:
         if is_cancelled_exception(error):
             raise
-        return Reconciliation(evidence=(f"the witnesses could not be heard: {cause_of(error).message}",))
+        evidence = (f"the witnesses could not be heard: {cause_of(error).message}",)
+        return Reconciliation(evidence=evidence, charged=Paid.UNKNOWN)
 
 
 async def _write_down(order: SubmitOrder, decision: Decision, slot: int | None) -> SubmissionReceipt | None:

@@ -20,6 +20,7 @@ from longtake.models import (
 )
 from longtake.temporal import SUBMISSION_TASK_QUEUE
 from workflows import measuring, options
+from workflows.awaiting_key import await_key, waits_for_key
 from workflows.failures import Cause, cause_of
 from workflows.generation import Ending, Generation
 from workflows.settling import REFUSALS, learn_what_was_paid, not_sent, outcome_unknown, settle
@@ -34,18 +35,25 @@ async def prepare(generation: Generation) -> None:
     """Find out everything that can be known to fail, before anything is paid."""
     generation.enter(Stage.PREPARING)
     order = _first_order(generation)
-    try:
-        async with _learning_what_was_paid(generation, order):
-            generation.policy = await workflow.execute_activity_method(
-                SubmissionActivities.prepare_generation,
-                PrepareOrder(key=generation.key, request=generation.request),
-                summary="check images, store and gateway; nothing is paid yet",
-                **options.PREPARE,
-            )
-    except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
-        raise await _unprepared(generation, order, cause_of(error)) from None
+    async with _learning_what_was_paid(generation, order):
+        trial: bool | None = False
+        while True:
+            try:
+                generation.policy = await workflow.execute_activity_method(
+                    SubmissionActivities.prepare_generation,
+                    PrepareOrder(key=generation.key, request=generation.request, trial=trial),
+                    summary="check images, store and gateway; nothing is paid yet",
+                    **options.PREPARE,
+                )
+                break
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                cause = cause_of(error)
+            trial = await await_key(generation, cause) if waits_for_key(generation, cause) else None
+            if trial is None:
+                raise await _unprepared(generation, order, cause)
+            generation.enter(Stage.PREPARING)
     if generation.policy.hide_prompts and not prompt_paths(generation.request) and not generation.request.task_id:
         generation.warnings.append(PROMPTS_SHOWN)
 
@@ -84,6 +92,7 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
         Ending: Refused, surely not sent in time, unknown for good, or abandoned.
     """
     receipt = None
+    trial: bool | None
     async with _learning_what_was_paid(generation, order):
         while receipt is None:
             generation.enter(Stage.SUBMITTING)
@@ -92,7 +101,15 @@ async def _pay(generation: Generation, order: SubmitOrder) -> SubmissionReceipt:
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
-                receipt = await settle(generation, order, cause_of(error))
+                cause = cause_of(error)
+                if (
+                    order.extension is None
+                    and waits_for_key(generation, cause)
+                    and (trial := await await_key(generation, cause)) is not None
+                ):
+                    order = order.model_copy(update={"trial": trial})
+                    continue
+                receipt = await settle(generation, order, cause)
         await _keep(generation, order, receipt)
     return receipt
 
@@ -156,6 +173,7 @@ async def _keep(generation: Generation, order: SubmitOrder, receipt: SubmissionR
     """A paid submission is ours from here on: shown at once, and in the ledger as soon as that takes it."""
     measuring.paid(receipt, order.request, extension=order.extension is not None)
     generation.own(receipt, extension=order.extension is not None)
+    generation.waiting_since = None
     if not receipt.recorded:
         await _to_its_end(_record(generation, order, receipt))
 

@@ -23,6 +23,40 @@ _EXTENDING_FROM = 50
 """Percent; the contract: 50 to 99 is the extension."""
 
 
+async def look_for_refund(generation: Generation) -> None:
+    """Ask once more what a failed extension cost, where the gateway had not given it back by the time it told of it.
+
+    It costs seconds, and whatever comes of it the generation ends as it would have.
+    """
+    record = generation.record
+    if record is None or record.refunded is not False:
+        return
+    generation.polls += 1
+    try:
+        told = await workflow.execute_activity_method(
+            PollingActivities.query_generation,
+            _order(generation, generation.task).model_copy(update={"clip_is_stored": True}),
+            summary=f"look {generation.polls}: was it refunded?",
+            **options.REFUND,
+        )
+    except ActivityError as error:
+        if is_cancelled_exception(error):
+            raise
+        measuring.looked(cause_of(error).type)
+        return
+    measuring.looked(told.state)
+    learn_cost(generation, told.quota, told.refunded)
+
+
+def learn_cost(generation: Generation, quota: int | None, refunded: bool | None) -> None:  # noqa: FBT001 - a fact, as it came
+    """Keep what the gateway tells of a task's cost after its verdict; what it no longer tells stays known."""
+    before = generation.record
+    if before is None or quota is None or (refunded is None and before.quota is not None):
+        return
+    generation.record = before.model_copy(update={"quota": quota, "refunded": refunded})
+    measuring.charged(generation.record, before, generation.task, generation.request, extension=False)
+
+
 class Watch:
     """The watch over one paid task: the first one, or that of a retried extension."""
 
@@ -98,15 +132,7 @@ class Watch:
         try:
             record = await workflow.execute_activity_method(
                 PollingActivities.query_generation,
-                LookOrder(
-                    key=generation.key,
-                    task_id=self._task.task_id,
-                    extension=self._extension,
-                    stage=generation.stage,
-                    hidden_prompts=prompt_paths(generation.request),
-                    gateway=self._task.gateway,
-                    account=self._task.account,
-                ),
+                _order(generation, self._task, extension=self._extension),
                 summary=f"look {generation.polls}",
                 **options.LOOK,
             )
@@ -130,7 +156,7 @@ class Watch:
             generation.last_problem = reason
         else:
             generation.lost_since = generation.last_problem = None
-        generation.missing_since = self._retry_after = None
+        generation.missing_since = generation.key_problem = self._retry_after = None
         before = generation.extension_record if self._extension else generation.record
         measuring.charged(record, before, self._task, generation.request, extension=self._extension)
         if self._extension:
@@ -141,7 +167,7 @@ class Watch:
 
     def _note_trouble(self, cause: Cause) -> None:
         generation = self._generation
-        generation.last_problem = cause.message
+        generation.last_problem, generation.key_problem = cause.message, cause.details.key_problem
         missing = cause.type == "TaskNotFound"
         generation.missing_since = (generation.missing_since or workflow.now()) if missing else None
         key_refused = cause.type == "KeyRefused"
@@ -221,6 +247,18 @@ class Watch:
     @property
     def _elapsed(self) -> timedelta:
         return workflow.now() - self._task.submitted_at
+
+
+def _order(generation: Generation, task: SubmissionReceipt, *, extension: bool = False) -> LookOrder:
+    return LookOrder(
+        key=generation.key,
+        task_id=task.task_id,
+        extension=extension,
+        stage=generation.stage,
+        hidden_prompts=prompt_paths(generation.request),
+        gateway=task.gateway,
+        account=task.account,
+    )
 
 
 def _with_ids_of(before: TaskRecord | None, record: TaskRecord) -> TaskRecord:

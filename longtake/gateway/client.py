@@ -38,6 +38,8 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    MediaRefused,
+    QuotaExhausted,
     RequestRefused,
     TaskNotFound,
 )
@@ -54,6 +56,9 @@ _MOST_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an 
 _MOST_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
 _USER_AGENT = "longtake"  # some firewalls refuse the default names of HTTP libraries
 _CHECK_URL = "is LONGTAKE_GATEWAY_URL right?"
+_TOP_UP = "top up the gateway's account, or give the key a larger share of it"
+QUOTA_CODES = frozenset({"insufficient_user_quota", "pre_consume_token_quota_failed"})
+"""What the gateway says where the key is good and the account, or the key's share of it, is used up (field notes)."""
 
 
 class SendHookDidNotFire(RuntimeError):
@@ -162,17 +167,12 @@ PAID_TABLE: tuple[PaidRow, ...] = (
         advice="set it in HTTPS_PROXY",
     ),
     # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
-    PaidRow(
-        "the account has no quota left",
-        KeyRefused,
-        range(400, 500),
-        frozenset({"insufficient_user_quota"}),
-        advice="top up the gateway's account",
-    ),
+    PaidRow("out of quota", QuotaExhausted, range(400, 500), QUOTA_CODES, advice=_TOP_UP),
+    PaidRow("out of quota", QuotaExhausted, frozenset({402}), advice=_TOP_UP),
     PaidRow(
         "the key was refused",
         KeyRefused,
-        frozenset({401, 402, 403}),
+        frozenset({401, 403}),
         advice="the key is wrong, disabled, expired or exhausted: check LONGTAKE_GATEWAY_API_KEY and its quota",
     ),
     PaidRow("too many requests", GatewayBusy, frozenset({429})),
@@ -187,6 +187,13 @@ PAID_TABLE: tuple[PaidRow, ...] = (
     PaidRow("no such route", RequestRefused, frozenset({404, 405}), advice=_CHECK_URL),
     # A time-out is ambiguous under a 4xx number too: 408 may be the upstream's, handed on; 499 is nginx's own.
     PaidRow("a time-out", AnswerLost, frozenset({408, 499})),
+    PaidRow(
+        "images in this form were refused",
+        MediaRefused,
+        frozenset({400}),
+        frozenset({"invalid_media_input"}),
+        advice="see LONGTAKE_IMAGE_TRANSFER",
+    ),
     PaidRow("the request was refused", RequestRefused, range(400, 500)),
     # Unknown: 5xx that are not above, other redirects, numbers outside HTTP. `get_channel_failed` too: in stock it
     # follows a first try that failed, and hides what became of that (field notes).
@@ -487,7 +494,9 @@ class GatewayClient:
             return None
         facts = wire.read_error(status, headers, answer.body, secrets=self._keys)
         means: type[GatewayError]
-        if status in {401, 402, 403}:
+        if status == 402 or (status < 500 and facts.code in QUOTA_CODES):  # noqa: PLR2004 - payment required; HTTP's own errors
+            means, says, advice = QuotaExhausted, "out of quota", _TOP_UP
+        elif status in {401, 403}:
             which = f"key {place + 1} of {len(self._keys)}" if len(self._keys) > 1 else "the key"
             means, says, advice = KeyRefused, f"{which} was refused", "check LONGTAKE_GATEWAY_API_KEY and its quota"
         elif of_a_task and (status == 404 or (status == 400 and facts.code in wire.NOT_FOUND_CODES)):  # noqa: PLR2004 - HTTP

@@ -4,7 +4,9 @@
     ├── GatewayUnreachable    nothing was sent: DNS, connect, TLS, pool, proxy; Cloudflare 521, 522, 523, 525, 526
     ├── GatewayBusy           answered, nothing was made, later is fine: 429, 503 "no channel", documented 500s
     ├── RequestRefused        answered, nothing was made, and the same request never will be: 400, 413, 415, 422
-    │   └── KeyRefused        the key or its quota: 401, 402, 403; an operator must clear it
+    │   ├── MediaRefused      images in this form: 400 `invalid_media_input`; another form may be taken
+    │   └── KeyRefused        the key: 401, 403; an operator must clear it
+    │       └── QuotaExhausted   the key is good, and it or its account has no quota left: 402, 403; top up
     ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
     ├── TaskNotVisible        the same, asked with a key that is not known to be of the account that paid
     ├── WrongGateway          not asked: the task lives at another gateway than this worker's
@@ -62,8 +64,22 @@ class RequestRefused(GatewayError):
     """The gateway made nothing, and never will for this request."""
 
 
+class MediaRefused(RequestRefused):
+    """The gateway made nothing: the channel does not take images in the form that they were sent in."""
+
+
 class KeyRefused(RequestRefused):
-    """The key is wrong, disabled, expired or exhausted, or the account has no quota left."""
+    """The key is wrong, disabled, expired or exhausted; or, as `QuotaExhausted`, there is no quota left.
+
+    Attributes:
+        remembered: Whether the gateway said so earlier and was not asked this time (`longtake.gateway.breaker`).
+    """
+
+    remembered = False
+
+
+class QuotaExhausted(KeyRefused):
+    """The key is good, and it or its account has no quota left for what was asked: top up."""
 
 
 class TaskNotFound(GatewayError):

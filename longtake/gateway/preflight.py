@@ -3,7 +3,7 @@
 import time
 
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused, TaskNotFound
+from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused, QuotaExhausted, TaskNotFound
 
 GOOD_FOR_SECONDS = 300.0
 """How long a good answer is believed. Field notes: at most 20 calls of such routes in 20 minutes."""
@@ -21,11 +21,18 @@ class Preflight:
         self._gateway = gateway
         self._good_until = 0.0
 
-    async def check(self) -> None:
+    def forget(self) -> None:
+        """Believe the last good answer no more: something else has been refused since."""
+        self._good_until = 0.0
+
+    async def check(self) -> bool:
         """Ask for the list of models, which is free.
 
         The route is optional: where an operator has closed it, the one that every gateway has is asked for a task that
         does not exist. Where a route fails by itself, nothing is concluded.
+
+        Returns:
+            Whether the gateway has just said that it takes the key; False where it was not asked, or did not say.
 
         Raises:
             GatewayUnreachable: Nothing answers there.
@@ -33,20 +40,21 @@ class Preflight:
             AnswerUnreadable: What answers there is no gateway, but for example a web page.
         """
         if time.monotonic() < self._good_until:
-            return
+            return False
         try:
             await self._gateway.list_models()
         except KeyRefused as error:
-            if error.status in _ROUTE_CLOSED:
-                return
+            if error.status in _ROUTE_CLOSED and not isinstance(error, QuotaExhausted):
+                return False
             raise
         except AnswerUnreadable as error:
             if error.status == _SUCCESS:
                 raise
             await self.ask_for_a_task()
         except (AnswerLost, GatewayBusy):
-            return
+            return False
         self._good_until = time.monotonic() + GOOD_FOR_SECONDS
+        return True
 
     async def ask_for_a_task(self) -> None:
         """Ask for one that does not exist: a gateway says so in its own words.

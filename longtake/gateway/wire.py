@@ -8,6 +8,8 @@ field notes (S1 to S7) is such a chain, so there is one reader and no case for e
 - what the gateway knows (money, times, the reason) is taken from the outside in, what the middleware knows (links,
   ids, progress, the error) from the inside out;
 - only `extend_failed` and `generate_failed` as `error.code` are verdicts; any other failure is "gateway lost";
+- a link to the gateway's own content route of the task is no address of the file: some gateways write it over each link
+  of a flat record, with the host of an operator's setting (field notes). Where that route is, the client knows better;
 - a status that nobody knows means "still running".
 
 Nothing but the errors named in each docstring leaves this module, whatever the JSON. Strings come out as valid
@@ -19,12 +21,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from html import escape
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,6 +62,7 @@ _DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
 _FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
 _SAYS_NOTHING = frozenset({"", "UNKNOWN"})
 _VERDICTS = {"extend_failed": TaskState.EXTEND_FAILED, "generate_failed": TaskState.GENERATE_FAILED}
+_FAILURES = frozenset({TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED, TaskState.LOST})
 NOT_FOUND_CODES = frozenset({"task_not_exist", "task_not_found"})
 # With one of these an object without a status is still a task; without any it is somebody else's answer.
 _TASK_FIELDS = frozenset({"task_id", "progress", "remix_id", "video_url", "fail_reason"})
@@ -101,6 +104,29 @@ class GatewayRecord:
     """The first 8 s of a completed video."""
     result_url: str | None = field(default=None, repr=False)
     """What the envelope calls the download address; only when completed. It may not work: it holds another id."""
+    content_route: bool = False
+    """Whether the gateway's own content route stands where the link to the video should: `video_url` is then None."""
+
+    @property
+    def refunded(self) -> bool | None:
+        """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed.
+
+        A failure's quota is 0 once it is refunded (field notes).
+        """
+        return self.quota == 0 if self.state in _FAILURES and self.quota is not None else None
+
+    def completed_by(self, other: "GatewayRecord") -> "GatewayRecord":
+        """This answer, with what another one about the same task tells and this one does not.
+
+        What it cost and where the video lies depends on the state, so it is taken from an answer of the same state.
+        """
+        names = ["remix_id", "remix_id_extend", "upstream_task_id", "model", "first_video_url"]
+        if self.state is other.state or {self.state, other.state} <= _FAILURES:
+            names.append("quota")
+        if self.state is other.state:
+            names += ["video_url", "result_url", "submitted_at", "started_at", "updated_at", "finished_at"]
+        told: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
+        return replace(self, content_route=self.content_route or other.content_route, **told)
 
     @property
     def own_task_id(self) -> str:
@@ -132,6 +158,7 @@ class GatewayRecord:
             upstream_task_id=self.upstream_task_id,
             model=self.model,
             quota=self.quota,
+            refunded=self.refunded,
             error_code=self.error_code,
             error_message=self.error_message,
             submitted_at=self.submitted_at,
@@ -215,20 +242,28 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
             or _first(inside_out, _reason, "message")
         )
 
-    result_url = _first(outside_in, _link, "result_url", "fail_reason") if state is TaskState.COMPLETED else None
-    upstream_id = _first(inside_out, _id, "id")
+    def is_content_route(link: str | None) -> bool:
+        return link is not None and _is_content_route(link, asked_for)
+
+    def own_link(value: object) -> str | None:
+        link = _link(value)
+        return None if is_content_route(link) else link
+
+    result_url = _first(outside_in, own_link, "result_url", "fail_reason") if state is TaskState.COMPLETED else None
+    written = [_link(layer.get(name)) for layer in layers for name in ("video_url", "url")]
+    answered, upstream_id = _ids(layers, asked_for)
     properties = _first(outside_in, read_object, "properties") or {}
     return GatewayRecord(
         task_id=asked_for,
         state=state,
         gateway_status=_first(outside_in, _short, "status") or "",
         inner_status=_first(inside_out, _short, "status") or "",
-        answered_task_id=_first(outside_in, _id, "task_id"),
+        answered_task_id=answered,
         answered_ids=tuple(filter(None, (_id(layer.get(name)) for layer in layers for name in ("task_id", "id")))),
         progress=_first(inside_out, _progress, "progress"),
         remix_id=_first(inside_out, _id, "remix_id"),
         remix_id_extend=_first(inside_out, _id, "remix_id_extend"),
-        upstream_task_id=upstream_id if upstream_id != asked_for else None,
+        upstream_task_id=upstream_id,
         model=_first(inside_out, _short, "model") or _short(properties.get("origin_model_name")),
         quota=_first(outside_in, read_count, "quota"),
         error_code=code,
@@ -238,9 +273,10 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         updated_at=_first(outside_in, read_time, "updated_at"),
         finished_at=_first(outside_in, read_time, "finish_time", "completed_at"),
         request_id=request_id,
-        video_url=_first(inside_out, _link, "video_url", "url"),
-        first_video_url=_first(inside_out, _link, "first_video_url"),
+        video_url=_first(inside_out, own_link, "video_url", "url"),
+        first_video_url=_first(inside_out, own_link, "first_video_url"),
         result_url=result_url,
+        content_route=any(map(is_content_route, written)),
     )
 
 
@@ -622,6 +658,28 @@ def _link(value: object) -> str | None:
     except ValueError:
         return None
     return text if is_link else None
+
+
+def _ids(layers: list[_Json], asked_for: str) -> tuple[str | None, str | None]:
+    """Which task an answer is about, and the middleware's own id of it.
+
+    In an envelope `task_id` is the gateway's id and the record's `id` the middleware's; in a flat record of some
+    gateways `id` is the gateway's and `task_id` the middleware's (field notes).
+    """
+    found = [(_id(layer.get("id")), _id(layer.get("task_id"))) for layer in layers]
+    named = ((own if own == asked_for else task) for own, task in found if task is not None)
+    upstream = ((task if own == asked_for else own) for own, task in reversed(found) if own is not None)
+    answered, upstream_id = next(named, None), next(upstream, None)
+    return answered, upstream_id if upstream_id != asked_for else None
+
+
+def _is_content_route(link: str, task_id: str) -> bool:
+    """Whether it is the gateway's own download route of this task, whatever host and folder it names.
+
+    One with a query may be signed, and so a place of its own.
+    """
+    parts = urlsplit(link)
+    return not parts.query and unquote(parts.path).endswith(f"/v1/videos/{task_id}/content")
 
 
 def _reason(value: object) -> str | None:

@@ -70,6 +70,7 @@ class OrphanCandidate(_Statement):
     submitted_at: datetime
     """By the gateway's clock, in whole seconds; stock writes the moment after its upstream had accepted."""
     model: str
+    """Empty where the list does not say: it may be any."""
     status: str = ""
     """As the gateway writes it."""
     quota: int | None = None
@@ -82,17 +83,32 @@ class SeenTask(_Statement):
     submitted_at: datetime | None
 
 
+class Charge(_Statement):
+    """One charge of the usage log."""
+
+    at: datetime | None
+    """By the gateway's clock; None where it cannot be read."""
+    model: str
+    """Empty where it cannot be read."""
+    request_id: str | None = None
+    """The `X-Oneapi-Request-Id` of the POST that was charged, where the log names it."""
+
+
 class Testimony(_Statement):
     """What the witnesses say."""
 
     tasks: tuple[OrphanCandidate, ...] | None = None
-    """All tasks of the model that were submitted in the window, the oldest first; None where the list was not heard."""
+    """All tasks of the model, or of none that the list names, that were submitted in the window, the oldest first; None
+    where the list was not heard."""
     seen: tuple[SeenTask, ...] = ()
     """All tasks that the list showed, of any model: some of them should be known."""
     charges: int | None = None
     """How often the key was charged for the model in the window; None where the log was not heard."""
     charged_at: tuple[datetime, ...] = ()
     """When, by the gateway's clock, the oldest first."""
+    logged: tuple[Charge, ...] | None = None
+    """All charges that the log shows, of any model and time; None where the log was not heard. It reaches back to the
+    window's beginning at least, and goes on to the present."""
     refunds: int | None = None
     """How often it got that back in the window (a refund comes when a task fails)."""
     notes: tuple[str, ...] = ()
@@ -219,16 +235,19 @@ class Witnesses:
         tasks: tuple[OrphanCandidate, ...] | None = None
         seen: tuple[SeenTask, ...] = ()
         charged_at: tuple[datetime, ...] | None = None
+        logged: tuple[Charge, ...] | None = None
         refunds: int | None = None
         try:
             tasks, seen = await self._ask_tasks(window)
-            notes.append(f"{_TASKS} answered: {len(tasks)} of this model at that time")
+            unknown = sum(not task.model for task in tasks)
+            more = f", and {unknown} of a model that it does not name" if unknown else ""
+            notes.append(f"{_TASKS} answered: {len(tasks) - unknown} of this model at that time{more}")
         except _Unheard as unheard:
             notes.append(f"{_TASKS} {unheard}")
             waits += [unheard.retry_after] if unheard.retry_after else []
         try:
             if log:
-                charged_at, refunds = await self._ask_log(window)
+                charged_at, refunds, logged = await self._ask_log(window)
                 said = f"{len(charged_at)} charges and {refunds} refunds of this model at that time"
                 notes.append(f"{_LOG} answered: {said}")
         except _Unheard as unheard:
@@ -239,6 +258,7 @@ class Witnesses:
             seen=seen,
             charges=None if charged_at is None else len(charged_at),
             charged_at=charged_at or (),
+            logged=logged,
             refunds=refunds,
             notes=tuple(notes),
             retry_after=min(waits, default=None),
@@ -291,13 +311,13 @@ class Witnesses:
             raise _Unheard("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
         return await self._get(_TASKS, TASKS_PATH, self._console, params)
 
-    async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int]:
+    async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int, tuple[Charge, ...]]:
         headers = {"Authorization": f"Bearer {self._api_key}"}
         rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
         moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
         if len(rows) >= _SHORTEST_CUT_LOG and (not moments or min(moments) >= window.since):
             raise _Unheard(f"shows only its last {len(rows)} rows, and they do not reach back to that time")
-        return window.moments(rows, _CHARGE), len(window.moments(rows, _REFUND))
+        return window.moments(rows, _CHARGE), len(window.moments(rows, _REFUND)), _charges(rows)
 
     async def _get(
         self, witness: str, path: str, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
@@ -412,10 +432,10 @@ class _Window:
         moment = record.submitted_at
         if (model is not None and model != self.model) or (moment is not None and not self.holds(moment)):
             return None
-        if model is None or moment is None or task_id is None:
-            raise _Unheard("holds a task of that time whose id, model or time cannot be read")
+        if moment is None or task_id is None:
+            raise _Unheard("holds a task of that time whose id or time cannot be read")
         return OrphanCandidate(
-            task_id=task_id, submitted_at=moment, model=model, status=record.gateway_status, quota=record.quota
+            task_id=task_id, submitted_at=moment, model=model or "", status=record.gateway_status, quota=record.quota
         )
 
     def moments(self, rows: list[Any], kind: int) -> tuple[datetime, ...]:
@@ -432,12 +452,32 @@ class _Window:
                 continue
             if isinstance(model, str) and model.strip() not in {"", self.model}:
                 continue
-            if not _SETTLES.isdisjoint(read_object(_field(row, "other")) or {}):
+            if _settles_another(row):
                 continue
             if its_kind is None or moment is None or not isinstance(model, str) or not model.strip():
                 raise _Unheard("holds a row of that time that cannot be read")
             moments.append(moment)
         return tuple(sorted(moments))
+
+
+def _charges(rows: list[Any]) -> tuple[Charge, ...]:
+    """All charges of the log, and what may be one."""
+    found: list[Charge] = []
+    for row in rows:
+        if read_count(_field(row, "type")) not in {None, _CHARGE} or _settles_another(row):
+            continue
+        model, request_id = _text(row, "model_name"), _text(row, "request_id")
+        found.append(Charge(at=read_time(_field(row, "created_at")), model=model, request_id=request_id or None))
+    return tuple(found)
+
+
+def _settles_another(row: object) -> bool:
+    return not _SETTLES.isdisjoint(read_object(_field(row, "other")) or {})
+
+
+def _text(row: object, name: str) -> str:
+    value = _field(row, name)
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _task_id(row: object) -> str | None:

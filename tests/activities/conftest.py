@@ -23,6 +23,7 @@ from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy
 from longtake.storage import Store
 from simulator import Simulator, SimulatorSettings, serve
+from simulator.personalities import DOCUMENT
 
 API_KEY = "the-key-that-pays"
 POLICY = GenerationPolicy(stalled_after=timedelta(minutes=7))
@@ -44,9 +45,23 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def sim(tmp_path: Path, clips: Path) -> AsyncIterator[Simulator]:
+def like() -> str:
+    """Which gateway the simulator is like."""
+    return DOCUMENT
+
+
+@pytest.fixture
+def server_address() -> str:
+    """Where a gateway that rewrites links believes to be reached: stock's default."""
+    return "http://localhost:3000"
+
+
+@pytest.fixture
+async def sim(tmp_path: Path, clips: Path, like: str, server_address: str) -> AsyncIterator[Simulator]:
     # Every generation has ended by the first look; delays are real seconds.
-    settings = SimulatorSettings(tmp_path / "simulator", API_KEY, cache_dir=clips, seconds=1e-6)
+    settings = SimulatorSettings(
+        tmp_path / "simulator", API_KEY, cache_dir=clips, seconds=1e-6, like=like, server_address=server_address
+    )
     async with serve(settings) as simulator:
         yield simulator
 

@@ -196,7 +196,7 @@ async def test_what_is_not_a_whole_video_is_never_delivered(
 
 
 async def test_a_fault_that_passes_is_delivered_by_the_next_attempt(worker: Worker, order_for: OrderFor) -> None:
-    order = await order_for("html_file,downloads=3")  # the link, the fresh one, and the content route
+    order = await order_for("html_file,downloads=4")  # the link, a fresh one of each route, and the content route
     assert (await failure_of(deliver(worker, order))).type == "DeliveryFailed"
     assert (await deliver(worker, order)).video.duration_seconds == pytest.approx(15, abs=0.1)
 

@@ -20,6 +20,8 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    MediaRefused,
+    QuotaExhausted,
     RequestRefused,
     TaskNotFound,
     TaskNotVisible,
@@ -44,6 +46,7 @@ from longtake.storage import StoreProblem
 from tests.activities.failing import read
 
 PREPARE, SUBMIT, SETTLE, LOOK, DELIVER = Step.PREPARE, Step.SUBMIT, Step.SETTLE, Step.LOOK, Step.DELIVER
+AWAIT_KEY = Step.AWAIT_KEY
 NO, YES, UNKNOWN = Paid.NO, Paid.YES, Paid.UNKNOWN
 SENT_AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 PATIENCE = timedelta(seconds=9)
@@ -57,6 +60,7 @@ IN_DOUBT = SubmissionInDoubt("an earlier attempt may still be sending", timedelt
 UNSURE = OutcomeUnknown("AnswerLost: reset", slot=2, sent_at=SENT_AT, cause=AnswerLost("reset", status=502))
 GONE = DownloadFailed(DeliveryKind.FULL, [("the link", "answered 403")], gone=True)
 LATER = DownloadFailed(DeliveryKind.FULL, [("the link", "answered 502")], gone=False)
+EMPTY = QuotaExhausted("out of quota", status=403, code="insufficient_user_quota")
 DEFECT = ZeroDivisionError("division by zero")
 
 
@@ -79,9 +83,19 @@ TABLE = [
     Row(KeyReused("used"), SUBMIT, "InvalidRequest", False, NO, None, True),
     Row(KeyReused("used"), SETTLE, "InvalidRequest", False, NO, None, True),
     Row(RequestRefused("no", status=422), SUBMIT, "SubmissionRefused", False, NO, None, True),
+    Row(MediaRefused("no files", status=400), SUBMIT, "SubmissionRefused", False, NO, None, True),
     # What an operator must mend before anything is paid.
     Row(KeyRefused("401", status=401), PREPARE, "SubmissionRefused", False, NO),
     Row(KeyRefused("401", status=401), SUBMIT, "SubmissionRefused", False, NO),
+    Row(EMPTY, PREPARE, "SubmissionRefused", False, NO),
+    Row(EMPTY, SUBMIT, "SubmissionRefused", False, NO),
+    # Waited for, without an end.
+    Row(EMPTY, AWAIT_KEY, "KeyRefused", True, NO, None, True),
+    Row(KeyRefused("401", status=401), AWAIT_KEY, "KeyRefused", True, NO, None, True),
+    Row(GatewayUnreachable("refused"), AWAIT_KEY, "GatewayTrouble", True, NO),
+    Row(AnswerUnreadable("an HTML page", status=200), AWAIT_KEY, "GatewayTrouble", True, NO),
+    Row(GatewayBusy("wait", retry_after=PATIENCE), AWAIT_KEY, "GatewayTrouble", True, NO, PATIENCE),
+    Row(DEFECT, AWAIT_KEY, "Defect", True, UNKNOWN),
     Row(AnswerUnreadable("an HTML page", status=200), PREPARE, "NotAGateway", False, NO),
     Row(HOPELESS, PREPARE, "StoreRefused", False, NO),
     Row(HOPELESS, SUBMIT, "StoreRefused", False, NO),
@@ -124,6 +138,7 @@ TABLE = [
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
     # Asking costs nothing; what passes is tried again, and the rest is the next look's business.
     Row(KeyRefused("401", status=401), LOOK, "KeyRefused", False, YES),
+    Row(EMPTY, LOOK, "KeyRefused", False, YES),
     Row(TaskNotFound("not there", status=400), LOOK, "TaskNotFound", False, YES),
     Row(AnswerUnreadable("an HTML page"), LOOK, "AnswerUnreadable", False, YES),
     Row(GatewayUnreachable("refused"), LOOK, "GatewayTrouble", True, YES),
@@ -178,15 +193,17 @@ def _raised_by_longtake() -> set[type[Exception]]:
 # Where each error can come up, by what the activities call.
 APPEARS = {
     GatewayError: set(),  # never raised itself
-    GatewayUnreachable: {PREPARE, SUBMIT, LOOK},
+    GatewayUnreachable: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
     GatewayBusy: {PREPARE, SUBMIT, LOOK},
     RequestRefused: {SUBMIT, LOOK},
-    KeyRefused: {PREPARE, SUBMIT, LOOK},
+    MediaRefused: {SUBMIT},
+    KeyRefused: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
+    QuotaExhausted: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
     TaskNotFound: {LOOK, SETTLE},
     WrongGateway: {LOOK, DELIVER},
     TaskNotVisible: {LOOK, DELIVER},
     AnswerLost: {LOOK},
-    AnswerUnreadable: {PREPARE, LOOK},
+    AnswerUnreadable: {PREPARE, AWAIT_KEY, LOOK},
     LedgerError: set(),  # never raised itself
     LedgerUnavailable: {SUBMIT, SETTLE},
     WrongLedger: {PREPARE, SUBMIT, SETTLE},
@@ -274,6 +291,6 @@ def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
     """The workflow hands `paid: no` to callers, who then may take a new key."""
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {
-        InvalidRequest, ImageProblem, KeyReused, KeyRefused, RequestRefused,
+        InvalidRequest, ImageProblem, KeyReused, KeyRefused, QuotaExhausted, RequestRefused,
         GatewayUnreachable, GatewayBusy, SendSuspended, StoreProblem, SubmissionClosed,
     }  # fmt: skip

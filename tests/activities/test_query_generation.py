@@ -99,9 +99,12 @@ async def test_a_lost_task_that_the_second_path_knows_better(
     assert paths == [f"/v1/videos/{order.task_id}", f"/v1/video/generations/{order.task_id}"]
 
 
-async def test_only_a_lost_task_is_asked_for_twice(worker: Worker, sim: Simulator, order_for: OrderFor) -> None:
-    await look(worker, await order_for("generate_failed"))
-    assert len([entry for entry in sim.ledger.entries if entry["kind"] == "query"]) == 1
+@pytest.mark.parametrize(("tag", "queries"), [("never_finishes", 1), ("generate_failed", 2), ("ok", 2)])
+async def test_the_other_route_is_asked_once_the_task_has_ended(
+    worker: Worker, sim: Simulator, order_for: OrderFor, tag: str, queries: int
+) -> None:
+    await look(worker, await order_for(tag))
+    assert len([entry for entry in sim.ledger.entries if entry["kind"] == "query"]) == queries
 
 
 TROUBLE = [

@@ -25,10 +25,10 @@ from cli import check_parts, check_temporal, doctor
 from cli.check_parts import judge_clock
 from cli.codec_server import application
 from cli.findings import Finding, Level, Site, ok
+from longtake.charges import CLOCKS
 from longtake.keyring import KeyRing, new_key, parse_keys
 from longtake.ledger import SubmissionLedger
 from longtake.metrics import WORKER_CLOCK_SKEW
-from longtake.reconciliation import CLOCKS
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store
 from simulator import SimulatorSettings, serve

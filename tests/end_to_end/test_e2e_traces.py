@@ -64,8 +64,9 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     client: Starter, site: Site, collector: Collector, simulator: SimulatorProcess
 ) -> None:
     await site.start()
-    # Two links are refused and `/content` leads to the CDN: the gateway is asked, and left, in every way.
-    prompt = f"traced {MARK} [sim:link_403,links=2,content_redirect,seconds=240,label=traced]"
+    # The links of both routes are refused, twice, and `/content` leads to the CDN: the gateway is asked, and left, in
+    # every way.
+    prompt = f"traced {MARK} [sim:link_403,links=4,content_redirect,seconds=240,label=traced]"
     generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
     await eventually(lambda: [span for span in collector.spans if is_look(span)], "a look", unless=[generate])
     await site.worker.kill()
@@ -120,7 +121,7 @@ async def test_the_gateway_is_told_nothing_unless_a_setting_says_so(
     site = Site(tmp_path, distributed | otlp(collector))
     try:
         await site.start()
-        prompt = f"untold {MARK} [sim:link_403,links=2,content_redirect,seconds=30,label=untold]"
+        prompt = f"untold {MARK} [sim:link_403,links=4,content_redirect,seconds=30,label=untold]"
         ended = await client.but(**site.env)("generate", *flags(prompt), "--key", "untold")
         assert ended.code == 0, ended
     finally:

@@ -9,7 +9,7 @@ from unittest import mock
 
 from longtake import ledger as ledger_module
 from longtake.gateway.errors import GatewayError
-from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, _Attempt, _path
+from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import LONGEST_EXCHANGE
 
@@ -45,8 +45,10 @@ class ClaimsAfterwards(SubmissionLedger):
 
 
 class AdoptsWhatIsOwned(SubmissionLedger):
-    async def _claim(self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False) -> None:
-        await super()._claim(key, task_id, nonce, account)
+    async def _claim(
+        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: Any
+    ) -> None:
+        await super()._claim(key, task_id, nonce, account, **known)
 
 
 class HeedsNoFence(SubmissionLedger):
@@ -74,7 +76,7 @@ class SeesNoRivals(SubmissionLedger):
 
 
 class SeesNoOwners(AdoptsWhatIsOwned):
-    async def owners_of(self, task_ids: Any) -> dict[str, str]:
+    async def owners_of(self, task_ids: Any) -> dict[str, TaskOwner]:
         return {task_id: found for task_id, found in (await super().owners_of(task_ids)).items() if "known" in task_id}
 
 
@@ -92,7 +94,8 @@ async def _closes_whose_ever_it_is(self: _Attempt, reason: str) -> None:
         await self._ledger._create(_path(self._key, self.slot, "outcome"), outcome)
 
 
-async def _arms_without_a_record(self: _Attempt) -> None:
+async def arms_without_a_record(self: _Attempt) -> None:
+    """Let it send, and write nothing down before."""
     self._tried = self._armed = True
 
 
@@ -139,7 +142,7 @@ DEFECTS = (
         _TWO,
         patches=((_Attempt, "_close", _closes_whose_ever_it_is),),
     ),
-    Defect("no record before the send", _TWO, patches=((_Attempt, "_arm", _arms_without_a_record),)),
+    Defect("no record before the send", _TWO, patches=((_Attempt, "_arm", arms_without_a_record),)),
     Defect("a lost race is not noticed", _TWO, patches=((_Attempt, "_arm", _ignores_a_lost_race),)),
     Defect("who slept sends", _TWO, patches=((ledger_module, "_STALE_AFTER_SECONDS", float("inf")),)),
     Defect("a lost answer counts as not made", _TWO, patches=((ledger_module, "_NOTHING_MADE", (GatewayError,)),)),

@@ -18,7 +18,7 @@ from rich.console import Console
 from cli import app as cli_app
 from cli import generations
 from cli.exits import CommandProblem, Exit, invalid, print_json
-from cli.progress import _Lines, describe, live
+from cli.progress import Lines, describe, live
 from longtake.client import Execution, PendingStep, Snapshot, _details, _summary
 from longtake.display import code, command, line, prose
 from longtake.gateway import wire
@@ -30,6 +30,7 @@ from longtake.models import (
     FailureDetails,
     GenerateVideoInput,
     GenerationStatus,
+    ImageInput,
     Paid,
     Problem,
     Stage,
@@ -125,11 +126,15 @@ def test_a_page_has_only_lines_of_ours(text: str, fields: dict[str, Any]) -> Non
 
 @given(texts)
 def test_the_title_and_details_of_a_start(text: str) -> None:
-    request = GenerateVideoInput(
-        model="veo_3_1-fast-remix", prompt=text, prompt_extend=text, size=None, images=[{"uri": text}], task_id=text
-    )
-    harmless(_details(text, request), most_lines=7)
-    harmless(_summary(request))
+    def request(said: str) -> GenerateVideoInput:
+        images = (ImageInput(uri=said),)
+        return GenerateVideoInput(
+            model="veo_3_1-fast-remix", prompt=said, prompt_extend=said, images=images, task_id=said or "x"
+        )
+
+    lines_of_ours = _details("plain", request("plain")).count("\n") + 1
+    harmless(_details(text, request(text)), most_lines=lines_of_ours)
+    harmless(_summary(request(text)))
 
 
 def snapshot(text: str, *, running: bool = True) -> Snapshot:
@@ -156,7 +161,7 @@ def test_what_watching_shows(text: str) -> None:
     harmless(describe(snapshot(text)))
     harmless(describe(Snapshot(snapshot(text).execution, None, ())))
     console = Console(record=True, width=400, force_terminal=False, file=io.StringIO())
-    _Lines(console, "key")(describe(snapshot(text)))
+    Lines(console, "key")(describe(snapshot(text)))
     harmless(console.export_text().rstrip("\n"))
     assert all(not getattr(column, "markup", False) for column in live(console).columns)
 

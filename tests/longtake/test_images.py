@@ -16,6 +16,7 @@ from PIL import Image
 from longtake.image_decoder import Refused, inspect
 from longtake.images import (
     MAX_IMAGE_BYTES,
+    MAX_REQUEST_BYTES,
     CheckedImage,
     ImagePart,
     ImageProblem,
@@ -317,6 +318,27 @@ async def test_mixed_images_all_go_as_texts_so_that_their_order_holds(store: Sto
         ImagePart(text=link),
         ImagePart(text=inline),
     ]
+
+
+async def test_where_files_are_not_taken_all_go_as_data_uris_in_their_order(store: Store) -> None:
+    stored = [await _stored(store, image_format, seed) for seed, image_format in enumerate(("WEBP", "JPEG", "PNG"))]
+    parts = await prepare_parts(store, [image_input for image_input, _ in stored], files=False)
+    assert parts == [ImagePart(text=data_uri(image.content, image.media_type)) for _, image in stored]
+
+
+async def test_what_may_go_as_files_may_go_as_data_uris(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [(await _stored(store, "PNG", seed))[0] for seed in range(2)]
+    size = sum(len(part.content or b"") for part in await prepare_parts(store, images))
+    monkeypatch.setattr("longtake.images.MAX_REQUEST_BYTES", size)
+    texts = await prepare_parts(store, images, files=False)
+    assert sum(len(part.text or "") for part in texts) > size
+    monkeypatch.setattr("longtake.images.MAX_REQUEST_BYTES", size * 3 // 4)
+    with pytest.raises(ImageProblem):
+        await prepare_parts(store, images, files=False)
+
+
+def test_the_largest_request_fits_the_gateway_as_data_uris() -> None:
+    assert MAX_REQUEST_BYTES * 4 / 3 < 0.9 * 128_000_000
 
 
 async def test_no_images_are_no_parts(store: Store) -> None:

@@ -893,7 +893,8 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
         await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
     rivals = await ledger.rivals(KEY, "veo_3_1-fast-remix")
     assert [intent.owner for intent in rivals] == ["owner of rival"]
-    assert await ledger.owners_of(["task-1", "task-2"]) == {"task-1": ""}
+    owners = await ledger.owners_of(["task-1", "task-2"])
+    assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
 
 async def test_rivals_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
@@ -932,7 +933,9 @@ async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> N
     assert intent
     for record in (first, attached, intent):
         assert (record.gateway, record.account) == ("https://gateway.example", "0123456789abcdef")
-    assert await ledger_of(store).owners_of(["task-1"]) == {"task-1": "0123456789abcdef"}
+    owner = (await ledger_of(store).owners_of(["task-1"]))["task-1"]
+    assert (owner.account, owner.sent_at) == ("0123456789abcdef", intent.sent_at)
+    assert owner.request_id == first.request_id is not None
 
 
 # --- An exchange that is over, and no id ------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ STRICT = {"GenerateVideoInput", "ImageInput", "Decision"}
 OLD: dict[str, dict[str, Any]] = {
     # As the first release wrote them, the least that each can hold. Never edit these: add to them.
     "ImageInput": {"uri": "https://example.com/a.png"},
+    "AwaitKeyInput": {"key": "k"},
+    "KeyTrial": {"trial": True},
     "GenerateVideoInput": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
     "MediaInfo": {"duration_seconds": 8.0, "width": 1280, "height": 720, "has_audio": True},
     "StoredVideo": {

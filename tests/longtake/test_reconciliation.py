@@ -11,11 +11,13 @@ import pytest
 from pydantic import SecretStr
 
 from longtake import ledger as ledger_module
+from longtake.charges import CLOCKS, LATE_ACCEPTANCE
 from longtake.gateway.client import fingerprint
 from longtake.gateway.errors import AnswerLost, AnswerUnreadable
 from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from longtake.ledger import Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
-from longtake.reconciliation import LATE, Finding, reconcile
+from longtake.models import Paid
+from longtake.reconciliation import LATE, MOST_RESUBMISSIONS, Finding, Resubmit, reconcile
 from longtake.storage import Store
 from tests.longtake.gateway.test_client import Behaviour, answer
 from tests.longtake.gateway.test_witnesses import LOG, TASKS, Console, rows
@@ -34,12 +36,18 @@ class Account(Console):
         self.broken_lists = 0
         self.made: list[dict[str, object]] = []
 
-    def makes(self, task_id: str, at: datetime, *, model: str = MODEL, charged: bool = True) -> None:
+    def makes(
+        self, task_id: str, at: datetime, *, model: str = MODEL, charged: bool = True, request_id: str = ""
+    ) -> None:
         seconds = int(at.timestamp())
-        properties = {"origin_model_name": model}
+        properties = {"origin_model_name": model} if model else {}
         self.made.append({"task_id": task_id, "status": "SUCCESS", "submit_time": seconds, "properties": properties})
         if charged:
-            self.log.append({"created_at": seconds, "model_name": model, "type": 2, "other": "{}"})
+            self.charges(at, request_id=request_id)
+
+    def charges(self, at: datetime, *, request_id: str = "", model: str = MODEL) -> None:
+        named = {"request_id": request_id} if request_id else {}
+        self.log.append({"created_at": int(at.timestamp()), "model_name": model, "type": 2, "other": "{}", **named})
 
     def page(self) -> Behaviour:
         query = self.query(-1)
@@ -93,21 +101,32 @@ class Site:
         if killed:
             await self.store.delete(ledger_module._path(key, 1, "response"))
 
-    async def answered(self, key: str, *, sent_at: datetime, error: Exception) -> None:
+    async def answered(self, key: str, *, sent_at: datetime, error: Exception, slot: int = 1, **options: Any) -> None:
         """One that the gateway answered with nothing that helps."""
         with pytest.raises(OutcomeUnknown):
-            await self._submit(key, error)
-        await self._date(key, sent_at)
+            await self._submit(key, error, **options)
+        await self._date(key, sent_at, slot)
+        await self._change(ledger_module._path(key, slot, "response"), at=(sent_at + timedelta(seconds=1)).isoformat())
 
-    async def paid(self, key: str, task_id: str, at: datetime, **options: Any) -> None:
+    async def paid(
+        self, key: str, task_id: str, at: datetime, *, named: bool = False, charged: bool = True, **options: Any
+    ) -> None:
         """One that went well."""
         await self._submit(key, task_id, **options)
         await self._date(key, at)
-        self.account.makes(task_id, at)
+        await self._change(ledger_module._owner_path(task_id), sent_at=at.isoformat())
+        self.account.makes(task_id, at, charged=charged, request_id=f"request-of-{key}" if named else "")
 
-    async def look(self, key: str = KEY) -> Finding:
+    async def look(self, key: str = KEY, resubmit: Resubmit = Resubmit.NEVER) -> Finding:
         return await reconcile(
-            self.ledger, self.witnesses, key=key, slot=None, model=MODEL, owner="the test", digest="what is sent"
+            self.ledger,
+            self.witnesses,
+            key=key,
+            slot=None,
+            model=MODEL,
+            owner="the test",
+            digest="what is sent",
+            resubmit=resubmit,
         )
 
     async def _submit(self, key: str, end: str | Exception, **options: Any) -> None:
@@ -119,10 +138,12 @@ class Site:
 
         await self.ledger.submit(key, digest="what is sent", send=send, owner=f"owner of {key}", model=MODEL, **options)
 
-    async def _date(self, key: str, sent_at: datetime) -> None:
-        path = ledger_module._path(key, 1, "intent")
+    async def _date(self, key: str, sent_at: datetime, slot: int = 1) -> None:
+        await self._change(ledger_module._path(key, slot, "intent"), sent_at=sent_at.isoformat())
+
+    async def _change(self, path: str, **fields: object) -> None:
         record = json.loads(await self.store.get(path) or b"")
-        await self.store.put(path, json.dumps(record | {"sent_at": sent_at.isoformat()}).encode())
+        await self.store.put(path, json.dumps(record | fields).encode())
 
 
 @pytest.fixture
@@ -197,6 +218,37 @@ async def test_whoever_is_left_in_doubt_for_ever_does_not_stop_all_that_follow(s
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
     assert (await site.look()).accepted
+
+
+# --- Tasks of unknown model -------------------------------------------------------------------------------------------
+
+
+async def test_beside_a_task_of_unknown_model_nothing_is_adopted(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    site.account.makes("task_of_unknown_model", ago(minutes=18), model="", charged=False)
+    found = await site.look()
+    assert found.accepted is None
+    assert set(found.candidates) == {"task_orphan", "task_of_unknown_model"}
+
+
+async def test_the_only_task_is_not_adopted_where_its_model_is_unknown(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=21))
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_of_unknown_model", ago(minutes=19), model="")
+    found = await site.look()
+    assert (found.accepted, found.candidates) == (None, ("task_of_unknown_model",))
+
+
+async def test_a_task_of_unknown_model_that_is_ours_stops_nothing(site: Site) -> None:
+    await site.paid("earlier", "task_ours", ago(minutes=20))
+    site.account.made[0]["properties"] = {"input": ""}
+    await site.lost(KEY, sent_at=ago(minutes=20))
+    site.account.makes("task_orphan", ago(minutes=19))
+    found = await site.look()
+    assert found.accepted
+    assert found.accepted.task_id == "task_orphan"
 
 
 # --- Which list counts ------------------------------------------------------------------------------------------------
@@ -372,3 +424,258 @@ async def test_an_id_that_cannot_be_read_is_shown_to_whoever_must_find_it(site: 
     assert any("videos/9f/1" in line for line in (await site.look()).evidence)
     site.account.on[TASKS] = site.account.on[LOG] = answer(403, b"")
     assert any("videos/9f/1" in line for line in (await site.look()).evidence)
+
+
+# --- Charged or not, after an answer of the gateway's own, where the log names requests -------------------------------
+
+OURS = "req-7"
+SENT = ago(minutes=30)
+BROKEN = AnswerLost("a failure (HTTP 500)", status=500, request_id=OURS)
+
+
+class Charged(Site):
+    """A submission in doubt by the account's key, and other ones of the same key, each charge named."""
+
+    @property
+    def payer(self) -> dict[str, Any]:
+        return {"gateway": self.witnesses.origin, "account": self.witnesses.account}
+
+    async def doubt(self, error: Exception = BROKEN, *, sent_at: datetime = SENT, slot: int = 1) -> None:
+        await self.answered(KEY, sent_at=sent_at, error=error, slot=slot, **self.payer)
+
+    async def pays(self, key: str, at: datetime, *, named: bool = True, **options: Any) -> None:
+        await self.paid(key, f"task_of_{key}", at, named=named, **{**self.payer, **options})
+
+    async def says(self, resubmit: Resubmit = Resubmit.IF_CONFIRMED) -> tuple[Paid | None, bool]:
+        found = await self.look(resubmit=resubmit)
+        assert (found.accepted, found.clear) == (None, False)
+        return found.charged, found.resubmittable
+
+
+@pytest.fixture
+def charged(ledger: SubmissionLedger, store: Store, account: Account, witnesses: Witnesses) -> Charged:
+    return Charged(ledger, store, account, witnesses)
+
+
+async def test_a_charge_of_our_request_says_yes(charged: Charged) -> None:
+    await charged.pays("before", SENT - timedelta(seconds=30))
+    await charged.doubt()
+    charged.account.charges(SENT, request_id=OURS)
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    assert await charged.says() == (Paid.YES, False)
+
+
+async def test_where_the_log_went_on_without_our_request_it_says_no(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    assert await charged.says() == (Paid.NO, True)
+    assert await charged.says(Resubmit.NEVER) == (Paid.NO, False)
+
+
+@pytest.mark.parametrize("minutes", [-10, -0.5, 1])
+async def test_a_log_that_may_have_stopped_before_says_nothing(charged: Charged, minutes: float) -> None:
+    await charged.doubt()
+    await charged.pays("around", SENT + timedelta(minutes=minutes))
+    found = await charged.look(resubmit=Resubmit.NOW)
+    assert (found.charged, found.resubmittable, found.clear) == (Paid.UNKNOWN, False, False)
+    assert found.retry_after
+
+
+async def test_a_charge_of_a_stranger_does_not_show_that_the_log_is_up_to_date(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("before", SENT - timedelta(seconds=30))
+    charged.account.charges(SENT + timedelta(minutes=10), request_id="of a stranger")
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+@pytest.mark.parametrize("status", [403, 429, 500])
+async def test_without_the_log_nothing_is_said(charged: Charged, status: int) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    charged.account.on[LOG] = answer(status, b"")
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+async def test_the_log_of_another_key_says_nothing(charged: Charged) -> None:
+    former: dict[str, Any] = {"account": fingerprint("sk-of-last-week")}
+    await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **former})
+    await charged.pays("after", SENT + timedelta(minutes=10), **former)
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+    assert LOG not in charged.account.asked
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+async def test_clocks_that_differ_too_much_say_nothing(charged: Charged, minutes: float) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=12), charged=False)
+    charged.account.charges(SENT + timedelta(minutes=12 + minutes), request_id="request-of-after")
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+@pytest.mark.parametrize("error", [AnswerUnreadable("no id", status=200, request_id=OURS)])
+async def test_whatever_was_answered_with_success_is_never_called_not_charged(
+    charged: Charged, error: Exception
+) -> None:
+    await charged.doubt(error, sent_at=ago(hours=3))
+    await charged.pays("after", ago(hours=1))
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+async def test_a_task_that_nobody_owns_keeps_it_from_being_sent_again(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    for task_id, at, model in (("task_late", 20, MODEL), ("task_unknown", 4, "")):
+        charged.account.makes(task_id, SENT + timedelta(minutes=at), model=model, charged=False)
+        found = await charged.look(resubmit=Resubmit.NOW)
+        assert (found.charged, found.clear, found.resubmittable) == (Paid.NO, False, False)
+        assert found.candidates == (task_id,)
+        charged.account.made.pop()
+
+
+async def test_a_list_that_a_broken_database_empties_keeps_it_from_being_sent_again(charged: Charged) -> None:
+    await charged.pays("before", SENT - timedelta(seconds=30))
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    for broken in (1, 2, 3):
+        charged.account.broken_lists = broken
+        found = await charged.look(resubmit=Resubmit.NOW)
+        charged.account.broken_lists = 0
+        assert (found.clear, found.resubmittable) == (False, False)
+    charged.account.on[TASKS] = answer(403, b"")
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False), "which charges are ours nobody knows then"
+
+
+async def test_an_orphan_that_was_charged_to_another_request_is_not_adopted(charged: Charged) -> None:
+    await charged.pays("before", SENT - timedelta(seconds=30))
+    await charged.doubt()
+    charged.account.makes("task_of_a_stranger", SENT + timedelta(seconds=2), request_id="of a stranger")
+    found = await charged.look()
+    assert (found.accepted, found.candidates) == (None, ("task_of_a_stranger",))
+    charged.account.made.pop()
+    charged.account.makes("task_orphan", SENT + timedelta(seconds=2), request_id=OURS)
+    found = await charged.look()
+    assert found.accepted
+    assert (found.accepted.task_id, found.charged) == ("task_orphan", Paid.YES)
+
+
+# --- Closed as not charged --------------------------------------------------------------------------------------------
+
+
+async def test_it_is_closed_only_by_a_check_that_confirms_another(charged: Charged, ledger: SubmissionLedger) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    for resubmit in (Resubmit.NEVER, Resubmit.IF_CONFIRMED):
+        assert not (await charged.look(resubmit=resubmit)).clear
+    found = await charged.look(resubmit=Resubmit.NOW)
+    assert (found.clear, found.accepted, found.resubmissions) == (True, None, 1)
+    assert await ledger.outcome_of(KEY, 1) == (None, True)
+    # A worker that was killed before it could tell asks again.
+    again = await charged.look(resubmit=Resubmit.NOW)
+    assert (again.clear, again.resubmissions) == (True, 1)
+
+
+async def test_a_charge_that_is_written_after_the_first_check_is_seen_by_the_second(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    assert await charged.says(Resubmit.IF_CONFIRMED) == (Paid.NO, True)
+    charged.account.charges(SENT, request_id=OURS)
+    assert await charged.says(Resubmit.NOW) == (Paid.YES, False)
+
+
+async def test_it_is_closed_so_many_times_and_then_a_person_decides(charged: Charged) -> None:
+    for slot in range(1, MOST_RESUBMISSIONS + 1):
+        await charged.doubt(sent_at=SENT + timedelta(seconds=slot), slot=slot)
+        if slot == 1:
+            await charged.pays("after", SENT + timedelta(minutes=10))
+        assert (await charged.look(resubmit=Resubmit.NOW)).clear
+    await charged.doubt(slot=MOST_RESUBMISSIONS + 1)
+    assert await charged.says(Resubmit.NOW) == (Paid.NO, False)
+
+
+async def test_what_was_closed_as_not_charged_may_have_made_a_task_all_the_same(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    assert (await charged.look(resubmit=Resubmit.NOW)).clear
+    await charged.answered("another", sent_at=SENT, error=AnswerLost("reset"), **charged.payer)
+    charged.account.makes("task_orphan", SENT + timedelta(seconds=3))
+    found = await charged.look("another")
+    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+
+
+# --- Without an id that decides, the records are counted --------------------------------------------------------------
+
+LOST = [AnswerLost("a reset"), AnswerLost("HTTP 504", status=504, request_id=OURS)]
+LONG_AGO = NOW - LATE_ACCEPTANCE - timedelta(minutes=30)
+AFTER = LONG_AGO + LATE_ACCEPTANCE + CLOCKS
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("error", LOST)
+async def test_what_all_charges_and_tasks_leave_out_was_not_charged(
+    charged: Charged, error: Exception, named: bool
+) -> None:
+    await charged.pays("beside", LONG_AGO + timedelta(seconds=20), named=named)
+    await charged.doubt(error, sent_at=LONG_AGO)
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False), "nothing shows that the log is up to date"
+    await charged.pays("after", AFTER, named=named)
+    assert await charged.says() == (Paid.NO, True)
+    assert (await charged.look(resubmit=Resubmit.NOW)).clear
+
+
+async def test_after_an_answer_of_a_gateway_that_names_no_requests_it_is_counted_too(charged: Charged) -> None:
+    await charged.doubt()
+    await charged.pays("after", SENT + timedelta(minutes=10), named=False)
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False), "not yet"
+    await charged._date(KEY, LONG_AGO)
+    await charged.pays("later", AFTER, named=False)
+    assert await charged.says() == (Paid.NO, True)
+
+
+@pytest.mark.parametrize("error", LOST)
+async def test_while_the_gateway_may_accept_late_nothing_is_said(charged: Charged, error: Exception) -> None:
+    sent_at = NOW - LATE_ACCEPTANCE + timedelta(minutes=5)
+    await charged.doubt(error, sent_at=sent_at)
+    await charged.pays("after", ago(minutes=3))
+    found = await charged.look(resubmit=Resubmit.NOW)
+    assert (found.charged, found.clear, found.resubmittable) == (Paid.UNKNOWN, False, False)
+    assert found.retry_after
+    assert found.retry_after <= timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("error", LOST)
+async def test_a_charge_that_nothing_explains_leaves_it_unknown(
+    charged: Charged, error: Exception, named: bool
+) -> None:
+    await charged.pays("beside", LONG_AGO + timedelta(seconds=20), named=named)
+    await charged.doubt(error, sent_at=LONG_AGO)
+    await charged.pays("after", AFTER, named=named)
+    for at in (LONG_AGO, LONG_AGO + timedelta(seconds=400), AFTER):
+        charged.account.charges(at, request_id="of nobody" if named else "")
+        assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+        charged.account.log.pop()
+
+
+@pytest.mark.parametrize("error", LOST)
+async def test_a_task_of_ours_without_a_charge_shows_that_the_log_is_not_whole(
+    charged: Charged, error: Exception
+) -> None:
+    await charged.pays("beside", LONG_AGO + timedelta(seconds=20), charged=False)
+    await charged.doubt(error, sent_at=LONG_AGO)
+    await charged.pays("after", AFTER)
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+@pytest.mark.parametrize("error", LOST)
+async def test_a_late_task_that_nobody_owns_leaves_it_unknown(charged: Charged, error: Exception) -> None:
+    await charged.doubt(error, sent_at=LONG_AGO)
+    await charged.pays("after", AFTER)
+    charged.account.makes("task_late", LONG_AGO + timedelta(seconds=400), charged=False)
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
+
+
+@pytest.mark.parametrize("payer", [{"gateway": ""}, {"account": ""}])
+async def test_where_the_ledger_does_not_say_who_paid_it_is_unknown(charged: Charged, payer: dict[str, Any]) -> None:
+    await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **payer})
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)

@@ -46,10 +46,12 @@ GOOD_VALUES = {
     "SUBMIT_TIMEOUT_SECONDS": "60",
     "SUBMIT_WINDOW_MINUTES": "5",
     "SUBMIT_CONCURRENCY": "2",
+    "IMAGE_TRANSFER": "data_uri",
     "DELIVERY_WINDOW_HOURS": "3",
     "LOST_WATCH_MINUTES": "4",
     "DECISION_DAYS": "0.5",
     "UNDECIDED": "wait",
+    "RESUBMIT_NOT_CHARGED": "true",
     "CONSOLE_TOKEN": "token",
     "CONSOLE_USER": "2",
     "EXTEND_URL": "https://other.example",
@@ -84,6 +86,7 @@ BAD_VALUES = {
     "LOST_WATCH_MINUTES": ["0", SECRET, "inf"],
     "DECISION_DAYS": ["-1", SECRET, "inf"],
     "UNDECIDED": [SECRET],
+    "RESUBMIT_NOT_CHARGED": ["perhaps", SECRET],
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
     "MAX_VIDEO_MEBIBYTES": ["0", SECRET],
@@ -95,6 +98,7 @@ BAD_VALUES = {
     "CODEC_SERVER": [SECRET, f"http://{SECRET}", "127.0.0.1:"],
     "LOG_FORMAT": ["JSON", SECRET],
     "TEMPORAL_BINARY_CHECKSUM": [SECRET, "a" * 63],
+    "IMAGE_TRANSFER": ["FILE", "data-uri", SECRET],
 }
 
 
@@ -103,13 +107,23 @@ def test_every_variable_is_known_here_and_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
+@pytest.mark.parametrize("missing", ["CONSOLE_TOKEN", "CONSOLE_USER"])
+def test_submitting_again_by_itself_needs_the_task_list(environment: pytest.MonkeyPatch, missing: str) -> None:
+    given = {"RESUBMIT_NOT_CHARGED": "true", "CONSOLE_TOKEN": "token", "CONSOLE_USER": "2"}
+    assert load(environment, **given).resubmit_not_charged
+    assert f"{PREFIX}RESUBMIT_NOT_CHARGED" in problem(environment, **{**given, missing: ""})
+
+
 @pytest.mark.parametrize("name", GOOD_VALUES)
 def test_every_variable_is_read(environment: pytest.MonkeyPatch, name: str) -> None:
     field = name.lower()
-    needed = {"EXTEND_URL": "EXTEND_API_KEY", "REQUIRE_ENCRYPTION": "ENCRYPTION_KEYS"}.get(name)
+    needs = {
+        "EXTEND_URL": {"EXTEND_API_KEY": "c"},
+        "REQUIRE_ENCRYPTION": {"ENCRYPTION_KEYS": GOOD_VALUES["ENCRYPTION_KEYS"]},
+        "RESUBMIT_NOT_CHARGED": {"CONSOLE_TOKEN": "token", "CONSOLE_USER": "2"},
+    }
     before = getattr(Settings.load(), field)
-    with_it = {needed: GOOD_VALUES[needed]} if needed else {}
-    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **with_it), field)
+    after = getattr(load(environment, **{name: GOOD_VALUES[name]}, **needs.get(name, {})), field)
     assert after != before
 
 

@@ -131,6 +131,7 @@ def test_what_runs_is_what_is_tested(name: str) -> None:
         ("simulator", ["simulator"]),
         ("demo", ["cli", "embedded", "encryption", "simulator", "otel"]),
         ("test", ["cli", "embedded", "encryption", "simulator", "otel", "test"]),
+        ("mutants", ["mutants"]),
     ],
 )
 def test_the_requirements_are_those_of_the_package(name: str, extras: list[str]) -> None:

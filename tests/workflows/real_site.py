@@ -51,12 +51,15 @@ class Site:
     sim: Simulator
     ledger: SubmissionLedger
 
-    async def start(self, key: str, tag: str = "ok") -> str:
+    async def start(self, key: str, tag: str = "ok", **fields: Any) -> str:
         """Start a generation; returns its run id."""
-        request = GenerateVideoInput(
-            model="veo_3_1-fast-remix",
-            prompt=f"a storm [sim:{tag},label={key}]",
-            prompt_extend="the sea grows calm",
+        request = GenerateVideoInput.model_validate(
+            {
+                "model": "veo_3_1-fast-remix",
+                "prompt": f"a storm [sim:{tag},label={key}]",
+                "prompt_extend": "the sea grows calm",
+                **fields,
+            }
         )
         handle = await self.client.start_workflow(WORKFLOW_TYPE, request, id=workflow_id(key), task_queue=TASK_QUEUE)
         return handle.first_execution_run_id or ""
@@ -149,7 +152,9 @@ async def running_site(
                 **workflow_setup(),
             )
             submitting = Worker(
-                environment.client, task_queue=SUBMISSION_TASK_QUEUE, activities=[submission.submit_generation]
+                environment.client,
+                task_queue=SUBMISSION_TASK_QUEUE,
+                activities=[submission.submit_generation, submission.await_api_key],
             )
             async with general, submitting:
                 yield Site(environment.client, sim, ledger)

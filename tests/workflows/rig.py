@@ -30,6 +30,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from longtake.models import (
+    AwaitKeyInput,
     ClosedSubmission,
     CloseInput,
     DeliverOrder,
@@ -38,6 +39,7 @@ from longtake.models import (
     GenerateVideoResult,
     GenerationPolicy,
     GenerationStatus,
+    KeyTrial,
     LookOrder,
     PrepareOrder,
     ReconcileOrder,
@@ -208,6 +210,7 @@ class Script:
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
     record: Iterable[Answer] = ()
+    await_key: Iterable[Answer] = ()
     close: Iterable[Answer] = ()
     reconcile: Iterable[Answer] = ()
     settle: Iterable[Answer] = ()
@@ -225,6 +228,7 @@ class Script:
             "record_submission": iter(self.record),
             "query_generation": iter(self.looks),
             "deliver_video": iter(self.deliver),
+            "await_api_key": iter(self.await_key),
             "close_submission": iter(self.close),
             "reconcile_submission": iter(self.reconcile),
             "settle_submission": iter(self.settle),
@@ -272,6 +276,10 @@ class Fakes:
     @activity.defn(name="record_submission")
     async def record(self, order: RecordOrder) -> None:
         await self._perform(order)
+
+    @activity.defn(name="await_api_key")
+    async def await_key(self, order: AwaitKeyInput) -> KeyTrial:
+        return KeyTrial.model_validate(await self._perform(order))
 
     @activity.defn(name="close_submission")
     async def close(self, order: CloseInput) -> ClosedSubmission:
@@ -538,7 +546,7 @@ async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> Asy
     submitting = Worker(
         environment.client,
         task_queue=SUBMISSION_TASK_QUEUE,
-        activities=[fakes.submit, fakes.extend],
+        activities=[fakes.submit, fakes.extend, fakes.await_key],
         deployment_config=version,
     )
     with _expected_failures_unlogged():

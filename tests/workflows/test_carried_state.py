@@ -215,7 +215,8 @@ async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
 async def test_a_wish_to_look_now_survives(own_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It came while a look was under way, and the run continued as new after it."""
     monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
-    policy = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}, "stalled_after": "PT20H"})
+    pacing = {"expected": "PT5H", "floor": "PT0S"}
+    policy = GenerationPolicy.model_validate({"pacing": pacing, "stalled_after": "PT20H"})
     slow = Held(running(10))
     generation = await own_rig.generate(
         Script(prepare=[policy], looks=[slow, running(20), completed()], deliver=[FULL])

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from temporalio.worker import Replayer
 
-from longtake.models import GenerationPolicy, Reconciliation, Settlement
+from longtake.models import GenerationPolicy, Reconciliation, Settlement, TaskRecord
 from longtake.temporal import DATA_CONVERTER, sdk_runtime
 from tests.end_to_end.processes import free_port
 from tests.exposition import Exposition
@@ -142,6 +142,26 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     assert after.added(before, "longtake_quota_total", "task") == {}
     assert after.added(before, "longtake_paid_submissions_total", "task") == {("generation",): 3}
     assert "sk-a-key" not in after.text
+
+
+@pytest.mark.parametrize(
+    ("looks", "charged", "given_back"),
+    [
+        ([running(10, quota=425_000), extend_failed(quota=0, refunded=True)], 425_000, 425_000),
+        ([extend_failed(quota=425_000, refunded=False), extend_failed(quota=0, refunded=True)], 425_000, 425_000),
+        ([extend_failed(quota=425_000, refunded=False)] * 2, 425_000, None),
+        # What it cost was never told.
+        ([extend_failed(quota=0, refunded=True)], None, None),
+    ],
+)
+async def test_a_refund_is_counted_where_the_charge_was(
+    rig: Rig, looks: list[TaskRecord], charged: int | None, given_back: int | None
+) -> None:
+    before = await seen()
+    await (await rig.generate(Script(looks=looks, deliver=FIRST))).result()
+    after = await seen()
+    for name, amount in (("longtake_quota_total", charged), ("longtake_refunded_quota_total", given_back)):
+        assert after.added(before, name, "task") == ({("generation",): amount} if amount else {}), name
 
 
 async def test_a_cancelled_generation_is_counted(rig: Rig) -> None:

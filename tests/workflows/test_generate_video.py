@@ -11,7 +11,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from longtake.catalog import TASK_ID_RULE, prompt_path
+from longtake.catalog import prompt_path
+from longtake.display import prose
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -21,6 +22,7 @@ from longtake.models import (
     GenerationPolicy,
     PacingPolicy,
     Paid,
+    ReconcileOrder,
     Reconciliation,
     Settlement,
     Stage,
@@ -49,6 +51,7 @@ from tests.workflows.rig import (
     server_now,
 )
 from workflows import watching
+from workflows.settling import CONFIRM_NOT_CHARGED
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -244,7 +247,7 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
     assert status.last_problem
     assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
     page = await generation.page()
-    for told in (status.last_problem, "it dies at 2030-01-02 03:04:05 UTC"):
+    for told in (prose(status.last_problem), "it dies at 2030-01-02 03:04:05 UTC"):
         assert told in page
 
     shown.let_go()
@@ -399,6 +402,38 @@ async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
     assert [order.kind for order in generation.script.orders("deliver_video")] == [DeliveryKind.FIRST]
     attributes = await generation.attributes()
     assert (attributes["VideoOutcome"], attributes["VideoStage"]) == ("fallback", "done")
+
+
+CHARGED = extend_failed(quota=425_000, refunded=False)
+REFUNDED = extend_failed(quota=0, refunded=True)
+
+
+@pytest.mark.parametrize(
+    ("looks", "receipt", "cost"),
+    [
+        ([REFUNDED], {}, (0, True)),
+        ([CHARGED, REFUNDED], {}, (0, True)),
+        ([CHARGED, CHARGED], {}, (425_000, False)),
+        ([CHARGED, *[refusal("GatewayTrouble", "502", retried=True)] * 2], {}, (425_000, False)),
+        ([CHARGED, refusal("TaskNotFound", "its row was lost")], {}, (425_000, False)),
+        ([CHARGED], {"quota": 0, "refunded": True}, (0, True)),
+        ([running(10, quota=425_000), extend_failed()], {}, (425_000, None)),
+        ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
+        # An answer of another state knows nothing of refunds.
+        ([REFUNDED], {"quota": 425_000}, (0, True)),
+        ([extend_failed()], {}, (None, None)),
+    ],
+)
+@pytest.mark.parametrize("wish", ["fallback", "fail"])
+async def test_what_a_failed_extension_cost_in_the_end(
+    rig: Rig, looks: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
+) -> None:
+    clip = delivered(FIRST_CLIP).model_copy(update=receipt)
+    generation = await rig.generate(Script(looks=looks, deliver=[clip]), on_extend_failed=wish)
+    end = await generation.result() if wish == "fallback" else (await generation.failure())[1]
+    assert (end.quota, end.refunded) == cost
+    assert end.first_video == FIRST_CLIP
+    assert generation.script.count("query_generation") == len(looks)
 
 
 async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
@@ -852,6 +887,7 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
 
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
+TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
@@ -1067,6 +1103,64 @@ async def test_finding_says_when_hearing_again_is_worthwhile(rig: Rig) -> None:
     heard = generation.script.times("reconcile_submission")
     assert any(after - before < timedelta(seconds=25) for before, after in pairwise(heard[4:]))
     assert len(heard) < 150, "it is heard more and more rarely all the same"
+
+
+NOT_CHARGED = Reconciliation(charged=Paid.NO, resubmittable=True, evidence=("not charged",))
+
+
+async def test_what_was_not_charged_is_submitted_again_once_a_later_check_confirms_it(rig: Rig) -> None:
+    orders: list[tuple[datetime, bool]] = []
+
+    async def reconcile(order: ReconcileOrder) -> Reconciliation:
+        orders.append((server_now(), order.confirms_not_charged))
+        return Reconciliation(clear=True, resubmissions=1) if order.confirms_not_charged else NOT_CHARGED
+
+    script = Script(
+        prepare=[PATIENT],
+        submit=[UNKNOWN, accepted()],
+        reconcile=again(reconcile),
+        looks=[completed()],
+        deliver=FULL,
+    )
+    generation = await rig.generate(script)
+    result = await generation.result()
+    confirmed = [at for at, confirms in orders if confirms]
+    assert len(confirmed) == 1
+    assert confirmed[0] - orders[0][0] >= CONFIRM_NOT_CHARGED
+    assert generation.script.count("submit_generation") == 2
+    assert generation.script.count("settle_submission") == 0
+    assert any("by itself once" in warning for warning in result.warnings)
+    status = await generation.status()
+    assert (status.paid, status.charged, status.warnings) == (Paid.YES, None, result.warnings)
+
+
+async def test_a_check_that_says_otherwise_in_between_begins_the_confirmation_anew(rig: Rig) -> None:
+    orders: list[tuple[datetime, bool]] = []
+    unclear = Reconciliation(charged=Paid.UNKNOWN)
+
+    async def reconcile(order: ReconcileOrder) -> Reconciliation:
+        orders.append((server_now(), order.confirms_not_charged))
+        if order.confirms_not_charged:
+            return Reconciliation(receipt=await receipt(order))
+        return unclear if len(orders) == 3 else NOT_CHARGED
+
+    script = Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(reconcile), looks=[completed()], deliver=FULL)
+    generation = await rig.generate(script)
+    await generation.result()
+    (confirmed,) = [at for at, confirms in orders if confirms]
+    assert confirmed - orders[3][0] >= CONFIRM_NOT_CHARGED
+    assert generation.script.count("submit_generation") == 1
+
+
+@pytest.mark.parametrize("charged", Paid)
+async def test_generation_in_doubt_shows_whether_it_was_charged(rig: Rig, charged: Paid) -> None:
+    generation = await in_doubt(rig, reconcile=again(Reconciliation(charged=charged, evidence=("as the log shows",))))
+    status = await generation.status()
+    assert (status.charged, status.paid) == (charged, Paid.UNKNOWN)
+    assert "- charged: " in await generation.page()
+    await generation.handle.execute_update("decide", {"action": "abandon"})
+    await generation.failure()
+    assert (await generation.status()).charged is charged, "whoever finds it ended must know too"
 
 
 async def in_doubt(rig: Rig, **script: Any) -> Generation:

@@ -20,6 +20,7 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    QuotaExhausted,
     RequestRefused,
 )
 from longtake.gateway.extension import ExtensionClient
@@ -98,7 +99,7 @@ class TestSimulator:
             ("submit_no_id", AnswerUnreadable, 1),
             ("rate_limited", GatewayBusy, 0),
             ("submit_522", GatewayUnreachable, 0),
-            ("insufficient_quota", KeyRefused, 0),
+            ("insufficient_quota", QuotaExhausted, 0),
             ("refuse_422", RequestRefused, 0),
         ],
     )

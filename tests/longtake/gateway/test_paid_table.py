@@ -12,6 +12,8 @@ from longtake.gateway.errors import (
     GatewayError,
     GatewayUnreachable,
     KeyRefused,
+    MediaRefused,
+    QuotaExhausted,
     RequestRefused,
 )
 
@@ -46,10 +48,16 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
     (409, b"", RequestRefused),
     (451, b"", RequestRefused),
     # Nothing was made until an operator acts.
-    *[(status, body, KeyRefused) for status in (401, 402, 403) for body in (relay("x"), routing("x"), HTML, b"")],
-    (403, routing("insufficient_user_quota"), KeyRefused),
-    (402, relay("insufficient_user_quota"), KeyRefused),
-    (429, relay("insufficient_user_quota"), KeyRefused),
+    *[(status, body, KeyRefused) for status in (401, 403) for body in (relay("x"), routing("x"), HTML, b"")],
+    *[(402, body, QuotaExhausted) for body in (relay("x"), routing("x"), HTML, b"")],
+    *[
+        (status, shape(code), QuotaExhausted)
+        for status in (402, 403, 429)
+        for shape in (relay, routing)
+        for code in ("insufficient_user_quota", "pre_consume_token_quota_failed")
+    ],
+    (400, relay("invalid_media_input"), MediaRefused),
+    (422, relay("invalid_media_input"), RequestRefused),
     # Nothing was made: later.
     *[(429, body, GatewayBusy) for body in (relay("x"), relay("fail_to_fetch_task"), HTML, b"")],
     (503, routing("model_not_found"), GatewayBusy),

@@ -1,6 +1,7 @@
 """The reader of the gateway's answers: the document's examples, the shapes seen in the wild, and any JSON at all."""
 
 import copy
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -97,6 +98,67 @@ class TestDocumentedExamples:
         assert record.error_message == "视频生成失败:违反谷歌AI安全协议 请调整图片和提示词 (E-1005)"
         assert (record.video_url, record.remix_id) == (None, "video_xxxxxxxx-xxxx-xxxx")
         assert record.stage is Stage.FIRST_SEGMENT
+
+
+class TestRewrittenLinks:
+    """A flat record under the gateway's id, with the gateway's own content route instead of the links (seen live)."""
+
+    CONTENT = f"http://localhost:3000/v1/videos/{TASK}/content"
+
+    def flat(self, **changes: Any) -> dict[str, Any]:
+        record = EXAMPLES["completed"]["data"]
+        links = {"video_url": self.CONTENT, "url": self.CONTENT, "result_url": self.CONTENT}
+        return {**record, **links, "id": TASK, "task_id": record["id"], **changes}
+
+    def test_the_ids_change_places(self) -> None:
+        record = read(self.flat())
+        assert record.answered_task_id == TASK
+        assert record.upstream_task_id == EXAMPLES["completed"]["data"]["id"]
+
+    @pytest.mark.parametrize("root", ["http://localhost:3000", "https://gateway.example/nested"])
+    def test_the_content_route_is_no_link(self, root: str) -> None:
+        content = f"{root}/v1/videos/{TASK}/content"
+        record = read(self.flat(video_url=content, url=content, result_url=content, first_video_url=content))
+        assert (record.video_url, record.first_video_url, record.result_url) == (None, None, None)
+        assert record.content_route
+        assert read(self.flat()).first_video_url == EXAMPLES["completed"]["data"]["first_video_url"]
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            f"https://cdn.example/v1/videos/{TASK}/content?Signature=abc",
+            "https://middleware.example/v1/videos/task_upstream/content",
+            f"https://cdn.example/{TASK}.mp4",
+        ],
+    )
+    def test_any_other_address_is_one(self, link: str) -> None:
+        record = read(self.flat(video_url=link))
+        assert (record.video_url, record.content_route) == (link, True)
+
+    def test_the_envelope_fills_the_gaps(self) -> None:
+        flat, whole = read(self.flat()), read(EXAMPLES["completed"])
+        both = flat.completed_by(whole)
+        assert (both.video_url, both.quota, both.result_url) == (whole.video_url, whole.quota, whole.result_url)
+        assert whole.completed_by(flat) == dataclasses.replace(whole, content_route=True)
+
+    def test_the_clip_of_another_state_is_another_clip(self) -> None:
+        both = read(self.flat()).completed_by(read(EXAMPLES["extend_failed"]))
+        assert (both.state, both.video_url, both.quota) == (TaskState.COMPLETED, None, None)
+
+    @pytest.mark.parametrize(
+        ("name", "quota", "refunded"),
+        [
+            ("extend_failed", 0, True),
+            ("generate_failed", 0, True),
+            ("extend_failed", 425_000, False),
+            ("extend_failed", None, None),
+            ("completed", 0, None),
+            ("processing", 0, None),
+        ],
+    )
+    def test_a_refund(self, name: str, quota: int | None, refunded: bool | None) -> None:
+        record = read(example_with(name, quota=quota))
+        assert (record.refunded, record.without_links().refunded) == (refunded, refunded)
 
 
 class TestShapes:

@@ -336,7 +336,6 @@ class TestTaskList:
         [
             (task(task_id=""), "cannot be read"),
             (task(submit_time=0), "cannot be read"),
-            (task(properties={}, data=None), "cannot be read"),
             (None, "cannot be read"),
             ({"message": "?"}, "cannot be read"),
         ],
@@ -348,6 +347,19 @@ class TestTaskList:
         said = await ask(witnesses)
         assert (said.tasks, said.retry_after) == (None, None)
         assert says in said.notes[0]
+
+    async def test_a_row_without_a_model_is_a_task_of_unknown_model(
+        self, console: Console, witnesses: Witnesses
+    ) -> None:
+        console.tasks = [
+            task(1),
+            task(2, properties={"input": ""}, data=None),
+            task(3, properties={}, data=None, submit_time=SECONDS + 500),
+            task(4, properties={"input": ""}, model_name="veo_3_1-remix", data={"model": MODEL}),
+        ]
+        tasks = (await ask(witnesses)).tasks
+        assert tasks is not None
+        assert {(found.task_id, found.model) for found in tasks} == {("task_1", MODEL), ("task_2", "")}
 
     async def test_an_incomplete_list_is_none(self, console: Console, witnesses: Witnesses) -> None:
         console.on[TASKS] = taking_turns(
