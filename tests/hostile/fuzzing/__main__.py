@@ -48,10 +48,10 @@ def _fuzz_all(targets: Sequence[str], work: Path, seconds: float) -> int:
         inputs, found = _one(target, work, share)
         rows.append((target, inputs, found))
         print(f"{target:12} {inputs:>10,} inputs in {share:>4} s  {found or 'clean'}", flush=True)
-    found = sum(bool(row[2]) for row in rows)
+    faulty = sum(bool(row[2]) for row in rows)
     took = (time.monotonic() - began) / 60
-    print(f"{sum(row[1] for row in rows):,} inputs in {took:.1f} min; {found} of {len(rows)} targets found something")
-    return 1 if found else 0
+    print(f"{sum(row[1] for row in rows):,} inputs in {took:.1f} min; {faulty} of {len(rows)} targets found something")
+    return 1 if faulty else 0
 
 
 def _one(target: str, work: Path, seconds: int) -> tuple[int, str]:

@@ -203,8 +203,8 @@ class Readers:
             assert Testimony.model_validate_json(testimony.model_dump_json()) == testimony
             for note in testimony.notes:
                 one_line(note, _MOST_ERROR_CHARS)
-            for task in (*(testimony.tasks or ()), *testimony.seen):
-                assert is_task_id(task.task_id)
+            assert all(is_task_id(task.task_id) for task in testimony.tasks or ())
+            assert all(is_task_id(task.task_id) for task in testimony.seen)
             assert testimony.retry_after is None or testimony.retry_after > timedelta(0)
         try:
             assert all(isinstance(name, str) for name in await self.gateway.list_models())

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import resource
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 LONGEST_STALL_SECONDS = 2.0
 MOST_BYTES = 300 * 10**6
@@ -18,7 +17,7 @@ class TooMuch(AssertionError):
     """An input cost more than it may."""
 
 
-async def limited(work: Coroutine[Any, Any, None]) -> None:
+async def limited(work: Awaitable[None]) -> None:
     """Do the work of one input.
 
     What counts is the time that the loop's own thread computes: another process may take the processor away at any
@@ -30,13 +29,14 @@ async def limited(work: Coroutine[Any, Any, None]) -> None:
     loop = asyncio.get_running_loop()
     longest, before = 0.0, time.thread_time()
 
+    handle = loop.call_soon(lambda: turn())  # noqa: PLW0108 - `turn` comes after it
+
     def turn() -> None:
         nonlocal longest, before, handle
         longest, before = max(longest, time.thread_time() - before), time.thread_time()
         handle = loop.call_soon(turn)
 
     start = _peak(reset=True)
-    handle = loop.call_soon(turn)
     try:
         await work
     finally:
