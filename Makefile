@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-proofs test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom clean
+.PHONY: help setup demo test test-proofs test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom audit fuzz clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,11 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.uv
 # On top of the tests' packages: only the tests that drive Debian's programs need these.
 $(VENV)/.system: requirements/system.txt $(VENV)/.test
 	$(call step,installing what the system tests need,$(hand_over_index); \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
+	@touch $@
+
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.test
+	$(call step,installing the fuzzer,$(hand_over_index); \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
@@ -126,7 +131,11 @@ mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by 
 
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.
 
-lint: format-check types imports ## ruff, mypy and import-linter: a minute less than check.
+lint: format-check types imports audit ## ruff, mypy, import-linter, bandit and the audit of packages: a minute less than check.
+
+audit: $(VENV)/.test ## bandit, and whether the installed packages are the locked ones; needs no network.
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml longtake activities workflows cli simulator worker.py starter.py
+	@$(BIN)/python -m tests.packaging.locked
 
 format-check: $(VENV)/.test
 	@$(BIN)/ruff check .
@@ -146,6 +155,9 @@ wheel: $(VENV)/.uv ## Build the wheel into dist/, with the build backend of requ
 	@$(hand_over_index); $(BIN)/uv build --quiet --wheel --require-hashes --build-constraints requirements/build.txt
 
 # Of Python's packages: those of the base image are in its publisher's own bill of materials (deploy/README.md).
+fuzz: $(VENV)/.fuzz ## Fuzz every reader of foreign bytes, coverage-guided, for MINUTES=60 in all; ONLY="mp4 query" chooses.
+	@$(BIN)/python -m tests.hostile.fuzzing --minutes $(or $(MINUTES),60) $(if $(ONLY),--only $(ONLY))
+
 sbom: $(VENV)/.sbom ## Bills of materials (CycloneDX) of wheel and images into dist/.
 	@mkdir -p dist
 	@for part in wheel run simulator; do \
@@ -166,10 +178,11 @@ lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=
 	@$(PART) --extra cli --extra embedded --extra encryption --extra otel --extra simulator -o requirements/demo.txt
 	@$(PART) --extra system -o requirements/system.txt
 	@$(PART) --extra sbom -o requirements/sbom.txt
+	@$(PART) --extra fuzz -o requirements/fuzz.txt
 	@$(PART) -o requirements/wheel.txt
 	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(COMPILE) --no-annotate - -o requirements/build.txt
 	@$(PART) --extra mutants -o requirements/mutants.txt
 
 clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
-	@rm -rf $(VENV) $(MUTANTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(MUTANTS) .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

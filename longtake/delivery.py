@@ -98,6 +98,11 @@ class DownloadFailed(Exception):
         self.gone = gone
 
 
+# Python refuses to read a number of thousands of digits, with a ValueError.
+_SIZE = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
 class _StartOver(Exception):
     """A broken download cannot be continued where it stopped."""
 
@@ -490,7 +495,9 @@ class _Transfer:
     def _accept_rest(self, response: httpx.Response) -> None:
         if response.status_code in {httpx.codes.OK, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE}:
             raise _StartOver
-        content_range = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+        content_range = re.fullmatch(
+            r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", "")
+        )
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             raise SourceFailed(f"broke off, then answered {response.status_code}")
         if content_range is None:
@@ -552,7 +559,7 @@ def _origin(url: httpx.URL) -> Origin:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    return int(text) if text is not None and _SIZE.fullmatch(text) else None
 
 
 def _strong_validator(response: httpx.Response) -> str | None:

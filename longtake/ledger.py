@@ -40,9 +40,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from longtake.gateway.errors import GatewayBusy, GatewayError, GatewayUnreachable, RequestRefused
 from longtake.models import extension_key
@@ -178,6 +178,14 @@ class OutcomeUnknown(LedgerError):
         self.excerpt = response.excerpt if response else ""
 
 
+# What is read is calculated with: a time without a zone, or at the end of all times, would end the step as a defect of
+# ours, and that of every generation whose reconciliation reads the record.
+_Moment: TypeAlias = Annotated[
+    AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))
+]
+_LONGEST_WINDOW_SECONDS = 31 * 86_400
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -213,8 +221,8 @@ class Intent(_Record):
 
     digest: str
     """`catalog.request_digest` of what is sent."""
-    sent_at: datetime
-    window_seconds: float
+    sent_at: _Moment
+    window_seconds: float = Field(ge=0, le=_LONGEST_WINDOW_SECONDS)
     """How long after `sent_at` its owner may still be alive."""
     owner: str
     """The workflow id, run and attempt: for people."""
@@ -225,7 +233,7 @@ class Intent(_Record):
     """Which key pays: its fingerprint (`GatewayClient.account`); empty: not known."""
     closing: bool = False
     """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
-    fence: datetime | None = None
+    fence: _Moment | None = None
     """Of a closing one: what Temporal scheduled until then is not sent any more."""
 
     @property
@@ -241,20 +249,20 @@ class Outcome(_Record):
     task_id: str | None = None
     request_id: str | None = None
     reason: str = ""
-    at: datetime
+    at: _Moment
     decided: bool = False
     """True where a person, or the account's records, said "not sent": it counts, and yet a task may turn up that this
     submission made."""
     not_charged: bool = False
     """True where nobody but the account's records said so, and the worker submitted again by itself."""
-    fence: datetime | None = None
+    fence: _Moment | None = None
     """See `Intent.fence`."""
 
 
 class Response(_Record):
     """The exchange of an intent is over, and what came back does not say whether anything was made."""
 
-    at: datetime
+    at: _Moment
     status: int | None = None
     request_id: str | None = None
     reason: str = ""
@@ -266,7 +274,7 @@ class _OpenEntry(_Record):
     """One entry of the index, for people: whoever reads the index goes by the slot's own records."""
 
     model: str = ""
-    sent_at: datetime
+    sent_at: _Moment
 
 
 @dataclass(frozen=True)
@@ -988,7 +996,7 @@ class SubmissionLedger:
         Raises:
             KeyReused, SubmissionClosed, SubmissionInDoubt, OutcomeUnknown, LedgerUnavailable: See `submit`.
         """
-        fence: datetime | None = None
+        fence: _Moment | None = None
         for slot in range(1, _MOST_SLOTS):
             intent = await self._read(Intent, _path(key, slot, "intent"))
             if intent is None:

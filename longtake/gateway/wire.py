@@ -552,7 +552,22 @@ def _facts(layers: list[_Json], secrets: Iterable[str] = ()) -> ErrorFacts:
     if nested is not None:
         inner_code, inner_message = _error([{"error": nested.get("error") or nested}])
         message = ": ".join(part for part in (inner_code, inner_message) if part) or None
-    return ErrorFacts(code, message and (_shorten(redact(message, secrets=secrets)) or None), kind)
+    return ErrorFacts(
+        _word(code, secrets), message and (_shorten(redact(message, secrets=secrets)) or None), _word(kind, secrets)
+    )
+
+
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+def _word(text: str | None, secrets: Iterable[str]) -> str | None:
+    """A code or a type; where it is no plain word it may be anything, the prompt too.
+
+    A plain one stays: what an answer means for money goes by it, and a prompt may be the very same word.
+    """
+    if text is None or _PLAIN_WORD.fullmatch(text):
+        return text
+    return redact(text, secrets=secrets) or None
 
 
 def _page(content_type: str, body: bytes) -> str | None:

@@ -1,0 +1,138 @@
+"""Hostile callers and a gateway that answers with attacks, as real processes; beside them a healthy generation."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.service import RPCError
+
+from longtake.client import VideoClient
+from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, connect
+from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, environment, request, request_json
+from tests.hostile.fuzzing.targets import seeds
+from tests.hostile.test_hostile_answers import gzip
+from tests.hostile.test_hostile_images import BOMBS
+
+PATIENCE_SECONDS = 90
+"""A healthy generation takes some 10 s; held up by an attack it took minutes, or never came."""
+_HOSTILE_TASK = "task_hostile_"
+
+
+def answer(body: bytes, *headers: str) -> bytes:
+    head = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+ATTACKS = [
+    answer(gzip(bytes(200 * 2**20), 2), "Content-Encoding: gzip, gzip"),
+    answer(gzip(bytes(200 * 2**20)), "Content-Encoding: gzip"),
+    answer(json.dumps({"://" * 1_300_000: 1}).encode()),
+    answer(b"[" * 4_000_000),
+    answer(json.dumps({"status": "FAILURE", "fail_reason": "\x1b[2Jdone: full 15.0 s\r\n" * 1000}).encode()),
+    answer(b'{"task_id": ' + b"9" * 3_900_000 + b"}"),
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    *seeds("query"),
+    *seeds("submission"),
+]
+
+
+@contextlib.asynccontextmanager
+async def gateway_with_attacks(simulator: str) -> AsyncIterator[str]:
+    """Hands everything on to the simulator but what is about hostile generations: the attacks answer that, in turn."""
+    attacks = itertools.cycle(ATTACKS)
+    numbers = itertools.count()
+    there = urlsplit(simulator)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            body = await reader.readexactly(int(length[1])) if length else b""
+            if b"accepted hostile" in body:
+                writer.write(answer(json.dumps({"task_id": f"{_HOSTILE_TASK}{next(numbers)}"}).encode()))
+            elif b"hostile" in body or _HOSTILE_TASK.encode() in head.split(b"\r\n")[0]:
+                writer.write(next(attacks))
+            else:
+                assert there.hostname
+                up, down = await asyncio.open_connection(there.hostname, there.port)
+                down.write(re.sub(rb"(?i)\r\nconnection: [^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n" + body)
+                while chunk := await up.read(65_536):
+                    writer.write(chunk)
+                down.close()
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Iterator[SimulatorProcess]:
+    process = SimulatorProcess(tmp_path / "simulator", tmp_path / "clips")
+    try:
+        process.wait_until_ready()
+        yield process
+    finally:
+        process.stop()
+
+
+def hostile_requests() -> Iterator[dict[str, Any]]:
+    for number in range(6):
+        yield request_json(f"a hostile answer {number}")
+        yield request_json(f"an accepted hostile task {number}")
+    yield {**request_json("hostile"), **{f"field {number} {'x' * 300}": number for number in range(5_200)}}
+    yield {**request_json("hostile"), "images": [{"uri": ""}] * 60_000}
+    for bomb in BOMBS.values():
+        if len(bomb) < 700_000:
+            uri = f"data:image/jpeg;base64,{base64.b64encode(bomb).decode()}"
+            yield {**request_json("hostile"), "images": [{"uri": uri}]}
+
+
+async def flood(client: Client, workflow_id: str) -> None:
+    """Asks for looks, more than anybody needs."""
+    handle = client.get_workflow_handle(workflow_id)
+    for _ in range(100):
+        with contextlib.suppress(WorkflowUpdateFailedError, RPCError):
+            await handle.execute_update("resume")
+
+
+@pytest.mark.timeout(240)
+async def test_a_healthy_generation_among_attacks_is_delivered(simulator: SimulatorProcess, tmp_path: Path) -> None:
+    async with gateway_with_attacks(simulator.url) as url:
+        site = Site(
+            tmp_path / "site",
+            environment(
+                LONGTAKE_GATEWAY_URL=url,
+                LONGTAKE_GATEWAY_API_KEY=API_KEY,
+                LONGTAKE_DATA_DIR=str(tmp_path / "not-used"),
+                LONGTAKE_SUBMIT_TIMEOUT_SECONDS="4",
+            ),
+        )
+        try:
+            videos: VideoClient = await site.start()
+            client = await connect(site.server.address)
+            for number, hostile in enumerate(hostile_requests()):
+                await client.start_workflow(WORKFLOW_TYPE, hostile, id=f"video-hostile-{number}", task_queue=TASK_QUEUE)
+            floods = [asyncio.create_task(flood(client, f"video-hostile-{number}")) for number in (1, 3, 5)]
+            prompt = f"a {MARK} [sim:ok,label=healthy]"
+            await videos.start("healthy", request(prompt))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                result = await videos.result("healthy")
+            for one in floods:
+                one.cancel()
+            assert (result.outcome, round(result.video.duration_seconds)) == ("full", 15)
+            assert Path(urlsplit(result.video.uri).path).stat().st_size == result.video.bytes
+            assert simulator.paid(prompt) == 1
+            assert site.worker.ready()
+        finally:
+            site.stop()
