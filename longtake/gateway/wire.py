@@ -382,11 +382,13 @@ def holds_secret(text: str) -> bool:
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     """`text` without queries and logins of URLs, keys, embedded images, the `secrets` given and those of `never_show`.
 
-    Only its first 4,000 characters are read: the patterns look ahead, so their work grows faster than a text does.
+    As one line of printable characters, which is what it is shown as: a secret with another white space or a control
+    character in it would come back there. Only its first 4,000 characters are read: the patterns look ahead, so their
+    work grows faster than a text does.
     """
     is_cut = len(text) > _MOST_MESSAGE_CHARS_READ
-    text = text[:_MOST_MESSAGE_CHARS_READ]
-    for secret in (*_never_shown, *secrets):
+    text = _as_line(text[:_MOST_MESSAGE_CHARS_READ])
+    for secret in map(_as_line, (*_never_shown, *secrets)):
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
         while len(beginning) >= _SHORTEST_SECRET_CHARS and (at := text.find(beginning)) >= 0:
@@ -439,8 +441,8 @@ def _excerpt(value: object, hidden: Sequence[str], depth: int) -> object:
 
 
 def _hide(text: str, hidden: Sequence[str]) -> str:
-    whole = text.strip()
-    if any(whole == secret or (len(secret) >= _SHORTEST_SECRET_CHARS and secret in text) for secret in hidden):
+    text = _as_line(text)
+    if any(text == secret or (len(secret) >= _SHORTEST_SECRET_CHARS and secret in text) for secret in hidden):
         return "…"
     return _ANY_LINK.sub("…", redact(text, secrets=hidden))
 
@@ -448,7 +450,7 @@ def _hide(text: str, hidden: Sequence[str]) -> str:
 def _spellings(secrets: Iterable[str]) -> list[str]:
     """Each secret as it may come back: escaped as JSON writes it, once or twice, or as HTML or a URL does."""
     found: dict[str, None] = {}
-    for secret in filter(None, (secret.strip() for secret in secrets)):
+    for secret in filter(None, map(_as_line, secrets)):
         once = [json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]]
         twice = [json.dumps(text)[1:-1] for text in once]
         found.update(dict.fromkeys([secret, *once, *twice, escape(secret), quote(secret, safe="")]))
@@ -612,9 +614,13 @@ def _shorten(text: str) -> str:
     return _one_line(text, _MOST_MESSAGE_CHARS)
 
 
+def _as_line(text: str) -> str:
+    """Printable characters with single spaces; a lone surrogate would break the JSON that it is written into."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 def _one_line(text: str, most_chars: int) -> str:
-    """One line of printable characters; a lone surrogate would break the JSON that it is written into."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    line = _as_line(text)
     return line if len(line) <= most_chars else line[: most_chars - 1] + "…"
 
 

@@ -503,7 +503,7 @@ class TestErrors:
         prompt = "A cat walks over the moon and looks at the earth. " * 20
         said = f"key my-own-key with sk-abc123, Bearer xyz, https://u:p@h/x?sig=1: prompt '{prompt}' is refused"
         message = read_error(400, {}, json.dumps({"message": said}).encode(), secrets=("my-own-key", prompt)).message
-        assert message == "key … with sk-…, Bearer …, https://…@h/x?… prompt '…' is refused"
+        assert message == "key … with sk-…, Bearer …, https://…@h/x?… prompt '… ' is refused"
         cut = read_error(400, {}, json.dumps({"message": f"no: {prompt[:90]}"}).encode(), secrets=(prompt,)).message
         assert cut == "no: …"
 
