@@ -425,6 +425,32 @@ async def test_a_process_that_was_asleep_while_arming_does_not_send(
     assert (await Caller(store, gateway).submit()).slot == 2
 
 
+async def test_a_process_that_was_asleep_on_its_way_to_the_gateway_does_not_send(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had read in the ledger may not hold any more: it leaves no record, and another attempt may send."""
+    times = iter([0.0, 3600.0])  # made, and an hour later connected
+
+    class Clock:
+        @staticmethod
+        def clock_gettime(_clock: int) -> float:
+            return next(times, 3600.0)
+
+    gateway = Gateway()
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_module, "time", Clock)
+        with pytest.raises(SendSuspended):
+            await Caller(disk, gateway).submit()
+    assert gateway.sent == 0
+    assert (await Caller(disk, gateway).submit()).slot == 1
+
+
+async def test_a_store_without_a_ledger_is_not_taken_for_one(disk: Store, hurried: None) -> None:
+    with pytest.raises(LedgerUnavailable):
+        await ledger_of(disk).identity()
+    assert await ledger_of(disk).known_identity() is None
+
+
 async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk: Store) -> None:
     async def send(arm: Arm) -> Answer:
         await write_intent(disk, age=timedelta(0))  # somebody was faster while we connected
