@@ -450,7 +450,8 @@ def _hide(text: str, hidden: Sequence[str]) -> str:
 def _spellings(secrets: Iterable[str]) -> list[str]:
     """Each secret as it may come back: escaped as JSON writes it, once or twice, or as HTML or a URL does."""
     found: dict[str, None] = {}
-    for secret in filter(None, map(_as_line, secrets)):
+    # White space is escaped where the text was, and collapsed where it is shown.
+    for secret in filter(None, (form(secret) for secret in secrets for form in (str.strip, _as_line))):
         once = [json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]]
         twice = [json.dumps(text)[1:-1] for text in once]
         found.update(dict.fromkeys([secret, *once, *twice, escape(secret), quote(secret, safe="")]))
