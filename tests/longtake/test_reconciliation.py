@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,15 @@ KEY, MODEL = "order-1", "veo_3_1-fast-remix"
 API_KEY = "sk-simulator-key"
 WINDOW = timedelta(seconds=150)  # two minutes of exchange, and the ledger's margin
 NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture(autouse=True)
+def _as_if_imported_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run comes to these tests minutes after it has imported them, and their moments are told from now on."""
+    module = sys.modules[__name__]
+    passed = datetime.now(UTC).replace(microsecond=0) - NOW
+    for name in ("NOW", "SENT", "LONG_AGO", "AFTER"):
+        monkeypatch.setattr(module, name, getattr(module, name) + passed)
 
 
 class Account(Console):
