@@ -464,8 +464,8 @@ class Charged(Site):
     def payer(self) -> dict[str, Any]:
         return {"gateway": self.witnesses.origin, "account": self.witnesses.account}
 
-    async def doubt(self, error: Exception = BROKEN, *, sent_at: datetime = SENT, slot: int = 1) -> None:
-        await self.answered(KEY, sent_at=sent_at, error=error, slot=slot, **self.payer)
+    async def doubt(self, error: Exception = BROKEN, *, sent_at: datetime | None = None, slot: int = 1) -> None:
+        await self.answered(KEY, sent_at=sent_at or SENT, error=error, slot=slot, **self.payer)
 
     async def pays(self, key: str, at: datetime, *, named: bool = True, **options: Any) -> None:
         await self.paid(key, f"task_of_{key}", at, named=named, **{**self.payer, **options})
