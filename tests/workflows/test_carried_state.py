@@ -23,7 +23,6 @@ from tests.workflows.rig import (
     REQUEST,
     TASK_ID,
     Generation,
-    Held,
     Rig,
     Script,
     accepted,
@@ -210,22 +209,6 @@ async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
         end, statuses = await played(rig, SCRIPTS[name])
         assert [differing(one, other) for one, other in zip(statuses, whole[1], strict=False)] == [{}] * len(statuses)
         assert (end, len(statuses)) == (whole[0], len(whole[1]))
-
-
-async def test_a_wish_to_look_now_survives(own_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It came while a look was under way, and the run continued as new after it."""
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
-    pacing = {"expected": "PT5H", "floor": "PT0S"}
-    policy = GenerationPolicy.model_validate({"pacing": pacing, "stalled_after": "PT20H"})
-    slow = Held(running(10))
-    generation = await own_rig.generate(
-        Script(prepare=[policy], looks=[slow, running(20), completed()], deliver=[FULL])
-    )
-    await generation.skip_to(slow)
-    await generation.handle.execute_update("resume")
-    slow.let_go()
-    await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)  # no time is skipped
-    assert (await generation.result()).outcome == "full"
 
 
 async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
