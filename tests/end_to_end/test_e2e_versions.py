@@ -28,13 +28,13 @@ from worker import DEPLOYMENT
 
 pytestmark = pytest.mark.system
 
-FALLBACK = '        return generation.result("fallback", clip)\n'
+FALLBACK = '        return await self._end_after_failed_extension("fallback", clip)\n'
 PATCHED = """\
         if workflow.patched("a-new-step"):
             await workflow.sleep(0.001)
             generation.warnings.append("made by the patched build")
 """
-PREPARE = "                await submitting.prepare(generation)\n"
+PREPARE = "                await prepare(generation)\n"
 UNPATCHED = """\
                 await workflow.sleep(0.001)
                 generation.warnings.append("made by the incompatible build")
