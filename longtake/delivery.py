@@ -495,9 +495,7 @@ class _Transfer:
     def _accept_rest(self, response: httpx.Response) -> None:
         if response.status_code in {httpx.codes.OK, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE}:
             raise _StartOver
-        content_range = re.fullmatch(
-            r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", "")
-        )
+        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             raise SourceFailed(f"broke off, then answered {response.status_code}")
         if content_range is None:

@@ -15,9 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 _SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
 _MOST_FIELDS = 10
 
-LONGEST_TASK_ID = 255
-"""In characters: it becomes a search attribute, and Temporal's SQL stores end a Keyword there."""
-
 
 def with_plain_scheme(uri: str) -> str:
     """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
