@@ -2,20 +2,21 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.workflows.rig import Rig, running_rig
+from tests.workflows.rig import Rig, SharedRig, running_rig
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def whole_rig() -> AsyncIterator[Rig]:
+async def shared_rig() -> AsyncIterator[SharedRig]:
     """One server for all: it starts once, and a test needs only a workflow id of its own."""
-    async with running_rig() as rig:
-        yield rig
+    async with SharedRig() as shared:
+        yield shared
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def rig(whole_rig: Rig) -> AsyncIterator[Rig]:
-    yield whole_rig
-    await whole_rig.clean_up()
+async def rig(shared_rig: SharedRig) -> AsyncIterator[Rig]:
+    rig = await shared_rig.healthy()
+    yield rig
+    await rig.clean_up()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -364,10 +364,10 @@ async def test_neither_clip_can_be_had(rig: Rig) -> None:
     assert [order.kind for order in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
 
 
-async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(rig: Rig) -> None:
+async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(own_rig: Rig) -> None:
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
     never = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
-    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(full, never)))
+    generation = await own_rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(full, never)))
     result = await generation.result()
     assert (result.outcome, result.first_video, result.warnings) == ("full", None, ())
 
