@@ -125,7 +125,7 @@ $(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
 	  VIRTUAL_ENV=$(MUTANTS)/venv $(BIN)/uv pip install --require-hashes -r requirements/test.txt -r requirements/mutants.txt,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
-mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by line, and list what no test notices: hours; ARGS="longtake.ledger.*".
+mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by line, and list what no test notices: hours; ARGS="longtake.submission.ledger.*".
 	@mkdir -p $(MUTANTS)/work && git ls-files -z | xargs -0 cp --parents --preserve=timestamps -t $(MUTANTS)/work
 	@cd $(MUTANTS)/work && ../venv/bin/mutmut run --max-children 2 $(ARGS) && ../venv/bin/mutmut results
 

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.failures import Step, application_error, code_or_none, foreign_words
 from longtake.models import TaskRecord
-from longtake.prompts import keep_words
+from longtake.request.prompts import keep_words
 from longtake.storage import Store, StoreProblem
 
 

@@ -5,15 +5,15 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from longtake.logs import note
 from longtake.models import Stage
+from longtake.observability.logs import note
 
 _STAGES = {
     "prepare_generation": Stage.PREPARING,
     "submit_generation": Stage.SUBMITTING,
     "submit_extension": Stage.SUBMITTING,
     "record_submission": Stage.SUBMITTING,
-    "settle_submission": Stage.AWAITING_DECISION,
+    "resolve_submission": Stage.AWAITING_DECISION,
     "deliver_video": Stage.DELIVERING,
 }
 """Of the activities that belong to one stage; the others are told theirs."""
@@ -28,7 +28,7 @@ class LogContext(Interceptor):
 
 
 class _Noting(ActivityInboundInterceptor):
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         info = activity.info()
         order = input.args[0] if input.args else None
         receipt = getattr(order, "receipt", None)

@@ -1,6 +1,6 @@
 """The typed client: what a backend, the command line and an operator do with a generation.
 
-client = VideoClient(await longtake.temporal.connect(), store=Store.open("s3://bucket/prefix"))
+client = VideoClient(await longtake.temporal.connection.connect(), store=Store.open("s3://bucket/prefix"))
 await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
 result = await client.result("order-17")
 """
@@ -43,9 +43,7 @@ from temporalio.exceptions import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.display import code, line, prose
-from longtake.ledger import SubmissionLedger
 from longtake.models import (
     Decision,
     FailureDetails,
@@ -56,8 +54,10 @@ from longtake.models import (
     OnKeyRefused,
     Paid,
 )
+from longtake.request.rules import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.storage import Store
-from longtake.temporal import (
+from longtake.submission.ledger import SubmissionLedger
+from longtake.temporal.connection import (
     GATEWAY_TASK_ID,
     TASK_QUEUE,
     VIDEO_ATTENTION,
@@ -71,7 +71,7 @@ from longtake.temporal import (
     key_of,
     workflow_id,
 )
-from longtake.temporal_ledger import check
+from longtake.temporal.ledger_registration import check
 
 _STARTS_ANEW = frozenset(
     {
@@ -79,8 +79,8 @@ _STARTS_ANEW = frozenset(
         "SubmissionOutcomeUnknown",
         "Abandoned",
         "DeliveryFailed",
-        "GatewayLost",
-        "GenerationStalled",
+        "TaskLost",
+        "GenerationTimedOut",
         "Cancelled",
         "Terminated",
         "TimedOut",
@@ -89,13 +89,13 @@ _STARTS_ANEW = frozenset(
 """Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
 The submission ledger keeps a new run from paying for what an earlier one paid."""
 
-_WISHES = {
+_REQUEST_OPTIONS = {
     OnExtendFailed.FALLBACK: "the 8 s clip is the result",
     OnExtendFailed.RETRY: "pay for it again, where that is configured",
     OnExtendFailed.ASK: "a person decides",
     OnExtendFailed.FAIL: "it counts as failed",
 }
-_KEY_WISHES = {
+_KEY_OPTIONS = {
     OnKeyRefused.FAIL: "it ends, and nothing is paid",
     OnKeyRefused.WAIT: "it waits until the gateway takes it again",
 }
@@ -347,13 +347,13 @@ class VideoClient:
         """
         return await self._update(key, "decide", decision)
 
-    async def resume(self, key: str) -> GenerationStatus:
+    async def poll_now(self, key: str) -> GenerationStatus:
         """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
 
         Raises:
             GenerationNotFound: There is none of this key that still runs.
         """
-        return await self._update(key, "resume")
+        return await self._update(key, "poll_now")
 
     async def generations(self, query: str = "", *, limit: int = 50) -> AsyncIterator[Execution]:
         """The newest generations, newest first.
@@ -533,8 +533,8 @@ def _details(key: str, request: GenerateVideoInput) -> str:
         "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
-        "if the extension fails": _WISHES[request.on_extend_failed],
-        "if the API key is refused": _KEY_WISHES[request.on_key_refused],
+        "if the extension fails": _REQUEST_OPTIONS[request.on_extend_failed],
+        "if the API key is refused": _KEY_OPTIONS[request.on_key_refused],
         "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)

@@ -1,7 +1,7 @@
 """What people are shown of texts that others wrote: one line, nothing invisible, and nothing that acts.
 
 Texts are kept as they came. They are made harmless here, where they are shown: in a terminal, on a page in Markdown, in
-a JSON document on a screen. The log has the same rule (`longtake.logs`).
+a JSON document on a screen. The log has the same rule (`longtake.observability.logs`).
 """
 
 import json

@@ -12,11 +12,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.submission import SubmissionActivities
-from longtake.catalog import request_digest
 from longtake.gateway.client import GatewayClient
-from longtake.ledger import SubmissionLedger
-from longtake.models import GenerateVideoInput, SettleOrder, SubmissionReceipt, SubmitOrder
+from longtake.models import GenerateVideoInput, ResolveInput, SubmissionReceipt, SubmitInput
+from longtake.request.rules import request_digest
 from longtake.storage import Store
+from longtake.submission.ledger import SubmissionLedger
 from tests.activities.conftest import POLICY, Hire, Worker
 from tests.unread import UnreadAnswers
 
@@ -45,7 +45,7 @@ async def careless(hire: Hire, store: Store) -> Worker:
     await worker.ledger.establish()
     worker.established = True
     worker.submission = SubmissionActivities(
-        gateway=gateway, store=store, ledger=worker.ledger, witnesses=worker.witnesses, policy=POLICY
+        gateway=gateway, store=store, ledger=worker.ledger, account_client=worker.account_client, policy=POLICY
     )
     return worker
 
@@ -54,7 +54,7 @@ async def adopted(worker: Worker, key: str, request: GenerateVideoInput) -> Subm
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, workflow_id=f"video-{key}", scheduled_time=datetime.now(UTC))
     receipt: SubmissionReceipt = await environment.run(
-        worker.submission.submit_generation, SubmitOrder(key=key, request=request)
+        worker.submission.submit_generation, SubmitInput(key=key, request=request)
     )
     return receipt
 
@@ -89,9 +89,9 @@ async def test_of_many_who_adopt_a_task_at_once_one_wins(careless: Worker, reque
 
 async def test_a_decision_to_adopt_owns_what_the_gateway_answers(careless: Worker, request_for: RequestFor) -> None:
     await adopted(careless, "victim", request_for(task_id=VICTIMS))
-    decided = SettleOrder(key="thief", task_id="TASK_Victim1", digest=request_digest(request_for()), model="m")
+    decided = ResolveInput(key="thief", task_id="TASK_Victim1", digest=request_digest(request_for()), model="m")
     with pytest.raises(ApplicationError) as refused:
-        await careless.run(careless.submission.settle_submission, decided)
+        await careless.run(careless.submission.resolve_submission, decided)
     assert refused.value.type == "InvalidRequest"
 
     elsewhere = SubmissionLedger(Store.open(f"{careless.store.url}-other"), longest_exchange=timedelta(seconds=20))

@@ -11,9 +11,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from longtake.catalog import prompt_path
-from longtake.models import ExtensionOrder, GenerateVideoInput, LookOrder, Paid, PrepareOrder, SubmitOrder, TaskState
-from longtake.prompts import store_prompts
+from longtake.models import ExtensionInput, GenerateVideoInput, Paid, PollInput, PrepareInput, SubmitInput, TaskState
+from longtake.request.prompts import store_prompts
+from longtake.request.rules import prompt_path
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -33,21 +33,21 @@ async def hidden(store: Store, request_for: Request) -> GenerateVideoInput:
 async def test_the_gateway_gets_the_texts_and_the_order_has_none(
     worker: Worker, sim: Simulator, hidden: GenerateVideoInput
 ) -> None:
-    order = SubmitOrder(key=KEY, request=hidden)
-    assert MARK not in order.model_dump_json()
-    await worker.run(worker.submission.prepare_generation, PrepareOrder(key=KEY, request=hidden))
-    await worker.run(worker.submission.submit_generation, order)
+    input = SubmitInput(key=KEY, request=hidden)
+    assert MARK not in input.model_dump_json()
+    await worker.run(worker.submission.prepare_generation, PrepareInput(key=KEY, request=hidden))
+    await worker.run(worker.submission.submit_generation, input)
     (entry,) = sim.ledger.submissions()
     assert (entry["prompt"], entry["prompt_extend"]) == (f"{MARK} [sim:ok]", f"{MARK} leaves")
-    again = await worker.run(worker.submission.submit_generation, order)
+    again = await worker.run(worker.submission.submit_generation, input)
     assert again.attached
 
 
 async def test_a_paid_extension_gets_its_text_too(worker: Worker, sim: Simulator, request_for: Request) -> None:
     hidden = await store_prompts(worker.store, request_for("extend_failed,remix", prompt_extend=f"{MARK} leaves"))
-    receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=KEY, request=hidden))
-    look = await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id=receipt.task_id))
-    retry = SubmitOrder(key=KEY, request=hidden, extension=ExtensionOrder(remix_id=look.remix_id, number=1))
+    receipt = await worker.run(worker.submission.submit_generation, SubmitInput(key=KEY, request=hidden))
+    look = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id=receipt.task_id))
+    retry = SubmitInput(key=KEY, request=hidden, extension=ExtensionInput(remix_id=look.remix_id, number=1))
     await worker.run(worker.submission.submit_extension, retry)
     assert [entry["prompt"] for entry in sim.ledger.submissions()][-1] == f"{MARK} leaves"
 
@@ -98,11 +98,11 @@ async def test_what_is_wrong_with_a_stored_prompt_is_told_and_nothing_is_sent(
     worker: Worker, sim: Simulator, hidden: GenerateVideoInput, spoil: Callable[..., Any], says: str
 ) -> None:
     request = hidden.model_copy(update={"prompt": await spoil(worker.store, hidden)})
-    for activity, order in (
-        (worker.submission.prepare_generation, PrepareOrder(key=KEY, request=request)),
-        (worker.submission.submit_generation, SubmitOrder(key=KEY, request=request)),
+    for activity, input in (
+        (worker.submission.prepare_generation, PrepareInput(key=KEY, request=request)),
+        (worker.submission.submit_generation, SubmitInput(key=KEY, request=request)),
     ):
-        failure = await failure_of(worker.run(activity, order))
+        failure = await failure_of(worker.run(activity, input))
         assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
         assert [problem.field for problem in failure.details.problems] == ["prompt"]
         assert says in failure.message
@@ -112,11 +112,11 @@ async def test_what_is_wrong_with_a_stored_prompt_is_told_and_nothing_is_sent(
 
 
 async def test_what_was_paid_is_collected_without_the_prompts(worker: Worker, hidden: GenerateVideoInput) -> None:
-    order = SubmitOrder(key=KEY, request=hidden)
-    paid = await worker.run(worker.submission.submit_generation, order)
+    input = SubmitInput(key=KEY, request=hidden)
+    paid = await worker.run(worker.submission.submit_generation, input)
     await worker.store.delete(hidden.prompt)
-    await worker.run(worker.submission.prepare_generation, PrepareOrder(key=KEY, request=hidden))
-    assert (await worker.run(worker.submission.submit_generation, order)).task_id == paid.task_id
+    await worker.run(worker.submission.prepare_generation, PrepareInput(key=KEY, request=hidden))
+    assert (await worker.run(worker.submission.submit_generation, input)).task_id == paid.task_id
 
 
 ECHOES = {
@@ -174,7 +174,7 @@ async def test_a_gateway_that_repeats_the_prompt_is_not_repeated(  # noqa: PLR09
     if lost:
         await store.delete(hidden.prompt)
     worker = hire(url=await echoing(status))
-    look = worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1", hidden_prompts=paths))
+    look = worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id="task_1", hidden_prompts=paths))
     if status == 200:
         record = await look
         assert (record.state, record.error_code) == (TaskState.GENERATE_FAILED, "generate_failed")
@@ -194,8 +194,8 @@ async def test_a_refused_submission_does_not_repeat_it_either(
     hire: Hire, hidden: GenerateVideoInput, tmp_path: Path, echoing: Callable[[int], Awaitable[str]], status: int
 ) -> None:
     worker = hire(url=await echoing(status))
-    order = SubmitOrder(key=KEY, request=hidden)
-    failure = await failure_of(worker.run(worker.submission.submit_generation, order))
+    input = SubmitInput(key=KEY, request=hidden)
+    failure = await failure_of(worker.run(worker.submission.submit_generation, input))
     assert failure.details.http_status == status
     assert not shows_the_prompt(failure.message + failure.details.model_dump_json() + repr(worker.heartbeats))
     assert "E-1005" in kept_words(tmp_path / "store")
@@ -205,6 +205,6 @@ async def test_a_prompt_that_is_not_hidden_hides_no_words(
     hire: Hire, tmp_path: Path, echoing: Callable[[int], Awaitable[str]]
 ) -> None:
     worker = hire(url=await echoing(200))
-    record = await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id="task_1"))
+    record = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id="task_1"))
     assert "E-1005" in record.error_message
     assert not (tmp_path / "store" / "words").exists()

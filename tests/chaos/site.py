@@ -285,7 +285,7 @@ class Site:
         }
         # Past the end of a short run: only a long one waits for these limits to pass.
         limit_hours = 80.0 / 3600
-        witness = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
+        account_client = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
         return {
             **inherited,
             "TEMPORAL_CONFIG_FILE": os.devnull,
@@ -296,12 +296,12 @@ class Site:
             "LONGTAKE_STORE_URL": self.store.url,
             "LONGTAKE_DATA_DIR": str(self.folder / "not-used"),
             "LONGTAKE_EXPECTED_SECONDS": "4",
-            "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
+            "LONGTAKE_MIN_POLL_INTERVAL_SECONDS": "1",
             "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "3",
             "LONGTAKE_SUBMIT_WINDOW_MINUTES": "10",
             "LONGTAKE_SUBMIT_CONCURRENCY": "8",
-            "LONGTAKE_LOST_WATCH_MINUTES": "0.2",
-            "LONGTAKE_STALLED_AFTER_MINUTES": "0.5",
+            "LONGTAKE_LOST_GRACE_MINUTES": "0.2",
+            "LONGTAKE_OVERDUE_AFTER_MINUTES": "0.5",
             "LONGTAKE_GIVE_UP_AFTER_HOURS": str(limit_hours),
             "LONGTAKE_DELIVERY_WINDOW_HOURS": str(limit_hours),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
@@ -309,7 +309,7 @@ class Site:
             "LONGTAKE_BUILD_ID": NEW_BUILD,
             **self.store.environment,
             # One half of the workers can read the gateway's console.
-            **(witness if number == 0 else {}),
+            **(account_client if number == 0 else {}),
         }
 
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from longtake.gateway.errors import AnswerLost, GatewayBusy, GatewayError
-from longtake.gateway.witnesses import OrphanCandidate, SeenTask, Testimony, Witnesses
-from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger
-from longtake.reconciliation import reconcile
+from longtake.gateway.account import AccountClient, AccountRecords, OrphanCandidate, SeenTask
+from longtake.gateway.errors import GatewayBusy, GatewayError, ResponseLost
+from longtake.submission.ledger import Accepted, Answer, CreateIntent, Evidence, LedgerError, SubmissionLedger
+from longtake.submission.reconciliation import reconcile
 from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
 
 KEY, OTHER_KEY = "order-1", "order-2"
 MODEL = "veo_3_1-fast-remix"
-LONGEST_EXCHANGE = timedelta(seconds=120)
+MAX_EXCHANGE = timedelta(seconds=120)
 DECIDED = "decided"
 """How a person's decision is told from what the ledger knows by itself."""
 _FAR_FUTURE = 10**6
@@ -84,14 +84,14 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
         scheduled: When Temporal scheduled it.
     """
 
-    async def send(arm: Arm) -> Answer:
-        await arm()
+    async def send(create_intent: CreateIntent) -> Answer:
+        await create_intent()
         await ask("post")
         answer = await ask("answer")
         if answer == "busy":
             raise GatewayBusy("later")
         if answer == "lost":
-            raise AnswerLost("no answer")
+            raise ResponseLost("no answer")
         return Answer(answer)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
@@ -131,7 +131,7 @@ def decides(name: str, slot: int, task_id: str | None = None, *, key: str = KEY)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.settle(key, slot, task_id=task_id, reason=DECIDED, owner=me)
+            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=DECIDED, owner=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot) if accepted else End("settled", key, slot=slot)
@@ -177,23 +177,23 @@ class _TaskList:
     origin = "https://gateway.example"
     account = "0123456789abcdef"
 
-    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> Testimony:
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> AccountRecords:
         shown = [
             OrphanCandidate(task_id=task_id, submitted_at=BEGAN + timedelta(seconds=at), model=model)
             for task_id, at in await ask("tasks")
         ]
         tasks = tuple(task for task in shown if since <= task.submitted_at <= until)
         seen = [SeenTask(task_id=task.task_id, submitted_at=task.submitted_at) for task in tasks]
-        return Testimony(tasks=tasks, seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)))
+        return AccountRecords(tasks=tasks, seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)))
 
 
 def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     """Looks for what a submission in doubt has made."""
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
-        witnesses = cast("Witnesses", _TaskList())
+        account_client = cast("AccountClient", _TaskList())
         try:
-            finding = await reconcile(ledger, witnesses, key=key, slot=slot, model=MODEL, owner=me)
+            finding = await reconcile(ledger, account_client, key=key, slot=slot, model=MODEL, owner=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         if finding.accepted:
@@ -203,7 +203,7 @@ def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     return Actor(name, work, key)
 
 
-def looks(name: str, *, key: str = KEY) -> Actor:
+def polls_of_task(name: str, *, key: str = KEY) -> Actor:
     """Asks whether anything was ever sent."""
 
     async def work(ledger: SubmissionLedger, _me: str) -> End:
@@ -216,7 +216,7 @@ def looks(name: str, *, key: str = KEY) -> Actor:
     return Actor(name, work, key)
 
 
-Records = dict[tuple[str, int], dict[str, Any]]
+ChargeEvidence = dict[tuple[str, int], dict[str, Any]]
 """What the ledger's slots hold, by the key's folder and the slot's number."""
 
 
@@ -226,7 +226,7 @@ class Promises:
     def __init__(self, actors: tuple[Actor, ...], make_ledger: Callable[[], SubmissionLedger]) -> None:
         self._actors = actors
         self._make_ledger = make_ledger
-        self._records: dict[int, Records] = {}
+        self._records: dict[int, ChargeEvidence] = {}
         self._later: dict[tuple[int, str], End] = {}
 
     def on_post(self, world: World, state: State, post: Post) -> str | None:
@@ -309,7 +309,7 @@ class Promises:
             or self._later_attempt(world, state, names)
         )
 
-    def _lost_id(self, world: World, state: State, slots: Records) -> str | None:
+    def _lost_id(self, world: World, state: State, slots: ChargeEvidence) -> str | None:
         """An id that came back is in the ledger, in a heartbeat, or in the hands of whoever must write it down."""
         for post in state.posts:
             if not post.returned:
@@ -330,7 +330,7 @@ class Promises:
                 return f"{task_id} is called recorded, and is not in the ledger"
         return None
 
-    def _wrong_slot(self, slots: Records) -> str | None:
+    def _wrong_slot(self, slots: ChargeEvidence) -> str | None:
         for (_, slot), records in slots.items():
             reason = records.get("outcome", {}).get("reason", "")
             for actor in self._actors:
@@ -338,7 +338,7 @@ class Promises:
                     return f"the decision about slot {actor.decides_slot} settled slot {slot}"
         return None
 
-    def _two_owners(self, world: World, state: State, slots: Records) -> str | None:
+    def _two_owners(self, world: World, state: State, slots: ChargeEvidence) -> str | None:
         """Of two who have the same task one paid for it, and the other was told to take it before that was known."""
         owners: dict[str, set[str]] = {}
         for folder, task_id in _tasks_of(slots):
@@ -383,7 +383,7 @@ class Promises:
             found = self._later[store, key] = _alone(world, store, program, key)
         return found
 
-    def _slots(self, world: World, state: State) -> Records:
+    def _slots(self, world: World, state: State) -> ChargeEvidence:
         found = self._records.get(state.store)
         if found is None:
             found = self._records[state.store] = _slots(world.content(state.store))
@@ -410,9 +410,9 @@ def _alone(world: World, store: int, program: Program, key: str) -> End:
     return end
 
 
-def _slots(content: Content) -> Records:
+def _slots(content: Content) -> ChargeEvidence:
     """The ledger's records by key and slot, as anybody can read them in the store."""
-    slots: Records = {}
+    slots: ChargeEvidence = {}
     for path, record in content.items():
         parts = path.split("/")
         if len(parts) == 4 and parts[0] == "submit":
@@ -420,7 +420,7 @@ def _slots(content: Content) -> Records:
     return slots
 
 
-def _tasks_of(slots: Records) -> list[tuple[str, str]]:
+def _tasks_of(slots: ChargeEvidence) -> list[tuple[str, str]]:
     """Whose tasks the ledger knows: folders and task ids."""
     return [
         (folder, record["task_id"])
@@ -435,7 +435,7 @@ def owner_path(task_id: str) -> str:
     return f"submit/owners/{hashlib.sha256(task_id.casefold().encode()).hexdigest()[:32]}"
 
 
-def _was_decided(slots: Records, post: Post) -> bool:
+def _was_decided(slots: ChargeEvidence, post: Post) -> bool:
     """Whether a person has said that this may be sent again."""
     outcome = slots.get((post.folder, post.slot), {}).get("outcome", {})
     return bool(outcome.get("decided")) and not outcome.get("not_charged")
@@ -490,7 +490,7 @@ SCENARIOS = (
     ),
     Scenario(
         "two attempts, and somebody who asks whether anything was sent",
-        (submits("W1"), submits("W2"), looks("L")),
+        (submits("W1"), submits("W2"), polls_of_task("L")),
         THREE,
     ),
     Scenario(
@@ -532,7 +532,7 @@ def explore(
     Raises:
         Violation: A promise was broken.
     """
-    make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE))
+    make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=MAX_EXCHANGE))
     programs = tuple(_program(actor, make()) for actor in scenario.actors)
     known = json.dumps({"nonce": "known", "folder": ledger_folder("long ago"), "account": ""}).encode()
     world = World(programs, scenario.limits, content={owner_path(KNOWN_TASK): known}, overwrites=overwrites)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from longtake.gateway import wire
 from longtake.gateway.client import GatewayClient, SubmissionForm
-from longtake.gateway.errors import AnswerUnreadable
+from longtake.gateway.errors import InvalidResponse
 
 FORM = SubmissionForm(model="veo_3_1-fast-remix", prompt="a cat", prompt_extend="it jumps")
 RUNNING = {"task_id": "task_1", "status": "IN_PROGRESS", "progress": "30%", "data": {"status": "processing"}}
@@ -71,7 +71,7 @@ async def test_a_compressed_answer_takes_bounded_memory(coding: str, times: int,
         pass
 
     async with gateway(bomb, coding) as client:
-        with pytest.raises(AnswerUnreadable):
+        with pytest.raises(InvalidResponse):
             await (client.submit(FORM, before_send=before_send) if paid else client.query("task_1"))
     stop.set()
     assert await watching < 2
@@ -105,7 +105,7 @@ def test_redaction_is_bounded_whatever_it_reads(name: str) -> None:
         content = json.dumps(body).encode()
         wire.read_error(500, {}, content, secrets=["a secret of ours " * 10])
         wire.read_error(500, {"content-type": "text/html"}, text.encode())
-        with pytest.raises(AnswerUnreadable):
+        with pytest.raises(InvalidResponse):
             wire.read_submission(body, status=200, request_id=None)
     wire.redact(text, secrets=[text[:40]])
     # Some megabytes of JSON are parsed here a dozen times; the quadratic patterns took 39 s for one text.

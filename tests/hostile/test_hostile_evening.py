@@ -16,7 +16,7 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError
 
 from longtake.client import VideoClient
-from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, connect
+from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, connect
 from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, environment, request, request_json
 from tests.hostile.fuzzing.targets import seeds
 from tests.hostile.test_hostile_answers import gzip
@@ -103,7 +103,7 @@ async def flood(client: Client, workflow_id: str) -> None:
     handle = client.get_workflow_handle(workflow_id)
     for _ in range(100):
         with contextlib.suppress(WorkflowUpdateFailedError, RPCError):
-            await handle.execute_update("resume")
+            await handle.execute_update("poll_now")
 
 
 @pytest.mark.timeout(240)

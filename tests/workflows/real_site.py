@@ -20,13 +20,13 @@ from activities.delivery import DeliveryActivities
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
 from cli.embedded import temporal_binary
-from longtake.delivery import Fetcher
+from longtake.delivery.download import Fetcher
+from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.witnesses import Witnesses
-from longtake.ledger import SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy, GenerationStatus
 from longtake.storage import Store
-from longtake.temporal import (
+from longtake.submission.ledger import SubmissionLedger
+from longtake.temporal.connection import (
     DATA_CONVERTER,
     SEARCH_ATTRIBUTES,
     SUBMISSION_TASK_QUEUE,
@@ -129,11 +129,11 @@ async def running_site(
         url = gateway_url(sim.url)
         async with (
             GatewayClient(base_url=url, api_keys=[SecretStr(API_KEY)], submit_timeout=EXCHANGE) as gateway,
-            Witnesses(base_url=url, api_key=SecretStr(API_KEY), console=None) as witnesses,
+            AccountClient(base_url=url, api_key=SecretStr(API_KEY), console=None) as account_client,
             Fetcher(sim.url, lambda: API_KEY, allow_private_addresses=True) as fetcher,
         ):
             submission = SubmissionActivities(
-                gateway=gateway, store=store, ledger=ledger, witnesses=witnesses, policy=policy
+                gateway=gateway, store=store, ledger=ledger, account_client=account_client, policy=policy
             )
             polling = PollingActivities(gateway=gateway, store=store)
             delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher)
@@ -145,7 +145,7 @@ async def running_site(
                     submission.record_submission,
                     submission.close_submission,
                     submission.reconcile_submission,
-                    submission.settle_submission,
+                    submission.resolve_submission,
                     polling.query_generation,
                     delivery.deliver_video,
                 ],

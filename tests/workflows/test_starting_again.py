@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
-from longtake.catalog import prompt_path
 from longtake.client import KeyInUse, VideoClient
-from longtake.models import GenerateVideoInput, GenerationPolicy, PacingPolicy, Paid
-from longtake.temporal import connect, workflow_id
+from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
+from longtake.request.rules import prompt_path
+from longtake.temporal.connection import connect, workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,
@@ -30,7 +30,7 @@ from tests.workflows.rig import (
 pytestmark = pytest.mark.system
 
 TEXTS = {name: REQUEST[name] for name in ("prompt", "prompt_extend")}
-SOON = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)))
+SOON = GenerationPolicy(schedule=PollSchedule(expected=timedelta(seconds=1), min_interval=timedelta(seconds=1)))
 PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
 
 
@@ -49,8 +49,10 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    await (await rig.generate(Script(prepare=[SOON], looks=[completed()], deliver=[gone]), key=key, **before)).failure()
-    script = Script(prepare=[SOON], looks=[completed()], deliver=[delivered(FULL_VIDEO)])
+    await (
+        await rig.generate(Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone]), key=key, **before)
+    ).failure()
+    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
     rig._fakes.scripts[workflow_id(key)] = script
 
     client = VideoClient(rig.client)
@@ -67,11 +69,11 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 
 async def collect_extension_again(rig: Rig) -> None:
     """A paid extension that got lost: its generation ended well, with the 8 s clip, and can be started again."""
-    policy = SOON.model_copy(update={"extension_retries": 1, "lost_watch": timedelta(0)})
+    policy = SOON.model_copy(update={"extension_retries": 1, "lost_grace": timedelta(0)})
     again = {"task_id": "task_extend_1"}
     script = Script(
         prepare=[policy],
-        looks=[extend_failed(), lost(**again)],
+        polls_of_task=[extend_failed(), lost(**again)],
         extend=[accepted(**again)],
         deliver=[delivered(FIRST_CLIP)],
     )
@@ -81,7 +83,7 @@ async def collect_extension_again(rig: Rig) -> None:
     script = Script(
         prepare=[policy.model_copy(update={"extensions_sent": 1})],
         submit=[accepted(attached=True)],
-        looks=[extend_failed(), completed(**again)],
+        polls_of_task=[extend_failed(), completed(**again)],
         extend=[accepted(**again, attached=True)],
         deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
     )

@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 
-LONGEST_STALL_SECONDS = 2.0
-MOST_BYTES = 300 * 10**6
+MAX_STALL_SECONDS = 2.0
+MAX_BYTES = 300 * 10**6
 
 _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 
@@ -42,9 +42,9 @@ async def limited(work: Awaitable[None]) -> None:
     finally:
         handle.cancel()
     longest = max(longest, time.thread_time() - before)
-    if longest > LONGEST_STALL_SECONDS:
+    if longest > MAX_STALL_SECONDS:
         raise TooMuch(f"the event loop stood still for {longest:.1f} s")
-    if (grown := _peak() - start) > MOST_BYTES:
+    if (grown := _peak() - start) > MAX_BYTES:
         raise TooMuch(f"it took {grown / 1e6:.0f} MB")
 
 
