@@ -41,7 +41,8 @@ from longtake.observability.running_generations import watch_running_generations
 from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import (
     HOW_TO_CREATE_ATTRIBUTES,
     SUBMISSION_TASK_QUEUE,

@@ -1,4 +1,4 @@
-"""Bringing a clip home."""
+"""Downloads a clip into the store."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities import measuring
-from activities.failures import Step
+from activities.failures import Step, translated_errors
 from activities.heartbeats import heartbeating
-from activities.hiding import hiding_error
+from activities.hiding import HiddenWords
 from longtake.delivery.download import DownloadFailed, Fetcher, Source, deliver
 from longtake.delivery.task_records import forget_links, load_record, save_record, video_directory
 from longtake.gateway.client import GatewayClient
@@ -20,7 +20,7 @@ from longtake.models import DeliverInput, DeliveryKind, DeliveryReceipt, TaskSta
 from longtake.storage import Store, StoreProblem
 
 GONE_AFTER = timedelta(hours=1)
-"""When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
+"""When every source says "gone" this long after the first attempt, and both routes answered, the clip is lost."""
 _GONE_ATTEMPTS = 6
 _ROUTES = 2
 
@@ -45,34 +45,29 @@ class DeliveryActivities:
 
     @activity.defn
     async def deliver_video(self, input: DeliverInput) -> DeliveryReceipt:
-        """Download, verify and store one clip; a clip that is already stored is only looked up."""
+        """Download, verify and store one clip; for a clip that is already stored, return its receipt."""
         answered: list[GatewayRecord | None] = []
+        fetcher = (self._extension_fetcher if input.extension else None) or self._fetcher
         async with heartbeating() as heartbeat:
-            try:
+            async with translated_errors(
+                Step.DELIVER,
+                keep_words=HiddenWords(self._store, input.key).keep if input.hide_words else None,
+                gone_for_good=lambda error: len(answered) == _ROUTES and _gone_for_good(error),
+            ):
                 receipt = await deliver(
                     store=self._store,
-                    fetcher=(self._extension_fetcher if input.extension else None) or self._fetcher,
+                    fetcher=fetcher,
                     sources=lambda: self._sources(input, answered),
                     directory=video_directory(input.key),
                     kind=input.kind,
                     task_id=input.task_id,
                     expected_size=(input.width, input.height) if input.width and input.height else None,
-                    on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
+                    on_progress=lambda done, total: heartbeat.send({"bytes": done, "of": total}),
                 )
-            except Exception as error:  # noqa: BLE001 - the table knows every kind
-                gone = len(answered) == _ROUTES and _gone_for_good(error)
-                raise await hiding_error(
-                    error,
-                    Step.DELIVER,
-                    store=self._store,
-                    key=input.key,
-                    hidden=input.hide_words,
-                    gone_for_good=gone,
-                ) from None
             await self._forget_links(input)
-        told = next((record for record in answered if record and record.quota is not None), None)
-        if told:
-            receipt = receipt.model_copy(update={"quota": told.quota, "refunded": told.refunded})
+        priced = next((record for record in answered if record and record.quota is not None), None)
+        if priced:
+            receipt = receipt.model_copy(update={"quota": priced.quota, "refunded": priced.refunded})
         measuring.delivered(receipt, input.kind)
         activity.logger.info("delivered", extra={"kind": input.kind, "bytes": receipt.video.bytes})
         return receipt
@@ -88,8 +83,8 @@ class DeliveryActivities:
         """The links in turn, the gateway's own content route last; each route is asked once all before have failed.
 
         Args:
-            input: What to bring home.
-            answered: Gets what each route that answers tells: a record, or None for "no such task".
+            input: What to deliver.
+            answered: Gets what each route answers: a record, or None for "no such task".
         """
         try:
             kept = await load_record(self._store, input.key, input.task_id)
@@ -102,19 +97,19 @@ class DeliveryActivities:
         # gateway would end the delivery of a video that is there.
         check_gateway(self._source_gateway(input), input.gateway, setting=url_setting(extension=input.extension))
         for second_path in (False, True):
-            told = await self._ask(input, second_path=second_path)
-            answered += told
-            for link in (link for record in told for link in _links(record, input.kind)):
+            records = await self._ask(input, second_path=second_path)
+            answered += records
+            for link in (link for record in records for link in _links(record, input.kind)):
                 yield Source("a fresh link", link)
-        records = [record for record in (*answered, kept) if record]
-        if input.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in records):
+        known = [record for record in (*answered, kept) if record]
+        if input.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in known):
             content = self._source_gateway(input).content_url(input.task_id)
             yield Source("the gateway's content route", content, with_key=True)
         if input.kind is DeliveryKind.FULL:
-            for result_url in (record.result_url for record in records if record.result_url):
+            for result_url in (record.result_url for record in known if record.result_url):
                 yield Source("the result link", result_url, with_key=True)
 
-    def _source_gateway(self, input: DeliverInput) -> GatewayClient | ExtensionClient:
+    def _source_gateway(self, input: DeliverInput) -> GatewayClient:
         return (self._extension if input.extension else None) or self._gateway
 
     async def _ask(self, input: DeliverInput, *, second_path: bool) -> list[GatewayRecord | None]:

@@ -1,10 +1,12 @@
-"""The one place that turns a domain error into an `ApplicationError`: its type, whether it is retried, and when.
+"""The one place that turns a domain error into an `ApplicationError`: its type, whether and when it is retried.
 
 The table in `docs/failures.md` is generated from `RULES`, and a test goes through it row by row. Messages are short and
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -29,7 +31,7 @@ from longtake.models import FailureDetails, KeyProblem, Paid, Problem
 from longtake.request.images import ImageProblem
 from longtake.request.rules import InvalidRequest
 from longtake.storage import StoreProblem
-from longtake.submission.ledger import (
+from longtake.submission.errors import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
@@ -51,8 +53,8 @@ class Step(StrEnum):
     PREPARE = "prepare"
     SUBMIT = "submit"
     AWAIT_KEY = "await key"
-    SETTLE = "settle"
-    POLL = "look"
+    RESOLVE = "resolve"
+    POLL = "poll"
     DELIVER = "deliver"
 
 
@@ -172,32 +174,32 @@ RULES: tuple[Rule, ...] = (
         advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
     ),
     Rule(
-        TaskNotFound, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.UNKNOWN,
+        TaskNotFound, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator", benign=True,
         advice="Decide again, with the id of a task in the gateway's console.",
     ),
     Rule(
-        TaskOwned, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
+        TaskOwned, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="operator", benign=True,
         advice="Choose a task that belongs to no other generation.",
     ),
     Rule(
-        KeyReused, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
+        KeyReused, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="caller", benign=True,
         advice="Start this request with a new key.",
     ),
     Rule(
-        SubmissionInDoubt, (Step.SETTLE,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
+        SubmissionInDoubt, (Step.RESOLVE,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody",
         advice="The submission may still be under way; it is asked again when that must be over.",
     ),
     Rule(
-        SlotTaken, (Step.SETTLE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
+        SlotTaken, (Step.RESOLVE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator",
         advice="The ledger says something else about this submission: compare its records with the gateway's console.",
     ),
     Rule(
-        LedgerError, (Step.SETTLE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
+        LedgerError, (Step.RESOLVE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody, or operator",
         advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
     ),
@@ -259,12 +261,34 @@ RULES: tuple[Rule, ...] = (
         advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.POLL, Step.DELIVER), "Defect", retried=True,
+        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.RESOLVE, Step.POLL, Step.DELIVER), "Defect", retried=True,
         paid=Paid.UNKNOWN,
         who_acts="developer",
         advice="A defect in longtake: report it; it is tried again.",
     ),
 )  # fmt: skip
+
+
+@asynccontextmanager
+async def translated_errors(
+    step: Step,
+    *,
+    keep_words: Callable[[str], Awaitable[str]] | None = None,
+    gone_for_good: Callable[[Exception], bool] = lambda _: False,
+) -> AsyncIterator[None]:
+    """Raise every domain error of the block as an `ApplicationError`, by the first row of `RULES` that fits.
+
+    Args:
+        step: What the block does.
+        keep_words: Where prompts are hidden: stores words that are not ours, and returns what to show instead.
+        gone_for_good: For a delivery: whether every source has said for long enough that there is nothing any more.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the table has a row for every kind
+        words = foreign_words(error, step) if keep_words else None
+        instead = await keep_words(words) if keep_words and words else None
+        raise application_error(error, step, gone_for_good=gone_for_good(error), instead=instead) from None
 
 
 def rule_for(error: BaseException, step: Step) -> Rule:
@@ -287,7 +311,7 @@ def code_or_none(code: str | None) -> str | None:
 def application_error(
     error: Exception, step: Step, *, gone_for_good: bool = False, instead: str | None = None
 ) -> ApplicationError:
-    """Translate a domain error; raise the result `from None`.
+    """Translate a domain error; raise the result `from None` (`translated_errors` does).
 
     Args:
         error: What the domain raised.

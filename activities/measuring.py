@@ -5,7 +5,7 @@ from temporalio import activity
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, InvalidResponse, KeyRefused, ResponseLost
 from longtake.models import DeliveryKind, DeliveryReceipt
 from longtake.observability.metrics import DELIVERED_BYTES, FAILED_STEPS, GATEWAY_CODES, GATEWAY_ERRORS, OTHER, count
-from longtake.submission.ledger import OutcomeUnknown
+from longtake.submission.errors import OutcomeUnknown
 
 
 def failed(error: BaseException, kind: str) -> None:

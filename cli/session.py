@@ -23,7 +23,8 @@ from cli.output import CommandProblem, Exit
 from longtake.client import VideoClient
 from longtake.settings import Settings
 from longtake.storage import Store
-from longtake.submission.ledger import LedgerError, SubmissionLedger, WrongLedger
+from longtake.submission.errors import LedgerError, WrongLedger
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import (
     TemporalProblem,
     connect,

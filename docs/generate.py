@@ -27,7 +27,7 @@ from longtake.models import GenerationPolicy
 from longtake.observability.metrics import METRICS
 from longtake.request.rules import MODELS
 from longtake.settings import PREFIX, Settings
-from longtake.submission.ledger import SubmissionInDoubt
+from longtake.submission.errors import SubmissionInDoubt
 from workflows import options
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,8 @@ from longtake.models import (
 from longtake.request.rules import InvalidRequest, warnings_for
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger, WrongLedger
+from longtake.submission.errors import LedgerError, WrongLedger
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import (
     InvalidKey,
     TemporalProblem,

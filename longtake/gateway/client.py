@@ -23,8 +23,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 import httpx
@@ -45,6 +44,7 @@ from longtake.gateway.errors import (
 )
 from longtake.gateway.wire import ErrorFacts, GatewayRecord
 from longtake.observability.http_tracing import REQUEST_ID_HEADER, ExchangeSpan, exchange_span
+from longtake.request.images import ImagePart
 
 logger = logging.getLogger("longtake.gateway")
 
@@ -67,26 +67,6 @@ class SendHookDidNotFire(RuntimeError):
     A defect of this installation (another HTTP library version, a transport of its own), not of the gateway. The
     worker must stop submitting.
     """
-
-
-class ImagePart(Protocol):
-    """One `input_reference[]`: text (a URL or a data URI), or a file. `longtake.request.images` makes them."""
-
-    @property
-    def text(self) -> str | None:
-        """The URL or the data URI."""
-
-    @property
-    def filename(self) -> str | None:
-        """A plain ASCII file name."""
-
-    @property
-    def media_type(self) -> str | None:
-        """Such as `image/png`."""
-
-    @property
-    def content(self) -> bytes | None:
-        """The file's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +113,12 @@ class SubmissionForm:
 
 
 @dataclass(frozen=True)
-class SubmissionAnswer:
+class SubmittedTask:
     """A paid submission that the gateway accepted."""
 
     task_id: str
-    request_id: str | None
-    status: int
+    request_id: str | None = None
+    """The gateway's id of the POST."""
 
 
 @dataclass(frozen=True)
@@ -292,9 +272,7 @@ class GatewayClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -328,7 +306,7 @@ class GatewayClient:
         """Whether one of the keys has this fingerprint: all of them are of one account."""
         return any(fingerprint(key) == account for key in self._keys)
 
-    async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmissionAnswer:
+    async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmittedTask:
         """Pay for one generation: one POST, sent at most once.
 
         Args:
@@ -347,7 +325,7 @@ class GatewayClient:
 
     async def pay_once(
         self, path: str, *, before_send: Callable[[], Awaitable[None]], secrets: Sequence[str], **body: Any
-    ) -> SubmissionAnswer:
+    ) -> SubmittedTask:
         """What every paid POST has in common: `submit` is one, the retry of an extension another.
 
         Args:
@@ -635,13 +613,13 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
         logger.info("%s %s", request.method, path, extra=told)
 
 
-def _read_submission(answer: HttpResponse, path: str, secrets: Sequence[str]) -> SubmissionAnswer:
+def _read_submission(answer: HttpResponse, path: str, secrets: Sequence[str]) -> SubmittedTask:
     refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
     if refusal is not None:
         raise refusal
     said = _parse(answer, secrets)
     task_id = wire.read_submission(said, status=answer.status, request_id=answer.request_id, secrets=secrets)
-    return SubmissionAnswer(task_id, answer.request_id, answer.status)
+    return SubmittedTask(task_id, answer.request_id)
 
 
 def _parse(answer: HttpResponse, secrets: Sequence[str]) -> object:

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from longtake.gateway.errors import InvalidResponse, TaskNotFound
 from longtake.gateway.links import expires_at
-from longtake.models import Stage, TaskRecord, TaskState
+from longtake.models import TaskRecord, TaskState
 from longtake.request.rules import is_task_id
 
 MAX_RETRY_AFTER = timedelta(minutes=15)
@@ -53,7 +53,6 @@ _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
 _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
 _MIN_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
 _SECRET_BEGINNING_CHARS = 24
-_SECOND_SEGMENT_PROGRESS = 50
 
 _PRIVATE_NAME = re.compile(r"prompt|input|messages|content|key|secret|token$|authorization|signature", re.IGNORECASE)
 _ANY_LINK = re.compile(r"[a-z][a-z0-9+.-]{0,20}:\\?/\\?/[^\s\"'<>]+|data:[^\s\"'<>]+", re.IGNORECASE)
@@ -133,18 +132,6 @@ class GatewayRecord:
         """The id as the gateway writes it: its database may ignore case, and another spelling is the same task."""
         same = [name for name in self.answered_ids if name.casefold() == self.task_id.casefold()]
         return self.task_id if self.task_id in same or not same else same[0]
-
-    @property
-    def stage(self) -> Stage:
-        """`EXTENDING` once the extension has begun, else `FIRST_SEGMENT`.
-
-        `remix_id_extend` is the better sign; progress (contract: 50 to 99 is the extension) counts only while the task
-        is alive, because a failure's is made up (field notes).
-        """
-        alive = self.state in {TaskState.RUNNING, TaskState.COMPLETED}
-        far = alive and self.progress is not None and self.progress >= _SECOND_SEGMENT_PROGRESS
-        begun = self.state in {TaskState.COMPLETED, TaskState.EXTEND_FAILED}
-        return Stage.EXTENDING if self.remix_id_extend or far or begun else Stage.FIRST_SEGMENT
 
     def without_links(self) -> TaskRecord:
         """The part that may cross Temporal."""

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 
 from longtake.gateway.account import Charge, OrphanCandidate
 from longtake.models import Paid
-from longtake.submission.ledger import Doubt, Response, TaskOwner
+from longtake.submission.ledger import Doubt
+from longtake.submission.records import Response, TaskOwner
 
 CLOCK_SKEW = timedelta(minutes=2)
 """Between the gateway's clock and ours, and between those of our workers."""

@@ -332,7 +332,7 @@ async def lost_ledger(
     request: pytest.FixtureRequest, hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Worker, str]:
     """A worker whose store is not the one that a generation began with, and the ledger that this one began with."""
-    monkeypatch.setattr(ledger_module, "_WRITE_TRIES", 1)  # no waiting for a folder that is away for a moment
+    monkeypatch.setattr(ledger_module, "_IDENTITY_TRIES", 1)  # no waiting for a folder that is away for a moment
     worker = hire()
     began_with = await worker.ledger.establish()
     worker.established = True

@@ -11,8 +11,11 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 from longtake.gateway.account import AccountClient, AccountRecords, OrphanCandidate, SeenTask
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import GatewayBusy, GatewayError, ResponseLost
-from longtake.submission.ledger import Accepted, Answer, CreateIntent, Evidence, LedgerError, SubmissionLedger
+from longtake.models import ReconcileInput, SubmissionReceipt
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
 from longtake.submission.reconciliation import reconcile
 from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
@@ -84,7 +87,7 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
         scheduled: When Temporal scheduled it.
     """
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         await ask("post")
         answer = await ask("answer")
@@ -92,19 +95,17 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
             raise GatewayBusy("later")
         if answer == "lost":
             raise ResponseLost("no answer")
-        return Answer(answer)
+        return SubmittedTask(answer)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         told = await ask("heartbeat", retries) if retries else None
         try:
             accepted = await ledger.submit(
                 key,
-                digest=f"what {key} sends",
-                send=send,
-                owner=me,
-                model=MODEL,
-                evidence=Evidence.model_validate_json(told) if told else None,
-                on_evidence=lambda evidence: tell(evidence.model_dump_json()),
+                Submission(digest=f"what {key} sends", writer=me, model=MODEL),
+                send,
+                earlier=HeartbeatState.model_validate_json(told) if told else None,
+                save_state=lambda evidence: tell(evidence.model_dump_json()),
                 scheduled_at=BEGAN + timedelta(seconds=scheduled),
             )
         except (LedgerError, GatewayError) as error:
@@ -114,7 +115,7 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
     return Actor(name, work, key, clock_ahead=clock_ahead, scheduled=scheduled)
 
 
-async def _kept(ledger: SubmissionLedger, key: str, accepted: Accepted) -> End:
+async def _kept(ledger: SubmissionLedger, key: str, accepted: SubmissionReceipt) -> End:
     """As the workflow does: what the store did not take at once is written by a later step."""
     recorded = accepted.recorded
     if not recorded:
@@ -131,7 +132,7 @@ def decides(name: str, slot: int, task_id: str | None = None, *, key: str = KEY)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=DECIDED, owner=me)
+            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=f"{DECIDED} ({me})")
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot) if accepted else End("settled", key, slot=slot)
@@ -144,7 +145,7 @@ def adopts(name: str, task_id: str, *, key: str = KEY) -> Actor:
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.adopt(key, digest=f"what {key} sends", task_id=task_id, owner=me, model=MODEL)
+            accepted = await ledger.adopt(key, Submission(digest=f"what {key} sends", writer=me, model=MODEL), task_id)
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot)
@@ -157,7 +158,7 @@ def closes(name: str, fence: int, *, key: str = KEY) -> Actor:
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.close_unsent(key, fence=BEGAN + timedelta(seconds=fence), owner=me)
+            accepted = await ledger.close_unsent(key, fence=BEGAN + timedelta(seconds=fence), writer=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         if accepted:
@@ -193,12 +194,13 @@ def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     async def work(ledger: SubmissionLedger, me: str) -> End:
         account_client = cast("AccountClient", _TaskList())
         try:
-            finding = await reconcile(ledger, account_client, key=key, slot=slot, model=MODEL, owner=me)
+            question = ReconcileInput(key=key, slot=slot, model=MODEL)
+            found = await reconcile(ledger, account_client, question, writer=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
-        if finding.accepted:
-            return End("accepted", key, finding.accepted.task_id, finding.accepted.slot)
-        return End("clear" if finding.clear else "not found", key)
+        if found.receipt:
+            return End("accepted", key, found.receipt.task_id, found.receipt.slot)
+        return End("clear" if found.clear else "not found", key)
 
     return Actor(name, work, key)
 

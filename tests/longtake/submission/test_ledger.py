@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import (
     GatewayBusy,
     GatewayError,
@@ -23,28 +24,23 @@ from longtake.gateway.errors import (
     RequestRefused,
     ResponseLost,
 )
+from longtake.models import SubmissionReceipt
 from longtake.storage import Store, StoreProblem
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import (
-    OPEN,
-    PREFIX,
-    Accepted,
-    Answer,
-    CreateIntent,
-    Evidence,
-    Intent,
+from longtake.submission import records as records_module
+from longtake.submission.errors import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
-    Outcome,
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
     SubmissionClosed,
     SubmissionInDoubt,
-    SubmissionLedger,
     TaskOwned,
 )
+from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
+from longtake.submission.records import OPEN, PREFIX, Intent, Outcome
 from tests.longtake.s3_server import S3Server
 
 KEY = "order-1"
@@ -80,38 +76,39 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sleep(_seconds: float) -> None:
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(ledger_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    for module in (ledger_module, records_module):
+        monkeypatch.setattr(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
 
 
 @dataclass
 class Gateway:
     """The far side of `send`: counts what left and what was made."""
 
-    before_arming: BaseException | None = None
-    after_arming: BaseException | None = None
-    arms_twice: bool = False
+    before_intent: BaseException | None = None
+    after_intent: BaseException | None = None
+    sends_twice: bool = False
     ignores_refusal: bool = False
     never_creates_the_intent: bool = False
     sent: int = 0
     made: list[str] = field(default_factory=list)
 
-    async def send(self, create_intent: CreateIntent) -> Answer:
+    async def send(self, create_intent: CreateIntent) -> SubmittedTask:
         await asyncio.sleep(0)  # connecting
-        if self.before_arming:
-            raise self.before_arming
+        if self.before_intent:
+            raise self.before_intent
         if not self.never_creates_the_intent:
             await create_intent()
         self.sent += 1
         await asyncio.sleep(0)  # the bytes leave
-        if not isinstance(self.after_arming, GatewayUnreachable | GatewayBusy | RequestRefused):
+        if not isinstance(self.after_intent, GatewayUnreachable | GatewayBusy | RequestRefused):
             self.made.append(f"task-{len(self.made) + 1}")
         await asyncio.sleep(0)  # the answer comes
-        if self.after_arming:
-            raise self.after_arming
-        if self.arms_twice:
+        if self.after_intent:
+            raise self.after_intent
+        if self.sends_twice:
             await create_intent()
             self.sent += 1
-        return Answer(self.made[-1], "request-1")
+        return SubmittedTask(self.made[-1], "request-1")
 
 
 @dataclass
@@ -120,26 +117,24 @@ class Caller:
 
     store: Store
     gateway: Gateway
-    evidence: Evidence | None = None
+    heartbeat_state: HeartbeatState | None = None
 
-    async def submit(self, *, key: str = KEY, digest: str = DIGEST, owner: str = "us") -> Accepted:
+    async def submit(self, *, key: str = KEY, digest: str = DIGEST, writer: str = "us") -> SubmissionReceipt:
         ledger = SubmissionLedger(self.store, longest_exchange=timedelta(milliseconds=1))
         return await ledger.submit(
             key,
-            digest=digest,
-            send=self.gateway.send,
-            owner=owner,
-            model="veo_3_1-fast-remix",
-            evidence=self.evidence,
-            on_evidence=self._keep,
+            Submission(digest=digest, writer=writer, model="veo_3_1-fast-remix"),
+            self.gateway.send,
+            earlier=self.heartbeat_state,
+            save_state=self._keep,
         )
 
-    def _keep(self, evidence: Evidence) -> None:
-        self.evidence = evidence
+    def _keep(self, state: HeartbeatState) -> None:
+        self.heartbeat_state = state
 
 
 def path_of(slot: int, name: str, key: str = KEY) -> str:
-    return ledger_module._path(key, slot, name)
+    return records_module.record_path(records_module.folder_of(key), slot, name)
 
 
 async def intent_in(store: Store, slot: int = 1, key: str = KEY) -> Intent | None:
@@ -159,7 +154,7 @@ async def write_intent(store: Store, *, age: timedelta, slot: int = 1, window: t
         digest=DIGEST,
         sent_at=datetime.now(UTC) - age,
         window_seconds=window.total_seconds(),
-        owner="video-order-1/attempt 1",
+        writer="video-order-1/attempt 1",
         model="veo_3_1-fast-remix",
     )
     await store.put(path_of(slot, "intent"), intent.model_dump_json().encode())
@@ -191,14 +186,14 @@ async def test_a_free_key_is_sent_and_written_down(store: Store) -> None:
     assert (accepted.task_id, accepted.slot, accepted.request_id) == ("task-1", 1, "request-1")
     assert accepted.recorded
     assert not accepted.attached
-    assert before <= accepted.sent_at <= datetime.now(UTC)
+    assert before <= accepted.submitted_at <= datetime.now(UTC)
     intent, outcome = await intent_in(store), await outcome_in(store)
     assert intent
     assert outcome
-    assert (intent.digest, intent.owner, intent.model) == (DIGEST, "us", "veo_3_1-fast-remix")
+    assert (intent.digest, intent.writer, intent.model) == (DIGEST, "us", "veo_3_1-fast-remix")
     assert (outcome.outcome, outcome.task_id, outcome.request_id) == ("accepted", "task-1", "request-1")
     assert accepted.nonce == intent.nonce == outcome.nonce
-    assert caller.evidence == Evidence(
+    assert caller.heartbeat_state == HeartbeatState(
         nonce=intent.nonce, outcome="accepted", task_id="task-1", request_id="request-1", reason=""
     )
 
@@ -206,14 +201,14 @@ async def test_a_free_key_is_sent_and_written_down(store: Store) -> None:
 async def test_the_intent_is_there_when_the_first_byte_leaves_and_not_before(store: Store) -> None:
     seen = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         seen.append(await intent_in(store))
         await create_intent()
         seen.append(await intent_in(store))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     ledger = SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
-    await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+    await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), send)
     assert seen[0] is None
     assert seen[1] is not None
 
@@ -221,8 +216,8 @@ async def test_the_intent_is_there_when_the_first_byte_leaves_and_not_before(sto
 async def test_what_was_accepted_is_found_again_and_nothing_is_sent(store: Store) -> None:
     gateway = Gateway()
     first = await Caller(store, gateway).submit()
-    again = await Caller(store, gateway).submit(owner="another run of the workflow")
-    assert (again.task_id, again.slot, again.sent_at) == (first.task_id, first.slot, first.sent_at)
+    again = await Caller(store, gateway).submit(writer="another run of the workflow")
+    assert (again.task_id, again.slot, again.submitted_at) == (first.task_id, first.slot, first.submitted_at)
     assert (again.request_id, again.nonce) == (first.request_id, first.nonce)
     assert again.attached
     assert again.recorded
@@ -257,7 +252,7 @@ async def test_another_request_is_refused_even_while_the_outcome_is_open(disk: S
 
 
 async def test_a_key_for_which_nothing_was_made_is_free_for_another_request(store: Store) -> None:
-    refused = Gateway(after_arming=RequestRefused("no"))
+    refused = Gateway(after_intent=RequestRefused("no"))
     with pytest.raises(RequestRefused):
         await Caller(store, refused).submit()
     accepted = await Caller(store, Gateway()).submit(digest="the mended request")
@@ -310,7 +305,7 @@ async def test_an_operator_settles_what_was_unknown(disk: Store) -> None:
 
 async def test_the_window_covers_the_longest_exchange(disk: Store) -> None:
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=120))
-    await ledger.submit(KEY, digest=DIGEST, send=Gateway().send, owner="us")
+    await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), Gateway().send)
     intent = await intent_in(disk)
     assert intent
     assert timedelta(seconds=intent.window_seconds) == timedelta(seconds=120) + ledger_module.MARGIN
@@ -334,13 +329,13 @@ EVERYTHING_ELSE = [
     [GatewayUnreachable("refused"), GatewayBusy("wait"), RequestRefused("no"), KeyRefused("no"), *EVERYTHING_ELSE],
     ids=lambda error: type(error).__name__,
 )
-async def test_before_arming_nothing_is_recorded_and_the_error_passes(disk: Store, error: BaseException) -> None:
-    caller = Caller(disk, Gateway(before_arming=error))
+async def test_before_intent_nothing_is_recorded_and_the_error_passes(disk: Store, error: BaseException) -> None:
+    caller = Caller(disk, Gateway(before_intent=error))
     with pytest.raises(type(error)) as caught:
         await caller.submit()
     assert caught.value is error
     assert await intent_in(disk) is None
-    assert caller.evidence is None
+    assert caller.heartbeat_state is None
     assert (await Caller(disk, Gateway()).submit()).slot == 1
 
 
@@ -355,21 +350,21 @@ async def test_before_arming_nothing_is_recorded_and_the_error_passes(disk: Stor
     ids=lambda error: type(error).__name__,
 )
 async def test_an_answer_that_nothing_was_made_closes_the_slot_and_passes(store: Store, error: GatewayError) -> None:
-    caller = Caller(store, Gateway(after_arming=error))
+    caller = Caller(store, Gateway(after_intent=error))
     with pytest.raises(type(error)) as caught:
         await caller.submit()
     assert caught.value is error
     outcome = await outcome_in(store)
     assert outcome
     assert (outcome.outcome, outcome.reason) == ("not_sent", type(error).__name__)
-    assert caller.evidence
-    assert (caller.evidence.outcome, caller.evidence.nonce) == ("not_sent", outcome.nonce)
+    assert caller.heartbeat_state
+    assert (caller.heartbeat_state.outcome, caller.heartbeat_state.nonce) == ("not_sent", outcome.nonce)
     assert (await Caller(store, Gateway()).submit()).slot == 2
 
 
 @pytest.mark.parametrize("error", EVERYTHING_ELSE, ids=lambda error: type(error).__name__)
-async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: Store, error: BaseException) -> None:
-    gateway = Gateway(after_arming=error)
+async def test_anything_else_after_intent_is_unknown_and_never_sent_again(disk: Store, error: BaseException) -> None:
+    gateway = Gateway(after_intent=error)
     caller = Caller(disk, gateway)
     with pytest.raises(OutcomeUnknown, match=type(error).__name__) as caught:
         await caller.submit()
@@ -379,7 +374,7 @@ async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: 
     assert (caught.value.slot, caught.value.sent_at) == (1, intent.sent_at)
     assert caught.value.__cause__ is None  # a chained traceback is too long for Temporal
     assert await outcome_in(disk) is None
-    assert caller.evidence is None
+    assert caller.heartbeat_state is None
     if isinstance(error, KeyboardInterrupt):  # the process is going: it has said nothing
         with pytest.raises(SubmissionInDoubt):
             await caller.submit()
@@ -390,7 +385,7 @@ async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: 
 
 
 async def test_a_second_transmission_is_refused_and_the_outcome_is_unknown(store: Store) -> None:
-    gateway = Gateway(arms_twice=True)
+    gateway = Gateway(sends_twice=True)
     with pytest.raises(OutcomeUnknown, match="a second one was refused"):
         await Caller(store, gateway).submit()
     assert gateway.sent == 1
@@ -401,7 +396,7 @@ async def test_an_answer_without_having_asked_is_a_defect_that_is_named(disk: St
         await Caller(disk, Gateway(never_creates_the_intent=True)).submit()
 
 
-async def test_a_process_that_was_asleep_while_arming_does_not_send(
+async def test_a_process_that_was_asleep_around_the_intent_does_not_send(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 0.0, 3600.0])  # made, armed, and an hour later the intent was written
@@ -452,14 +447,14 @@ async def test_a_store_without_a_ledger_is_not_taken_for_one(disk: Store, hurrie
 
 
 async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk: Store) -> None:
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await write_intent(disk, age=timedelta(0))  # somebody was faster while we connected
         await create_intent()
         raise AssertionError("sent")
 
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
     with pytest.raises(SlotTaken):
-        await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+        await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), send)
     intent = await intent_in(disk)
     assert intent
     assert intent.nonce == "theirs-1"
@@ -470,23 +465,23 @@ async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk
 async def test_of_many_at_once_exactly_one_sends(store: Store, racers: int) -> None:
     gateway = Gateway()
     ended = await asyncio.gather(
-        *(Caller(store, gateway).submit(owner=f"racer {number}") for number in range(racers)), return_exceptions=True
+        *(Caller(store, gateway).submit(writer=f"racer {number}") for number in range(racers)), return_exceptions=True
     )
     assert gateway.sent == 1
-    assert all(isinstance(end, Accepted | SlotTaken | SubmissionInDoubt) for end in ended), ended
-    assert {end.task_id for end in ended if isinstance(end, Accepted)} == {"task-1"}
+    assert all(isinstance(end, SubmissionReceipt | SlotTaken | SubmissionInDoubt) for end in ended), ended
+    assert {end.task_id for end in ended if isinstance(end, SubmissionReceipt)} == {"task-1"}
     assert (await Caller(store, gateway).submit()).task_id == "task-1"
     assert gateway.sent == 1
 
 
-# --- Evidence from a heartbeat ----------------------------------------------------------------------------------------
+# --- What an earlier attempt left in its heartbeat ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["in doubt", "unknown"])
 async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timedelta) -> None:
     nonce = await write_intent(store, age=age)
     gateway = Gateway()
-    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
+    evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
     found = await Caller(store, gateway, evidence).submit()
     assert (found.task_id, found.request_id, found.attached, found.recorded) == ("task-9", "request-9", True, True)
     outcome = await outcome_in(store)
@@ -499,7 +494,9 @@ async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timede
 async def test_evidence_that_nothing_was_sent_frees_the_key(store: Store) -> None:
     nonce = await write_intent(store, age=timedelta(hours=1))
     gateway = Gateway()
-    accepted = await Caller(store, gateway, Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy")).submit()
+    accepted = await Caller(
+        store, gateway, HeartbeatState(nonce=nonce, outcome="not_sent", reason="GatewayBusy")
+    ).submit()
     assert (accepted.slot, accepted.attached, gateway.sent) == (2, False, 1)
     outcome = await outcome_in(store)
     assert outcome
@@ -510,7 +507,7 @@ async def test_evidence_of_another_attempt_proves_nothing(disk: Store) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     gateway = Gateway()
     with pytest.raises(OutcomeUnknown):
-        await Caller(disk, gateway, Evidence(nonce="another", outcome="not_sent")).submit()
+        await Caller(disk, gateway, HeartbeatState(nonce="another", outcome="not_sent")).submit()
     assert await outcome_in(disk) is None
     assert gateway.sent == 0
 
@@ -519,7 +516,7 @@ async def test_evidence_does_not_outvote_the_record(disk: Store) -> None:
     nonce = await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", "task-3")
     gateway = Gateway()
-    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent")).submit()
+    found = await Caller(disk, gateway, HeartbeatState(nonce=nonce, outcome="not_sent")).submit()
     assert (found.task_id, gateway.sent) == ("task-3", 0)
 
 
@@ -593,9 +590,9 @@ async def test_nor_does_it_where_the_heartbeat_is_lost_as_well(disk: Store, erro
 
 async def _fail_everywhere(store: Store, error: GatewayError | None, *, with_evidence: bool) -> None:
     async def run(failing: FailingStore, key: str) -> None:
-        gateway = Gateway(after_arming=error)
+        gateway = Gateway(after_intent=error)
         caller = Caller(failing, gateway)
-        first: Accepted | Exception
+        first: SubmissionReceipt | Exception
         try:
             first = await caller.submit(key=key)
         except (LedgerError, GatewayError) as problem:
@@ -603,29 +600,29 @@ async def _fail_everywhere(store: Store, error: GatewayError | None, *, with_evi
         if isinstance(first, LedgerUnavailable):
             assert gateway.sent == 0  # it says that nothing was sent
         if gateway.sent and error is None:
-            assert isinstance(first, Accepted), "the id of a paid job was lost"
+            assert isinstance(first, SubmissionReceipt), "the id of a paid job was lost"
             assert first.task_id == "task-1"
-            assert caller.evidence
-            assert (caller.evidence.outcome, caller.evidence.task_id) == ("accepted", "task-1")
+            assert caller.heartbeat_state
+            assert (caller.heartbeat_state.outcome, caller.heartbeat_state.task_id) == ("accepted", "task-1")
             outcome = await outcome_in(store, key=key)
             assert first.recorded is False or (outcome is not None and outcome.task_id == "task-1")
         sent_at_first = gateway.sent
-        gateway.after_arming = None
-        second = await _follow_up(Caller(store, gateway, caller.evidence if with_evidence else None), key)
+        gateway.after_intent = None
+        second = await _follow_up(Caller(store, gateway, caller.heartbeat_state if with_evidence else None), key)
         assert len(gateway.made) <= 1
-        if isinstance(second, Accepted):
+        if isinstance(second, SubmissionReceipt):
             assert second.task_id == gateway.made[0]
-        if isinstance(first, Accepted) and (first.recorded or with_evidence):
-            assert second == first or (isinstance(second, Accepted) and second.attached)
+        if isinstance(first, SubmissionReceipt) and (first.recorded or with_evidence):
+            assert second == first or (isinstance(second, SubmissionReceipt) and second.attached)
         if with_evidence and not isinstance(error, ResponseLost):
-            assert isinstance(second, Accepted), "the evidence settles every slot"
+            assert isinstance(second, SubmissionReceipt), "the evidence settles every slot"
         if not sent_at_first and with_evidence:
             assert gateway.sent == 1, "what was surely not sent is sent by the next attempt"
 
     assert await each_failure(store, run) >= 12
 
 
-async def _follow_up(caller: Caller, key: str) -> Accepted | OutcomeUnknown:
+async def _follow_up(caller: Caller, key: str) -> SubmissionReceipt | OutcomeUnknown:
     """Following attempts, the later ones when every window is over: they must end in one of the states allowed."""
     for _ in range(5):
         try:
@@ -656,7 +653,7 @@ async def test_an_accepted_id_that_was_not_recorded_is_written_later(disk: Store
 @pytest.mark.usefixtures("hurried")
 async def test_recording_says_when_the_store_does_not_take_it(disk: Store) -> None:
     away = FailingStore(disk, at=1, performed=False, lasting=True)
-    accepted = Accepted("task-1", 1, datetime.now(UTC), nonce="ours")
+    accepted = SubmissionReceipt(task_id="task-1", slot=1, submitted_at=datetime.now(UTC), nonce="ours")
     with pytest.raises(LedgerUnavailable, match="the store is away"):
         await SubmissionLedger(away, longest_exchange=timedelta(seconds=1)).record_accepted(KEY, accepted)
 
@@ -666,7 +663,9 @@ async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> Non
     await write_outcome(disk, "accepted", "task-by-operator")
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
     with pytest.raises(SlotTaken):
-        await ledger.record_accepted(KEY, Accepted("task-1", 1, datetime.now(UTC), nonce="ours"))
+        await ledger.record_accepted(
+            KEY, SubmissionReceipt(task_id="task-1", slot=1, submitted_at=datetime.now(UTC), nonce="ours")
+        )
     outcome = await outcome_in(disk)
     assert outcome
     assert outcome.task_id == "task-by-operator"
@@ -676,7 +675,7 @@ async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> Non
 async def test_a_paid_id_known_from_the_heartbeat_is_handed_on_though_the_store_cannot_be_written(store: Store) -> None:
     # Killed between the answer and the record; the disk is full now. Without this the paid id is lost in the end.
     nonce = await write_intent(store, age=timedelta(hours=1))
-    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9")
+    evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id="task-9")
     # Calls: read the intent, read the outcome, and every write fails.
     full = FailingStore(store, at=3, performed=False, lasting=True)
     accepted = await Caller(full, Gateway(), evidence).submit()
@@ -763,7 +762,7 @@ async def _awaited(work: CancelledAt) -> Any:
 async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, error: GatewayError | None) -> None:
     cancelled = 0
     for at in itertools.count(1):
-        key, gateway = f"order-{at}", Gateway(after_arming=error)
+        key, gateway = f"order-{at}", Gateway(after_intent=error)
         caller = Caller(store, gateway)
         work = CancelledAt(caller.submit(key=key), at)
         try:
@@ -773,12 +772,12 @@ async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, 
         if work.suspensions < at:
             break
         intent_created = gateway.sent == 1
-        gateway.after_arming = None
-        second = await _follow_up(Caller(store, gateway, caller.evidence), key)
+        gateway.after_intent = None
+        second = await _follow_up(Caller(store, gateway, caller.heartbeat_state), key)
         assert len(gateway.made) <= 1, f"cancelled at suspension {at}"
         if intent_created and not isinstance(error, GatewayBusy):
             assert gateway.sent == 1, f"cancelled at suspension {at}"
-        if isinstance(second, Accepted):
+        if isinstance(second, SubmissionReceipt):
             assert second.task_id == gateway.made[0]
     assert cancelled > 5
 
@@ -795,10 +794,8 @@ async def in_doubt(store: Store, key: str, *, model: str = "veo_3_1-fast-remix")
     with pytest.raises(OutcomeUnknown):
         await ledger_of(store).submit(
             key,
-            digest=DIGEST,
-            send=Gateway(after_arming=ResponseLost("reset")).send,
-            owner=f"owner of {key}",
-            model=model,
+            Submission(digest=DIGEST, writer=f"owner of {key}", model=model),
+            Gateway(after_intent=ResponseLost("reset")).send,
         )
     await let_an_hour_pass(store, key)
     intent = await intent_in(store, key=key)
@@ -810,9 +807,9 @@ async def test_a_settled_task_is_attached_to_and_never_sent_again(store: Store) 
     sent_at = await in_doubt(store, KEY)
     ledger, gateway = ledger_of(store), Gateway()
     assert await ledger.open_slot(KEY) == 1
-    accepted = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided", owner="anna")
+    accepted = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided (anna)")
     assert accepted
-    assert (accepted.task_id, accepted.slot, accepted.sent_at, accepted.attached) == ("task-7", 1, sent_at, True)
+    assert (accepted.task_id, accepted.slot, accepted.submitted_at, accepted.attached) == ("task-7", 1, sent_at, True)
     assert await ledger.open_slot(KEY) is None
     found = await Caller(store, gateway).submit()
     assert (found.task_id, found.attached, gateway.sent) == ("task-7", True, 0)
@@ -851,13 +848,13 @@ async def test_an_owner_who_was_slower_than_we_were_patient_finds_it_settled(sto
     """He was asleep after sending; a person has adopted another task meanwhile. His own id is not lost: he is told."""
     sending, resolved = asyncio.Event(), asyncio.Event()
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         sending.set()
         await resolved.wait()
-        return Answer("task-of-the-owner")
+        return SubmittedTask("task-of-the-owner")
 
-    owner = asyncio.create_task(ledger_of(store).submit(KEY, digest=DIGEST, send=send, owner="asleep"))
+    owner = asyncio.create_task(ledger_of(store).submit(KEY, Submission(digest=DIGEST, writer="asleep"), send))
     await sending.wait()
     await let_an_hour_pass(store)
     await ledger_of(store).resolve(KEY, 1, task_id="task-7", reason="decided")
@@ -875,7 +872,7 @@ async def test_a_task_of_another_generation_is_not_given_away(store: Store) -> N
     with pytest.raises(TaskOwned):
         await ledger.resolve(KEY, 1, task_id="task-1", reason="decided")
     with pytest.raises(TaskOwned):
-        await ledger.adopt("a third", digest=DIGEST, task_id="task-1", owner="anna", model="")
+        await ledger.adopt("a third", Submission(digest=DIGEST, writer="anna", model=""), "task-1")
     assert await outcome_in(store) is None
     assert await intent_in(store, key="a third") is None
 
@@ -887,13 +884,13 @@ async def test_a_slot_that_is_not_there_is_not_settled(disk: Store) -> None:
 
 async def test_a_task_of_somebody_else_is_taken_over_without_sending(store: Store) -> None:
     ledger, gateway = ledger_of(store), Gateway()
-    adopted = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    adopted = await ledger.adopt(KEY, Submission(digest=DIGEST, writer="anna", model="veo_3_1-remix"), "task-7")
     assert (adopted.task_id, adopted.attached, adopted.slot) == ("task-7", True, 1)
-    again = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    again = await ledger.adopt(KEY, Submission(digest=DIGEST, writer="anna", model="veo_3_1-remix"), "task-7")
     assert (again.task_id, again.slot) == ("task-7", 1)
     assert (await Caller(store, gateway).submit()).task_id == "task-7"
     with pytest.raises(KeyReused):
-        await ledger.adopt(KEY, digest="another request", task_id="task-8", owner="anna", model="")
+        await ledger.adopt(KEY, Submission(digest="another request", writer="anna", model=""), "task-8")
     assert gateway.sent == 0
 
 
@@ -903,9 +900,9 @@ async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(s
     away = FailingStore(store, at=4, performed=False, lasting=True)
     away.entries = store.entries  # type: ignore[method-assign]
     with pytest.raises(LedgerUnavailable):
-        await ledger_of(away).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+        await ledger_of(away).adopt(KEY, Submission(digest=DIGEST, writer="anna", model=""), "task-7")
     assert await intent_in(store) is not None
-    finished = await ledger_of(store).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+    finished = await ledger_of(store).adopt(KEY, Submission(digest=DIGEST, writer="anna", model=""), "task-7")
     assert (finished.task_id, finished.slot) == ("task-7", 1)
 
 
@@ -916,9 +913,9 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
     await in_doubt(store, "rival")
     await in_doubt(store, "of another model", model="veo_3_1-remix")
     with pytest.raises(GatewayBusy):
-        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+        await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     others_in_doubt = await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")
-    assert [intent.owner for intent in others_in_doubt] == ["owner of rival"]
+    assert [intent.writer for intent in others_in_doubt] == ["owner of rival"]
     owners = await ledger.owners_of(["task-1", "task-2"])
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
@@ -944,14 +941,11 @@ async def test_the_doubt_about_a_submission(disk: Store) -> None:
 
 
 async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> None:
-    async def submit() -> Accepted:
+    async def submit() -> SubmissionReceipt:
         return await ledger_of(store).submit(
             KEY,
-            digest=DIGEST,
-            send=Gateway().send,
-            owner="us",
-            gateway="https://gateway.example",
-            account="0123456789abcdef",
+            Submission(digest=DIGEST, writer="us", gateway="https://gateway.example", account="0123456789abcdef"),
+            Gateway().send,
         )
 
     first, attached = await submit(), await submit()
@@ -970,11 +964,11 @@ async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> N
 async def test_an_answer_that_does_not_help_spares_everybody_the_wait(store: Store) -> None:
     error = InvalidResponse("no id", status=200, request_id="req-7", excerpt="x" * 600)
     with pytest.raises(OutcomeUnknown) as sent:
-        await patient(store, Gateway(after_arming=error)).submit()
+        await patient(store, Gateway(after_intent=error)).submit()
     with pytest.raises(OutcomeUnknown) as found:
         await patient(store, Gateway()).submit()
     for caught in (sent, found):
-        assert (caught.value.status, caught.value.request_id, caught.value.excerpt) == (200, "req-7", "x" * 500)
+        assert (caught.value.status, caught.value.request_id) == (200, "req-7")
         assert caught.value.slot == 1
     ledger = ledger_of(store)
     assert (await ledger.open_slot(KEY), await ledger.is_untouched(KEY)) == (1, False)
@@ -989,10 +983,10 @@ async def test_an_answer_that_does_not_help_spares_everybody_the_wait(store: Sto
 
 async def test_a_time_out_of_ours_spares_the_wait_as_well(disk: Store) -> None:
     with pytest.raises(OutcomeUnknown):
-        await patient(disk, Gateway(after_arming=ResponseLost("read timeout"))).submit()
+        await patient(disk, Gateway(after_intent=ResponseLost("read timeout"))).submit()
     with pytest.raises(OutcomeUnknown) as found:
         await patient(disk, Gateway()).submit()
-    assert (found.value.status, found.value.request_id, found.value.excerpt) == (None, None, "")
+    assert (found.value.status, found.value.request_id) == (None, None)
 
 
 async def test_the_response_of_another_attempt_says_nothing(disk: Store) -> None:
@@ -1013,7 +1007,7 @@ async def test_a_store_that_hangs_does_not_keep_the_doubt_back(disk: Store, monk
     monkeypatch.setattr(ledger_module, "_RESPONSE_SECONDS", 0.05)
     hanging = Hanging(disk._backend, disk.url, disk._root)
     with pytest.raises(OutcomeUnknown):
-        await patient(hanging, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(hanging, Gateway(after_intent=ResponseLost("reset"))).submit()
     with pytest.raises(SubmissionInDoubt):
         await patient(disk, Gateway()).submit()
 
@@ -1026,19 +1020,17 @@ class Patient(Caller):
         *,
         key: str = KEY,
         digest: str = DIGEST,
-        owner: str = "us",
+        writer: str = "us",
         scheduled_at: datetime | None = None,
-        send: Callable[[CreateIntent], Awaitable[Answer]] | None = None,
-    ) -> Accepted:
+        send: Callable[[CreateIntent], Awaitable[SubmittedTask]] | None = None,
+    ) -> SubmissionReceipt:
         ledger = SubmissionLedger(self.store, longest_exchange=timedelta(minutes=2))
         return await ledger.submit(
             key,
-            digest=digest,
-            send=send or self.gateway.send,
-            owner=owner,
-            model="veo_3_1-fast-remix",
-            evidence=self.evidence,
-            on_evidence=self._keep,
+            Submission(digest=digest, writer=writer, model="veo_3_1-fast-remix"),
+            send or self.gateway.send,
+            earlier=self.heartbeat_state,
+            save_state=self._keep,
             scheduled_at=scheduled_at,
         )
 
@@ -1053,8 +1045,8 @@ NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-async def close(store: Store, fence: datetime = NOON) -> Accepted | None:
-    return await ledger_of(store).close_unsent(KEY, fence=fence, owner="the closer", digest=DIGEST)
+async def close(store: Store, fence: datetime = NOON) -> SubmissionReceipt | None:
+    return await ledger_of(store).close_unsent(KEY, fence=fence, writer="the closer", digest=DIGEST)
 
 
 async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store: Store) -> None:
@@ -1067,7 +1059,7 @@ async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store:
     ledger = ledger_of(store)
     assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY)) == (True, None)
     assert await ledger.doubt(KEY, 1) is None
-    assert await ledger.outcome_of(KEY, 1) == (None, True)
+    assert await ledger.outcome_of(KEY, 1) is None
     accepted = await patient(store, gateway).submit(scheduled_at=NOON + SECOND)
     assert (accepted.slot, gateway.sent) == (2, 1)
     # What was paid since is found by everybody, however old.
@@ -1081,7 +1073,7 @@ async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store:
 async def test_a_straggler_on_its_way_to_the_gateway_finds_its_slot_closed(store: Store) -> None:
     """It has walked the slots and is in TLS when the workflow gives it up."""
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         assert await close(store) is None
         await create_intent()
         raise AssertionError("sent")
@@ -1117,7 +1109,7 @@ async def test_of_closers_and_stragglers_at_once_nobody_is_told_what_is_not_so(s
     stragglers = [patient(store, gateway).submit(scheduled_at=NOON) for _ in range(racers)]
     ended = await asyncio.gather(*(close(store) for _ in range(racers)), *stragglers, return_exceptions=True)
     closings = ended[:racers]
-    assert all(end is None or isinstance(end, Accepted | SubmissionInDoubt) for end in closings), closings
+    assert all(end is None or isinstance(end, SubmissionReceipt | SubmissionInDoubt) for end in closings), closings
     if None in closings:
         assert gateway.sent == 0
     with contextlib.suppress(SubmissionClosed):
@@ -1138,13 +1130,13 @@ async def test_closing_again_takes_no_further_slot_unless_the_fence_is_later(dis
 
 async def test_what_may_have_been_sent_is_not_closed(store: Store) -> None:
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit()
     with pytest.raises(OutcomeUnknown):
         await close(store)
     await ledger_of(store).resolve(KEY, 1, task_id=None, reason="decided")
     assert await close(store) is None
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit(scheduled_at=NOON + SECOND)
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit(scheduled_at=NOON + SECOND)
     with pytest.raises(OutcomeUnknown):
         await close(store)  # though nothing older can be sent: what came later is in doubt
 
@@ -1172,7 +1164,7 @@ async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(s
     async def run(failing: FailingStore, key: str) -> None:
         closed = False
         with contextlib.suppress(LedgerUnavailable):
-            assert await ledger_of(failing).close_unsent(key, fence=NOON, owner="closer") is None
+            assert await ledger_of(failing).close_unsent(key, fence=NOON, writer="closer") is None
             closed = True
         gateway, ledger = Gateway(), ledger_of(store)
         assert (await ledger.is_untouched(key), await ledger.open_slot(key)) == (True, None)
@@ -1180,7 +1172,7 @@ async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(s
             await patient(store, gateway).submit(key=key, scheduled_at=NOON)
         assert gateway.sent == 0 or not closed
         if not gateway.sent:
-            assert await ledger.close_unsent(key, fence=NOON, owner="closer") is None
+            assert await ledger.close_unsent(key, fence=NOON, writer="closer") is None
 
     assert await each_failure(store, run) >= 12
 
@@ -1195,16 +1187,16 @@ async def open_entries(store: Store) -> list[str]:
 async def test_what_is_open_is_in_the_index_from_before_the_first_byte_until_its_outcome(store: Store) -> None:
     seen: list[list[str]] = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         seen.append(await open_entries(store))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     await patient(store, Gateway()).submit(send=send)
-    assert seen == [[ledger_module._open_path(KEY, 1)]]
+    assert seen == [[records_module.open_path(records_module.folder_of(KEY), 1)]]
     assert await open_entries(store) == []
     with pytest.raises(GatewayBusy):
-        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+        await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     assert await open_entries(store) == []
     await in_doubt(store, "another")
     assert len(await open_entries(store)) == 1
@@ -1222,9 +1214,9 @@ async def test_an_entry_without_an_intent_is_no_rival_and_stays(store: Store) ->
 async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner(store: Store) -> None:
     """Killed between the outcome and what follows it."""
     await Caller(store, Gateway()).submit(key="paid")
-    owner = ledger_module._owner_path("task-1")
+    owner = records_module.owner_path("task-1")
     await store.delete(owner)
-    await store.put(ledger_module._open_path("paid", 1), b"{}")
+    await store.put(records_module.open_path(records_module.folder_of("paid"), 1), b"{}")
     ledger = ledger_of(store)
     assert await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix") == ()
     assert set(await ledger.owners_of(["task-1"])) == {"task-1"}
@@ -1234,13 +1226,13 @@ async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner
 async def test_a_rival_in_flight_counts(store: Store) -> None:
     others_in_doubt: list[Intent] = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         others_in_doubt.extend(await ledger_of(store).others_in_doubt("another", "veo_3_1-fast-remix"))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     await patient(store, Gateway()).submit(send=send)
-    assert [rival.owner for rival in others_in_doubt] == ["us"]
+    assert [rival.writer for rival in others_in_doubt] == ["us"]
 
 
 class CountingStore(Store):
@@ -1287,10 +1279,10 @@ async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(sto
     ledger = ledger_of(store)
     ended = await asyncio.gather(
         *(ledger.resolve(key, 1, task_id="task-7", reason="decided") for key in keys[:2]),
-        *(ledger.adopt(f"new {key}", digest=DIGEST, task_id="task-7", owner="anna", model="") for key in keys[2:]),
+        *(ledger.adopt(f"new {key}", Submission(digest=DIGEST, writer="anna", model=""), "task-7") for key in keys[2:]),
         return_exceptions=True,
     )
-    assert len([end for end in ended if isinstance(end, Accepted)]) == 1
+    assert len([end for end in ended if isinstance(end, SubmissionReceipt)]) == 1
     assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
 
 
@@ -1300,7 +1292,7 @@ async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store
     intent = await intent_in(store)
     assert intent
     await ledger_of(store).resolve(KEY, 1, task_id=None, reason="decided")
-    evidence = Evidence(nonce=intent.nonce, outcome="accepted", task_id="task-9")
+    evidence = HeartbeatState(nonce=intent.nonce, outcome="accepted", task_id="task-9")
     gateway = Gateway()
     found = await Caller(store, gateway, evidence).submit()
     assert (found.task_id, found.attached, gateway.sent) == ("task-9", True, 0)
@@ -1315,7 +1307,7 @@ async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_t
     ledger = ledger_of(store)
     assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit()
     assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     assert await ledger.resolve(KEY, 1, task_id="task-7", reason="decided") is None
     assert await outcome_in(store, 2) is None
