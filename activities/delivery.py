@@ -73,14 +73,14 @@ class DeliveryActivities:
         return receipt
 
     async def _forget_links(self, input: DeliverInput) -> None:
-        """Take the links of a clip that is stored out of the kept record: whoever had them had the video."""
+        """Remove the links of a stored clip from the kept record: a link is all that a download needs."""
         try:
             await forget_links(self._store, input.key, input.task_id, kind=input.kind, keep_first=input.keep_first_link)
         except StoreProblem as error:
             activity.logger.warning("links not deleted", exc_info=error)
 
     async def _sources(self, input: DeliverInput, answered: list[GatewayRecord | None]) -> AsyncIterator[Source]:
-        """The links in turn, the gateway's own content route last; each route is asked once all before have failed.
+        """The links in turn, the gateway's own content route last; each route is queried once all before have failed.
 
         Args:
             input: What to deliver.
@@ -93,7 +93,7 @@ class DeliveryActivities:
             kept = None
         for link in _links(kept, input.kind):
             yield Source("the link", link)
-        # The kept link needs no gateway; everything else must be asked of the one that was paid: "gone" from another
+        # The kept link needs no gateway. Everything else must come from the one that was paid: "gone" from another
         # gateway would end the delivery of a video that is there.
         check_gateway(self._source_gateway(input), input.gateway, setting=url_setting(extension=input.extension))
         for second_path in (False, True):
@@ -135,7 +135,7 @@ class DeliveryActivities:
 
 
 def _links(record: GatewayRecord | None, kind: DeliveryKind) -> list[str]:
-    """Where this clip lies: after `extend_failed` the first segment is at `video_url`."""
+    """The links to this clip: after `extend_failed` the first segment is at `video_url`."""
     if record is None:
         return []
     state = TaskState.COMPLETED if kind is DeliveryKind.FULL else TaskState.EXTEND_FAILED
@@ -145,7 +145,7 @@ def _links(record: GatewayRecord | None, kind: DeliveryKind) -> list[str]:
 
 
 def _names_content_route(record: GatewayRecord) -> bool:
-    """Whether the gateway says that its own route serves the clip of a failed extension; stock refuses it."""
+    """Whether the gateway names its own route for the clip of a failed extension; stock refuses that."""
     return record.content_route and record.state is TaskState.EXTEND_FAILED
 
 

@@ -731,7 +731,7 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     # What cannot stand in a header must fail here, not between the hook and the first byte.
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
-    wire.never_show(value)
+    wire.register_secret(value)
     return value
 
 

@@ -22,9 +22,9 @@ async def is_public_gateway(url: str) -> bool:
 
 
 async def needless_private_addresses(settings: Settings) -> str | None:
-    """What to warn of where downloads may reach private addresses although the gateway is public; else None.
+    """A warning, where downloads may reach private addresses although the gateway is public; else None.
 
-    A hostile answer of such a gateway could make the worker read from this machine's own network.
+    A hostile response of such a gateway could make the worker read from this machine's own network.
     """
     if not settings.allow_private_addresses or settings.gateway_url is None:
         return None
