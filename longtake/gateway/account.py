@@ -311,7 +311,7 @@ class AccountClient:
         """A 2xx response of a record that may be asked for.
 
         Raises:
-            _Unreadable: It is closed, or cannot response now.
+            _Unreadable: It is closed, or cannot be read now.
         """
         until, reason = self._closed.get(source, (-math.inf, ""))
         if self._clock() < until:

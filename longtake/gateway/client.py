@@ -134,18 +134,9 @@ class PaidRow:
 
 PAID_TABLE: tuple[PaidRow, ...] = (
     # Nothing was made, send again later.
-    PaidRow(
-        "Cloudflare could not reach the gateway",
-        GatewayUnreachable,
-        frozenset({521, 522, 523, 525, 526}),
-    ),
-    PaidRow(
-        "the proxy wants a login",
-        GatewayUnreachable,
-        frozenset({407}),
-        advice="set it in HTTPS_PROXY",
-    ),
-    # Nothing was made until an operator acts. The code goes before the status: some installations response 429 with it.
+    PaidRow("Cloudflare could not reach the gateway", GatewayUnreachable, frozenset({521, 522, 523, 525, 526})),
+    PaidRow("the proxy wants a login", GatewayUnreachable, frozenset({407}), advice="set it in HTTPS_PROXY"),
+    # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
     PaidRow("out of quota", QuotaExhausted, range(400, 500), QUOTA_CODES, advice=_TOP_UP),
     PaidRow("out of quota", QuotaExhausted, frozenset({402}), advice=_TOP_UP),
     PaidRow(

@@ -136,25 +136,11 @@ class GatewayRecord:
     def without_links(self) -> TaskRecord:
         """The part that may cross Temporal."""
         return TaskRecord(
-            task_id=self.task_id,
-            state=self.state,
-            gateway_status=self.gateway_status,
-            progress=self.progress,
-            remix_id=self.remix_id,
-            remix_id_extend=self.remix_id_extend,
-            upstream_task_id=self.upstream_task_id,
-            model=self.model,
-            quota=self.quota,
+            **{name: value for name, value in vars(self).items() if name in TaskRecord.model_fields},
             refunded=self.refunded,
-            error_code=self.error_code,
-            error_message=self.error_message,
-            submitted_at=self.submitted_at,
-            updated_at=self.updated_at,
-            finished_at=self.finished_at,
             has_video_link=bool(self.video_url),
             has_first_video_link=bool(self.first_video_url),
             link_expires_at=expires_at(self.video_url) if self.video_url else None,
-            request_id=self.request_id,
         )
 
     def to_json(self) -> bytes:

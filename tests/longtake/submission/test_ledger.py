@@ -474,7 +474,7 @@ async def test_of_many_at_once_exactly_one_sends(store: Store, racers: int) -> N
     assert gateway.sent == 1
 
 
-# --- What an earlier attempt left in its heartbeat ---------------------------------------------------------------------
+# --- What an earlier attempt left in its heartbeat --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["in doubt", "unknown"])
