@@ -51,7 +51,7 @@ from longtake.request.rules import (
 )
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission import ledger
+from longtake.submission import ledger, records
 from longtake.submission.errors import LedgerError
 from longtake.submission.ledger import CreateIntent, Submission, SubmissionLedger
 from longtake.submission.records import IDENTITY, Intent, Outcome, folder_of, open_path, owner_path, record_path
@@ -124,7 +124,8 @@ class Readers:
             if name.lower().endswith("_proxy"):
                 patch.delenv(name)
         patch.setattr(public_network, "_resolve", self._resolve)  # no name is looked up
-        patch.setattr(ledger, "_WRITE_TRIES", 1)  # it waits between them
+        patch.setattr(ledger, "_IDENTITY_TRIES", 1)  # it waits between them
+        patch.setattr(records, "_WRITE_TRIES", 1)
         patch.setattr(logging.getLogger("longtake"), "disabled", True)
         patch.setattr(logging.getLogger("longtake.gateway"), "disabled", True)
         keys = [SecretStr(KEY)]
