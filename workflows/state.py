@@ -36,7 +36,7 @@ from longtake.temporal.connection import (
     VIDEO_STAGE,
 )
 from workflows import logbook, measuring
-from workflows import status_text as status_text
+from workflows import status_text
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
