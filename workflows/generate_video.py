@@ -281,20 +281,12 @@ def _accept(request: Any) -> GenerateVideoInput:
         if not started:
             return accepted
         error = InvalidRequest(started)
-    except InvalidRequest:
-        error = InvalidRequest((*started, *_all_problems(request)))
+    except InvalidRequest as found:
+        error = InvalidRequest((*started, *found.problems))
     advice = "Mend the request and start it again with the same key."
     if started:
         advice = "Start it again as the problems say."
     raise StepFailed("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
-
-
-def _all_problems(request: Any) -> tuple[Problem, ...]:
-    try:
-        check_request(request)
-    except InvalidRequest as error:
-        return error.problems
-    return ()
 
 
 def _start_problems() -> Iterator[Problem]:
