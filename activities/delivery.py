@@ -18,6 +18,7 @@ from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverInput, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import SubmissionLedger
 
 GONE_AFTER = timedelta(hours=1)
 """When every source says "gone" this long after the first attempt, and both routes answered, the clip is lost."""
@@ -28,18 +29,20 @@ _ROUTES = 2
 class DeliveryActivities:
     """Everything that downloads and stores."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one client each
         self,
         *,
         gateway: GatewayClient,
         store: Store,
         fetcher: Fetcher,
+        ledger: SubmissionLedger,
         extension: ExtensionClient | None = None,
         extension_fetcher: Fetcher | None = None,
     ) -> None:
         self._gateway = gateway
         self._store = store
         self._fetcher = fetcher
+        self._ledger = ledger
         self._extension = extension
         self._extension_fetcher = extension_fetcher
 
@@ -54,6 +57,8 @@ class DeliveryActivities:
                 keep_words=HiddenWords(self._store, input.key).keep if input.hide_words else None,
                 gone_for_good=lambda error: len(answered) == _ROUTES and _gone_for_good(error),
             ):
+                # Whatever a workflow asks for, what another generation paid for is not delivered to this one.
+                await self._ledger.check_owner(input.ledger_key, input.task_id)
                 receipt = await deliver(
                     store=self._store,
                     fetcher=fetcher,
@@ -67,7 +72,9 @@ class DeliveryActivities:
             await self._forget_links(input)
         priced = next((record for record in answered if record and record.quota is not None), None)
         if priced:
-            receipt = receipt.model_copy(update={"quota": priced.quota, "refunded": priced.refunded})
+            shown = priced.without_links()
+            cost = {name: getattr(shown, name) for name in ("quota", "refunded", "refund_evidence")}
+            receipt = receipt.model_copy(update=cost)
         measuring.delivered(receipt, input.kind)
         activity.logger.info("delivered", extra={"kind": input.kind, "bytes": receipt.video.bytes})
         return receipt

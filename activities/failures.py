@@ -242,6 +242,16 @@ RULES: tuple[Rule, ...] = (
         advice="The worker cannot query the gateway just now; it tries again, and then at the next poll.",
     ),
     Rule(
+        TaskOwned, (Step.DELIVER,), "TaskOwned", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="The ledger says that another generation paid for this task: find out who started this one.",
+    ),
+    Rule(
+        LedgerUnavailable, (Step.DELIVER,), "StoreRefused", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Repair the store at LONGTAKE_STORE_URL; nothing is lost, and the worker tries again.",
+    ),
+    Rule(
         DownloadFailed, (Step.DELIVER,), "DeliveryFailed", retried=True, paid=Paid.YES,
         who_acts="nobody, or operator",
         advice="No source serves a complete video yet; the worker tries again.",
@@ -288,8 +298,7 @@ async def translated_errors(
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the table has a row for every kind
-        words = foreign_words(error, step) if keep_words else None
-        instead = await keep_words(words) if keep_words and words else None
+        instead = await keep_words(str(error)) if keep_words and may_quote(error) else None
         raise application_error(error, step, gone_for_good=gone_for_good(error), instead=instead) from None
 
 
@@ -298,11 +307,17 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
-def foreign_words(error: BaseException, step: Step) -> str | None:
-    """An error's text where it may hold words of the gateway; None where all of it is ours."""
-    # An unknown outcome repeats what ended the exchange.
-    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
-    return str(error) if foreign else None
+_QUOTES = (GatewayError, OutcomeUnknown)
+"""An unknown outcome repeats what ended the exchange."""
+_OURS: tuple[type[BaseException], ...] = (
+    ApplicationError,
+    *(rule.error for rule in RULES if rule.error is not Exception),
+)
+
+
+def may_quote(error: BaseException) -> bool:
+    """Whether an error's text may hold words of the gateway; an `ApplicationError` holds those that we gave it."""
+    return isinstance(error, _QUOTES) or not isinstance(error, _OURS)
 
 
 def code_or_none(code: str | None) -> str | None:

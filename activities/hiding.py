@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from temporalio import activity
 
 from activities.failures import code_or_none
+from longtake.gateway.errors import KeyRefused
 from longtake.models import TaskRecord
 from longtake.request.prompts import keep_words
 from longtake.storage import Store, StoreProblem
@@ -39,3 +40,10 @@ class HiddenWords:
                 "gateway_status": code_or_none(record.gateway_status) or "",
             }
         )
+
+
+def without_gateways_words(refusal: KeyRefused) -> KeyRefused:
+    """A refusal as other generations may see it: its kind, the status and the code."""
+    code = code_or_none(refusal.code)
+    facts = ", ".join(str(part) for part in (refusal.status, code) if part)
+    return type(refusal)(f"the key was refused (HTTP {facts})", status=refusal.status, code=code)

@@ -1,12 +1,17 @@
-"""Adds the generation to everything that an activity logs, inside the gateway's client and the ledger too."""
+"""Adds the generation to everything that an activity logs, inside the gateway's client and the ledger too.
+
+Where the generation's prompts are hidden, it withholds words that may repeat one.
+"""
 
 from typing import Any
 
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from longtake.models import Stage
-from longtake.observability.logs import note
+from activities.failures import may_quote
+from longtake.models import GenerateVideoInput, Stage
+from longtake.observability.logs import note, withhold_words
+from longtake.request.rules import prompt_paths
 
 _STAGES = {
     "prepare_generation": Stage.PREPARING,
@@ -32,6 +37,10 @@ class _Noting(ActivityInboundInterceptor):
         info = activity.info()
         payload = input.args[0] if input.args else None
         receipt = getattr(payload, "receipt", None)
+        request = getattr(payload, "request", None)
+        hidden = isinstance(request, GenerateVideoInput) and prompt_paths(request)
+        if hidden or getattr(payload, "hide_words", False):
+            withhold_words(may_quote)
         # Not taken back at the end: the SDK logs in the same asyncio task how the activity ended.
         note(
             workflow_id=info.workflow_id,

@@ -6,6 +6,7 @@ from activities.failures import Step, translated_errors
 from activities.heartbeats import heartbeating
 from activities.hiding import HiddenWords
 from longtake.delivery.task_records import save_record
+from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
@@ -20,8 +21,16 @@ _FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
 class PollingActivities:
     """Everything that queries the state of a task."""
 
-    def __init__(self, *, gateway: GatewayClient, store: Store, extension: ExtensionClient | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: GatewayClient,
+        store: Store,
+        account_client: AccountClient,
+        extension: ExtensionClient | None = None,
+    ) -> None:
         self._gateway = gateway
+        self._account_client = account_client
         self._extension = extension
         self._store = store
 
@@ -29,15 +38,18 @@ class PollingActivities:
     async def query_generation(self, input: PollInput) -> TaskRecord:
         """Query once; where the task has ended, on the gateway's other route too.
 
-        The other route may know better what became of it, and may alone name the video's link and its cost.
+        The other route may know better what became of it, and may alone name the video's link and its cost. Only
+        the usage log may show the refund of a failed task.
         """
-        hidden = HiddenWords(self._store, input.key) if input.hidden_prompts else None
+        hidden = HiddenWords(self._store, input.key) if input.hide_words else None
         async with heartbeating(), translated_errors(Step.POLL, keep_words=hidden.keep if hidden else None):
             client = (self._extension if input.extension else None) or self._gateway
             check_gateway(client, input.gateway, setting=url_setting(extension=input.extension))
             record = await query_task(client, input.task_id, account=input.account)
             if record.state is not TaskState.RUNNING:
                 record = await self._ask_other_route(client, input.task_id, record)
+            if record.state in _FAILED and not record.refunded:
+                record = await self._find_refund(input, record)
         # A failure is kept too: `starter.py recover` then knows that there is nothing to download.
         failed = record.state in _FAILED
         if (record.video_url or record.first_video_url or failed) and not input.clip_is_stored:
@@ -54,6 +66,17 @@ class PollingActivities:
         if record.state is TaskState.LOST and other.state is not TaskState.LOST:
             return other.completed_by(record)
         return record.completed_by(other)
+
+    async def _find_refund(self, input: PollInput, record: GatewayRecord) -> GatewayRecord:
+        """Read the usage log, where it is that of the key that paid."""
+        if input.extension or input.account not in {"", self._account_client.account}:
+            return record
+        refund = await self._account_client.refund_of(input.task_id)
+        if refund is None:
+            return record
+        amount = "" if refund.quota is None else f" of {refund.quota}"
+        when = f" at {refund.at:%Y-%m-%d %H:%M:%S} UTC" if refund.at else ""
+        return record.refunded_by(f"the usage log shows a refund{amount}{when}")
 
     async def _keep(self, input: PollInput, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; where the store fails, the delivery queries again."""

@@ -1,21 +1,29 @@
 """Before and around the paid POSTs."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 
 from temporalio import activity
 
 from activities.exchange import BeforeSend, Post, pay_once, writer
-from activities.failures import Step, application_error, details_of, translated_errors
+from activities.failures import Step, application_error, code_or_none, details_of, translated_errors
 from activities.heartbeats import Heartbeat, heartbeating
-from activities.hiding import HiddenWords
+from activities.hiding import HiddenWords, without_gateways_words
 from longtake.delivery.download import Fetcher
-from longtake.delivery.task_records import save_request
+from longtake.delivery.task_records import load_record, save_request
 from longtake.gateway.account import AccountClient
 from longtake.gateway.breaker import KeyBreaker
 from longtake.gateway.client import GatewayClient, SubmissionForm, SubmittedTask
-from longtake.gateway.errors import GatewayError, KeyRefused, MediaRefused, QuotaExhausted, TaskNotFound
+from longtake.gateway.errors import (
+    GatewayError,
+    GatewayUnreachable,
+    KeyRefused,
+    MediaRefused,
+    QuotaExhausted,
+    TaskNotFound,
+)
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.models import (
@@ -84,12 +92,11 @@ class SubmissionActivities:
     async def prepare_generation(self, input: PrepareInput) -> GenerationPolicy:
         """Check, before anything is paid, what only a worker can: the images, the store and the gateway."""
         async with heartbeating(), translated_errors(Step.PREPARE, keep_words=self._keep(input.key, input.request)):
-            request = check_request(input.request)
             ledger_id = await self._ledger.identity()
-            # What was paid for is delivered, whatever has become of its images, the store and the API key since.
+            # What was paid for is delivered, whatever has become of its model, its images, the store and the API key.
             extensions_sent = 0
             if await self._ledger.is_untouched(input.key):
-                await self._check_unpaid(input, request)
+                await self._check_unpaid(input, check_request(input.request))
             else:
                 extensions_sent = await self._extensions_sent(input)
         return self._policy.model_copy(update={"ledger_id": ledger_id, "extensions_sent": extensions_sent})
@@ -135,7 +142,8 @@ class SubmissionActivities:
 
         Between two attempts only Temporal's timer waits. Of all generations of this worker one tries the key.
         """
-        async with translated_errors(Step.AWAIT_KEY):
+        keep_words = HiddenWords(self._store, input.key).keep if input.hide_words else None
+        async with translated_errors(Step.AWAIT_KEY, keep_words=keep_words):
             if not self._breaker.reserve_trial(_refusal(input)):
                 return KeyTrial(trial=False)
             self._preflight.forget()
@@ -195,6 +203,7 @@ class SubmissionActivities:
         submission = self._submission(extension_digest(extension.remix_id, prompt), input.request.model, client)
 
         async def post(before_send: BeforeSend) -> SubmittedTask:
+            await self._check_remix(input.key, extension.remix_id)
             text = await read_prompt(self._store, "prompt_extend", prompt)
             return await client.submit_extension(extension.remix_id, text, before_send=before_send)
 
@@ -202,12 +211,32 @@ class SubmissionActivities:
             input, lambda heartbeat: pay_once(self._ledger, input.ledger_key, submission, post, heartbeat)
         )
 
+    async def _check_remix(self, key: str, remix_id: str) -> None:
+        """Check that the retry extends this generation's own first segment, which its video shows.
+
+        Raises:
+            InvalidRequest: It does not.
+            GatewayUnreachable: Neither the store nor the gateway shows that segment now.
+        """
+        receipt = await self._ledger.accepted(key)
+        record = None
+        if receipt is not None:
+            with contextlib.suppress(ValueError):  # the kept file is no record
+                record = await load_record(self._store, key, receipt.task_id)
+            if record is None or record.remix_id is None:
+                try:
+                    record = await self._gateway.query(receipt.task_id)
+                except GatewayError as error:
+                    raise GatewayUnreachable(f"nothing was sent, the task to extend is not shown: {error}") from None
+        if record is None or record.remix_id != remix_id:
+            raise InvalidRequest((Problem(field="remix_id", rule="is not of the task that this generation paid for"),))
+
     @activity.defn
     async def record_submission(self, input: RecordInput) -> None:
         """Write the outcome of a paid submission that the store did not take at once."""
         async with translated_errors(Step.RESOLVE):
             await self._ledger.check_identity(input.ledger_id)
-            await self._ledger.record_accepted(input.key, input.receipt)
+            await self._ledger.record_accepted(input.key, input.receipt, only=True)
 
     @activity.defn
     async def close_submission(self, input: CloseInput) -> ClosedSubmission:
@@ -301,6 +330,7 @@ class SubmissionActivities:
         request = input.request
 
         async def post(before_send: BeforeSend) -> SubmittedTask:
+            check_request(request)  # `prepare_generation` skips this for a key that is in doubt
             if request.on_key_refused is OnKeyRefused.WAIT and not input.trial:
                 self._breaker.check()
             texts = await read_prompts(self._store, request)
@@ -314,7 +344,8 @@ class SubmissionActivities:
             try:
                 answer = await self._gateway.submit(form, before_send=before_send)
             except KeyRefused as refusal:
-                self._breaker.refused(refusal)
+                # Every generation that waits for the key is shown it.
+                self._breaker.refused(without_gateways_words(refusal) if prompt_paths(request) else refusal)
                 self._preflight.forget()
                 raise
             self._breaker.accepted()
@@ -337,7 +368,8 @@ async def _canonical_id(gateway: GatewayClient | None, task_id: str) -> str:
     try:
         return (await gateway.query(task_id)).own_task_id
     except TaskNotFound as error:
-        raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
+        code = code_or_none(error.code)
+        raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=code) from error
     except GatewayError:
         return task_id  # it cannot be asked now: the polls will show
 

@@ -74,6 +74,7 @@ class GenerateVideoWorkflow:
                 case TaskState.EXTEND_FAILED:
                     return await self._conclude_extend_failed(verdict)
                 case _:
+                    await poll_for_refund(generation)
                     raise _refusal(generation, verdict)
         except StepFailed as failed:
             generation.fail(failed)
@@ -275,7 +276,8 @@ def _accept(request: Any) -> GenerateVideoInput:
     """
     started = tuple(_start_problems())
     try:
-        accepted = check_request(request)
+        # A model may have been retired since this key was paid: what is offered is judged once the ledger is read.
+        accepted = check_request(request, offered=False)
         if not started:
             return accepted
         error = InvalidRequest(started)

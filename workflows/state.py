@@ -36,7 +36,7 @@ from longtake.temporal.connection import (
     VIDEO_STAGE,
 )
 from workflows import logbook, measuring
-from workflows import status_text as status_text
+from workflows import status_text
 
 _BENIGN_KINDS = frozenset({"InvalidRequest", "SubmissionRefused", "GenerationFailed", "ExtensionFailed", "Abandoned"})
 """Expected ends that should alarm nobody."""
@@ -248,11 +248,14 @@ class Generation:
             key=self.key,
             stage=self.stage,
             attention=self.attention,
-            message=status_text.message_for(self.stage, self.attention, self.offered, self.key_problem),
+            message=status_text.message_for(self.stage, self.attention, self.offered, self.key_problem, paid=self.paid),
             advice=self.advice or self._advice,
             outcome=self.outcome,
             paid=self.paid,
             charged=self.charged,
+            quota=self.record.quota if self.record else None,
+            refunded=self.record.refunded if self.record else None,
+            refund_evidence=self.record.refund_evidence if self.record else None,
             model=self.asked.model if self.asked else None,
             progress=record.progress if record else None,
             polls=self.polls,
@@ -297,6 +300,7 @@ class Generation:
                 "extension_task_id": self.extension and self.extension.task_id,
                 "quota": record and record.quota,
                 "refunded": record and record.refunded,
+                "refund_evidence": record and record.refund_evidence,
                 "gateway_code": record and record.error_code,
                 "gateway_message": record and record.error_message,
                 "request_id": self.task.request_id,
@@ -361,6 +365,7 @@ class Generation:
                 "uncollected": self.uncollected,
                 "quota": record.quota,
                 "refunded": record.refunded,
+                "refund_evidence": record.refund_evidence,
                 "polls": self.polls,
                 "warnings": tuple(self.warnings),
                 "extend_error_code": record.error_code if failed else None,

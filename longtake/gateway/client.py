@@ -136,6 +136,14 @@ PAID_TABLE: tuple[PaidRow, ...] = (
     # Nothing was made, send again later.
     PaidRow("Cloudflare could not reach the gateway", GatewayUnreachable, frozenset({521, 522, 523, 525, 526})),
     PaidRow("the proxy wants a login", GatewayUnreachable, frozenset({407}), advice="set it in HTTPS_PROXY"),
+    # The gateway hands on its upstream's refusal of the gateway's own key: ours is good (seen on a NewAPI, July 2026).
+    PaidRow(
+        "the gateway's upstream refused the gateway's own access",
+        RequestRefused,
+        frozenset({401, 402, 403}),
+        frozenset({"fail_to_fetch_task"}),
+        advice="LONGTAKE_GATEWAY_API_KEY is good: tell the gateway's operator",
+    ),
     # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
     PaidRow("out of quota", QuotaExhausted, range(400, 500), QUOTA_CODES, advice=_TOP_UP),
     PaidRow("out of quota", QuotaExhausted, frozenset({402}), advice=_TOP_UP),
@@ -577,7 +585,10 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
     started = time.monotonic()
     fields: dict[str, object] = {"outcome": "no response"}
     try:
-        response = await client.send(request, stream=True)
+        try:
+            response = await client.send(request, stream=True)
+        except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
+            raise InvalidResponse(f"redirected to something that is no URL; {_CHECK_URL}") from None
         try:
             span.answered(response)
             request_id = _request_id(response.headers)
@@ -670,7 +681,10 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
 
 def _cause(error: BaseException) -> str:
     """An error's type and message, redacted; httpx's timeouts have no message."""
-    message = wire.redact(" ".join(str(error).split()))[:200]
+    text = str(error)
+    if isinstance(error, httpx.RemoteProtocolError):
+        text = text.partition(":")[0]  # after it h11 quotes what came, which may repeat what was sent
+    message = wire.redact(" ".join(text.split()))[:200]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

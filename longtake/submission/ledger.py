@@ -33,6 +33,7 @@ the delete permission, and its records are worth keeping as long as anything is 
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 import uuid
@@ -56,6 +57,7 @@ from longtake.submission.errors import (
     SlotTaken,
     SubmissionClosed,
     SubmissionInDoubt,
+    TaskOwned,
     WrongLedger,
     WrongSide,
 )
@@ -64,6 +66,7 @@ from longtake.submission.records import (
     MAX_EXCERPT_CHARS,
     MAX_SLOTS,
     OPEN,
+    OPEN_ENTRY,
     OWNERS,
     PREFIX,
     Identity,
@@ -169,6 +172,15 @@ class HeartbeatState(BaseModel):
     task_id: str | None = None
     request_id: str | None = None
     reason: str = ""
+    proof: str = ""
+    """Of "not_sent", which lets the key be paid for again: a secret of the attempt until it found that nothing was
+    made. Any client that may write to Temporal can write heartbeats, and sees the nonce there."""
+
+    def is_of(self, intent: Intent) -> bool:
+        """Whether the attempt that made this intent wrote it."""
+        if self.nonce != intent.nonce:
+            return False
+        return bool(self.task_id) or (self.outcome == "not_sent" and _sha256(self.proof) == intent.proof_hash)
 
 
 CreateIntent = Callable[[], Awaitable[None]]
@@ -332,24 +344,24 @@ class SubmissionLedger:
             gateway=submission.gateway,
             account=submission.account,
         )
-        # Whatever fails here, a defect of ours included: it is paid for, so return the id. A later step writes it.
-        return await self._try_to_record(key, receipt, Exception)
-
-    async def _try_to_record(
-        self, key: str, receipt: SubmissionReceipt, tolerated: type[Exception]
-    ) -> SubmissionReceipt:
-        """Write the outcome of what is paid for; the receipt says whether the store took it."""
         try:
             await self.record_accepted(key, receipt)
-        except tolerated as error:
+        except Exception as error:  # whatever it is, a defect of ours included
+            # It is paid for and its id is known: return the id, whatever the store says. A later step writes it.
             logger.warning("ledger outcome not written", exc_info=error, extra={"task_id": receipt.task_id})
             return receipt.model_copy(update={"recorded": False})
         return receipt
 
-    async def record_accepted(self, key: str, receipt: SubmissionReceipt) -> None:
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, *, only: bool = False) -> None:
         """Write the outcome of a paid submission; writing the same one again does nothing.
 
+        Args:
+            key: The generation's business key.
+            receipt: What the gateway accepted.
+            only: Whether Temporal says so, and not the gateway itself: then a task of another key is refused.
+
         Raises:
+            TaskOwned: `only`, and it belongs to another key; nothing was written.
             LedgerUnavailable: The store did not take it.
         """
         folder = folder_of(key)
@@ -368,7 +380,7 @@ class SubmissionLedger:
             request_id=receipt.request_id,
             sent_at=receipt.submitted_at,
         )
-        await self._records.claim(receipt.task_id, owner)
+        await self._records.claim(receipt.task_id, owner, only=only)
         stored = await self._records.write_outcome(folder, receipt.slot, outcome, receipt.account)
         if stored.task_id != receipt.task_id:
             # A person resolved it meanwhile. The task is ours all the same.
@@ -555,7 +567,7 @@ class SubmissionLedger:
         if isinstance(slot, SubmissionReceipt):
             return slot
         folder, intent = folder_of(key), _intent(submission, timedelta(0))
-        owner = TaskOwner(nonce=intent.nonce, folder=folder, account=submission.account)
+        owner = TaskOwner(nonce=intent.nonce, folder=folder)  # which account paid for it is not known
         await self._records.claim(task_id, owner, only=True)
         await self._records.create(record_path(folder, slot, "intent"), intent)
         receipt = SubmissionReceipt(
@@ -564,8 +576,6 @@ class SubmissionLedger:
             slot=slot,
             attached=True,
             nonce=intent.nonce,
-            gateway=submission.gateway,
-            account=submission.account,
         )
         await self.record_accepted(key, receipt)
         return receipt
@@ -581,10 +591,9 @@ class SubmissionLedger:
         """
         slots: list[tuple[str, int]] = []
         async for path, _ in self._records.list(OPEN):
-            name, _, number = path.removeprefix(f"{OPEN}/").rpartition(".")
-            folder = f"{PREFIX}/{name}"
-            if folder != folder_of(key) and number.isdecimal():
-                slots.append((folder, int(number)))
+            entry = OPEN_ENTRY.fullmatch(path)
+            if entry and (folder := f"{PREFIX}/{entry[1]}") != folder_of(key):
+                slots.append((folder, int(entry[2])))
         found = await _at_once(self._open_intent(folder, number) for folder, number in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
 
@@ -609,6 +618,23 @@ class SubmissionLedger:
             await self._records.claim(outcome.task_id, owner)
         await self._records.remove_open_entry(folder, number)
         return None
+
+    async def check_owner(self, key: str, task_id: str) -> None:
+        """Check that a task is not another generation's; a task that nobody has claimed yet is nobody's.
+
+        Raises:
+            TaskOwned: It is another's, and no submission of this key made it.
+            LedgerUnavailable: The store did not answer.
+        """
+        owner = await self._records.read(TaskOwner, owner_path(task_id))
+        if owner is None or owner.folder == folder_of(key):
+            return
+        # A gateway may answer two submissions with one task: both paid for it.
+        async for slot in self._records.slots(folder_of(key)):
+            late = await self._records.late(slot)
+            if task_id in {slot.task_id, late and late.task_id}:
+                return
+        raise TaskOwned(f"the task {task_id} belongs to another generation")
 
     async def owners_of(self, task_ids: Iterable[str]) -> dict[str, TaskOwner]:
         """Which of these tasks belong to a generation of this ledger, and who paid for each.
@@ -695,7 +721,7 @@ class SubmissionLedger:
         fence: datetime | None = None
         async for slot in self._records.slots(folder_of(key)):
             free, outcome = slot.number + 1, slot.outcome
-            if earlier and earlier.nonce == slot.intent.nonce:
+            if earlier and earlier.is_of(slot.intent):
                 known = await self._apply(earlier, key, slot)
                 if isinstance(known, SubmissionReceipt):
                     return known
@@ -721,7 +747,7 @@ class SubmissionLedger:
 
     async def _apply(self, earlier: HeartbeatState, key: str, slot: Slot) -> Outcome | SubmissionReceipt:
         """What our own slot led to, by the heartbeat of the attempt that it belongs to."""
-        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump())
+        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump(exclude={"proof"}))
         if not earlier.task_id:
             return slot.outcome or await self._records.write_outcome(
                 slot.folder, slot.number, outcome, slot.intent.account
@@ -729,7 +755,12 @@ class SubmissionLedger:
         if slot.outcome is not None and slot.outcome.task_id == earlier.task_id:
             return slot.outcome
         # It is paid for and its id is known: hand the id on, whatever the store or a person says.
-        return await self._try_to_record(key, slot.receipt(outcome), LedgerError)
+        receipt = slot.receipt(outcome)
+        try:
+            await self.record_accepted(key, receipt, only=True)
+        except LedgerError:
+            return receipt.model_copy(update={"recorded": False})
+        return receipt
 
     async def _doubt_error(self, slot: Slot) -> SubmissionInDoubt | OutcomeUnknown:
         """Whether the writer of a slot without an outcome may still be alive."""
@@ -760,7 +791,8 @@ class _Attempt:
         self._records = records
         self._folder = folder
         self._slot = slot
-        self.intent = intent
+        self._proof = uuid.uuid4().hex
+        self.intent = intent.model_copy(update={"proof_hash": _sha256(self._proof)})
         self._save_state = save_state
         self._tried = False
         self._intent_created = False
@@ -826,7 +858,7 @@ class _Attempt:
         """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
         if not self._tried:
             return
-        self._save_state(HeartbeatState(nonce=self.intent.nonce, outcome="not_sent", reason=reason))
+        self._save_state(HeartbeatState(nonce=self.intent.nonce, outcome="not_sent", reason=reason, proof=self._proof))
         try:
             stored = await self._records.read(Intent, self._path("intent"))
             if stored is None or stored.nonce != self.intent.nonce:
@@ -856,6 +888,10 @@ def _intent(
         closing=closing,
         fence=fence,
     )
+
+
+def _sha256(proof: str) -> str:
+    return hashlib.sha256(proof.encode(errors="replace")).hexdigest()
 
 
 def _no_free_slot(key: str) -> LedgerUnavailable:

@@ -7,6 +7,7 @@ says what they mean together.
 import asyncio
 import hashlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ logger = logging.getLogger("longtake.submission.ledger")
 PREFIX = "submit"
 OPEN = "open"
 """The index of submissions without an outcome. Not below `submit/`, where nothing is ever deleted."""
+OPEN_ENTRY = re.compile(rf"{OPEN}/([0-9a-f]{{32}})\.([1-9][0-9]{{0,3}})")
+"""Any other object there is no entry, and keeps nobody from reading the entries."""
 OWNERS = f"{PREFIX}/owners"
 IDENTITY = f"{PREFIX}/identity"
 """Says which ledger the store holds."""
@@ -88,6 +91,8 @@ class Intent(Record):
     """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
     fence: _Moment | None = None
     """Of a closing one: nothing that Temporal scheduled until then is sent any more."""
+    proof_hash: str = ""
+    """SHA-256 of `HeartbeatState.proof`."""
 
     @property
     def over_at(self) -> datetime:
@@ -182,8 +187,7 @@ class Records:
 
     async def _outcome(self, folder: str, number: int, intent: Intent) -> Outcome | None:
         if intent.closing:  # it needs no second record
-            closed = "closed: nothing older is sent"
-            return Outcome(nonce=intent.nonce, outcome="not_sent", reason=closed, at=intent.sent_at, fence=intent.fence)
+            return Outcome(nonce=intent.nonce, outcome="not_sent", at=intent.sent_at, fence=intent.fence)
         return await self.read(Outcome, record_path(folder, number, "outcome"))
 
     async def late(self, slot: Slot) -> SubmissionReceipt | None:

@@ -3,16 +3,19 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
 from longtake.gateway.errors import GatewayError
-from longtake.models import SubmissionReceipt
+from longtake.models import Reconciliation, SubmissionReceipt
 from longtake.storage import StoreProblem
+from longtake.submission import charges as charges_module
 from longtake.submission import ledger as ledger_module
+from longtake.submission.charges import Verdict
 from longtake.submission.errors import LedgerError, LedgerUnavailable, SlotTaken
 from longtake.submission.ledger import HeartbeatState, SubmissionLedger, _Attempt
+from longtake.submission.reconciliation import Resubmit, _Search
 from longtake.submission.records import Intent, Outcome, Record, Records, Slot, TaskOwner, folder_of, record_path
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import MAX_EXCHANGE
@@ -30,7 +33,7 @@ class TakesNoOutcomeForNotSent(Records):
 
 
 class ForgetsWhatCameLate(SubmissionLedger):
-    async def record_accepted(self, key: str, receipt: SubmissionReceipt) -> None:
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, **_: Any) -> None:
         await self._records.write_outcome(folder_of(key), receipt.slot, _outcome_of(receipt), receipt.account)
 
 
@@ -40,9 +43,9 @@ class DoesNotSeeWhatCameLate(Records):
 
 
 class ClaimsAfterwards(SubmissionLedger):
-    async def record_accepted(self, key: str, receipt: SubmissionReceipt) -> None:
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, **more: Any) -> None:
         await self._records.create(record_path(folder_of(key), receipt.slot, "outcome"), _outcome_of(receipt))
-        await super().record_accepted(key, receipt)
+        await super().record_accepted(key, receipt, **more)
 
 
 class AdoptsWhatIsOwned(Records):
@@ -68,6 +71,8 @@ class BelievesAnyHeartbeat(SubmissionLedger):
         intent = await self._records.read(Intent, record_path(folder_of(key), 1, "intent"))
         if earlier and intent:
             earlier = earlier.model_copy(update={"nonce": intent.nonce})
+            with mock.patch.object(HeartbeatState, "is_of", lambda state, intent: state.nonce == intent.nonce):
+                return await super()._find_free_slot(key, digest, earlier, scheduled_at)
         return await super()._find_free_slot(key, digest, earlier, scheduled_at)
 
 
@@ -114,6 +119,15 @@ async def _ignores_a_lost_race(self: _Attempt) -> None:
     self._intent_created = True
 
 
+_not_charged = _Search._not_charged
+
+
+async def _closes_by_the_first_check(
+    self: _Search, verdict: Verdict, writer: str, _resubmit: Resubmit
+) -> Reconciliation:
+    return await _not_charged(self, verdict, writer, Resubmit.NOW)
+
+
 @dataclass(frozen=True)
 class Defect:
     """A ledger that breaks a promise, and by which scenario that comes out."""
@@ -145,6 +159,9 @@ _TWO = "two attempts at once, and a decision about the first slot"
 _CLOSING = "a straggler, somebody who closes what was not sent, and the next run"
 _RECONCILED = "two submissions of one model in doubt, one of which is reconciled"
 _WANTED = "a task that two generations want"
+_LOST = "a lost answer, and a worker that may submit again by itself"
+_ANSWERED = "an answer that names the request, and a worker that may submit again by itself"
+_BY_ONE_CHECK = (_Search, "_not_charged", _closes_by_the_first_check)
 _AGAIN = "a decision, a second submission, and the decision once more"
 
 DEFECTS = (
@@ -172,4 +189,12 @@ DEFECTS = (
     Defect("closing leaves the slot free", _CLOSING, ClosesNothing),
     Defect("other submissions in doubt are not seen", _RECONCILED, SeesNoOthersInDoubt),
     Defect("owners are not seen, and a claim keeps nobody out", _RECONCILED, SeesNoOwners, AdoptsWhatIsOwned),
+    Defect("one check is enough after a lost answer", _LOST, patches=(_BY_ONE_CHECK,)),
+    Defect("one check is enough after an answer", _ANSWERED, patches=(_BY_ONE_CHECK,)),
+    Defect("nobody accepts late", _LOST, patches=((charges_module, "LATE_ACCEPTANCE", timedelta(minutes=30)),)),
+    Defect(
+        "a log that may have stopped is believed",
+        _ANSWERED,
+        patches=((charges_module._Judge, "_sent_after", lambda _self, moment, _charged: moment),),
+    ),
 )

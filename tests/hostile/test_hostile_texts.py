@@ -36,7 +36,7 @@ from longtake.models import (
     StoredVideo,
 )
 from longtake.observability.logs import JsonFormatter, TextFormatter
-from workflows import status_text as status_text
+from workflows import status_text
 
 NASTY = (
     "\x1b[2J\x1b[Hdone: full 15.0 s",

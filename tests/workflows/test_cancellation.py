@@ -7,6 +7,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 
+from longtake.display import after_cancelling
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -46,7 +47,7 @@ async def cancelled(generation: Generation, *, task_id: str | None, paid: str = 
     await generation.cancellation()
     status = await generation.status()
     assert (status.stage, status.outcome, status.task_id) == (Stage.CANCELLED, None, task_id)
-    assert "may still be made, and cost" in status.message
+    assert status.message.endswith(after_cancelling(paid))
     attributes = await generation.attributes()
     assert attributes.pop("VideoModel")
     known = {"VideoStage": "cancelled", "VideoPaid": paid}
@@ -177,6 +178,17 @@ async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: R
     held.let_go()
     error, details = await generation.failure()
     assert (error.type, details.paid, details.slot) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN, 1)
+
+
+async def test_while_the_post_is_under_way_and_it_was_paid_after_all(own_rig: Rig) -> None:
+    """Its attempt failed, and the ledger knows the task: nobody is told of a failure."""
+    held = Held(refusal("Defect", "?"))
+    generation = await own_rig.generate(Script(submit=[held], close=[earlier]))
+    await held.begun.wait()
+    await generation.handle.cancel()
+    await generation.has_event(CANCEL_HEARD)
+    held.let_go()
+    await cancelled(generation, task_id=TASK_ID, paid="yes")
 
 
 async def test_while_a_submission_waits_to_be_tried_again(own_rig: Rig) -> None:

@@ -15,20 +15,27 @@ from longtake.display import prose
 from longtake.models import (
     Attention,
     ClosedSubmission,
+    CloseInput,
+    DecisionAction,
     DeliveryKind,
+    ExtensionInput,
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
     Paid,
     PollSchedule,
+    PrepareInput,
     ReconcileInput,
     Reconciliation,
+    RecordInput,
     Resolution,
+    ResolveInput,
     Stage,
     SubmissionReceipt,
+    SubmitInput,
     TaskState,
 )
-from longtake.request.rules import prompt_path
+from longtake.request.rules import extension_digest, prompt_path, request_digest
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -57,6 +64,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 FULL = (delivered(FULL_VIDEO),)
 NOTHING_SENT = ClosedSubmission()
 FIRST = (delivered(FIRST_CLIP),)
@@ -185,7 +193,7 @@ async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig
         not hidden
     )
     (look,) = script.orders("query_generation")
-    assert look.hidden_prompts == tuple(prompts.values())
+    assert look.hide_words is hidden
 
 
 async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
@@ -423,6 +431,8 @@ REFUNDED = extend_failed(quota=0, refunded=True)
         ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
         # An answer of another state knows nothing of refunds.
         ([REFUNDED], {"quota": 425_000}, (0, True)),
+        # What the usage log told is not taken back by the task's own record.
+        ([REFUNDED], {"quota": 425_000, "refunded": False}, (0, True)),
         ([extend_failed()], {}, (None, None)),
     ],
 )
@@ -1362,6 +1372,81 @@ async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
     assert (await generation.result()).task_id == "task_old"
     assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
     assert '"take over task task_old: nothing is paid"' in summaries(await generation.events())
+
+
+# --- Everything that a step is asked ----------------------------------------------------------------------------------
+
+LEDGER = "ledger-7"
+WHOLE = PATIENT.model_copy(update={"ledger_id": LEDGER, "extension_retries": 1})
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_every_step_around_a_doubt_is_asked_with_all_that_is_known(rig: Rig, hidden: bool) -> None:
+    prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
+    request = GenerateVideoInput.model_validate({**REQUEST, **prompts})
+    script = Script(
+        prepare=[WHOLE],
+        submit=[refusal("Defect", "?"), accepted(recorded=False)],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=4, sent_at=NOON))],
+        reconcile=again(Reconciliation(candidates=("task_a",))),
+        resolve=[Resolution()],
+        record=[None],
+        polls_of_task=[completed()],
+        deliver=FULL,
+    )
+    key = f"whole-{hidden}"
+    generation = await rig.generate(script, key=key, **prompts)
+    status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    assert "2026-07-01 12:00:00 UTC" in status.evidence[0]
+    await generation.handle.execute_update("decide", {"action": "resubmit"})
+    assert (await generation.result()).outcome == "full"
+
+    asked = {name: script.orders(name) for name, _ in script.calls}
+    digest, known = request_digest(request), {"key": key, "ledger_id": LEDGER}
+    assert asked["prepare_generation"] == [PrepareInput(key=key, request=request)]
+    assert asked["submit_generation"] == [SubmitInput(request=request, **known)] * 2
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    whose = {"model": request.model, "slot": 4, "digest": digest}
+    first, *_ = asked["reconcile_submission"]
+    assert first == ReconcileInput(hide_words=hidden, stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(**whose, **known)]
+    (recorded,) = asked["record_submission"]
+    assert recorded == RecordInput(receipt=recorded.receipt, **known)
+
+
+async def test_every_step_around_a_doubt_about_an_extension_is_asked_with_all_that_is_known(rig: Rig) -> None:
+    script = Script(
+        prepare=[WHOLE],
+        polls_of_task=[extend_failed(), completed(task_id="task_extend_1")],
+        extend=[refusal("Defect", "?")],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=1))],
+        reconcile=again(Reconciliation()),
+        resolve=[adopted],
+        deliver=[*FIRST, EXTENDED],
+    )
+    generation = await rig.generate(script, key="whole-extension", on_extend_failed="retry")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: DecisionAction.ADOPT in status.decisions)
+    assert (await generation.attributes())["VideoPaid"] == "unknown"
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_extend_1"})
+    result = await generation.result()
+    assert (result.outcome, result.extension_task_id) == ("full", "task_extend_1")
+
+    request = GenerateVideoInput.model_validate({**REQUEST, "on_extend_failed": "retry"})
+    digest = extension_digest("video_first", request.prompt_extend)
+    known = {"key": "whole-extension#extend-1", "ledger_id": LEDGER}
+    whose = {"model": request.model, "slot": 1, "digest": digest, "extension": True}
+    asked = {name: script.orders(name) for name, _ in script.calls}
+    (extension,) = asked["submit_extension"]
+    assert extension == SubmitInput(
+        key="whole-extension",
+        request=request,
+        extension=ExtensionInput(remix_id="video_first", number=1),
+        ledger_id=LEDGER,
+    )
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    assert asked["reconcile_submission"][0] == ReconcileInput(stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(task_id="task_extend_1", **whose, **known)]
 
 
 # --- The ledger ------------------------------------------------------------------------------------------------------
