@@ -14,8 +14,8 @@ from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, r
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import SubmissionLedger
 from longtake.submission.errors import LedgerUnavailable
+from longtake.submission.ledger import SubmissionLedger
 
 
 def new_key() -> str:
