@@ -101,7 +101,7 @@ async def test_a_bad_request_never_hangs(server: Rig, request: pytest.FixtureReq
 
 
 async def test_a_bad_decision_never_hangs(server: Rig) -> None:
-    script = Script(polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
+    script = Script(polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     generation = await started(server, "video-decided", REQUEST, script=script)
     await generation.reaches(lambda status: status.next_poll_at)
     for decision in ({f"field {n} {'x' * 300}": 1 for n in range(5_200)}, {"action": "x" * 1_900_000}):
@@ -164,7 +164,7 @@ async def next_run_is_refused(generation: Generation, rig: Rig) -> None:
 async def test_a_flood_of_asked_for_polls_keeps_the_floor(server: Rig) -> None:
     min_interval = timedelta(seconds=2)
     policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=min_interval))
-    script = Script(prepare=[policy], polls_of_task=[running(10)] * 100)
+    script = Script(prepare=[policy], polls=[running(10)] * 100)
     generation = await started(server, "video-flooded", REQUEST, script=script)
     await generation.reaches(lambda status: status.next_poll_at)
     until = asyncio.get_running_loop().time() + 3 * min_interval.total_seconds()

@@ -206,7 +206,7 @@ async def _give(answer: Answer, input: BaseModel) -> Any:
 class Script:
     """What each activity answers, call by call (a retry is a call). A call too many fails the test."""
 
-    polls_of_task: Iterable[Answer] = ()
+    polls: Iterable[Answer] = ()
     deliver: Iterable[Answer] = ()
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
@@ -227,7 +227,7 @@ class Script:
             "prepare_generation": iter(self.prepare),
             "submit_generation": iter(self.submit),
             "record_submission": iter(self.record),
-            "query_generation": iter(self.polls_of_task),
+            "query_generation": iter(self.polls),
             "deliver_video": iter(self.deliver),
             "await_api_key": iter(self.await_key),
             "close_submission": iter(self.close),

@@ -214,7 +214,7 @@ async def test_while_the_ledger_is_written_and_does_not_take_it(own_rig: Rig) ->
 
 
 async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(polls_of_task=[running(10)]))
+    generation = await own_rig.generate(Script(polls=[running(10)]))
     await generation.reaches(lambda status: status.next_poll_at)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -223,7 +223,7 @@ async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
 
 async def test_while_looking(own_rig: Rig) -> None:
     held = Held(completed())
-    generation = await own_rig.generate(Script(polls_of_task=[held]))
+    generation = await own_rig.generate(Script(polls=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -233,7 +233,7 @@ async def test_while_looking(own_rig: Rig) -> None:
 
 async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
     trouble = refusal("PollFailing", "502", retried=True, after=timedelta(minutes=1))
-    generation = await own_rig.generate(Script(polls_of_task=[running(10), trouble]))
+    generation = await own_rig.generate(Script(polls=[running(10), trouble]))
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.handle.execute_update("poll_now")
     await generation.reaches(lambda _: generation.script.count("query_generation") == 2)
@@ -242,7 +242,7 @@ async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
 
 
 async def test_while_a_key_is_needed(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(polls_of_task=[refusal("KeyRefused", "401")]))
+    generation = await own_rig.generate(Script(polls=[refusal("KeyRefused", "401")]))
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
     await generation.handle.cancel()
@@ -254,7 +254,7 @@ async def test_while_a_key_is_needed(own_rig: Rig) -> None:
 )
 async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
     held = Held(delivered(clip))
-    generation = await own_rig.generate(Script(polls_of_task=[verdict], deliver=[held]))
+    generation = await own_rig.generate(Script(polls=[verdict], deliver=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -272,7 +272,7 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
         raise trouble.with_traceback(None)
 
     generation = await own_rig.generate(
-        Script(polls_of_task=[completed(has_first_video_link=True)], deliver=again(answer))
+        Script(polls=[completed(has_first_video_link=True)], deliver=again(answer))
     )
     await generation.skip_to(held)
     await generation.handle.cancel()
@@ -281,7 +281,7 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
 
 
 async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> None:
-    script = Script(polls_of_task=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
+    script = Script(polls=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
     generation = await own_rig.generate(script, on_extend_failed="ask")
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
@@ -315,7 +315,7 @@ async def test_while_a_retried_extension_is_submitted(own_rig: Rig) -> None:
     held = Held(accepted(task_id="task_extend_1"))
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        polls_of_task=[extend_failed()],
+        polls=[extend_failed()],
         deliver=[delivered(FIRST_CLIP)],
         extend=[held],
     )

@@ -55,7 +55,7 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
         return running(10)
 
     generation = await rig.generate(
-        Script(polls_of_task=[retired, running(20), completed()], deliver=[FULL]), size="1280x720"
+        Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720"
     )
 
     result = await generation.result()
@@ -84,7 +84,7 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
         return known | newer
 
     monkeypatch.setattr(generation_module.Generation, "carried", as_a_newer_worker_writes_it)
-    generation = await rig.generate(Script(polls_of_task=[running(10), completed()], deliver=[FULL]))
+    generation = await rig.generate(Script(polls=[running(10), completed()], deliver=[FULL]))
     failed = asyncio.create_task(generation.result())  # lets time pass
     await generation.has_event(TASK_FAILED)
     assert generation.script.count("query_generation") == 1
@@ -97,7 +97,7 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
 
 async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
     """A cron schedule starts the same request once more: that is a request, and is judged as one."""
-    script = Script(polls_of_task=[completed()], deliver=[FULL])
+    script = Script(polls=[completed()], deliver=[FULL])
     forged = {"request": REQUEST, "carried": 1, "policy": {}}
     error, _ = await (await own_rig.start(script, forged)).failure()
     assert error.type == "InvalidRequest", "nothing was continued as new here"
@@ -139,7 +139,7 @@ REFUSED = refusal("KeyRefused", "401")
 MISSING = refusal("TaskNotFound", "task_not_exist")
 SCRIPTS: dict[str, dict[str, Any]] = {
     "trouble": {
-        "looks": [
+        "polls": [
             REFUSED,
             running(61, remix_id="video_first", remix_id_extend="video_second", quota=7, upstream_task_id="up-1"),
             MISSING,
@@ -148,9 +148,9 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         ],
         "deliver": [FULL],
     },
-    "lost": {"looks": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
+    "lost": {"polls": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
     "retried extension": {
-        "looks": [
+        "polls": [
             running(20, remix_id="video_first", quota=5),
             extend_failed(),
             REFUSED,
@@ -163,7 +163,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         "deliver": [FIRST, FULL],
     },
     "two retries, the second one lost": {
-        "looks": [
+        "polls": [
             extend_failed(),
             running(30, **EXTENDED, quota=3),
             extend_failed(**EXTENDED, error_message="again"),
@@ -175,7 +175,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         "deliver": [FIRST],
     },
     "retried extension that cannot be brought home": {
-        "looks": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
+        "polls": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
         "extend": [accepted(**EXTENDED)],
         "deliver": [FIRST, refusal("DeliveryFailed", "gone")],
     },
@@ -217,9 +217,9 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
-    polls_of_task = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
+    polls = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
     script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
+        prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
     )
     await (await rig.generate(script, on_extend_failed="retry")).result()
     *_, refused, last = script.times("query_generation")
@@ -237,7 +237,7 @@ async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() 
 # --- A day, and another one ------------------------------------------------------------------------------------------
 
 HOUR = timedelta(hours=1)
-SLOW = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}})
+SLOW = GenerationPolicy.model_validate({"schedule": {"expected": "PT5H"}})
 
 
 def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
@@ -250,7 +250,7 @@ def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
 
 
 async def test_one_failed_look_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
-    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls_of_task=[REFUSED, completed()], deliver=[FULL])
+    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls=[REFUSED, completed()], deliver=[FULL])
     assert (await (await rig.generate(script)).result()).outcome == "full"
 
 
@@ -258,7 +258,7 @@ async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watc
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 7)
-    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], polls_of_task=again(refusal("Defect", "?")))
+    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], polls=again(refusal("Defect", "?")))
     error, details = await (await rig.generate(script)).failure()
     assert (error.type, details.task_id) == ("GenerationTimedOut", TASK_ID)
     times = script.times("query_generation")
@@ -268,7 +268,7 @@ async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watc
 @pytest.mark.parametrize("last", [lost(error_message="upstream"), refusal("Defect", "?")], ids=["lost", "trouble"])
 async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig, last: Any) -> None:
     policy = SLOW.model_copy(update={"lost_grace": timedelta(days=30), "give_up_after": HOUR})
-    script = Script(prepare=[policy], polls_of_task=chain([lost(error_message="upstream")], again(last)))
+    script = Script(prepare=[policy], polls=chain([lost(error_message="upstream")], again(last)))
     error, details = await (await rig.generate(script)).failure()
     assert error.type == "TaskLost"
     assert details.last_record is not None
@@ -287,7 +287,7 @@ async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: boo
         at = server_now() + timedelta(minutes=minutes)
         return await accepted(submitted_at=at, attached=attached)(input)
 
-    script = Script(submit=[off], polls_of_task=[running(10), completed()], deliver=[FULL])
+    script = Script(submit=[off], polls=[running(10), completed()], deliver=[FULL])
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     (submitted,) = script.times("submit_generation")
@@ -307,7 +307,7 @@ async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> Non
 
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed(**EXTENDED)],
+        polls=[extend_failed(), completed(**EXTENDED)],
         extend=[ahead],
         deliver=[FIRST, FULL],
     )

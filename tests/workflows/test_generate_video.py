@@ -77,8 +77,8 @@ def summaries(generation_events: Any) -> list[str]:
 
 
 async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig) -> None:
-    polls_of_task = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="order-17")
+    polls = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    generation = await rig.generate(Script(polls=polls, deliver=FULL), key="order-17")
 
     result = await generation.result()
 
@@ -118,7 +118,7 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
         Script(
             prepare=(GenerationPolicy(extension_retries=1),),
             submit=(accepted(**home),),
-            polls_of_task=[extend_failed(), completed(task_id="task_extend")],
+            polls=[extend_failed(), completed(task_id="task_extend")],
             deliver=(delivered(FIRST_CLIP), delivered(FULL_VIDEO)),
             extend=(accepted(task_id="task_extend", **retried),),
         ),
@@ -137,12 +137,12 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
 async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
     """`TaskNotFound` for that long would end it: its row is missing."""
     elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
-    generation = await rig.generate(Script(polls_of_task=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    generation = await rig.generate(Script(polls=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL))
     await generation.result()
 
     status = await generation.status()
@@ -156,7 +156,7 @@ async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig:
 
 async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: Rig) -> None:
     generation = await rig.generate(
-        Script(polls_of_task=[running(61, remix_id="video_first"), completed()], deliver=FULL)
+        Script(polls=[running(61, remix_id="video_first"), completed()], deliver=FULL)
     )
     await rig.pass_time(timedelta(seconds=70))
 
@@ -171,7 +171,7 @@ async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: 
 
 
 async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL))
     await generation.result()
     assert "**What to do:** nothing." in await generation.page()
 
@@ -179,7 +179,7 @@ async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
 @pytest.mark.parametrize("hidden", [True, False])
 async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig, hidden: bool) -> None:
     prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
-    script = Script(prepare=[GenerationPolicy(hide_prompts=True)], polls_of_task=[completed()], deliver=FULL)
+    script = Script(prepare=[GenerationPolicy(hide_prompts=True)], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, **prompts)
     assert [("LONGTAKE_HIDE_PROMPTS" in warning) for warning in (await generation.result()).warnings] == [True] * (
         not hidden
@@ -189,7 +189,7 @@ async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig
 
 
 async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[running(10), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[running(10), completed()], deliver=FULL))
     await generation.result()
 
     events = await generation.events()
@@ -214,7 +214,7 @@ async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: 
 async def test_the_picture_asked_for_is_checked_unless_the_model_cannot_make_it(
     rig: Rig, fields: dict[str, str], picture: tuple[int | None, int | None], warned: bool
 ) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL), **fields)
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL), **fields)
 
     result = await generation.result()
 
@@ -225,13 +225,13 @@ async def test_the_picture_asked_for_is_checked_unless_the_model_cannot_make_it(
 
 async def test_warnings_of_the_delivery_are_in_the_result(rig: Rig) -> None:
     late = [delivered(FULL_VIDEO, "the video has 1280x720, 1920x1080 was asked for")]
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=late))
+    generation = await rig.generate(Script(polls=[completed()], deliver=late))
     assert (await generation.result()).warnings == ("the video has 1280x720, 1920x1080 was asked for",)
 
 
 async def test_delivery_is_tried_until_it_works(rig: Rig) -> None:
     trouble = [refusal("DeliveryFailed", "no source gives a whole video", retried=True)] * 5
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*trouble, *FULL]))
+    generation = await rig.generate(Script(polls=[completed()], deliver=[*trouble, *FULL]))
     assert (await generation.result()).outcome == "full"
     assert generation.script.count("deliver_video") == 6
 
@@ -241,7 +241,7 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
     no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES)
     shown = Held(delivered(FULL_VIDEO))
     deliver = chain(changing_until(timedelta(minutes=11), no), [shown])
-    generation = await rig.generate(Script(polls_of_task=[completed(link_expires_at=dies)], deliver=deliver))
+    generation = await rig.generate(Script(polls=[completed(link_expires_at=dies)], deliver=deliver))
     await generation.skip_to(shown)
 
     status = await generation.status()
@@ -263,7 +263,7 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
 async def test_one_attempt_of_a_delivery_may_take_the_whole_window(rig: Rig) -> None:
     """What is slow and well is not begun again at its first byte."""
     policy = GenerationPolicy(delivery_window=timedelta(hours=5))
-    generation = await rig.generate(Script(prepare=[policy], polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(prepare=[policy], polls=[completed()], deliver=FULL))
     await generation.result()
     ((attempt, all_attempts),) = [
         (step.start_to_close_timeout.ToTimedelta(), step.schedule_to_close_timeout.ToTimedelta())
@@ -305,7 +305,7 @@ NO_FULL = refusal("DeliveryFailed", "the full video could not be downloaded", re
 
 
 async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(rig: Rig) -> None:
-    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
+    script = Script(polls=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
     generation = await rig.generate(script, key="order-19")
 
     error, details = await generation.failure()
@@ -324,7 +324,7 @@ async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(ri
 async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: Rig) -> None:
     held = Held(delivered(FULL_VIDEO))
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), [held])
-    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    script = Script(polls=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
     generation = await rig.generate(script)
     await generation.skip_to(held)
     status = await generation.status()
@@ -341,7 +341,7 @@ async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: 
 @pytest.mark.parametrize("keep_first", [False, True])
 async def test_a_first_clip_that_was_saved_meanwhile_is_not_stored_again(rig: Rig, *, keep_first: bool) -> None:
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
-    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    script = Script(polls=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
     generation = await rig.generate(script, keep_first=keep_first)
     assert (await generation.result()).first_video == FIRST_CLIP
     kinds = [input.kind for input in generation.script.orders("deliver_video")]
@@ -352,14 +352,14 @@ async def test_a_full_video_that_is_gone_for_good_leaves_the_first_clip(rig: Rig
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
     trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
     first = chain([trouble] * 5, again(delivered(FIRST_CLIP)))
-    generation = await rig.generate(Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(gone, first)))
+    generation = await rig.generate(Script(polls=[completed(**BOTH)], deliver=by_kind(gone, first)))
     error, details = await generation.failure()
     assert (error.type, error.message, details.first_video) == ("DeliveryFailed", "gone", FIRST_CLIP)
 
 
 async def test_neither_clip_can_be_had(rig: Rig) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
+    script = Script(polls=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
     generation = await rig.generate(script)
     error, details = await generation.failure()
     assert (error.type, details.first_video) == ("DeliveryFailed", None)
@@ -369,7 +369,7 @@ async def test_neither_clip_can_be_had(rig: Rig) -> None:
 async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(own_rig: Rig) -> None:
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
     never = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
-    generation = await own_rig.generate(Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, never)))
+    generation = await own_rig.generate(Script(polls=[completed(**BOTH)], deliver=by_kind(full, never)))
     result = await generation.result()
     assert (result.outcome, result.first_video, result.warnings) == ("full", None, ())
 
@@ -393,7 +393,7 @@ def _noting(times: list[datetime], answer: Any) -> Any:
 
 
 async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[running(30), extend_failed()], deliver=FIRST))
+    generation = await rig.generate(Script(polls=[running(30), extend_failed()], deliver=FIRST))
 
     result = await generation.result()
 
@@ -411,7 +411,7 @@ REFUNDED = extend_failed(quota=0, refunded=True)
 
 
 @pytest.mark.parametrize(
-    ("looks", "receipt", "cost"),
+    ("polls", "receipt", "cost"),
     [
         ([REFUNDED], {}, (0, True)),
         ([CHARGED, REFUNDED], {}, (0, True)),
@@ -428,18 +428,18 @@ REFUNDED = extend_failed(quota=0, refunded=True)
 )
 @pytest.mark.parametrize("wish", ["fallback", "fail"])
 async def test_what_a_failed_extension_cost_in_the_end(
-    rig: Rig, polls_of_task: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
+    rig: Rig, polls: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
 ) -> None:
     clip = delivered(FIRST_CLIP).model_copy(update=receipt)
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=[clip]), on_extend_failed=wish)
+    generation = await rig.generate(Script(polls=polls, deliver=[clip]), on_extend_failed=wish)
     end = await generation.result() if wish == "fallback" else (await generation.failure())[1]
     assert (end.quota, end.refunded) == cost
     assert end.first_video == FIRST_CLIP
-    assert generation.script.count("query_generation") == len(polls_of_task)
+    assert generation.script.count("query_generation") == len(polls)
 
 
 async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
-    script = Script(polls_of_task=[extend_failed(quota=425_000)], deliver=FIRST)
+    script = Script(polls=[extend_failed(quota=425_000)], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="fail", key="order-18")
 
     error, details = await generation.failure()
@@ -457,7 +457,7 @@ async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
 
 
 async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
+    generation = await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
     result = await generation.result()
     assert result.outcome == "fallback"
     assert result.warnings == ("the extension was not retried: no gateway that does it is configured",)
@@ -466,7 +466,7 @@ async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
 
 async def asking(rig: Rig) -> Generation:
     """A generation that awaits a decision."""
-    generation = await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
+    generation = await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     return generation
@@ -523,7 +523,7 @@ async def test_wrong_decision_is_rejected_and_leaves_no_trace(rig: Rig, decision
 
 
 async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL))
     await generation.reaches(lambda status: status.next_poll_at)
 
     with pytest.raises(WorkflowUpdateFailedError) as rejection:
@@ -535,7 +535,7 @@ async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
 
 
 async def test_nobody_decides_about_the_extension_in_time(rig: Rig) -> None:
-    script = Script(prepare=[PATIENT], polls_of_task=[extend_failed()], deliver=FIRST)
+    script = Script(prepare=[PATIENT], polls=[extend_failed()], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="ask")
     result = await generation.result()
     assert (result.outcome, result.warnings) == ("fallback", ("nobody decided in time: the 8 s clip is the result",))
@@ -552,9 +552,9 @@ def again_extended(number: int = 1) -> Any:
 
 
 async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
-    polls_of_task = [extend_failed(), running(40), completed(task_id="task_extend_1")]
+    polls = [extend_failed(), running(40), completed(task_id="task_extend_1")]
     script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+        prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
     )
     generation = await rig.generate(script, on_extend_failed="retry", key="order-40")
 
@@ -584,7 +584,7 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
 async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed()],
+        polls=[extend_failed(), completed()],
         extend=[again_extended()],
         deliver=[*FIRST, EXTENDED],
     )
@@ -597,7 +597,7 @@ async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None
 async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the_result(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[
+        polls=[
             extend_failed(),
             generate_failed(error_message="busy"),
             extend_failed(error_message="still busy"),
@@ -622,7 +622,7 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
 async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed()],
+        polls=[extend_failed(), completed()],
         extend=[again_extended()],
         deliver=[*FIRST, EXTENDED],
     )
@@ -635,15 +635,15 @@ async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
 
 
 async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
-    script = Script(prepare=[RETRYING], polls_of_task=[extend_failed(remix_id=None)], deliver=FIRST)
+    script = Script(prepare=[RETRYING], polls=[extend_failed(remix_id=None)], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
 
 
 async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) -> None:
-    polls_of_task = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
+    polls = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
     script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+        prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
     )
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).outcome == "full"
@@ -654,7 +654,7 @@ async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: R
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed()],
+        polls=[extend_failed(), completed()],
         extend=[unknown, again_extended(2)],
         reconcile=[Reconciliation()],
         deliver=[*FIRST, EXTENDED],
@@ -670,7 +670,7 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
     gone = refusal("DeliveryFailed", "every source says it is gone")
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed(task_id="task_extend_1")],
+        polls=[extend_failed(), completed(task_id="task_extend_1")],
         extend=[again_extended(1), again_extended(2)],
         deliver=[*FIRST, gone],
     )
@@ -684,7 +684,7 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
 async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
+        polls=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
         extend=[again_extended(1), again_extended(2)],
         deliver=FIRST,
     )
@@ -696,9 +696,9 @@ async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) 
 
 async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
-    polls_of_task = [extend_failed(), running(20), running(30), running(40), completed(task_id="task_extend_1")]
+    polls = [extend_failed(), running(20), running(30), running(40), completed(task_id="task_extend_1")]
     script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+        prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
     )
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
@@ -717,7 +717,7 @@ async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, mon
 
 
 async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
+    generation = await rig.generate(Script(polls=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
     result = await generation.result()
     assert (result.video, result.first_video) == (FULL_VIDEO, FIRST_CLIP)
     assert [input.kind for input in generation.script.orders("deliver_video")] == [
@@ -728,7 +728,7 @@ async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
 
 async def test_first_clip_that_cannot_be_kept_is_a_warning(rig: Rig) -> None:
     gone = refusal("DeliveryFailed", "it is gone")
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*FULL, gone]), keep_first=True)
+    generation = await rig.generate(Script(polls=[completed()], deliver=[*FULL, gone]), keep_first=True)
     result = await generation.result()
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, None)
     assert result.warnings == ("the first 8 s could not be stored beside the full video: it is gone",)
@@ -738,7 +738,7 @@ async def test_first_clip_that_cannot_be_kept_is_a_warning(rig: Rig) -> None:
 
 
 async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[running(20), generate_failed()]), key="order-19")
+    generation = await rig.generate(Script(polls=[running(20), generate_failed()]), key="order-19")
 
     error, details = await generation.failure()
 
@@ -768,7 +768,7 @@ async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None
 
 
 async def test_verdict_without_a_message_still_has_one(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[generate_failed(error_message=None)]))
+    generation = await rig.generate(Script(polls=[generate_failed(error_message=None)]))
     error, _ = await generation.failure()
     assert error.message == "the first segment failed"
 
@@ -878,7 +878,7 @@ async def test_gateway_that_takes_nothing_within_the_window_means_not_submitted(
 
 async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
     patience = refusal("GatewayBusy", "slowly", retried=True, after=timedelta(minutes=7))
-    generation = await rig.generate(Script(submit=[patience, accepted()], polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(submit=[patience, accepted()], polls=[completed()], deliver=FULL))
     assert (await generation.result()).outcome == "full"
     first, second = generation.script.times("submit_generation")
     assert second - first >= timedelta(minutes=7)
@@ -889,15 +889,15 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
     trouble = refusal("PollFailing", "connection refused", retried=True, paid=Paid.YES)
     script = Script(
         submit=changing(50 * MINUTE, unreachable, accepted()),
-        polls_of_task=chain([running(30)], changing(HOUR, trouble, completed())),
+        polls=chain([running(30)], changing(HOUR, trouble, completed())),
         deliver=FULL,
     )
     generation = await rig.generate(script)
     result = await generation.result()
     assert (result.outcome, result.task_id) == ("full", TASK_ID)
-    sent, polls_of_task = script.times("submit_generation"), script.times("query_generation")
+    sent, polls = script.times("submit_generation"), script.times("query_generation")
     assert sent[-1] - sent[0] >= 50 * MINUTE
-    assert polls_of_task[-1] - polls_of_task[0] >= HOUR
+    assert polls[-1] - polls[0] >= HOUR
     assert script.count("reconcile_submission") == 0, "nothing was ever in doubt"
 
 
@@ -970,7 +970,7 @@ async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> Non
 
 async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
     generation = await rig.generate(
-        Script(submit=[UNKNOWN], reconcile=[found], polls_of_task=[completed()], deliver=FULL), key="order-30"
+        Script(submit=[UNKNOWN], reconcile=[found], polls=[completed()], deliver=FULL), key="order-30"
     )
     assert (await generation.result()).task_id == "task_found"
     (input,) = generation.script.orders("reconcile_submission")
@@ -982,7 +982,7 @@ async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
 
 async def test_ledger_without_doubt_lets_it_be_submitted_once_more(rig: Rig) -> None:
     clear = Reconciliation(clear=True)
-    script = Script(submit=[UNKNOWN, accepted()], reconcile=[clear], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[UNKNOWN, accepted()], reconcile=[clear], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     assert generation.script.count("submit_generation") == 2
@@ -1016,7 +1016,7 @@ async def test_nothing_sent_within_its_time_is_not_submitted(rig: Rig, failure: 
 
 async def test_paid_attempt_whose_answer_got_lost_is_found_in_the_ledger(rig: Rig) -> None:
     script = Script(
-        submit=[refusal("Defect", "?")], close=[closed_as_paid], polls_of_task=[completed()], deliver=FULL, reconcile=[]
+        submit=[refusal("Defect", "?")], close=[closed_as_paid], polls=[completed()], deliver=FULL, reconcile=[]
     )
     generation = await rig.generate(script)
     assert (await generation.result()).task_id == TASK_ID
@@ -1068,8 +1068,8 @@ async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig
 async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
     """After another one the ledger is asked about that one: an old decision says nothing about it."""
     second = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=2)
-    script = {"submit": [UNKNOWN, second, accepted()], "settle": [Resolution()] * 2}
-    generation = await in_doubt(rig, **script, polls_of_task=[completed()], deliver=FULL)
+    script = {"submit": [UNKNOWN, second, accepted()], "resolve": [Resolution()] * 2}
+    generation = await in_doubt(rig, **script, polls=[completed()], deliver=FULL)
     assert (await generation.status()).slot == 1
     await generation.handle.execute_update("decide", {"action": "resubmit", "slot": 1})
     await generation.reaches(lambda status: status.slot == 2)
@@ -1093,7 +1093,7 @@ async def test_decision_refused_in_the_last_wait_is_asked_for_again(rig: Rig) ->
         submit=[UNKNOWN],
         reconcile=again(NO_RECORDS),
         resolve=[away, no, adopted],
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1137,7 +1137,7 @@ async def test_what_was_not_charged_is_submitted_again_once_a_later_check_confir
         prepare=[PATIENT],
         submit=[UNKNOWN, accepted()],
         reconcile=again(reconcile),
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1163,7 +1163,7 @@ async def test_a_check_that_says_otherwise_in_between_begins_the_confirmation_an
         return unclear if len(orders) == 3 else NOT_CHARGED
 
     script = Script(
-        prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(reconcile), polls_of_task=[completed()], deliver=FULL
+        prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(reconcile), polls=[completed()], deliver=FULL
     )
     generation = await rig.generate(script)
     await generation.result()
@@ -1217,7 +1217,7 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
 
 
 async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
-    generation = await in_doubt(rig, resolve=[adopted], polls_of_task=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[adopted], polls=[completed()], deliver=FULL)
 
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
 
@@ -1231,7 +1231,7 @@ async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
 
 async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
     generation = await in_doubt(
-        rig, submit=[UNKNOWN, accepted()], resolve=[Resolution()], polls_of_task=[completed()], deliver=FULL
+        rig, submit=[UNKNOWN, accepted()], resolve=[Resolution()], polls=[completed()], deliver=FULL
     )
     await generation.handle.execute_update("decide", {"action": "resubmit"})
     assert (await generation.result()).outcome == "full"
@@ -1242,7 +1242,7 @@ async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
 
 async def test_decision_that_the_ledger_refuses_is_asked_for_again(rig: Rig) -> None:
     owned = refusal("TaskOwned", "task_a belongs to order-1")
-    generation = await in_doubt(rig, resolve=[owned, adopted], polls_of_task=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[owned, adopted], polls=[completed()], deliver=FULL)
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
     await generation.reaches(lambda status: status.last_problem == "task_a belongs to order-1" and status.decisions)
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_b"})
@@ -1278,7 +1278,7 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
         prepare=[PATIENT],
         submit=[UNKNOWN],
         reconcile=[NO_RECORDS, NO_RECORDS, found],
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1295,7 +1295,7 @@ async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig:
         submit=[UNKNOWN],
         reconcile=[NO_RECORDS, held],
         resolve=[adopted],
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1316,7 +1316,7 @@ async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig:
 
 
 async def test_of_two_decisions_at_once_one_is_taken(rig: Rig) -> None:
-    generation = await in_doubt(rig, resolve=[adopted] * 2, polls_of_task=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[adopted] * 2, polls=[completed()], deliver=FULL)
     choices = ("task_a", "task_b")
     ends = await asyncio.gather(
         *(generation.handle.execute_update("decide", {"action": "adopt", "task_id": choice}) for choice in choices),
@@ -1357,7 +1357,7 @@ async def test_decision_that_does_not_fit_the_doubt_is_rejected(rig: Rig, decisi
 
 
 async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
-    script = Script(submit=[accepted(task_id="task_old")], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(task_id="task_old")], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, task_id="task_old")
     assert (await generation.result()).task_id == "task_old"
     assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
@@ -1368,7 +1368,7 @@ async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
 
 
 async def test_outcome_that_the_ledger_did_not_take_is_recorded(rig: Rig) -> None:
-    script = Script(submit=[accepted(recorded=False)], record=[None], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(recorded=False)], record=[None], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, key="order-21")
     assert (await generation.result()).warnings == ()
     (input,) = generation.script.orders("record_submission")
@@ -1377,14 +1377,14 @@ async def test_outcome_that_the_ledger_did_not_take_is_recorded(rig: Rig) -> Non
 
 
 async def test_recorded_outcome_is_not_recorded_again(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL))
     await generation.result()
     assert generation.script.count("record_submission") == 0
 
 
 async def test_ledger_that_refuses_is_a_warning(rig: Rig) -> None:
     no = refusal("StoreRefused", "read only")
-    script = Script(submit=[accepted(recorded=False)], record=[no], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(recorded=False)], record=[no], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script)
     assert (await generation.result()).warnings == ("the ledger has no outcome for this submission: read only",)
 
@@ -1394,7 +1394,7 @@ async def test_ledger_that_refuses_is_a_warning(rig: Rig) -> None:
 
 async def test_refused_key_is_shown_and_the_generation_goes_on_by_itself(rig: Rig) -> None:
     no = refusal("KeyRefused", "401: wrong key", http_status=401)
-    generation = await rig.generate(Script(polls_of_task=[no, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[no, completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
 
     status = await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
@@ -1411,7 +1411,7 @@ async def test_refused_key_is_shown_and_the_generation_goes_on_by_itself(rig: Ri
 
 async def test_resume_looks_at_once(rig: Rig) -> None:
     no = refusal("KeyRefused", "401: wrong key", http_status=401)
-    generation = await rig.generate(Script(polls_of_task=[no, running(70), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[no, running(70), completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY and status.next_poll_at)
 
@@ -1427,7 +1427,7 @@ async def test_resume_looks_at_once(rig: Rig) -> None:
 
 async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
     slow = Held(running(10))
-    generation = await rig.generate(Script(polls_of_task=[slow, running(20), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[slow, running(20), completed()], deliver=FULL))
     await generation.skip_to(slow)
     await generation.handle.execute_update("poll_now")
     slow.let_go()
@@ -1439,9 +1439,9 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
 async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage: str) -> None:
     held = Held(GenerationPolicy() if stage == "preparing" else FULL[0])
     script = {
-        "preparing": Script(prepare=[held], polls_of_task=[completed()], deliver=FULL),
-        "delivering": Script(polls_of_task=[completed()], deliver=[held]),
-        "awaiting_decision": Script(polls_of_task=[extend_failed()], deliver=FIRST),
+        "preparing": Script(prepare=[held], polls=[completed()], deliver=FULL),
+        "delivering": Script(polls=[completed()], deliver=[held]),
+        "awaiting_decision": Script(polls=[extend_failed()], deliver=FIRST),
     }[stage]
     generation = await own_rig.generate(script, on_extend_failed="ask")
     if stage == "awaiting_decision":
@@ -1463,7 +1463,7 @@ async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wai
     policy = GenerationPolicy(extension_retries=1)
     script = Script(
         prepare=[policy],
-        polls_of_task=[verdict, completed(task_id="task_extend_1")],
+        polls=[verdict, completed(task_id="task_extend_1")],
         extend=[accepted(task_id="task_extend_1")],
         deliver=[*FIRST, *FULL],
     )
@@ -1494,7 +1494,7 @@ async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
 async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> None:
     policy = GenerationPolicy(decision_window=timedelta(days=1))
     generation = await rig.generate(
-        Script(prepare=[policy], polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
+        Script(prepare=[policy], polls=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
     )
     assert (await generation.result()).outcome == "fallback"
     status = await generation.status()
@@ -1516,8 +1516,8 @@ async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> Non
 @pytest.mark.parametrize("kind", ["InvalidResponse", "TaskNotFound", "Defect", "NeverHeardOf"])
 async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, kind: str) -> None:
     third = Held(completed(remix_id=None))
-    polls_of_task = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
+    polls = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
+    generation = await rig.generate(Script(polls=polls, deliver=FULL))
     await generation.skip_to(third)
 
     status = await generation.status()
@@ -1533,19 +1533,19 @@ async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, ki
 
 async def test_look_is_tried_four_times_and_counts_once(rig: Rig) -> None:
     trouble = [refusal("PollFailing", "502", retried=True)] * 8
-    generation = await rig.generate(Script(polls_of_task=[*trouble, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[*trouble, completed()], deliver=FULL))
     assert (await generation.result()).polls == 3
     assert generation.script.count("query_generation") == 9
 
 
 async def test_task_that_is_not_found_for_a_while_is_waited_for(rig: Rig) -> None:
-    polls_of_task = changing(timedelta(minutes=40), refusal("TaskNotFound", "task_not_exist"), completed())
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
+    polls = changing(timedelta(minutes=40), refusal("TaskNotFound", "task_not_exist"), completed())
+    generation = await rig.generate(Script(polls=polls, deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
 async def test_task_that_is_never_found_is_lost(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=again(refusal("TaskNotFound", "task_not_exist"))))
+    generation = await rig.generate(Script(polls=again(refusal("TaskNotFound", "task_not_exist"))))
 
     error, details = await generation.failure()
 
@@ -1561,8 +1561,8 @@ async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) ->
     policy = GenerationPolicy(schedule=PollSchedule(expected=MINUTE), overdue_after=10 * MINUTE)
     missing = refusal("TaskNotFound", "task_not_exist")
     found = Held(running(10))
-    polls_of_task = chain([missing, found], changing(9 * MINUTE, missing, completed()))
-    generation = await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task, deliver=FULL))
+    polls = chain([missing, found], changing(9 * MINUTE, missing, completed()))
+    generation = await rig.generate(Script(prepare=[policy], polls=polls, deliver=FULL))
     await generation.skip_to(found)
     found.let_go()
     assert (await generation.result()).outcome == "full"
@@ -1575,7 +1575,7 @@ async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(ri
     good = running(61, remix_id="video_first", remix_id_extend="video_second", upstream_task_id="up-1", quota=7)
     gone = lost(error_message="upstream returned error")
     third = Held(gone)
-    generation = await rig.generate(Script(polls_of_task=chain([good, gone, third], again(gone))))
+    generation = await rig.generate(Script(polls=chain([good, gone, third], again(gone))))
     await generation.skip_to(third)
     status = await generation.status()
     assert (status.attention, status.last_problem) == (Attention.TASK_LOST, "upstream returned error")
@@ -1598,23 +1598,23 @@ async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(ri
 
 
 async def test_lost_without_a_reason_says_what_the_gateway_said(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=again(lost())))
+    generation = await rig.generate(Script(polls=again(lost())))
     error, _ = await generation.failure()
     assert "the gateway says FAILURE, without a verdict" in error.message
 
 
 async def test_task_given_up_and_found_again_is_delivered(rig: Rig) -> None:
     gone = lost(error_message="upstream returned error")
-    polls_of_task = chain([running(20)], changing(timedelta(minutes=8), gone, completed()))
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
+    polls = chain([running(20)], changing(timedelta(minutes=8), gone, completed()))
+    generation = await rig.generate(Script(polls=polls, deliver=FULL))
     assert (await generation.result()).outcome == "full"
     assert (await generation.status()).last_problem is None
 
 
 async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
     gone = lost(error_message="upstream returned error")
-    polls_of_task = chain([gone, running(20)], changing(timedelta(minutes=9), gone, completed()))
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
+    polls = chain([gone, running(20)], changing(timedelta(minutes=9), gone, completed()))
+    generation = await rig.generate(Script(polls=polls, deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
@@ -1622,8 +1622,8 @@ async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
 
 
 async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collected(rig: Rig) -> None:
-    polls_of_task = changing(timedelta(hours=5), running(60), completed())
-    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
+    polls = changing(timedelta(hours=5), running(60), completed())
+    generation = await rig.generate(Script(polls=polls, deliver=FULL))
     await rig.pass_time(timedelta(minutes=44))
     assert (await generation.status()).attention is None
     await rig.pass_time(timedelta(minutes=15))
@@ -1644,7 +1644,7 @@ async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collecte
 async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig: Rig) -> None:
     # Believed to be slow, so that it is looked at every half an hour once it is stalled, and the day passes quickly.
     policy = GenerationPolicy(schedule=PollSchedule(expected=5 * HOUR))
-    script = Script(prepare=[policy], polls_of_task=again(running(60, remix_id="video_first")))
+    script = Script(prepare=[policy], polls=again(running(60, remix_id="video_first")))
     generation = await rig.generate(script)
 
     error, details = await generation.failure()
@@ -1664,7 +1664,7 @@ async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
 ) -> None:
     no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES, advice="overruled")
     policy = GenerationPolicy(delivery_window=3 * HOUR)
-    generation = await rig.generate(Script(prepare=[policy], polls_of_task=[verdict], deliver=again(no)))
+    generation = await rig.generate(Script(prepare=[policy], polls=[verdict], deliver=again(no)))
 
     error, details = await generation.failure()
 
@@ -1680,7 +1680,7 @@ async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
 
 async def test_delivery_that_is_hopeless_ends_at_once(rig: Rig) -> None:
     no = refusal("DeliveryFailed", "every source says it is gone")
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[no]))
+    generation = await rig.generate(Script(polls=[completed()], deliver=[no]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == (
         "DeliveryFailed",
@@ -1694,8 +1694,8 @@ async def test_delivery_that_is_hopeless_ends_at_once(rig: Rig) -> None:
 
 async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -> None:
     policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=timedelta(minutes=9)))
-    polls_of_task = changing(HOUR, running(10), completed())
-    generation = await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task, deliver=FULL))
+    polls = changing(HOUR, running(10), completed())
+    generation = await rig.generate(Script(prepare=[policy], polls=polls, deliver=FULL))
     await generation.result()
     submitted = generation.script.times("submit_generation")[0]
     times = generation.script.times("query_generation")
@@ -1704,7 +1704,7 @@ async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -
 
 
 async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
-    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
+    generation = await rig.generate(Script(polls=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
     await generation.result()
     (submitted,) = generation.script.times("submit_generation")
     (polled,) = generation.script.times("query_generation")
@@ -1731,7 +1731,7 @@ async def test_long_generation_continues_as_new_with_everything_it_knows(
     policy = GenerationPolicy(schedule=PollSchedule(expected=MINUTE), overdue_after=20 * HOUR)
     told = running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)
     forgetful = completed(remix_id=None, remix_id_extend=None, quota=None)
-    script = Script(prepare=[policy], polls_of_task=[told, *[running(70)] * 84, forgetful], deliver=FULL)
+    script = Script(prepare=[policy], polls=[told, *[running(70)] * 84, forgetful], deliver=FULL)
     generation = await rig.generate(script, size="1920x1080")
 
     result = await generation.result()
@@ -1754,7 +1754,7 @@ async def test_long_generation_continues_as_new_with_everything_it_knows(
 
 async def test_clocks_that_were_running_go_on_in_the_next_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 3)
-    script = Script(polls_of_task=chain([running(60, remix_id="video_first")], again(lost(error_message="gone"))))
+    script = Script(polls=chain([running(60, remix_id="video_first")], again(lost(error_message="gone"))))
     generation = await rig.generate(script)
 
     error, details = await generation.failure()
@@ -1769,7 +1769,7 @@ async def test_clocks_that_were_running_go_on_in_the_next_run(rig: Rig, monkeypa
 async def test_what_needs_attention_is_still_shown_in_the_next_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
     last = Held(completed())
-    generation = await rig.generate(Script(polls_of_task=[refusal("KeyRefused", "401"), last], deliver=FULL))
+    generation = await rig.generate(Script(polls=[refusal("KeyRefused", "401"), last], deliver=FULL))
     await generation.skip_to(last)
     status = await generation.status()
     assert (status.attention, status.last_problem, status.polls) == (Attention.NEEDS_API_KEY, "401", 2)

@@ -41,7 +41,7 @@ ENDS = {
     "adopted": (COMPLETED, "full"),
     "abandoned": (FAILED, "Abandoned"),
     "task_lost": (FAILED, "TaskLost"),
-    "stalled": (FAILED, "GenerationTimedOut"),
+    "overdue": (FAILED, "GenerationTimedOut"),
     "delivery_failed": (FAILED, "DeliveryFailed"),
     "cancelled": (CANCELLED, None),
     "cancelled_while_submitting": (CANCELLED, None),
