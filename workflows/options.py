@@ -77,7 +77,7 @@ RECORD = Options(
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1)),
 )
 
-SETTLE = Options(
+RESOLVE = Options(
     # Two paths of 20 s each at most, and the other keys of the ring, to see that a task is there; then small records.
     start_to_close_timeout=timedelta(seconds=90),
     # A person is waiting for it, and is asked again when it ends.

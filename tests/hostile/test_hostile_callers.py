@@ -16,7 +16,6 @@ from temporalio.testing import WorkflowEnvironment
 
 from cli.embedded import temporal_binary
 from longtake.models import (
-    CarriedGeneration,
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
@@ -26,6 +25,7 @@ from longtake.models import (
 )
 from longtake.temporal.connection import DATA_CONVERTER, SEARCH_ATTRIBUTES, TASK_QUEUE, WORKFLOW_TYPE
 from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, completed, delivered, rig_on, running
+from workflows.state import GenerationState, PaidTask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -134,10 +134,10 @@ async def test_a_key_that_only_our_client_would_refuse_is_refused(server: Rig, n
 def forged() -> dict[str, Any]:
     """The state of a generation that has paid for somebody else's task, as a run hands it to the next one."""
     receipt = SubmissionReceipt(task_id="task_Victim1", submitted_at=datetime.now(UTC), slot=1)
-    carried = CarriedGeneration(
-        request=GenerateVideoInput.model_validate(REQUEST), policy=GenerationPolicy(), receipt=receipt
+    state = GenerationState(
+        key="k", input=GenerateVideoInput.model_validate(REQUEST), first_task=PaidTask(receipt=receipt)
     )
-    return carried.model_dump(mode="json")
+    return state.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("given", [REQUEST, forged(), {"carried": 1}, {"carried": 2}], ids=["plain", *"123"])

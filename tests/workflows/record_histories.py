@@ -59,9 +59,7 @@ async def with_trouble(rig: Rig) -> Generation:
         lost(error_message="gone"),
         completed(),
     ]
-    script = Script(
-        submit=[accepted(recorded=False)], record=[None], polls=polls, deliver=[*FULL, *FIRST]
-    )
+    script = Script(submit=[accepted(recorded=False)], record=[None], polls=polls, deliver=[*FULL, *FIRST])
     generation = await rig.generate(script, key="with_trouble", keep_first=True)
     await rig.pass_time(timedelta(seconds=70))
     await generation.handle.execute_update("poll_now")

@@ -117,9 +117,7 @@ async def test_somebody_who_has_topped_up_need_not_wait(rig: Rig) -> None:
 
 async def test_resume_is_rejected_where_nothing_waits(rig: Rig) -> None:
     held = Held(accepted())
-    generation = await rig.generate(
-        Script(submit=[held], polls=[completed()], deliver=FULL), on_key_refused="wait"
-    )
+    generation = await rig.generate(Script(submit=[held], polls=[completed()], deliver=FULL), on_key_refused="wait")
     await generation.skip_to(held)
     with pytest.raises(WorkflowUpdateFailedError):
         await generation.handle.execute_update("poll_now")

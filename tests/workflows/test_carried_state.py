@@ -2,21 +2,32 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, cast
 
 import pytest
+from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 
 from longtake.models import (
-    CarriedGeneration,
+    Attention,
+    Decision,
+    DecisionAction,
+    FailureDetails,
+    GenerateVideoInput,
     GenerationPolicy,
     GenerationStatus,
+    KeyProblem,
+    Paid,
+    Stage,
+    SubmissionReceipt,
     TaskRecord,
     TaskState,
+    UncollectedExtension,
 )
 from longtake.request.rules import MODELS
+from longtake.temporal.connection import DATA_CONVERTER
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -35,13 +46,14 @@ from tests.workflows.rig import (
     running,
     server_now,
 )
-from workflows import state as generation_module
+from workflows.state import Doubt, GenerationState, LastPoll, PaidTask, Question
 from workflows.steps import poll as watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 FULL = delivered(FULL_VIDEO)
 FIRST = delivered(FIRST_CLIP)
+AT = datetime(2026, 7, 22, 10, tzinfo=UTC)
 TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 
 # --- Never judged again ----------------------------------------------------------------------------------------------
@@ -54,9 +66,7 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
         monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
         return running(10)
 
-    generation = await rig.generate(
-        Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720"
-    )
+    generation = await rig.generate(Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
 
     result = await generation.result()
 
@@ -76,21 +86,21 @@ async def test_state_of_a_later_form_waits_for_a_newer_worker(own_rig: Rig, monk
 
 async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, newer: dict[str, Any]) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
-    ours: Callable[..., CarriedGeneration] = generation_module.Generation.carried
+    ours = workflow.continue_as_new
     known: dict[str, Any] = {}
 
-    def as_a_newer_worker_writes_it(generation: generation_module.Generation) -> Any:
-        known.update(ours(generation).model_dump(mode="json"))
-        return known | newer
+    def as_a_newer_worker_does(state: GenerationState) -> None:
+        known.update(state.model_dump(mode="json"))
+        ours(known | newer)
 
-    monkeypatch.setattr(generation_module.Generation, "carried", as_a_newer_worker_writes_it)
+    monkeypatch.setattr(workflow, "continue_as_new", as_a_newer_worker_does)
     generation = await rig.generate(Script(polls=[running(10), completed()], deliver=[FULL]))
     failed = asyncio.create_task(generation.result())  # lets time pass
     await generation.has_event(TASK_FAILED)
     assert generation.script.count("query_generation") == 1
 
-    read = CarriedGeneration.model_validate
-    monkeypatch.setattr(CarriedGeneration, "model_validate", lambda _: read(known))
+    read = GenerationState.model_validate
+    monkeypatch.setattr(GenerationState, "model_validate", lambda _: read(known))
     result = await failed
     assert (result.outcome, result.polls) == ("full", 2)
 
@@ -98,7 +108,7 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
 async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
     """A cron schedule starts the same request once more: that is a request, and is judged as one."""
     script = Script(polls=[completed()], deliver=[FULL])
-    forged = {"request": REQUEST, "carried": 1, "policy": {}}
+    forged = {"key": "k", "input": REQUEST, "carried": 1}
     error, _ = await (await own_rig.start(script, forged)).failure()
     assert error.type == "InvalidRequest", "nothing was continued as new here"
 
@@ -218,20 +228,73 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
     polls = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
-    script = Script(
-        prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
-    )
+    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL])
     await (await rig.generate(script, on_extend_failed="retry")).result()
     *_, refused, last = script.times("query_generation")
     assert last - refused >= RETRYING.schedule.expected
 
 
-async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
-    made = generation_module.Generation("k")
-    carried = set(CarriedGeneration.model_fields)
-    state = {name.removeprefix("_") for name in vars(made)}
-    assert state - carried == set(generation_module.NOT_CARRIED)
-    assert carried - state == {"carried", "request", "stage_since"}, "these have other names in a generation"
+async def test_every_field_of_the_state_goes_through_temporal_unchanged() -> None:
+    receipt = SubmissionReceipt(task_id=TASK_ID, submitted_at=AT, slot=2)
+    task = PaidTask(receipt=receipt, record=running(61), polls=3, polling_since=AT, lost_since=AT, missing_since=AT)
+    state = GenerationState(
+        key="order-1",
+        input=GenerateVideoInput.model_validate(REQUEST),
+        policy=RETRYING,
+        stage=Stage.EXTENDING,
+        stage_since=AT,
+        attention=Attention.TASK_LOST,
+        paid=Paid.YES,
+        first_task=task,
+        extension_number=1,
+        extension_task=task,
+        polls=6,
+        last_poll=LastPoll(number=6, result="lost"),
+        polling=True,
+        next_poll_at=AT,
+        poll_requested=True,
+        awaiting_key=True,
+        waiting_since=AT,
+        key_problem=KeyProblem.REFUSED,
+        last_problem="gone",
+        doubt=Doubt(extension=True, charged=Paid.NO, candidates=("a",), evidence=("b",)),
+        question=Question(actions=(DecisionAction.ADOPT,), by=AT, slot=2),
+        decision=Decision(action=DecisionAction.ADOPT, task_id="a", slot=2),
+        first_video=FIRST_CLIP,
+        video=FULL_VIDEO,
+        uncollected=UncollectedExtension(number=1, reason="gone"),
+        outcome="full",
+        failure=FailureDetails(advice="wait"),
+        warnings=("slow",),
+    )
+    fresh = GenerationState(key="")
+    same = [name for name in GenerationState.model_fields if getattr(state, name) == getattr(fresh, name)]
+    assert same == ["carried"], "give every field another value here"
+    assert [name for name in PaidTask.model_fields if not getattr(task, name)] == []
+    converter = DATA_CONVERTER.payload_converter
+    carried = GenerationState.model_validate(converter.from_payloads(converter.to_payloads([state]))[0])
+    assert carried == state
+
+
+async def test_a_snapshot_is_out_of_reach_of_later_changes() -> None:
+    state = GenerationState(key="k")
+    state.first_task = PaidTask(receipt=SubmissionReceipt(task_id=TASK_ID, submitted_at=AT, slot=1))
+    before, shown = state.show()
+    assert before is None
+    state.first_task.polls, state.warnings = 1, ("slow",)
+    again_before, now = state.show()
+    assert again_before == shown
+    assert shown.first_task is not None
+    assert (shown.first_task.polls, shown.warnings) == (0, ())
+    assert now.first_task is not None
+    assert (now.first_task.polls, now.warnings) == (1, ("slow",))
+
+
+async def test_what_was_surely_paid_stays_so() -> None:
+    state = GenerationState(key="k", paid=Paid.YES)
+    for unsure in (Paid.UNKNOWN, Paid.NO, None):
+        state.set_paid(unsure)
+        assert state.paid is Paid.YES
 
 
 # --- A day, and another one ------------------------------------------------------------------------------------------

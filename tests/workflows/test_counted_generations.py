@@ -118,9 +118,7 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     before = await seen()
     await (await rig.generate(Script(polls=[generate_failed()]))).failure()
     await (await rig.generate(Script(polls=[extend_failed()], deliver=FIRST))).result()
-    await (
-        await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="fail")
-    ).failure()
+    await (await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="fail")).failure()
     unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
     await (

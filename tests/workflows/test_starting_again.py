@@ -49,9 +49,7 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    await (
-        await rig.generate(Script(prepare=[SOON], polls=[completed()], deliver=[gone]), key=key, **before)
-    ).failure()
+    await (await rig.generate(Script(prepare=[SOON], polls=[completed()], deliver=[gone]), key=key, **before)).failure()
     script = Script(prepare=[SOON], polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     rig._fakes.scripts[workflow_id(key)] = script
 

@@ -88,9 +88,7 @@ async def test_continued_as_new_it_is_the_same_trace(rig: Rig, monkeypatch: pyte
 async def test_started_by_a_program_without_traces_it_is_one_trace_all_the_same(rig: Rig) -> None:
     """The workflow makes the trace's id from its seed."""
     untraced = Client(rig.client.service_client, data_converter=DATA_CONVERTER)
-    generation = await rig.start(
-        Script(polls=[running(20), completed()], deliver=FULL), REQUEST, client=untraced
-    )
+    generation = await rig.start(Script(polls=[running(20), completed()], deliver=FULL), REQUEST, client=untraced)
     await rig.pass_time(timedelta(hours=1))
     await generation.result()
     assert "StartWorkflow:GenerateVideo" not in {span.name for span in spans()}

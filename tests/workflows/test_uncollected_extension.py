@@ -58,9 +58,7 @@ async def test_the_task_of_a_paid_retry_is_shown_everywhere(rig: Rig) -> None:
 async def test_an_upstream_id_is_never_a_task_of_the_gateway(rig: Rig) -> None:
     polls = [extend_failed(), completed(**EXTENDED, remix_id_extend=None)]
     gone = refusal("DeliveryFailed", "gone")
-    script = Script(
-        prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, gone]
-    )
+    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, gone])
     _, details = await (await rig.generate(script, on_extend_failed="retry")).failure()
     assert (details.extension_task_id, details.remix_id_extend) == ("task_extend_1", "video_second")
 
