@@ -16,8 +16,8 @@ from temporalio.worker import Replayer
 from longtake.observability import http_tracing as tracing
 from longtake.temporal.connection import DATA_CONVERTER
 from longtake.temporal.tracing import plugin
+from tests.workflows.cases import FULL, first_run_status
 from tests.workflows.rig import REQUEST, Rig, Script, completed, running, running_rig
-from tests.workflows.test_generate_video import FULL, first_run_status
 from tests.workflows.test_replay import HISTORIES, history
 from worker import workflow_setup
 from workflows.steps import poll as watching
