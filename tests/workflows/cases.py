@@ -34,7 +34,7 @@ FIRST = (delivered(FIRST_CLIP),)
 
 
 async def closed_as_paid(input: Any) -> ClosedSubmission:
-    """An attempt that nobody heard of was paid."""
+    """An attempt whose answer was lost was paid."""
     return ClosedSubmission(receipt=await accepted(attached=True)(input))
 
 

@@ -1,7 +1,7 @@
 """The time-skipping server, workers as `worker.py` builds them, and scripted fakes of the activities by name.
 
 One server and one pair of workers serve every test: a script is found by the workflow's id. Times are the server's,
-which skips them, so nothing here may look at this machine's clock.
+which skips them, so nothing here may read this machine's clock.
 """
 
 import asyncio
@@ -249,7 +249,7 @@ class Script:
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)
 
-    def orders(self, name: str) -> list[Any]:
+    def inputs(self, name: str) -> list[Any]:
         return [input for called, input in self.calls if called == name]
 
     def times(self, name: str) -> list[datetime]:

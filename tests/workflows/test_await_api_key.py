@@ -79,7 +79,7 @@ async def test_it_is_shown_and_goes_on_after_a_top_up_by_itself(rig: Rig) -> Non
 
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("submit_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("submit_generation")] == [False, True]
     status = await generation.status()
     assert (status.attention, status.key_problem, status.waiting_since, status.paid) == (None, None, None, Paid.YES)
 
@@ -112,10 +112,10 @@ async def test_somebody_who_has_topped_up_need_not_wait(rig: Rig) -> None:
     await generation.reaches(lambda status: status.task_id)
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("submit_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("submit_generation")] == [False, True]
 
 
-async def test_resume_is_rejected_where_nothing_waits(rig: Rig) -> None:
+async def test_poll_now_is_rejected_where_nothing_waits(rig: Rig) -> None:
     held = Held(accepted())
     generation = await rig.generate(Script(submit=[held], polls=[completed()], deliver=FULL), on_key_refused="wait")
     await generation.skip_to(held)
@@ -153,7 +153,7 @@ async def test_a_key_that_is_refused_while_preparing_is_waited_for_there(rig: Ri
     assert "LONGTAKE_GATEWAY_API_KEY" in status.advice
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("prepare_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("prepare_generation")] == [False, True]
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARING, Stage.SUBMITTING])
@@ -219,7 +219,7 @@ async def test_the_retry_of_an_extension_never_waits(rig: Rig) -> None:
     assert (await generation.result()).outcome == "fallback"
 
 
-async def test_out_of_quota_while_looking_is_told_as_such(rig: Rig) -> None:
+async def test_out_of_quota_while_polling_is_shown_as_such(rig: Rig) -> None:
     no = refusal("KeyRefused", "out of quota", http_status=403, key_problem=KeyProblem.OUT_OF_QUOTA)
     generation = await rig.generate(Script(polls=[no, completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))

@@ -121,7 +121,7 @@ _TIMES = {"next_poll_at", "submitted_at"}
 
 
 class Watched:
-    """Notes what the status says at every look, and while clips are brought home."""
+    """Notes what the status says at every poll, and while clips are delivered."""
 
     def __init__(self) -> None:
         self.generation: Generation | None = None
@@ -184,7 +184,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         "extend": [accepted(**EXTENDED), accepted(task_id="task_extend_2")],
         "deliver": [FIRST],
     },
-    "retried extension that cannot be brought home": {
+    "retried extension that cannot be delivered": {
         "polls": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
         "extend": [accepted(**EXTENDED)],
         "deliver": [FIRST, refusal("DeliveryFailed", "gone")],
@@ -212,7 +212,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
+async def test_continued_as_new_after_every_poll_everything_is_shown_as_before(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     whole = await played(rig, SCRIPTS[name])
@@ -312,12 +312,12 @@ def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
     return answer
 
 
-async def test_one_failed_look_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
+async def test_one_failed_poll_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
     script = Script(submit=[submitted_long_ago(50 * HOUR)], polls=[REFUSED, completed()], deliver=[FULL])
     assert (await (await rig.generate(script)).result()).outcome == "full"
 
 
-async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watch(
+async def test_the_second_day_of_failed_polls_counts_from_the_start_of_this_watch(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 7)
@@ -343,7 +343,7 @@ async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig
 
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("minutes", [10, -10])
-async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
+async def test_polls_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
     """The worker that submitted had a clock that was ten minutes off."""
 
     async def off(input: Any) -> Any:

@@ -60,7 +60,7 @@ async def seen() -> Exposition:
     return await asyncio.to_thread(Exposition.of, ADDRESS)
 
 
-async def test_a_generation_counts_its_end_its_looks_its_verdict_and_what_it_cost(rig: Rig) -> None:
+async def test_a_generation_counts_its_end_its_polls_its_verdict_and_what_it_cost(rig: Rig) -> None:
     before = await seen()
     polls = [running(10, quota=425_000), refusal("PollFailing", "502"), running(61), completed()]
     await (await rig.generate(Script(polls=polls, deliver=FULL))).result()
@@ -91,7 +91,7 @@ async def test_every_stage_is_timed(rig: Rig) -> None:
     name = "longtake_stage_duration_seconds"
     stages = ("preparing", "submitting", "first_segment", "extending", "delivering")
     assert after.added(before, f"{name}_count", "stage") == {(stage,): 1 for stage in stages}
-    # The looks, between which time is skipped, are what takes long.
+    # The polls, between which time is skipped, are what takes long.
     called = generation.script.times("query_generation")
     seconds = after.added(before, f"{name}_sum", "stage")
     assert seconds["extending",] == pytest.approx((called[2] - called[1]).total_seconds(), abs=2)
@@ -201,7 +201,7 @@ async def test_a_doubt_is_counted_and_what_comes_of_it(rig: Rig) -> None:
 
 
 async def resolved(_: object) -> Resolution:
-    receipt = await accepted(attached=True)(_)  # type: ignore[arg-type] # it does not look at the order
+    receipt = await accepted(attached=True)(_)  # type: ignore[arg-type] # it does not read its input
     return Resolution(receipt=receipt)
 
 

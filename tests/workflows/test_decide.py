@@ -93,8 +93,8 @@ async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
     assert rejection.value.cause.type == "NotOffered"
     await generation.handle.execute_update("decide", {"action": "resubmit"})
     assert (await generation.result()).outcome == "full"
-    assert [input.slot for input in generation.script.orders("resolve_submission")] == [1, 2]
-    assert [input.slot for input in generation.script.orders("reconcile_submission")] == [1, 2]
+    assert [input.slot for input in generation.script.inputs("resolve_submission")] == [1, 2]
+    assert [input.slot for input in generation.script.inputs("reconcile_submission")] == [1, 2]
     assert (await generation.status()).slot is None
 
 
@@ -151,7 +151,7 @@ async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
 
     assert (await generation.result()).task_id == "task_a"
-    (input,) = generation.script.orders("resolve_submission")
+    (input,) = generation.script.inputs("resolve_submission")
     assert input.task_id == "task_a"
     assert generation.script.count("submit_generation") == 1
     attributes = await generation.attributes()
@@ -166,7 +166,7 @@ async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
     assert (await generation.result()).outcome == "full"
     names = [name for name, _ in generation.script.calls if name in {"resolve_submission", "submit_generation"}]
     assert names == ["submit_generation", "resolve_submission", "submit_generation"]
-    assert generation.script.orders("resolve_submission")[0].task_id is None
+    assert generation.script.inputs("resolve_submission")[0].task_id is None
 
 
 async def test_decision_that_the_ledger_refuses_is_asked_for_again(rig: Rig) -> None:
@@ -194,16 +194,16 @@ async def test_nobody_decides_for_a_week(rig: Rig) -> None:
     generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_RECORDS)))
     error, details = await generation.failure()
     assert (error.type, details.paid) == ("Abandoned", Paid.UNKNOWN)
-    heard = generation.script.times("reconcile_submission")
-    assert len(heard) >= 5, "the witnesses are heard again: a task may appear late"
+    checked = generation.script.times("reconcile_submission")
+    assert len(checked) >= 5, "the account is checked again: a task may appear late"
     (submitted,) = generation.script.times("submit_generation")
     started, *_, ended = [event.event_time.ToDatetime() for event in await generation.events()]
     assert timedelta(days=7) <= ended - started < timedelta(days=7, hours=1)
-    assert submitted < heard[0]
+    assert submitted < checked[0]
 
 
-async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig: Rig) -> None:
-    """The list may take minutes to come, and two people may look at the same page."""
+async def test_decision_is_taken_while_the_account_is_checked_and_only_one(rig: Rig) -> None:
+    """The list may take minutes to come, and two people may read the same page."""
     held = Held(NO_RECORDS)
     script = Script(
         prepare=[PATIENT],
@@ -226,7 +226,7 @@ async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig:
         )
     held.let_go()
     assert (await generation.result()).task_id == "task_a"
-    assert [input.task_id for input in script.orders("resolve_submission")] == ["task_a"]
+    assert [input.task_id for input in script.inputs("resolve_submission")] == ["task_a"]
     assert script.count("submit_generation") == 1
 
 
@@ -273,7 +273,7 @@ async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
     assert (status.decisions, status.decide_by) == ((), None)
     assert status.advice
     assert status.advice in await generation.page()
-    assert status.evidence, "what is known of the doubt helps whoever looks for it"
+    assert status.evidence, "what is known of the doubt helps whoever polls for it"
     assert "starter.py decide" not in await generation.page()
 
 

@@ -50,7 +50,7 @@ async def test_the_picture_asked_for_is_checked_unless_the_model_cannot_make_it(
 
     result = await generation.result()
 
-    (input,) = generation.script.orders("deliver_video")
+    (input,) = generation.script.inputs("deliver_video")
     assert (input.width, input.height) == picture
     assert [("not an -hd model" in warning) for warning in result.warnings] == [True] * warned
 
@@ -145,7 +145,7 @@ async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(ri
     status = await generation.status()
     assert status.first_video == FIRST_CLIP
     began = generation.script.times("deliver_video")
-    kinds = [input.kind for input in generation.script.orders("deliver_video")]
+    kinds = [input.kind for input in generation.script.inputs("deliver_video")]
     assert kinds.count(DeliveryKind.FIRST) == 1
     assert began[kinds.index(DeliveryKind.FIRST)] - began[0] < timedelta(minutes=11), "while its link lives"
     assert began[-1] - began[0] > timedelta(hours=23), "the full one is tried to the end of its window"
@@ -174,7 +174,7 @@ async def test_a_first_clip_that_was_saved_meanwhile_is_not_stored_again(rig: Ri
     script = Script(polls=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
     generation = await rig.generate(script, keep_first=keep_first)
     assert (await generation.result()).first_video == FIRST_CLIP
-    kinds = [input.kind for input in generation.script.orders("deliver_video")]
+    kinds = [input.kind for input in generation.script.inputs("deliver_video")]
     assert kinds.count(DeliveryKind.FIRST) == 1
 
 
@@ -193,7 +193,7 @@ async def test_neither_clip_can_be_had(rig: Rig) -> None:
     generation = await rig.generate(script)
     error, details = await generation.failure()
     assert (error.type, details.first_video) == ("DeliveryFailed", None)
-    assert [input.kind for input in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
+    assert [input.kind for input in generation.script.inputs("deliver_video")].count(DeliveryKind.FIRST) == 1
 
 
 async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(own_rig: Rig) -> None:
@@ -223,7 +223,7 @@ async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
     result = await generation.result()
     assert (result.video, result.first_video) == (FULL_VIDEO, FIRST_CLIP)
-    assert [input.kind for input in generation.script.orders("deliver_video")] == [
+    assert [input.kind for input in generation.script.inputs("deliver_video")] == [
         DeliveryKind.FULL,
         DeliveryKind.FIRST,
     ]
@@ -250,7 +250,7 @@ async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
     assert (error.type, error.message) == ("DeliveryFailed", "the disk is full")
     assert (details.paid, details.task_id, details.remix_id) == (Paid.YES, TASK_ID, "video_first")
     assert "without paying again" in details.advice
-    assert {input.kind for input in generation.script.orders("deliver_video")} == {kind}
+    assert {input.kind for input in generation.script.inputs("deliver_video")} == {kind}
     times = generation.script.times("deliver_video")
     assert 2 * HOUR + 50 * MINUTE < times[-1] - times[0] <= 3 * HOUR
     assert generation.script.count("submit_generation") == 1

@@ -48,7 +48,7 @@ async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
     assert result.video == result.first_video == FIRST_CLIP
     assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
     assert (result.remix_id, result.remix_id_extend) == ("video_first", "video_second")
-    assert [input.kind for input in generation.script.orders("deliver_video")] == [DeliveryKind.FIRST]
+    assert [input.kind for input in generation.script.inputs("deliver_video")] == [DeliveryKind.FIRST]
     attributes = await generation.attributes()
     assert (attributes["VideoOutcome"], attributes["VideoStage"]) == ("fallback", "done")
 
@@ -159,15 +159,15 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
     assert (result.task_id, result.extension_task_id, result.warnings) == (TASK_ID, "task_extend_1", ())
     assert result.remix_id_extend == "video_second", "an upstream id, never a task of the gateway"
-    (input,) = generation.script.orders("submit_extension")
+    (input,) = generation.script.inputs("submit_extension")
     assert (input.ledger_key, input.extension.remix_id) == ("order-40#extend-1", "video_first")
-    first, *later = generation.script.orders("query_generation")
-    assert [(look.task_id, look.extension) for look in (first, *later)] == [
+    first, *later = generation.script.inputs("query_generation")
+    assert [(poll.task_id, poll.extension) for poll in (first, *later)] == [
         (TASK_ID, False),
         ("task_extend_1", True),
         ("task_extend_1", True),
     ]
-    clip, video = generation.script.orders("deliver_video")
+    clip, video = generation.script.inputs("deliver_video")
     assert (clip.kind, clip.extension, video.kind, video.extension, video.task_id) == (
         DeliveryKind.FIRST,
         False,
@@ -209,7 +209,7 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
         "retry 2 of the extension (task task_extend_2) failed: still busy",
     )
     assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
-    assert [input.ledger_key for input in generation.script.orders("submit_extension")] == [
+    assert [input.ledger_key for input in generation.script.inputs("submit_extension")] == [
         "order-41#extend-1",
         "order-41#extend-2",
     ]
@@ -241,7 +241,7 @@ async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) ->
     script = Script(prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).outcome == "full"
-    assert generation.script.orders("submit_extension")[0].extension.remix_id == "video_first"
+    assert generation.script.inputs("submit_extension")[0].extension.remix_id == "video_first"
 
 
 async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
@@ -275,7 +275,7 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
     assert (details.paid, details.first_video) == (Paid.YES, FIRST_CLIP)
 
 
-async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) -> None:
+async def test_extension_that_gets_lost_is_not_paid_twice(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
         polls=chain([extend_failed()], again(lost(error_message="upstream returned error"))),

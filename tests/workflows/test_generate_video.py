@@ -54,9 +54,9 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
         "query_generation",
         "deliver_video",
     ]
-    (submitted,) = generation.script.orders("submit_generation")
+    (submitted,) = generation.script.inputs("submit_generation")
     assert (submitted.key, submitted.request) == ("order-17", GenerateVideoInput(**REQUEST))
-    (input,) = generation.script.orders("deliver_video")
+    (input,) = generation.script.inputs("deliver_video")
     assert (input.key, input.task_id, input.kind) == ("order-17", TASK_ID, DeliveryKind.FULL)
     assert (input.width, input.height) == (None, None)
     assert await generation.attributes() == {
@@ -68,7 +68,7 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
     }
 
 
-async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) -> None:
+async def test_where_the_task_lives_goes_with_every_poll_and_delivery(rig: Rig) -> None:
     home = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
     retried = {"gateway": "https://extend.example", "account": "fedcba9876543210"}
     generation = await rig.generate(
@@ -83,7 +83,7 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
     )
     assert (await generation.result()).outcome == "full"
     for name in ("query_generation", "deliver_video"):
-        first, second = generation.script.orders(name)
+        first, second = generation.script.inputs(name)
         assert [(one.gateway, one.account) for one in (first, second)] == [
             tuple(home.values()),
             tuple(retried.values()),
@@ -103,7 +103,7 @@ async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig:
         assert told in page
 
 
-async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: Rig) -> None:
+async def test_page_of_a_running_generation_names_stage_task_and_next_poll(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[running(61, remix_id="video_first"), completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
 

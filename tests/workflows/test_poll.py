@@ -60,7 +60,7 @@ async def test_refused_key_is_shown_and_the_generation_goes_on_by_itself(rig: Ri
     assert (await generation.status()).last_problem is None
 
 
-async def test_resume_looks_at_once(rig: Rig) -> None:
+async def test_poll_now_polls_at_once(rig: Rig) -> None:
     no = refusal("KeyRefused", "401: wrong key", http_status=401)
     generation = await rig.generate(Script(polls=[no, running(70), completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
@@ -76,7 +76,7 @@ async def test_resume_looks_at_once(rig: Rig) -> None:
     assert second - first < timedelta(seconds=60), "no time was skipped, so it cannot have waited"
 
 
-async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
+async def test_poll_now_during_a_poll_brings_another_one(rig: Rig) -> None:
     slow = Held(running(10))
     generation = await rig.generate(Script(polls=[slow, running(20), completed()], deliver=FULL))
     await generation.skip_to(slow)
@@ -87,7 +87,7 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("stage", ["preparing", "delivering", "awaiting_decision"])
-async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage: str) -> None:
+async def test_poll_now_is_rejected_where_nothing_is_polled(own_rig: Rig, stage: str) -> None:
     held = Held(GenerationPolicy() if stage == "preparing" else FULL[0])
     script = {
         "preparing": Script(prepare=[held], polls=[completed()], deliver=FULL),
@@ -109,7 +109,7 @@ async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage
     held.let_go()
 
 
-async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wait(own_rig: Rig) -> None:
+async def test_poll_now_during_the_poll_that_brings_the_verdict_skips_no_later_wait(own_rig: Rig) -> None:
     verdict = Held(extend_failed())
     policy = GenerationPolicy(extension_retries=1)
     script = Script(
@@ -128,7 +128,7 @@ async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wai
 
 
 @pytest.mark.parametrize("kind", ["InvalidResponse", "TaskNotFound", "Defect", "NeverHeardOf"])
-async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, kind: str) -> None:
+async def test_poll_that_tells_nothing_is_shown_and_polled_again(rig: Rig, kind: str) -> None:
     third = Held(completed(remix_id=None))
     polls = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
     generation = await rig.generate(Script(polls=polls, deliver=FULL))
@@ -145,7 +145,7 @@ async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, ki
     assert (await generation.status()).last_problem is None
 
 
-async def test_look_is_tried_four_times_and_counts_once(rig: Rig) -> None:
+async def test_poll_is_tried_four_times_and_counts_once(rig: Rig) -> None:
     trouble = [refusal("PollFailing", "502", retried=True)] * 8
     generation = await rig.generate(Script(polls=[*trouble, completed()], deliver=FULL))
     assert (await generation.result()).polls == 3
@@ -229,7 +229,7 @@ async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
     assert (await generation.result()).outcome == "full"
 
 
-async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collected(rig: Rig) -> None:
+async def test_overdue_generation_is_shown_polled_slowly_and_still_collected(rig: Rig) -> None:
     polls = changing(timedelta(hours=5), running(60), completed())
     generation = await rig.generate(Script(polls=polls, deliver=FULL))
     await rig.pass_time(timedelta(minutes=44))
@@ -250,7 +250,7 @@ async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collecte
 
 
 async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig: Rig) -> None:
-    # Believed to be slow, so that it is looked at every half an hour once it is stalled, and the day passes quickly.
+    # Believed to be slow, so that it is polled every half an hour once it is stalled, and the day passes quickly.
     policy = GenerationPolicy(schedule=PollSchedule(expected=5 * HOUR))
     script = Script(prepare=[policy], polls=again(running(60, remix_id="video_first")))
     generation = await rig.generate(script)
@@ -266,7 +266,7 @@ async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig
     assert (await generation.attributes())["VideoOutcome"] == "GenerationTimedOut"
 
 
-async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -> None:
+async def test_polls_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -> None:
     policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=timedelta(minutes=9)))
     polls = changing(HOUR, running(10), completed())
     generation = await rig.generate(Script(prepare=[policy], polls=polls, deliver=FULL))
@@ -277,7 +277,7 @@ async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -
     assert min(b - a for a, b in pairwise(times)) >= timedelta(minutes=9)
 
 
-async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
+async def test_hd_generations_are_polled_later(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
     await generation.result()
     (submitted,) = generation.script.times("submit_generation")

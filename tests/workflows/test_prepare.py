@@ -33,8 +33,8 @@ async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig
     assert [("LONGTAKE_HIDE_PROMPTS" in warning) for warning in (await generation.result()).warnings] == [True] * (
         not hidden
     )
-    (look,) = script.orders("query_generation")
-    assert look.hidden_prompts == tuple(prompts.values())
+    (poll,) = script.inputs("query_generation")
+    assert poll.hidden_prompts == tuple(prompts.values())
 
 
 async def test_refusal_found_out_while_preparing_submits_nothing(rig: Rig) -> None:
@@ -47,11 +47,11 @@ async def test_refusal_found_out_while_preparing_submits_nothing(rig: Rig) -> No
 
 @pytest.mark.parametrize("kind", ["StoreRefused", "NotAGateway"])
 async def test_worker_that_cannot_prepare_means_not_submitted(rig: Rig, kind: str) -> None:
-    no = refusal(kind, "the store refuses", paid=Paid.NO, advice="Mend the store.")
+    no = refusal(kind, "the store refuses", paid=Paid.NO, advice="Fix the store.")
     generation = await rig.generate(Script(prepare=[no]))
     error, details = await generation.failure()
     assert (error.type, error.message) == ("NotSubmitted", "the store refuses")
-    assert (details.paid, details.advice) == (Paid.NO, "Mend the store.")
+    assert (details.paid, details.advice) == (Paid.NO, "Fix the store.")
     assert [name for name, _ in generation.script.calls] == ["prepare_generation"]
 
 

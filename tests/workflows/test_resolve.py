@@ -80,7 +80,7 @@ async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: A
         *["close_submission"] * len(asked),
         "reconcile_submission",
     ]
-    assert generation.script.orders("reconcile_submission")[0].slot == 1
+    assert generation.script.inputs("reconcile_submission")[0].slot == 1
     assert (await generation.attributes())["VideoOutcome"] == "SubmissionOutcomeUnknown"
     scheduled = [e for e in await generation.events() if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
     assert len(scheduled) == 3 + len(asked)
@@ -96,15 +96,15 @@ async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> Non
     assert tries[-1] - tries[0] > HOUR - 3 * MINUTE
 
 
-async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
+async def test_task_that_the_account_shows_is_adopted(rig: Rig) -> None:
     generation = await rig.generate(
         Script(submit=[UNKNOWN], reconcile=[found], polls=[completed()], deliver=FULL), key="order-30"
     )
     assert (await generation.result()).task_id == "task_found"
-    (input,) = generation.script.orders("reconcile_submission")
+    (input,) = generation.script.inputs("reconcile_submission")
     assert (input.key, input.model) == ("order-30", REQUEST["model"])
     assert generation.script.count("submit_generation") == 1
-    assert generation.script.orders("query_generation")[0].task_id == "task_found"
+    assert generation.script.inputs("query_generation")[0].task_id == "task_found"
     assert (await generation.attributes())["GatewayTaskId"] == "task_found"
 
 
@@ -193,20 +193,20 @@ async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig
     assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
 
 
-async def test_witnesses_are_heard_at_once_and_more_often_at_first(rig: Rig) -> None:
+async def test_account_is_checked_at_once_and_more_often_at_first(rig: Rig) -> None:
     generation = await in_doubt(rig)
     await rig.pass_time(timedelta(minutes=11))
-    heard = generation.script.times("reconcile_submission")
-    assert [round((at - heard[0]).total_seconds()) for at in heard] == pytest.approx([0, 15, 60, 180, 600], abs=5)
+    checked = generation.script.times("reconcile_submission")
+    assert [round((at - checked[0]).total_seconds()) for at in checked] == pytest.approx([0, 15, 60, 180, 600], abs=5)
 
 
-async def test_finding_says_when_hearing_again_is_worthwhile(rig: Rig) -> None:
+async def test_a_check_says_when_the_next_one_is_worthwhile(rig: Rig) -> None:
     soon = NO_RECORDS.model_copy(update={"retry_after": timedelta(seconds=20)})
     generation = await in_doubt(rig, reconcile=again(soon))
     await rig.pass_time(timedelta(days=6))
-    heard = generation.script.times("reconcile_submission")
-    assert any(after - before < timedelta(seconds=25) for before, after in pairwise(heard[4:]))
-    assert len(heard) < 150, "it is heard more and more rarely all the same"
+    checked = generation.script.times("reconcile_submission")
+    assert any(after - before < timedelta(seconds=25) for before, after in pairwise(checked[4:]))
+    assert len(checked) < 150, "it is checked more and more rarely all the same"
 
 
 NOT_CHARGED = Reconciliation(charged=Paid.NO, resubmittable=True, evidence=("not charged",))
@@ -281,7 +281,7 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
     assert (status.candidates, status.evidence, status.decisions) == ((), (), ())
 
 
-async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
+async def test_account_records_that_cannot_be_read_are_evidence(rig: Rig) -> None:
     away = refusal("LedgerUnavailable", "the store is away")
     generation = await in_doubt(rig, reconcile=again(away))
     assert (await generation.status()).evidence == ("the account's records could not be checked: the store is away",)

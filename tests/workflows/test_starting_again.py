@@ -58,7 +58,7 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 
     assert started
     assert (await client.result(key)).outcome == "full"
-    (submitted,) = script.orders("submit_generation")
+    (submitted,) = script.inputs("submit_generation")
     assert submitted.request == GenerateVideoInput.model_validate({**REQUEST, **before})
     another = {**REQUEST, "prompt": prompt_path("another")}
     with pytest.raises(KeyInUse, match="differs in prompt"):

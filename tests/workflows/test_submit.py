@@ -28,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: Rig) -> None:
     no = refusal(
-        "SubmissionRefused", "[req-9] bad size", paid=Paid.NO, http_status=422, gateway_code="bad_size", advice="mend"
+        "SubmissionRefused", "[req-9] bad size", paid=Paid.NO, http_status=422, gateway_code="bad_size", advice="fix"
     )
     generation = await rig.generate(Script(submit=[no], close=[NOTHING_SENT]), key="order-20")
 
@@ -40,7 +40,7 @@ async def test_refused_submission_ends_at_once_with_what_the_gateway_said(rig: R
         Paid.NO,
         422,
         "bad_size",
-        "mend",
+        "fix",
     )
     assert (details.key, details.task_id, details.polls) == ("order-20", None, 0)
     assert generation.script.count("submit_generation") == 1
@@ -99,7 +99,7 @@ async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
     script = Script(submit=[accepted(task_id="task_old")], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, task_id="task_old")
     assert (await generation.result()).task_id == "task_old"
-    assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
+    assert generation.script.inputs("submit_generation")[0].request.task_id == "task_old"
     assert '"adopt task task_old: nothing is paid"' in summaries(await generation.events())
 
 
@@ -107,7 +107,7 @@ async def test_outcome_that_the_ledger_did_not_take_is_recorded(rig: Rig) -> Non
     script = Script(submit=[accepted(recorded=False)], record=[None], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, key="order-21")
     assert (await generation.result()).warnings == ()
-    (input,) = generation.script.orders("record_submission")
+    (input,) = generation.script.inputs("record_submission")
     assert (input.key, input.receipt.task_id, input.receipt.nonce) == ("order-21", TASK_ID, "n1")
     assert input.receipt.recorded is False
 

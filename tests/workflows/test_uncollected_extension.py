@@ -40,16 +40,16 @@ UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, sl
 
 
 async def test_the_task_of_a_paid_retry_is_shown_everywhere(rig: Rig) -> None:
-    look = Held(completed(**EXTENDED, remix_id_extend="video_third"))
+    poll = Held(completed(**EXTENDED, remix_id_extend="video_third"))
     script = Script(
-        prepare=[RETRYING], polls=[extend_failed(), look], extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
+        prepare=[RETRYING], polls=[extend_failed(), poll], extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
     )
     generation = await rig.generate(script, on_extend_failed="retry")
-    await generation.skip_to(look)
+    await generation.skip_to(poll)
     status = await generation.status()
     assert (status.task_id, status.extension_task_id) == (TASK_ID, "task_extend_1")
     assert "task_extend_1" in await generation.page()
-    look.let_go()
+    poll.let_go()
     result = await generation.result()
     assert (result.extension_task_id, result.remix_id_extend) == ("task_extend_1", "video_third")
     assert result.uncollected is None
@@ -138,7 +138,7 @@ async def test_what_an_earlier_run_paid_for_is_collected_before_anybody_is_asked
     generation = await rig.generate(script, on_extend_failed=wish, key=f"again-{wish}")
     result = await generation.result()
     assert (result.outcome, result.extension_task_id, result.uncollected) == ("full", "task_extend_1", None)
-    (input,) = script.orders("submit_extension")
+    (input,) = script.inputs("submit_extension")
     assert input.ledger_key == f"again-{wish}#extend-1"
 
 
@@ -165,7 +165,7 @@ async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> No
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.execute_update("decide", {"action": "retry"})
     assert (await generation.result()).outcome == "full"
-    assert [input.ledger_key for input in script.orders("submit_extension")] == [
+    assert [input.ledger_key for input in script.inputs("submit_extension")] == [
         "again-asked#extend-1",
         "again-asked#extend-2",
     ]
