@@ -463,11 +463,11 @@ class Rig:
             if (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING:
                 await generation.handle.terminate("the test is over")
         assert not [name for generation in started for name in generation.script.overruns]
-        histories = await asyncio.gather(*(self._history(generation) for generation in started))
+        histories = await asyncio.gather(*(self.history(generation) for generation in started))
         bare = without_summary(itertools.chain(*histories))
         assert not bare, f"without a summary: {bare}"
 
-    async def _history(self, generation: Generation) -> list[HistoryEvent]:
+    async def history(self, generation: Generation) -> list[HistoryEvent]:
         """Every event, also of the runs that it continued as new."""
         events: list[HistoryEvent] = []
         run = generation.handle.first_execution_run_id

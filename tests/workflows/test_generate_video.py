@@ -29,6 +29,7 @@ from tests.workflows.rig import (
     generate_failed,
     running,
 )
+from workflows.steps import poll
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -172,3 +173,21 @@ async def test_verdict_without_a_message_still_has_one(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[generate_failed(error_message=None)]))
     error, _ = await generation.failure()
     assert error.message == "the first segment failed"
+
+
+async def test_only_what_has_changed_is_written_into_the_search_attributes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll, "POLLS_PER_RUN", 2)
+    generation = await rig.generate(Script(polls=[*[running(10)] * 4, completed()], deliver=FULL))
+    await generation.result()
+    shown: dict[str, bytes] = {}
+    written = 0
+    for event in await rig.history(generation):
+        if event.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
+            attributes = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+            for name, payload in attributes.items():
+                assert shown.get(name) != payload.data
+                shown[name] = payload.data
+            written += 1
+    assert written == len(("preparing", "submitting", "task", "first_segment", "extending", "delivering", "done"))
