@@ -188,34 +188,25 @@ class _Poller:
         Raises:
             StepFailed: See `poll_until_verdict`.
         """
-        state, task, policy, now = self._state, self._task, self._state.policy, workflow.now()
-        problem, window = state.last_problem, policy.give_up_after
-        given_up = "Ask the gateway's support for the upstream ids"
+        task, policy, now = self._task, self._state.policy, workflow.now()
+        problem, over = self._state.last_problem, self._is_overdue(record)
+        support = "Ask the gateway's support for the upstream ids"
         if record and task.lost_since and now - task.lost_since >= policy.lost_grace:
-            raise StepFailed(
-                "TaskLost",
+            raise _lost(
                 f"the gateway gave the task up without a verdict on the video: {problem}",
-                _paid(f"{given_up}; the video may exist there."),
+                f"{support}; the video may exist there.",
             )
         if task.missing_since and now - task.missing_since >= policy.overdue_after:
-            raise StepFailed(
-                "TaskLost",
+            raise _lost(
                 f"the gateway does not know the task {task.id}: {problem}",
-                _paid("Ask the gateway's support for this task id: it was paid, its row is missing."),
+                "Ask the gateway's support for this task id: it was paid, its row is missing.",
             )
-        if not self._is_overdue(record):
-            return
-        if task.lost_since:
-            raise StepFailed(
-                "TaskLost",
-                f"no verdict within {window}, and the gateway has given the task up: {problem}",
-                _paid(f"{given_up}."),
-            )
-        raise StepFailed(
-            "GenerationTimedOut",
-            f"no verdict within {window}",
-            _paid("The gateway itself gives up after 24 hours."),
-        )
+        no_verdict = f"no verdict within {policy.give_up_after}"
+        if over and task.lost_since:
+            raise _lost(f"{no_verdict}, and the gateway has given the task up: {problem}", f"{support}.")
+        if over:
+            advice = f"The gateway itself gives up after 24 hours. {_START_AGAIN}"
+            raise StepFailed("GenerationTimedOut", no_verdict, FailureDetails(advice=advice))
 
     def _is_overdue(self, record: TaskRecord | None) -> bool:
         """Whether the task's time is over.
@@ -241,8 +232,8 @@ class _Poller:
         return workflow.now() - self._task.receipt.submitted_at
 
 
-def _paid(advice: str) -> FailureDetails:
-    return FailureDetails(advice=f"{advice} {_START_AGAIN}")
+def _lost(message: str, advice: str) -> StepFailed:
+    return StepFailed("TaskLost", message, FailureDetails(advice=f"{advice} {_START_AGAIN}"))
 
 
 def _input(state: GenerationState, task: PaidTask, *, extension: bool = False) -> PollInput:
