@@ -73,6 +73,7 @@ class GenerateVideoWorkflow:
                 case TaskState.EXTEND_FAILED:
                     return await self._conclude_extend_failed(verdict)
                 case _:
+                    await poll_for_refund(state)
                     raise _generation_failed(verdict)
         except StepFailed as failure:
             raise outcome.failed(state, failure) from None
@@ -173,16 +174,25 @@ def _accept(request: Any) -> GenerateVideoInput:
     """
     started = tuple(_start_problems())
     try:
-        accepted = check_request(request)
+        # A model may have been retired since this key was paid: what is offered is judged once the ledger is read.
+        accepted = check_request(request, offered=False)
         if not started:
             return accepted
         error = InvalidRequest(started)
-    except InvalidRequest as found:
-        error = InvalidRequest((*started, *found.problems))
+    except InvalidRequest:
+        error = InvalidRequest((*started, *_all_problems(request)))
     advice = "Fix the request and start it again with the same key."
     if started:
         advice = "Start it again as the problems say."
     raise StepFailed("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+
+
+def _all_problems(request: Any) -> tuple[Problem, ...]:
+    try:
+        check_request(request)
+    except InvalidRequest as error:
+        return error.problems
+    return ()
 
 
 def _start_problems() -> Iterator[Problem]:

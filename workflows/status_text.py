@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from longtake.display import code, command, prose
+from longtake.display import after_cancelling, code, command, prose
 from longtake.models import Attention, DecisionAction, GenerationStatus, KeyProblem, Paid, Stage
 
 COLLECT = (
@@ -21,8 +21,8 @@ _STAGES = {
     Stage.DELIVERING: "downloading, verifying and storing",
     Stage.DONE: "done",
     Stage.FAILED: "failed",
-    Stage.CANCELLED: "cancelled: no longer polling; the gateway may still make and charge what was submitted",
 }
+"""What is going on in each stage but `CANCELLED`, where that depends on what was paid."""
 
 _ATTENTION = {
     Attention.NEEDS_API_KEY: (
@@ -123,6 +123,8 @@ def explained(status: GenerationStatus, own_advice: str = "") -> GenerationStatu
 def _message(status: GenerationStatus) -> str:
     if status.attention is Attention.NEEDS_DECISION and status.decisions:
         return _QUESTIONS[DecisionAction(status.decisions[0])][0]
+    if status.stage is Stage.CANCELLED:
+        return f"cancelled: {after_cancelling(status.paid)}"
     return _STAGES[status.stage] + (f"; {_attention(status)[0]}" if status.attention else "")
 
 
@@ -212,6 +214,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "model": status.model and code(status.model),
         "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
+        "cost": _cost(status),
         "waiting since": in_words(status.waiting_since),
         "charged": status.charged and _CHARGED[status.charged],
         "submitted": in_words(status.submitted_at),
@@ -232,6 +235,12 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
 def _problem(status: GenerationStatus) -> str | None:
     over = status.stage in {Stage.DONE, Stage.FAILED}
     return prose(status.last_problem) if status.last_problem and not over else None
+
+
+def _cost(status: GenerationStatus) -> str | None:
+    if status.refunded:
+        return f"nothing: it was refunded ({prose(status.refund_evidence)})"
+    return None if status.quota is None else f"{status.quota}, in the gateway's own unit"
 
 
 def _link(status: GenerationStatus) -> str | None:

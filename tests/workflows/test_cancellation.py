@@ -47,6 +47,7 @@ async def cancelled(generation: Generation, *, task_id: str | None, paid: str = 
     await generation.cancellation()
     status = await generation.status()
     assert (status.stage, status.outcome, status.task_id) == (Stage.CANCELLED, None, task_id)
+    assert status.message.endswith(after_cancelling(paid))
     attributes = await generation.attributes()
     assert attributes.pop("VideoModel")
     known = {"VideoStage": "cancelled", "VideoPaid": paid}

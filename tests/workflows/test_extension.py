@@ -70,6 +70,8 @@ REFUNDED = extend_failed(quota=0, refunded=True)
         ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
         # An answer of another state knows nothing of refunds.
         ([REFUNDED], {"quota": 425_000}, (0, True)),
+        # What the usage log showed is not taken back by the task's own record.
+        ([REFUNDED], {"quota": 425_000, "refunded": False}, (0, True)),
         ([extend_failed()], {}, (None, None)),
     ],
 )

@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError
 
 from activities.submission import SubmissionActivities
 from longtake.models import Attention, AwaitKeyInput, OnKeyRefused
+from longtake.request.rules import prompt_paths
 from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
 from workflows import options
 from workflows.failures import Cause, attempt
@@ -34,7 +35,13 @@ async def await_api_key(state: GenerationState, cause: Cause) -> bool | None:
     report(state)
     waiting = workflow.start_activity_method(
         SubmissionActivities.await_api_key,
-        AwaitKeyInput(key=state.key, stage=state.stage, details=cause.details, message=cause.message),
+        AwaitKeyInput(
+            key=state.key,
+            stage=state.stage,
+            details=cause.details,
+            message=cause.message,
+            hide_words=bool(prompt_paths(state.request)),
+        ),
         # Where the paid POSTs are made: each worker remembers there what the gateway said of the key.
         task_queue=SUBMISSION_TASK_QUEUE,
         summary="until the gateway takes the API key, or somebody asks for a try now",

@@ -61,7 +61,7 @@ async def deliver(
         kind=kind,
         width=size.width if size else None,
         height=size.height if size else None,
-        extension=extension,
+        extension_number=state.extension_number if extension else 0,
         gateway=task.receipt.gateway,
         account=task.receipt.account,
         hide_words=bool(prompt_paths(state.request)),

@@ -49,11 +49,16 @@ async def poll_for_refund(state: GenerationState) -> None:
 
 
 def learn_cost(state: GenerationState, answer: TaskRecord | DeliveryReceipt) -> None:
-    """Keep what the gateway says of a task's cost after its verdict; what it no longer says stays known."""
+    """Keep what the gateway says of a task's cost after its verdict; what it no longer says stays known.
+
+    What was refunded stays so: where the usage log showed it, the task's own record may not.
+    """
     before = state.record
-    if before is None or answer.quota is None or (answer.refunded is None and before.quota is not None):
+    if before is None or answer.quota is None or (not answer.refunded and before.refunded):
         return
-    cost = {name: getattr(answer, name) for name in ("quota", "refunded")}
+    if answer.refunded is None and before.quota is not None:
+        return
+    cost = {name: getattr(answer, name) for name in ("quota", "refunded", "refund_evidence")}
     state.task.record = before.model_copy(update=cost)
 
 
@@ -242,7 +247,7 @@ def _input(state: GenerationState, task: PaidTask, *, extension: bool = False) -
         task_id=task.id,
         extension=extension,
         stage=state.stage,
-        hidden_prompts=prompt_paths(state.request),
+        hide_words=bool(prompt_paths(state.request)),
         gateway=task.receipt.gateway,
         account=task.receipt.account,
     )
