@@ -10,6 +10,7 @@ from longtake.models import (
     GenerationPolicy,
     Paid,
     Reconciliation,
+    Resolution,
     Stage,
     SubmissionReceipt,
 )
@@ -63,6 +64,10 @@ async def receipt(_: Any) -> SubmissionReceipt:
 
 async def found(input: Any) -> Reconciliation:
     return Reconciliation(receipt=await receipt(input))
+
+
+async def adopted(input: Any) -> Resolution:
+    return Resolution(receipt=await accepted(task_id=input.task_id)(input))
 
 
 async def in_doubt(rig: Rig, **script: Any) -> Generation:

@@ -18,7 +18,7 @@ from longtake.models import (
     Resolution,
     Stage,
 )
-from tests.workflows.cases import FIRST, FULL, MINUTE, NO_RECORDS, PATIENT, UNKNOWN, asking, in_doubt
+from tests.workflows.cases import FIRST, FULL, MINUTE, NO_RECORDS, PATIENT, UNKNOWN, adopted, asking, in_doubt
 from tests.workflows.rig import (
     Held,
     Rig,
@@ -73,10 +73,6 @@ async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
 
 
 TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
-
-
-async def adopted(input: Any) -> Resolution:
-    return Resolution(receipt=await accepted(task_id=input.task_id)(input))
 
 
 async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
