@@ -57,21 +57,17 @@ from longtake.models import (
 from longtake.request.rules import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.storage import Store
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
+from longtake.temporal.connection import TemporalProblem
+from longtake.temporal.ledger_registration import check
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, InvalidKey, key_of, workflow_id
+from longtake.temporal.search_attributes import (
     GATEWAY_TASK_ID,
-    TASK_QUEUE,
     VIDEO_ATTENTION,
     VIDEO_MODEL,
     VIDEO_OUTCOME,
     VIDEO_PAID,
     VIDEO_STAGE,
-    WORKFLOW_TYPE,
-    InvalidKey,
-    TemporalProblem,
-    key_of,
-    workflow_id,
 )
-from longtake.temporal.ledger_registration import check
 
 _STARTS_ANEW = frozenset(
     {

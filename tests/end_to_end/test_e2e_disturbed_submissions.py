@@ -14,7 +14,8 @@ import pytest
 
 from longtake.client import GenerationFailure, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, Paid, Stage
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import (
     MARK,
     ROOT,
