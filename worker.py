@@ -30,9 +30,9 @@ from activities.submission import SubmissionActivities
 from longtake import __version__
 from longtake.client import VideoClient
 from longtake.delivery.download import Fetcher
+from longtake.delivery.public_network import needless_private_addresses
 from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.observability import http_tracing as tracing
 from longtake.observability.logs import configure_logging
