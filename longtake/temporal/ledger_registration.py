@@ -56,8 +56,8 @@ async def claim(client: Client, ledger: SubmissionLedger) -> str:
         if await _knows_generations(client):
             raise WrongLedger(
                 f"the namespace {client.namespace!r} has generations and no registered ledger, so longtake does not "
-                f"use the store {ledger.store_url}: configure the store of these generations, then run `starter.py setup "
-                "--new-ledger`, which keeps that store's ledger",
+                f"use the store {ledger.store_url}: configure the store of these generations, then run `starter.py "
+                "setup --new-ledger`, which keeps that store's ledger",
                 side=WrongSide.UNKNOWN,
             )
         ours = LedgerRegistration(ledger=await ledger.establish(), store=ledger.store_url)
