@@ -145,6 +145,8 @@ class GenerateVideoResult(_Payload):
     """The cost that the gateway reports, in its own unit."""
     refunded: bool | None = None
     """Whether the gateway refunded a failed extension (`quota` is then 0); None if it does not say."""
+    refund_evidence: str | None = None
+    """The record that shows the refund, for a person."""
     polls: int
     """How often the gateway was polled."""
     warnings: tuple[str, ...] = ()
@@ -195,6 +197,8 @@ class FailureDetails(_Payload):
     """The cost that the gateway reports, in its own unit."""
     refunded: bool | None = None
     """Whether the gateway refunded it (`quota` is then 0); None if it does not say."""
+    refund_evidence: str | None = None
+    """The record that shows the refund, for a person."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
@@ -242,6 +246,8 @@ class TaskRecord(_Payload):
     quota: int | None = None
     refunded: bool | None = None
     """Whether the gateway refunded a failed task; None if it does not say, or nothing failed."""
+    refund_evidence: str | None = None
+    """The record that shows the refund, for a person."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
@@ -274,7 +280,7 @@ class Attention(StrEnum):
 
     NEEDS_API_KEY = "needs_api_key"
     NEEDS_DECISION = "needs_decision"
-    OVERDUE = "stalled"
+    OVERDUE = "overdue"
     TASK_LOST = "task_lost"
     POLL_FAILING = "poll_failing"
     """The last poll failed; polling continues."""
@@ -300,6 +306,12 @@ class GenerationStatus(_Payload):
     charged: Paid | None = None
     """Whether the account's records show a charge for a submission in doubt; None if none is in doubt. `evidence` says
     why. It is weaker than `paid`: the gateway may still accept and charge a submission."""
+    quota: int | None = None
+    """The cost of the first task that the gateway reports, in its own unit."""
+    refunded: bool | None = None
+    """Whether the gateway refunded it (`quota` is then 0); None if nothing failed, or nobody says."""
+    refund_evidence: str | None = None
+    """The record that shows the refund, for a person."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -419,6 +431,7 @@ class DeliveryReceipt(_Payload):
     quota: int | None = None
     """What the task cost, where the gateway was asked on the way and told."""
     refunded: bool | None = None
+    refund_evidence: str | None = None
 
 
 class PrepareInput(_Payload):
@@ -440,6 +453,8 @@ class AwaitKeyInput(_Payload):
     """How the gateway refused."""
     message: str = ""
     """The same in words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
 
 
 class KeyTrial(_Payload):
@@ -585,8 +600,8 @@ class PollInput(_Payload):
     """Whether it is the task of a retried extension, which may live at another gateway."""
     stage: Stage | None = None
     """For the log."""
-    hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -604,7 +619,8 @@ class DeliverInput(_Payload):
     width: int | None = None
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
-    extension: bool = False
+    extension_number: int = 0
+    """Which retry of the extension made the task; 0 where it is the first payment's."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -613,6 +629,16 @@ class DeliverInput(_Payload):
     """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     keep_first_link: bool = False
     """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
+
+    @property
+    def extension(self) -> bool:
+        """Whether a retry of the extension made the task."""
+        return self.extension_number > 0
+
+    @property
+    def ledger_key(self) -> str:
+        """Whose the task is, in the ledger."""
+        return extension_key(self.key, self.extension_number) if self.extension else self.key
 
 
 class DecisionAction(StrEnum):
@@ -648,40 +674,3 @@ class Decision(_Payload):
         if isinstance(given, dict) and (len(given) > _MAX_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
             raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
         return given
-
-
-class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new.
-
-    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
-    workflow task, and a newer worker takes it.
-    """
-
-    carried: Literal[1] = 1
-    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
-    must not go on with what a newer one has written."""
-    request: GenerateVideoInput
-    policy: GenerationPolicy
-    receipt: SubmissionReceipt
-    record: TaskRecord | None = None
-    first_video: StoredVideo | None = None
-    extension: SubmissionReceipt | None = None
-    """The retried extension that is being watched."""
-    extension_number: int = 0
-    extension_record: TaskRecord | None = None
-    polls: int = 0
-    polls_of_task: int = 0
-    """Those at the task that is being watched."""
-    polling_since: datetime | None = None
-    """When this watch of that task began."""
-    poll_requested: bool = False
-    """Whether somebody asked for a look while the last one was under way."""
-    warnings: tuple[str, ...] = ()
-    attention: Attention | None = None
-    last_problem: str | None = None
-    lost_since: datetime | None = None
-    missing_since: datetime | None = None
-    key_problem: KeyProblem | None = None
-    stage: Stage | None = None
-    """Which stage is being timed, and since when."""
-    stage_since: datetime | None = None

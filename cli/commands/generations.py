@@ -31,7 +31,7 @@ from longtake.client import (
     NoWorker,
     Snapshot,
 )
-from longtake.display import line
+from longtake.display import after_cancelling, line
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, KeyRefused
 from longtake.gateway.preflight import Preflight
@@ -42,7 +42,6 @@ from longtake.models import (
     GenerateVideoResult,
     OnKeyRefused,
     Paid,
-    Stage,
     StoredVideo,
 )
 from longtake.request.rules import InvalidRequest, warnings_for
@@ -83,7 +82,7 @@ async def generate(order: Order, data_dir: Path | None) -> Exit:
     _check_output(order.output)
     store = open_store(settings)
     request, _ = await build_request(
-        _fields(order), order.images, store, dry_run=False, hide_prompts=settings.hide_prompts
+        _fields(order), order.images, store, dry_run=False, hide_prompts=settings.hide_prompts, key=order.key
     )
     embedded = not is_configured()
     if embedded:
@@ -116,7 +115,7 @@ async def dry_run(order: Order, data_dir: Path | None) -> Exit:
     key = _checked_key(order.key or new_key())
     _check_output(order.output)
     store = open_store(settings)
-    request, images = await build_request(_fields(order), order.images, store, dry_run=True)
+    request, images = await build_request(_fields(order), order.images, store, dry_run=True, key=order.key)
     warnings = warnings_for(request)
     sent = {
         "url": f"{settings.gateway_url}/v1/videos" if settings.gateway_url else None,
@@ -262,14 +261,9 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
         write(f"{key} had already ended: {after.execution.state.lower()}")
     elif after.running:
         write(f"{key}: its end is requested; it ends as soon as a worker takes it up")
-    elif task:
-        write(f"{key} is cancelled. The gateway's task {task} may still be made, and cost.")
     else:
-        untouched = before.execution.stage in (None, Stage.PREPARING)
-        said = (
-            "nothing had been submitted" if untouched else "no task id is known; it may have been submitted, and cost"
-        )
-        write(f"{key} is cancelled; {said}.")
+        named = f" (the gateway's task {task})" if task else ""
+        write(f"{key} is cancelled: {after_cancelling(after.execution.paid)}{named}")
     return Exit.DELIVERED
 
 

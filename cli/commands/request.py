@@ -4,7 +4,7 @@ import json
 import secrets
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, r
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import LedgerUnavailable, SubmissionLedger
 
 
 def new_key() -> str:
@@ -39,8 +40,14 @@ def read_request_file(path: str) -> dict[str, Any]:
     return loaded
 
 
-async def build_request(
-    fields: dict[str, Any], images: Sequence[str], store: Store, *, dry_run: bool, hide_prompts: bool = False
+async def build_request(  # noqa: PLR0913 - each a fact of its own, named at the call
+    fields: dict[str, Any],
+    images: Sequence[str],
+    store: Store,
+    *,
+    dry_run: bool,
+    hide_prompts: bool = False,
+    key: str | None = None,
 ) -> tuple[GenerateVideoInput, list[str]]:
     """Check everything, and put local images into the store.
 
@@ -50,6 +57,7 @@ async def build_request(
         store: Where workers find the images.
         dry_run: Leave the store alone.
         hide_prompts: Put the prompts into the store too; the request gets their paths.
+        key: Where the ledger has a submission of it, the request may name what has been retired since.
 
     Returns:
         The request, and one line for each image.
@@ -73,7 +81,7 @@ async def build_request(
     if inputs:
         fields = {**fields, "images": [*(fields.get("images") or []), *inputs]}
     try:
-        request = check_request(fields)
+        request = await _judged(fields, store, key)
     except InvalidRequest as error:
         raise invalid((*error.problems, *problems)) from None
     if problems:
@@ -88,6 +96,26 @@ async def build_request(
         raise CommandProblem(Exit.FAILED, "StoreRefused", f"{error}; nothing was paid") from None
     lines = [_describe(place, uri.uri, checked.get(place)) for place, uri in enumerate(stored)]
     return request.model_copy(update={"images": tuple(stored)}), lines
+
+
+async def _judged(fields: dict[str, Any], store: Store, key: str | None) -> GenerateVideoInput:
+    """The request, held against what is offered today, unless something was submitted for this key, or may have been.
+
+    Raises:
+        InvalidRequest: It breaks rules.
+        CommandProblem: The ledger cannot be read.
+    """
+    try:
+        return check_request(fields)
+    except InvalidRequest:
+        request = check_request(fields, offered=False)
+        try:
+            ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+            if key is not None and not await ledger.is_untouched(key):
+                return request
+        except LedgerUnavailable as error:
+            raise CommandProblem(Exit.UNREACHABLE, "LedgerUnavailable", str(error)) from None
+        raise
 
 
 def _describe(place: int, uri: str, image: CheckedImage | None) -> str:

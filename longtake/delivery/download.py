@@ -100,6 +100,8 @@ class DownloadFailed(Exception):
 
 # Limited, because int() raises ValueError for thousands of digits.
 _SIZE = re.compile(r"[0-9]{1,18}")
+_ENTITY_TAG = re.compile(r'"[\x21\x23-\x7e]*"')
+_DATE = re.compile(r"[\x20-\x7e]+")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
@@ -175,7 +177,7 @@ class Fetcher:
                     f"downloads do not reach {where} ({what_to_set(error)}): check the network; if it needs a "
                     "proxy, set HTTPS_PROXY"
                 ) from None
-            except httpx.TransportError:
+            except (httpx.TransportError, httpx.InvalidURL):  # as `open` says: it answered, with a bad Location
                 return
             span.answered(response)
             await response.aclose()
@@ -560,12 +562,11 @@ def _number(text: str | None) -> int | None:
 
 
 def _strong_validator(response: httpx.Response) -> str | None:
-    """A validator for If-Range: a strong ETag, else Last-Modified."""
-    tag = response.headers.get("ETag", "")
-    if tag.startswith('"'):
-        return str(tag)
-    date = response.headers.get("Last-Modified")
-    return None if date is None else str(date)
+    """A validator for If-Range that can be sent back: a strong ETag, else Last-Modified."""
+    for pattern, name in ((_ENTITY_TAG, "ETag"), (_DATE, "Last-Modified")):
+        if pattern.fullmatch(value := response.headers.get(name, "")):
+            return str(value)
+    return None
 
 
 async def _body_start(response: httpx.Response) -> bytes:

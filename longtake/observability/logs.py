@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ _NOT_EXTRA = frozenset(vars(logging.makeLogRecord({}))) | {
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 
 _bound: ContextVar[Mapping[str, object]] = ContextVar("bound", default=MappingProxyType({}))
+_withheld: ContextVar[Callable[[BaseException], bool]] = ContextVar("withheld", default=lambda _: False)
 
 
 def configure_logging(form: str = "auto") -> None:
@@ -68,6 +69,14 @@ def configure_logging(form: str = "auto") -> None:
 def note(**fields: object) -> None:
     """Add fields to every later line of this asyncio task and of the tasks that it starts."""
     _bound.set({**_bound.get(), **{name: value for name, value in fields.items() if value is not None}})
+
+
+def withhold_words(may_quote: Callable[[BaseException], bool]) -> None:
+    """Leave the words of such errors out of every line of this asyncio task, and of those that it starts.
+
+    Their types, places, statuses and ids stay.
+    """
+    _withheld.set(may_quote)
 
 
 class JsonFormatter(logging.Formatter):
@@ -125,7 +134,10 @@ def _error_fields(error: BaseException) -> dict[str, object]:
     innermost = chain[-1]
     kind = getattr(innermost, "type", None)  # ApplicationError's type, which others match on
     fields["error_type"] = kind if isinstance(kind, str) else type(innermost).__name__
-    fields["error"] = _message(innermost)
+    if not _withheld.get()(innermost):
+        fields["error"] = _message(innermost)
+    elif status := getattr(innermost, "status", None):
+        fields["http_status"] = status
     if place := _place(innermost.__traceback__):
         fields["at"] = place
     return fields

@@ -116,11 +116,17 @@ class InvalidRequest(Exception):
         super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in self.problems))
 
 
-def check_request(raw: object) -> GenerateVideoInput:
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+_MODEL_RULE = f"must be one of {', '.join(MODELS)}"
+
+
+def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
     """Validate an untrusted request.
 
     Args:
         raw: Decoded JSON, or a `GenerateVideoInput`.
+        offered: Whether model, size and number of images must be offered today. A paid request may name a model that
+            was retired since: if only the ledger can tell, pass False, ask the ledger, and check again.
 
     Raises:
         InvalidRequest: Lists every problem with its field and rule.
@@ -139,9 +145,11 @@ def check_request(raw: object) -> GenerateVideoInput:
     except ValidationError as error:
         problems += [_shape_problem(details) for details in error.errors(include_input=False, include_url=False)]
     broken = {re.split(r"[.\[]", problem.field)[0] for problem in problems}
-    problems += _broken_rules({name: value for name, value in raw.items() if name not in broken})
-    if problems or request is None:
-        raise InvalidRequest(problems)
+    whole = {name: value for name, value in raw.items() if name not in broken}
+    problems += _broken_rules(whole)
+    not_offered = tuple(_not_offered(whole))
+    if problems or request is None or (offered and not_offered):
+        raise InvalidRequest((*problems, *not_offered))  # whoever mends it wants to know all
     return request
 
 
@@ -251,24 +259,31 @@ def _shape_problem(details: Any) -> Problem:
 
 
 def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
-    """The rules that the well-formed fields of a request break."""
+    """The rules that the well-formed fields of a request break, whatever is offered today."""
     for name in ("prompt", "prompt_extend"):
         if name in fields:
             yield from prompt_problems(name, fields[name])
-    if fields.get("size") is not None and fields["size"] not in SIZES:
-        yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
+    if "model" in fields and not _NAME.fullmatch(fields["model"]):
+        yield Problem(field="model", rule=_MODEL_RULE)
     if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
         yield Problem(field="task_id", rule=TASK_ID_RULE)
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])
     yield from _size_problems(fields, [image["uri"] for image in images])
+
+
+def _not_offered(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a request asks for that the gateway does not offer today."""
+    if fields.get("size") is not None and fields["size"] not in SIZES:
+        yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
     if "model" not in fields:
         return
-    model = MODELS.get(fields["model"])
+    model, images = MODELS.get(fields["model"]), fields.get("images", ())
     if model is None:
-        yield Problem(field="model", rule=f"must be one of {', '.join(MODELS)}")
-    elif len(images) not in model.images:
+        if _NAME.fullmatch(fields["model"]):  # else told already
+            yield Problem(field="model", rule=_MODEL_RULE)
+    elif len(images) not in model.images and fields.get("task_id") is None:  # nothing is sent to take over a task
         given = str(len(images)) if len(images) < MAX_PROBLEMS else f"{MAX_PROBLEMS} or more"
         yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {given} given")
 

@@ -34,6 +34,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "submit"
 OPEN = "open"
 """Where the index of what has no outcome yet lies. No part of `submit/`, where nothing is ever deleted."""
+_OPEN_ENTRY = re.compile(rf"{OPEN}/([0-9a-f]{{32}})\.([1-9][0-9]{{0,3}})")
+"""Whatever else somebody has put there is no entry, and keeps nobody from reading the others."""
 IDENTITY = f"{PREFIX}/identity"
 """Where the store keeps which ledger it holds."""
 MARGIN = timedelta(seconds=30)
@@ -235,6 +238,8 @@ class Intent(_Record):
     """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
     fence: _Moment | None = None
     """Of a closing one: what Temporal scheduled until then is not sent any more."""
+    proof_hash: str = ""
+    """SHA-256 of `Evidence.proof`."""
 
     @property
     def over_at(self) -> datetime:
@@ -347,6 +352,15 @@ class Evidence(BaseModel):
     task_id: str | None = None
     request_id: str | None = None
     reason: str = ""
+    proof: str = ""
+    """Of "not_sent", which lets the key be paid for: what only the attempt knew until it found that nothing was made.
+    Heartbeats can be written by whoever may write to Temporal, and the nonce is seen there."""
+
+    def is_of(self, intent: Intent) -> bool:
+        """Whether the attempt that made this intent says so."""
+        if self.nonce != intent.nonce:
+            return False
+        return bool(self.task_id) or (self.outcome == "not_sent" and _sha256(self.proof) == intent.proof_hash)
 
 
 CreateIntent = Callable[[], Awaitable[None]]
@@ -539,10 +553,16 @@ class SubmissionLedger:
             return replace(accepted, recorded=False)
         return accepted
 
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, *, only: bool = False) -> None:
         """Write the outcome of a paid submission; writing the same one again does nothing.
 
+        Args:
+            key: The generation's business key.
+            accepted: What the gateway answered.
+            only: Whether Temporal says so, and not the gateway itself: a task that is another's is not believed then.
+
         Raises:
+            TaskOwned: It is another's; nothing was written.
             LedgerUnavailable: The store did not take it.
         """
         outcome = Outcome(
@@ -558,6 +578,7 @@ class SubmissionLedger:
             accepted.task_id,
             accepted.nonce,
             accepted.account,
+            only=only,
             request_id=accepted.request_id,
             sent_at=accepted.sent_at,
         )
@@ -586,18 +607,18 @@ class SubmissionLedger:
                 return False
         return True
 
-    async def outcome_of(self, key: str, slot: int) -> tuple[Accepted | None, bool]:
-        """What is known of a submission: the task, if it was accepted, and whether there is any outcome.
+    async def outcome_of(self, key: str, slot: int) -> Accepted | None:
+        """What a submission brought; None where it brought nothing, or has no outcome.
 
         Raises:
             LedgerUnavailable: The store did not answer, or has no such slot.
         """
         intent, outcome = await self._slot(key, slot)
         if outcome is None:
-            return None, False
+            return None
         if outcome.outcome == "not_sent" or not outcome.task_id:
-            return await self._late(key, slot, intent), True
-        return _accepted(slot, intent, outcome), True
+            return await self._late(key, slot, intent)
+        return _accepted(slot, intent, outcome)
 
     async def accepted(self, key: str, digest: str = "") -> Accepted | None:
         """The paid submission of this key; None where the ledger knows of none.
@@ -756,17 +777,7 @@ class SubmissionLedger:
             return await self._late(key, slot, intent)
         return _accepted(slot, intent, outcome)
 
-    async def adopt(  # noqa: PLR0913 - each is a fact of its own, named at the call
-        self,
-        key: str,
-        *,
-        digest: str,
-        task_id: str,
-        owner: str,
-        model: str,
-        gateway: str = "",
-        account: str = "",
-    ) -> Accepted:
+    async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
         """Take over a task that something else submitted: an intent and its outcome, without sending anything.
 
         Raises:
@@ -787,21 +798,12 @@ class SubmissionLedger:
         if isinstance(slot, Accepted):
             return slot
         nonce = uuid.uuid4().hex
-        await self._claim(key, task_id, nonce, account, only=True)
+        await self._claim(key, task_id, nonce, "", only=True)  # which account paid for it is not known
         intent = Intent(
-            nonce=nonce,
-            digest=digest,
-            sent_at=datetime.now(UTC),
-            window_seconds=0,
-            owner=owner,
-            model=model,
-            gateway=gateway,
-            account=account,
+            nonce=nonce, digest=digest, sent_at=datetime.now(UTC), window_seconds=0, owner=owner, model=model
         )
         await self._create(_path(key, slot, "intent"), intent)
-        accepted = Accepted(
-            task_id, slot, intent.sent_at, attached=True, nonce=intent.nonce, gateway=gateway, account=account
-        )
+        accepted = Accepted(task_id, slot, intent.sent_at, attached=True, nonce=nonce)
         await self.record_accepted(key, accepted)
         return accepted
 
@@ -818,13 +820,33 @@ class SubmissionLedger:
         slots: list[tuple[str, int]] = []
         try:
             async for path, _ in self._store.entries(OPEN):
-                folder, _, number = path.removeprefix(f"{OPEN}/").rpartition(".")
-                if folder != own and number.isdecimal():
-                    slots.append((folder, int(number)))
+                entry = _OPEN_ENTRY.fullmatch(path)
+                if entry and entry[1] != own:
+                    slots.append((entry[1], int(entry[2])))
         except StoreProblem as error:
             raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
         found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
+
+    async def check_owner(self, key: str, task_id: str) -> None:
+        """See that a task is not another generation's; one that nobody has claimed yet is nobody's.
+
+        Raises:
+            TaskOwned: It is another's, and no submission of this key brought it.
+            LedgerUnavailable: The store did not answer.
+        """
+        owner = await self._read(TaskOwner, _owner_path(task_id))
+        if owner is None or owner.folder == _folder(key):
+            return
+        # A gateway may answer two submissions with one task: both paid for it.
+        for slot in range(1, _MAX_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                break
+            for outcome in (await self._outcome(key, slot, intent), await self._late(key, slot, intent)):
+                if outcome is not None and outcome.task_id == task_id:
+                    return
+        raise TaskOwned(f"the task {task_id} belongs to another generation")
 
     async def owners_of(self, task_ids: Iterable[str]) -> dict[str, TaskOwner]:
         """Which of these tasks belong to a generation of this ledger, and who paid for each.
@@ -915,9 +937,14 @@ class SubmissionLedger:
             return intent
         if outcome.task_id:
             # Its writer may have died before it did this.
-            sent_at = intent.sent_at if outcome.request_id else None  # without one it may have been taken over
-            known = {"request_id": outcome.request_id, "sent_at": sent_at}
-            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account, **known)
+            claim = TaskOwner(
+                nonce=outcome.nonce,
+                folder=f"{PREFIX}/{folder}",
+                account=intent.account,
+                request_id=outcome.request_id,
+                sent_at=intent.sent_at if outcome.request_id else None,  # without one it may have been taken over
+            )
+            await self._claim_for(outcome.task_id, claim)
         await self._forget_at(folder, slot)
         return None
 
@@ -930,8 +957,7 @@ class SubmissionLedger:
     async def _outcome(self, key: str, slot: int, intent: Intent) -> Outcome | None:
         """What came of a slot; a closing intent says so itself."""
         if intent.closing:
-            closed = "closed: nothing older is sent"
-            return Outcome(nonce=intent.nonce, outcome="not_sent", reason=closed, at=intent.sent_at, fence=intent.fence)
+            return Outcome(nonce=intent.nonce, outcome="not_sent", at=intent.sent_at, fence=intent.fence)
         return await self._read(Outcome, _path(key, slot, "outcome"))
 
     async def _response(self, key: str, slot: int, intent: Intent) -> Response | None:
@@ -954,8 +980,16 @@ class SubmissionLedger:
             await self._forget(key, slot)
         return stands
 
-    async def _claim(
-        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: object
+    async def _claim(  # noqa: PLR0913 - each is a fact of its own, named at the call
+        self,
+        key: str,
+        task_id: str,
+        nonce: str,
+        account: str,
+        *,
+        only: bool = False,
+        request_id: str | None = None,
+        sent_at: datetime | None = None,
     ) -> None:
         """Write down whose a task is; the first claim stands.
 
@@ -963,14 +997,14 @@ class SubmissionLedger:
             TaskOwned: It is another's, and `only` an owner may go on.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._claim_for(_hash(key), task_id, nonce, account, **known)
-        if only and owner != _folder(key):
+        claim = TaskOwner(nonce=nonce, folder=_folder(key), account=account, request_id=request_id, sent_at=sent_at)
+        owner = await self._claim_for(task_id, claim)
+        if only and owner != claim.folder:
             raise TaskOwned(f"the task {task_id} belongs to another generation")
 
-    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str, **known: object) -> str:
-        """The same for a folder; returns whose it is."""
-        record = {"nonce": nonce, "folder": f"{PREFIX}/{folder}", "account": account, **known}
-        path, claim = _owner_path(task_id), TaskOwner.model_validate(record)
+    async def _claim_for(self, task_id: str, claim: TaskOwner) -> str:
+        """The same with a claim that is made; returns whose the task is."""
+        path = _owner_path(task_id)
         try:
             await self._create(path, claim)
         except SlotTaken:
@@ -1008,7 +1042,7 @@ class SubmissionLedger:
                     )
                 return accepted or slot
             outcome = await self._outcome(key, slot, intent)
-            if evidence and evidence.nonce == intent.nonce:
+            if evidence and evidence.is_of(intent):
                 believed = await self._believe(key, slot, intent, outcome, evidence)
                 if isinstance(believed, Accepted):
                     return believed
@@ -1028,7 +1062,7 @@ class SubmissionLedger:
         self, key: str, slot: int, intent: Intent, outcome: Outcome | None, evidence: Evidence
     ) -> Outcome | Accepted:
         """What came of our own slot, by what is left of the attempt that it belongs to."""
-        said = Outcome(at=datetime.now(UTC), **evidence.model_dump())
+        said = Outcome(at=datetime.now(UTC), **evidence.model_dump(exclude={"proof"}))
         if not evidence.task_id:
             return outcome or await self._conclude(key, slot, said, intent.account)
         if outcome is not None and outcome.task_id == evidence.task_id:
@@ -1036,7 +1070,7 @@ class SubmissionLedger:
         # It is paid for and its id is known: hand the id on, whatever the store or a person says.
         accepted = _accepted(slot, intent, said)
         try:
-            await self.record_accepted(key, accepted)
+            await self.record_accepted(key, accepted, only=True)
         except LedgerError:
             return replace(accepted, recorded=False)
         return accepted
@@ -1110,7 +1144,8 @@ class _Attempt:
         self._ledger = ledger
         self._key = key
         self.slot = slot
-        self.intent = intent
+        self._proof = uuid.uuid4().hex
+        self.intent = intent.model_copy(update={"proof_hash": _sha256(self._proof)})
         self._on_evidence = on_evidence
         self._tried = False
         self._intent_created = False
@@ -1178,7 +1213,7 @@ class _Attempt:
         """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
         if not self._tried:
             return
-        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason))
+        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason, proof=self._proof))
         ledger = self._ledger
         try:
             stored = await ledger._read(Intent, _path(self._key, self.slot, "intent"))  # noqa: SLF001 - same module
@@ -1234,6 +1269,10 @@ def _hash(name: str) -> str:
 
 def _folder(key: str) -> str:
     return f"{PREFIX}/{_hash(key)}"
+
+
+def _sha256(proof: str) -> str:
+    return hashlib.sha256(proof.encode(errors="replace")).hexdigest()
 
 
 def _owner_path(task_id: str) -> str:

@@ -113,7 +113,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     doubt = await ledger.doubt(key, slot) if slot else None
     if doubt is None:
         # Nothing is in doubt: it was paid, or nothing was made. An answer may have come after Temporal had given up.
-        accepted = (await ledger.outcome_of(key, slot))[0] if slot else await ledger.accepted(key, digest)
+        accepted = await ledger.outcome_of(key, slot) if slot else await ledger.accepted(key, digest)
         return Finding(clear=accepted is None, accepted=accepted, resubmissions=await ledger.resubmissions(key))
     if not doubt.exchange_is_over:
         until = doubt.intent.over_at
@@ -266,6 +266,10 @@ class _Search:
     async def _adopt_if_charged(
         self, orphan: OrphanCandidate, reported: AccountRecords, unexplained: Sequence[Charge], owner: str
     ) -> Accepted | None:
+        if reported.charges is None and reported.retry_after:
+            # The list was read, so it is the log that answers later: it may name another request for the charge.
+            self._evidence.append(f"{orphan.task_id} is not adopted before the usage log can be read")
+            return None
         near = any(charge.at and _near(charge.at, orphan.submitted_at) for charge in unexplained)
         if reported.charges is None or near:
             reason = "reconciled: the only task of this model and time that nobody owns"

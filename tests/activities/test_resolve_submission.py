@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from activities import submission
 from longtake.models import (
     ClosedSubmission,
     CloseInput,
@@ -26,9 +28,11 @@ from longtake.models import (
     SubmitInput,
     TaskState,
 )
-from longtake.request.rules import request_digest
+from longtake.request.rules import extension_digest, request_digest
 from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
+from longtake.submission.ledger import Accepted
+from longtake.submission.reconciliation import Finding, Resubmit
 from simulator import Simulator
 from simulator.scenarios import choose
 from tests.activities.conftest import Hire, Worker
@@ -145,8 +149,10 @@ async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulato
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     resolved = await resolve(worker, made)
     assert resolved.receipt
-    assert resolved.receipt.task_id == made
+    assert (resolved.receipt.task_id, resolved.receipt.slot) == (made, 1)
     assert (await reconcile(worker)).receipt == resolved.receipt
+    other = sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "made elsewhere", 1)
+    assert await resolve(worker, other.task_id) == resolved, "the first decision stands"
     assert len(sim.ledger.submissions()) == 1
 
 
@@ -155,6 +161,7 @@ async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulato
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     failure = await failure_of(resolve(worker, "task_mistyped"))
     assert failure.type == "InvalidRequest"
+    assert (failure.details.http_status, failure.details.gateway_code) == (400, "task_not_exist")
     assert "task_mistyped: the gateway has no such task" in failure.message
     resolved = await resolve(worker, made)
     assert resolved.receipt
@@ -324,6 +331,21 @@ async def test_a_log_that_cannot_be_read_vetoes_nothing(
     assert found.receipt.task_id == orphan
 
 
+@pytest.mark.parametrize("trouble", ["429", "500"])
+async def test_a_log_that_answers_later_is_waited_for(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request, trouble: str
+) -> None:
+    """What it told before, that another request was charged for the orphan, would be forgotten."""
+    await submit(worker, request_for("ok,label=another"), "another")
+    await in_doubt(tag="submit_reset,other_key,times=1")
+    assert (await reconcile(worker)).receipt is None
+    sim.world.account_faults["log"] = trouble
+    found = await reconcile(worker)
+    assert found.receipt is None
+    assert found.retry_after
+    assert list(found.candidates) == [entry["task_id"] for entry in sim.ledger.submissions(paid=True) if entry["fault"]]
+
+
 # --- The ledger of another store ----------------------------------------------------------------------------------
 
 
@@ -409,6 +431,7 @@ async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
     failure = await failure_of(worker.run(worker.submission.submit_extension, input))
     assert (failure.type, failure.details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
 
+    sim.ledger.entries[:] = sim.ledger.submissions()  # the look at the first task has read the usage log
     asked = ReconcileInput(key=input.ledger_key, model=MODEL, slot=failure.details.slot, extension=True)
     found = await worker.run(worker.submission.reconcile_submission, asked)
     assert (found.clear, found.receipt, found.candidates) == (False, None, ())
@@ -422,10 +445,37 @@ async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
 async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(
     worker: Worker, sim: Simulator, request_for: Request
 ) -> None:
-    input = SubmitInput(key=KEY, request=request_for(), extension=ExtensionInput(remix_id="unknown", number=1))
+    request = request_for("extend_failed")
+    first = await submit(worker, request)
+    record = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id=first.task_id))
+    input = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
     failure = await failure_of(worker.run(worker.submission.submit_extension, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionRefused", False, Paid.NO)
-    assert sim.ledger.paid()["total"] == 0
+    assert [entry["kind"] for entry in sim.ledger.submissions(paid=True)] == ["submit"]
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["its record is kept", "it is not"])
+async def test_what_another_generation_made_is_not_extended(
+    worker: Worker, hire: Hire, sim: Simulator, request_for: Request, polled: bool
+) -> None:
+    """The retry would show its first 8 s. Whoever may write to Temporal can ask our workers for it, by any input."""
+    request, tasks = request_for("extend_failed,remix"), {}
+    for key in (KEY, "thief"):
+        tasks[key] = (await submit(worker, request, key)).task_id
+        for asked in tasks.values() if polled else ():
+            await worker.run(worker.polling.query_generation, PollInput(key=key, task_id=asked))
+    extension = ExtensionInput(remix_id=(await worker.gateway.query(tasks[KEY])).remix_id or "", number=1)
+    for key in ("thief", "nobody"):
+        input = SubmitInput(key=key, request=request, extension=extension)
+        failure = await failure_of(worker.run(worker.submission.submit_extension, input))
+        assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
+    assert [entry["kind"] for entry in sim.ledger.submissions()] == ["submit", "submit"]
+    own = SubmitInput(key=KEY, request=request, extension=extension)
+    if not polled:
+        away = hire(url="http://127.0.0.1:9")
+        failure = await failure_of(away.run(away.submission.submit_extension, own))
+        assert (failure.type, failure.retried, failure.details.paid) == ("GatewayUnreachable", True, Paid.NO)
+    assert (await worker.run(worker.submission.submit_extension, own)).task_id
 
 
 # --- Which submission a decision is about, and what closing lets nobody send ------------------------------------------
@@ -514,3 +564,166 @@ async def test_a_receipt_names_the_gateway_and_the_account_also_when_the_ledger_
 ) -> None:
     for receipt in (await submit(worker, request_for()), await submit(worker, request_for())):
         assert (receipt.gateway, receipt.account) == (worker.gateway.origin, worker.gateway.account)
+
+
+# --- Every field ------------------------------------------------------------------------------------------------------
+
+SENT = datetime(2026, 7, 1, 12, tzinfo=UTC)
+ACCEPTED = Accepted(
+    "task_1", 3, SENT, "req-1", attached=True, recorded=False, nonce="n1", gateway="https://g.example", account="a1"
+)
+RECEIPT = SubmissionReceipt(
+    task_id="task_1",
+    submitted_at=SENT,
+    slot=3,
+    attached=True,
+    recorded=False,
+    request_id="req-1",
+    nonce="n1",
+    gateway="https://g.example",
+    account="a1",
+)
+WHO = "video-order-1/1b671a64/attempt 7"
+FOUND = Finding(
+    clear=True,
+    accepted=ACCEPTED,
+    candidates=("task_a",),
+    evidence=("one", "two"),
+    elsewhere="https://elsewhere.example",
+    retry_after=timedelta(seconds=7),
+    charged=Paid.YES,
+    resubmittable=True,
+    resubmissions=2,
+)
+TOLD = Reconciliation(
+    receipt=RECEIPT,
+    clear=True,
+    candidates=("task_a",),
+    evidence=("one", "two"),
+    slot=3,
+    retry_after=timedelta(seconds=7),
+    elsewhere="https://elsewhere.example",
+    charged=Paid.YES,
+    resubmittable=True,
+    resubmissions=2,
+)
+
+
+@pytest.fixture
+def named(worker: Worker) -> Worker:
+    """A worker whose activity has a run and an attempt of its own."""
+    worker.environment.info = replace(
+        worker.environment.info, workflow_run_id="1b671a64-40d5-491e-99b0-da01ff1f3341", attempt=7
+    )
+    return worker
+
+
+@pytest.mark.parametrize("extension", [False, True])
+@pytest.mark.parametrize(
+    ("allowed", "confirms", "resubmit"),
+    [(False, True, Resubmit.NEVER), (True, False, Resubmit.IF_CONFIRMED), (True, True, Resubmit.NOW)],
+)
+async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_find_is_told(
+    named: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    extension: bool,
+    allowed: bool,
+    confirms: bool,
+    resubmit: Resubmit,
+) -> None:
+    asked: list[Any] = []
+
+    async def reconcile(*arguments: Any, **named: Any) -> Finding:
+        asked.append((arguments, named))
+        return FOUND
+
+    monkeypatch.setattr(submission, "reconcile", reconcile)
+    named.submission._resubmit_not_charged = allowed
+    input = ReconcileInput(key=KEY, model=MODEL, slot=3, extension=extension, digest="d", confirms_not_charged=confirms)
+    assert await named.run(named.submission.reconcile_submission, input) == TOLD
+    (((ledger, account_client), facts),) = asked
+    assert (ledger, account_client) == (named.ledger, None if extension else named.account_client)
+    assert facts == {
+        "key": KEY,
+        "slot": 3,
+        "model": MODEL,
+        "owner": WHO,
+        "digest": "d",
+        "resubmit": resubmit,
+    }
+
+
+async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_in_the_store(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = [Finding(), Finding(evidence=("one", "two"))]
+
+    async def reconcile(*_: Any, **__: Any) -> Finding:
+        return findings.pop(0)
+
+    monkeypatch.setattr(submission, "reconcile", reconcile)
+    input = ReconcileInput(key=KEY, model=MODEL, hide_words=True)
+    assert await worker.run(worker.submission.reconcile_submission, input) == Reconciliation()
+    (line,) = (await worker.run(worker.submission.reconcile_submission, input)).evidence
+    (path,) = [path async for path, _ in worker.store.entries("words")]
+    assert path in line
+    assert await worker.store.get(path) == b"one\ntwo"
+
+
+async def test_what_the_store_did_not_take_is_recorded_whole(named: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    async def record_accepted(key: str, accepted: Accepted) -> None:
+        taken.append((key, accepted))
+
+    monkeypatch.setattr(named.ledger, "record_accepted", record_accepted)
+    await named.run(named.submission.record_submission, RecordInput(key=KEY, receipt=RECEIPT))
+    assert taken == [(KEY, replace(ACCEPTED, attached=False, recorded=True))]
+
+
+async def test_who_submits_closes_settles_and_takes_over_is_named(
+    named: Worker, in_doubt: InDoubt, request_for: Request, sim: Simulator
+) -> None:
+    async def intent(key: str, slot: int = 1) -> dict[str, Any]:
+        content = await named.store.get(ledger_module._path(key, slot, "intent"))
+        record: dict[str, Any] = json.loads(content or b"{}")
+        return {name: record[name] for name in ("owner", "digest", "model", "gateway", "account")}
+
+    here = {"gateway": named.gateway.origin, "account": named.gateway.account}
+    request = request_for("ok,label=paid")
+    await submit(named, request, "paid")
+    assert await intent("paid") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **here}
+
+    await named.run(named.submission.close_submission, CloseInput(key="closed", digest="d"))
+    nowhere = {"gateway": "", "account": ""}
+    assert await intent("closed") == {"owner": WHO, "digest": "d", "model": "", **nowhere}
+
+    elsewhere = [sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "x", n).task_id for n in (1, 2)]
+    request = request_for(task_id=elsewhere[0])
+    await submit(named, request, "adopted")
+    assert await intent("adopted") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **nowhere}
+
+    await in_doubt()
+    await resolve(named, None)
+    outcome = json.loads(await named.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    assert outcome["reason"] == f"decided ({WHO})"
+    input = ResolveInput(key=KEY, task_id=elsewhere[1], slot=1, digest="d2", model=MODEL)
+    await named.run(named.submission.resolve_submission, input)
+    assert await intent(KEY, 2) == {"owner": WHO, "digest": "d2", "model": MODEL, **nowhere}
+
+
+async def test_an_extension_is_written_down_with_its_own_gateway_and_digest(
+    named: Worker, request_for: Request
+) -> None:
+    request = request_for("extend_failed,remix")
+    first = await submit(named, request)
+    record = await named.run(named.polling.query_generation, PollInput(key=KEY, task_id=first.task_id))
+    assert record.remix_id
+    input = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
+    receipt = await named.run(named.submission.submit_extension, input)
+    intent = json.loads(await named.store.get(ledger_module._path(input.ledger_key, 1, "intent")) or b"{}")
+    assert intent["digest"] == extension_digest(record.remix_id, request.prompt_extend)
+    extension = named.extension
+    assert (intent["model"], intent["gateway"], intent["account"]) == (MODEL, extension.origin, extension.account)
+    assert (receipt.gateway, receipt.account) == (extension.origin, extension.account)

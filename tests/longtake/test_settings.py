@@ -1,5 +1,6 @@
 """The environment: every variable is read, explained and checked, and no value is ever repeated in an error."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -306,3 +307,10 @@ def test_every_setting_belongs_to_one_group() -> None:
     grouped = [name for names in setting_groups().values() for name in names]
     assert len(setting_groups()) == 10
     assert sorted(grouped) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", ["STORE_URL", "DATA_DIR", "EXPECTED_SECONDS", "ENCRYPTION_KEYS", "EXTEND_MODEL"])
+def test_a_value_that_is_not_utf8_is_named(environment: pytest.MonkeyPatch, name: str) -> None:
+    told = problem(environment, **{name: os.fsdecode(b"/srv/longtak\xe9")})
+    assert told.startswith(f"{PREFIX}{name}: ")
+    assert "longtak" not in told

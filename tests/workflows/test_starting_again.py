@@ -3,14 +3,18 @@
 import asyncio
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
 from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
-from longtake.request.rules import prompt_path
+from longtake.request.rules import MODELS, InvalidRequest, prompt_path
+from longtake.storage import Store
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import connect
+from longtake.temporal.ledger_registration import begin_anew
 from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
@@ -35,7 +39,9 @@ SOON = GenerationPolicy(schedule=PollSchedule(expected=timedelta(seconds=1), min
 PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
 
 
-async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_path: Path) -> None:
+async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = DevServer(tmp_path / "temporal")
     server.start()
     try:
@@ -44,16 +50,15 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_
             await collect_again(rig, "hidden-since", before=TEXTS, after=PATHS)
             await collect_again(rig, "shown-since", before=PATHS, after=TEXTS)
             await collect_extension_again(rig)
+            await collect_what_is_retired(rig, Store.open(str(tmp_path / "store")), monkeypatch)
     finally:
         server.stop()
 
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    await (
-        await rig.generate(Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone]), key=key, **before)
-    ).failure()
-    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
+    await (await rig.generate(Script(prepare=[SOON], polls=[completed()], deliver=[gone]), key=key, **before)).failure()
+    script = Script(prepare=[SOON], polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     rig._fakes.scripts[workflow_id(key)] = script
 
     client = VideoClient(rig.client)
@@ -61,7 +66,7 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 
     assert started
     assert (await client.result(key)).outcome == "full"
-    (submitted,) = script.orders("submit_generation")
+    (submitted,) = script.inputs("submit_generation")
     assert submitted.request == GenerateVideoInput.model_validate({**REQUEST, **before})
     another = {**REQUEST, "prompt": prompt_path("another")}
     with pytest.raises(KeyInUse, match="differs in prompt"):
@@ -74,7 +79,7 @@ async def collect_extension_again(rig: Rig) -> None:
     again = {"task_id": "task_extend_1"}
     script = Script(
         prepare=[policy],
-        polls_of_task=[extend_failed(), lost(**again)],
+        polls=[extend_failed(), lost(**again)],
         extend=[accepted(**again)],
         deliver=[delivered(FIRST_CLIP)],
     )
@@ -84,7 +89,7 @@ async def collect_extension_again(rig: Rig) -> None:
     script = Script(
         prepare=[policy.model_copy(update={"extensions_sent": 1})],
         submit=[accepted(attached=True)],
-        polls_of_task=[extend_failed(), completed(**again)],
+        polls=[extend_failed(), completed(**again)],
         extend=[accepted(**again, attached=True)],
         deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
     )
@@ -97,3 +102,28 @@ async def collect_extension_again(rig: Rig) -> None:
     assert (await client.result("lost-extension")).outcome == "full"
     _, started = await client.start("lost-extension", request)
     assert not started, "everything is collected"
+
+
+async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is offered today says nothing about a key that Temporal or the ledger knows; a new key is refused."""
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone])
+    await (await rig.generate(script, key="retired")).failure()
+    request = GenerateVideoInput.model_validate(REQUEST)
+    ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+    await begin_anew(rig.client, ledger)
+    await ledger.adopt("forgotten", digest="-", task_id="task_1", owner="us", model=request.model)
+    monkeypatch.delitem(cast("dict[str, Any]", MODELS), request.model)
+
+    for key, client in (("retired", VideoClient(rig.client)), ("forgotten", VideoClient(rig.client, store=store))):
+        rig._fakes.scripts[workflow_id(key)] = Script(
+            prepare=[SOON],
+            submit=[accepted(attached=True)],
+            polls_of_task=[completed()],
+            deliver=[delivered(FULL_VIDEO)],
+        )
+        with pytest.raises(InvalidRequest):
+            await client.start("fresh", request)
+        _, started = await client.start(key, request)
+        assert started
+        assert (await client.result(key)).model == request.model

@@ -13,6 +13,8 @@ import math
 import os
 import re
 import shlex
+import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,7 +38,7 @@ from longtake.gateway.account import AccountClient, AccountRecords, ConsoleAcces
 from longtake.gateway.client import GatewayClient, SubmissionForm
 from longtake.gateway.errors import GatewayError, GatewayUnreachable
 from longtake.gateway.links import expires_at
-from longtake.models import CarriedGeneration, Decision, DeliveryKind, GenerateVideoInput, MediaInfo
+from longtake.models import Decision, DeliveryKind, GenerateVideoInput, MediaInfo
 from longtake.observability.logs import JsonFormatter, TextFormatter
 from longtake.request.images import ImageProblem, check_image_bytes, check_image_url, read_data_uri
 from longtake.request.rules import (
@@ -57,6 +59,7 @@ from longtake.temporal.codec import EncryptionCodec, Place
 from longtake.temporal.connection import DATA_CONVERTER
 from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, parse_keys
 from tests.hostile.fuzzing.replayed import Replay, parts
+from workflows.state import GenerationState
 
 KEY: Final = "sk-fuzzed0123456789"
 TASK: Final = "task_fuzzed1"
@@ -124,6 +127,10 @@ class Readers:
                 patch.delenv(name)
         patch.setattr(public_network, "_resolve", self._resolve)  # no name is looked up
         patch.setattr(ledger, "_WRITE_TRIES", 1)  # it waits between them
+        patch.setattr(delivery, "_BREAK_PAUSE_SECONDS", 0)
+        patch.setitem(sys.modules, "trio", None)  # for each request httpcore looks whether it has been installed since
+        tls = ssl.create_default_context()
+        patch.setattr(ssl, "create_default_context", lambda *_, **__: tls)  # to load the authorities takes 70 ms
         patch.setattr(logging.getLogger("longtake"), "disabled", True)
         patch.setattr(logging.getLogger("longtake.gateway"), "disabled", True)
         keys = [SecretStr(KEY)]
@@ -440,7 +447,7 @@ class Readers:
             assert not differing_fields(request, request)
             _ = warnings_for(request), expected_size(request)
         with contextlib.suppress(ValidationError):
-            CarriedGeneration.model_validate(decoded)
+            GenerationState.model_validate(decoded)
 
     async def decisions(self, data: bytes) -> None:
         payload = Payload(metadata={"encoding": b"json/plain"}, data=data)

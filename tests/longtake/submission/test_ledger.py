@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,7 @@ from tests.longtake.s3_server import S3Server
 
 KEY = "order-1"
 DIGEST = "what is sent"
+PROOF = "what only the attempt knew"
 _T = TypeVar("_T")
 
 
@@ -161,6 +163,7 @@ async def write_intent(store: Store, *, age: timedelta, slot: int = 1, window: t
         window_seconds=window.total_seconds(),
         owner="video-order-1/attempt 1",
         model="veo_3_1-fast-remix",
+        proof_hash=hashlib.sha256(PROOF.encode()).hexdigest(),
     )
     await store.put(path_of(slot, "intent"), intent.model_dump_json().encode())
     return intent.nonce
@@ -499,18 +502,30 @@ async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timede
 async def test_evidence_that_nothing_was_sent_frees_the_key(store: Store) -> None:
     nonce = await write_intent(store, age=timedelta(hours=1))
     gateway = Gateway()
-    accepted = await Caller(store, gateway, Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy")).submit()
+    evidence = Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy", proof=PROOF)
+    accepted = await Caller(store, gateway, evidence).submit()
     assert (accepted.slot, accepted.attached, gateway.sent) == (2, False, 1)
     outcome = await outcome_in(store)
     assert outcome
     assert (outcome.outcome, outcome.reason) == ("not_sent", "GatewayBusy")
 
 
-async def test_evidence_of_another_attempt_proves_nothing(disk: Store) -> None:
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"nonce": "another", "proof": PROOF},
+        {"nonce": "theirs-1"},
+        {"nonce": "theirs-1", "proof": "guessed"},
+        {"nonce": "theirs-1", "proof": "\ud800"},
+        {"nonce": "theirs-1", "proof": PROOF, "outcome": "accepted"},
+    ],
+)
+async def test_evidence_without_the_attempts_proof_proves_nothing(disk: Store, forged: dict[str, str]) -> None:
+    """Whoever may write to Temporal may write a heartbeat, and sees the nonce there."""
     await write_intent(disk, age=timedelta(hours=1))
     gateway = Gateway()
     with pytest.raises(OutcomeUnknown):
-        await Caller(disk, gateway, Evidence(nonce="another", outcome="not_sent")).submit()
+        await Caller(disk, gateway, Evidence.model_validate({"outcome": "not_sent", **forged})).submit()
     assert await outcome_in(disk) is None
     assert gateway.sent == 0
 
@@ -519,7 +534,7 @@ async def test_evidence_does_not_outvote_the_record(disk: Store) -> None:
     nonce = await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", "task-3")
     gateway = Gateway()
-    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent")).submit()
+    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent", proof=PROOF)).submit()
     assert (found.task_id, gateway.sent) == ("task-3", 0)
 
 
@@ -1067,7 +1082,7 @@ async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store:
     ledger = ledger_of(store)
     assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY)) == (True, None)
     assert await ledger.doubt(KEY, 1) is None
-    assert await ledger.outcome_of(KEY, 1) == (None, True)
+    assert await ledger.outcome_of(KEY, 1) is None
     accepted = await patient(store, gateway).submit(scheduled_at=NOON + SECOND)
     assert (accepted.slot, gateway.sent) == (2, 1)
     # What was paid since is found by everybody, however old.
@@ -1294,6 +1309,34 @@ async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(sto
     assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
 
 
+async def test_what_temporal_says_does_not_make_anothers_task_ours(store: Store) -> None:
+    """Whoever may write to Temporal may run our steps with an input of his own, and write heartbeats."""
+    victims = await Caller(store, Gateway()).submit(key="victim")
+    nonce = await write_intent(store, age=timedelta(hours=1))
+    evidence = Evidence(nonce=nonce, outcome="accepted", task_id=victims.task_id)
+    believed = await Caller(store, Gateway(), evidence).submit()
+    assert not believed.recorded
+    ledger = ledger_of(store)
+    with pytest.raises(TaskOwned):
+        await ledger.record_accepted(KEY, believed, only=True)
+    assert await outcome_in(store) is None
+    with pytest.raises(TaskOwned):
+        await ledger.check_owner(KEY, victims.task_id)
+    await ledger.check_owner("victim", victims.task_id)
+
+
+async def test_a_task_that_answered_two_submissions_is_both_of_theirs(store: Store) -> None:
+    first = await Caller(store, Gateway()).submit(key="first")
+    second = await Caller(store, Gateway()).submit()
+    assert first.task_id == second.task_id
+    ledger = ledger_of(store)
+    await ledger.check_owner("first", first.task_id)
+    await ledger.check_owner(KEY, first.task_id)
+    with pytest.raises(TaskOwned):
+        await ledger.check_owner("third", first.task_id)
+    await ledger.check_owner("third", "a task that nobody has claimed")
+
+
 async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store: Store) -> None:
     """A person said "nothing was made", and the worker was killed before it could write its id down."""
     await in_doubt(store, KEY)
@@ -1323,3 +1366,280 @@ async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_t
     with pytest.raises(OutcomeUnknown) as caught:
         await patient(store, Gateway()).submit()
     assert caught.value.slot == 2
+
+
+# --- Every field of every record --------------------------------------------------------------------------------------
+
+GATEWAY, ACCOUNT = "https://gateway.example", "0123456789abcdef"
+
+
+async def all_records(store: Store) -> dict[str, dict[str, Any]]:
+    """Everything that the store holds, by path; times are read, and keys hashed as the ledger hashes them."""
+    records = {}
+    for prefix in (PREFIX, OPEN):
+        async for path, _ in store.entries(prefix):
+            record = json.loads(await store.get(path) or b"{}")
+            for name in ("sent_at", "at", "fence"):
+                if record.get(name):
+                    record[name] = datetime.fromisoformat(record[name])
+            records[path] = record
+    return records
+
+
+async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, dict[str, dict[str, Any]]]:
+    """Submit with everything that can be said; returns what the store held when the first byte left as well."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    async def send(create_intent: CreateIntent) -> Answer:
+        async def arm_and_look() -> None:
+            await create_intent()
+            seen.update(await all_records(store))
+
+        return await gateway.send(arm_and_look)
+
+    accepted = None
+    with contextlib.suppress(OutcomeUnknown, GatewayError):
+        accepted = await SubmissionLedger(store, longest_exchange=timedelta(seconds=60)).submit(
+            KEY, digest=DIGEST, send=send, owner="us", model="a model", gateway=GATEWAY, account=ACCOUNT
+        )
+    return accepted, seen
+
+
+def intent_record(record: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What an intent of this caller must be, its name and moment apart."""
+    wanted = {"digest": DIGEST, "window_seconds": 90.0, "owner": "us", "model": "a model"}
+    wanted |= {"gateway": GATEWAY, "account": ACCOUNT}
+    return {"nonce": record["nonce"], "sent_at": record["sent_at"], **wanted, "closing": False, "fence": None, **more}
+
+
+def outcome_record(nonce: str, record: dict[str, Any], **more: Any) -> dict[str, Any]:
+    wanted = {"task_id": None, "request_id": None, "reason": "", "decided": False, "not_charged": False, "fence": None}
+    return {"nonce": nonce, "at": record["at"], **wanted, **more}
+
+
+def folder_of(key: str = KEY) -> str:
+    return ledger_module._folder(key)
+
+
+async def test_every_record_of_a_paid_submission(disk: Store) -> None:
+    accepted, intent_created = await send_whole(disk, Gateway())
+    intent = intent_created[path_of(1, "intent")]
+    nonce, sent_at = intent["nonce"], intent["sent_at"]
+    entry = {"nonce": nonce, "model": "a model", "sent_at": sent_at}
+    assert intent_created == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
+    assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
+    records = await all_records(disk)
+    outcome = records[path_of(1, "outcome")]
+    assert records == {
+        path_of(1, "intent"): intent,
+        path_of(1, "outcome"): outcome_record(
+            nonce, outcome, outcome="accepted", task_id="task-1", request_id="request-1"
+        ),
+        ledger_module._owner_path("task-1"): {
+            "nonce": nonce,
+            "folder": folder_of(),
+            "account": ACCOUNT,
+            "request_id": "request-1",
+            "sent_at": sent_at,
+        },
+    }
+    attached = Accepted("task-1", 1, sent_at, "request-1", attached=True, nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
+    ledger = ledger_of(disk)
+    assert await ledger.accepted(KEY) == await ledger.outcome_of(KEY, 1) == attached
+    assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") == attached
+
+
+async def test_every_record_of_a_refused_submission(disk: Store) -> None:
+    _, intent_created = await send_whole(disk, Gateway(after_arming=GatewayBusy("later")))
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert intent == intent_created[path_of(1, "intent")]
+    assert outcome == outcome_record(intent["nonce"], outcome, outcome="not_sent", reason="GatewayBusy")
+    assert set(records) == {path_of(1, "intent"), path_of(1, "outcome")}
+
+
+async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk: Store) -> None:
+    error = InvalidResponse("no id", status=200, request_id="req-7", excerpt="<p>")
+    await send_whole(disk, Gateway(after_arming=error))
+    records = await all_records(disk)
+    intent, response = records[path_of(1, "intent")], records[path_of(1, "response")]
+    assert response == {
+        "nonce": intent["nonce"],
+        "at": response["at"],
+        "status": 200,
+        "request_id": "req-7",
+        "reason": f"InvalidResponse: {error}",
+        "excerpt": "<p>",
+    }
+    assert set(records) == {path_of(1, "intent"), path_of(1, "response"), ledger_module._open_path(KEY, 1)}
+    ledger = ledger_of(disk)
+    assert await ledger.outcome_of(KEY, 1) is None
+    resolved = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided")
+    attached = Accepted(
+        "task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"], gateway=GATEWAY, account=ACCOUNT
+    )
+    assert resolved == attached == await ledger.outcome_of(KEY, 1)
+    records = await all_records(disk)
+    outcome = records[path_of(1, "outcome")]
+    assert outcome == outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7", reason="decided")
+    assert records[ledger_module._owner_path("task-7")] == {
+        "nonce": intent["nonce"],
+        "folder": folder_of(),
+        "account": ACCOUNT,
+        "request_id": None,
+        "sent_at": None,
+    }
+
+
+@pytest.mark.parametrize("not_charged", [False, True])
+async def test_every_record_of_a_decision_that_nothing_was_made(disk: Store, not_charged: bool) -> None:
+    await in_doubt(disk, KEY)
+    more = {"not_charged": True} if not_charged else {}
+    assert await ledger_of(disk).resolve(KEY, 1, task_id=None, reason="decided", owner="anna", **more) is None
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert outcome == outcome_record(
+        intent["nonce"],
+        outcome,
+        outcome="not_sent",
+        reason="decided (anna)",
+        decided=True,
+        not_charged=not_charged,
+    )
+    assert ledger_module._open_path(KEY, 1) in records, "a task may turn up that it made"
+    assert await ledger_of(disk).resubmissions(KEY) == int(not_charged)
+
+
+async def test_every_record_of_what_came_after_a_decision(disk: Store) -> None:
+    await send_whole(disk, Gateway(after_arming=ResponseLost("reset")))
+    intent = await intent_in(disk)
+    assert intent
+    ledger = ledger_of(disk)
+    await ledger.resolve(KEY, 1, task_id=None, reason="decided")
+    late = Accepted("task-9", 1, intent.sent_at, "request-9", nonce=intent.nonce, gateway=GATEWAY, account=ACCOUNT)
+    await ledger.record_accepted(KEY, late)
+    records = await all_records(disk)
+    record = records[path_of(1, "late")]
+    assert record == outcome_record(intent.nonce, record, outcome="accepted", task_id="task-9", request_id="request-9")
+    assert records[ledger_module._owner_path("task-9")] == {
+        "nonce": intent.nonce,
+        "folder": folder_of(),
+        "account": ACCOUNT,
+        "request_id": "request-9",
+        "sent_at": intent.sent_at,
+    }
+    assert ledger_module._open_path(KEY, 1) not in records
+    assert await ledger.outcome_of(KEY, 1) == await ledger.accepted(KEY) == replace(late, attached=True)
+    assert await ledger.resolve(KEY, 1, task_id=None, reason="again") == replace(late, attached=True)
+    assert not await ledger.is_untouched(KEY)
+
+
+async def test_every_record_of_a_takeover(disk: Store) -> None:
+    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert adopted == Accepted("task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"])
+    assert records == {
+        path_of(1, "intent"): intent_record(intent, window_seconds=0.0, owner="anna", gateway="", account=""),
+        path_of(1, "outcome"): outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7"),
+        ledger_module._owner_path("task-7"): {
+            "nonce": intent["nonce"],
+            "folder": folder_of(),
+            "account": "",
+            "request_id": None,
+            "sent_at": None,
+        },
+    }
+
+
+async def test_every_record_of_a_takeover_that_was_interrupted(disk: Store) -> None:
+    nonce = await write_intent(disk, age=timedelta(hours=1))
+    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    outcome = (await all_records(disk))[path_of(1, "outcome")]
+    assert outcome == outcome_record(nonce, outcome, outcome="accepted", task_id="task-7", reason="adopted (anna)")
+    assert (adopted.task_id, adopted.slot, adopted.nonce, adopted.attached) == ("task-7", 1, nonce, True)
+
+
+async def test_every_record_of_a_closing(disk: Store) -> None:
+    assert await close(disk) is None
+    records = await all_records(disk)
+    intent = records[path_of(1, "intent")]
+    nothing = {"window_seconds": 0.0, "owner": "the closer", "model": "", "gateway": "", "account": ""}
+    assert records == {path_of(1, "intent"): intent_record(intent, **nothing, closing=True, fence=NOON)}
+
+
+@pytest.mark.parametrize("request_id", ["request-1", None])
+async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would_have(
+    disk: Store, request_id: str | None
+) -> None:
+    sent_at = await in_doubt(disk, "paid")
+    intent = await intent_in(disk, key="paid")
+    assert intent
+    intent = intent.model_copy(update={"account": ACCOUNT})
+    await disk.put(path_of(1, "intent", "paid"), intent.model_dump_json().encode())
+    now = datetime.now(UTC)
+    outcome = Outcome(nonce=intent.nonce, outcome="accepted", task_id="Task-1", request_id=request_id, at=now)
+    await disk.put(path_of(1, "outcome", "paid"), outcome.model_dump_json().encode())
+    await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")
+    (owner,) = (await ledger_of(disk).owners_of(["task-1"])).values()
+    assert owner.model_dump() == {
+        "nonce": intent.nonce,
+        "folder": folder_of("paid"),
+        "account": ACCOUNT,
+        "request_id": request_id,
+        "sent_at": sent_at if request_id else None,
+    }
+
+
+# --- At the edges -----------------------------------------------------------------------------------------------------
+
+
+async def test_whoever_closes_without_a_request_is_told_of_whatever_was_paid(disk: Store) -> None:
+    await Caller(disk, Gateway()).submit(digest="another request")
+    closed = await ledger_of(disk).close_unsent(KEY, fence=NOON, owner="the closer")
+    assert closed
+    assert closed.task_id == "task-1"
+
+
+async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "not_sent")
+    late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))
+    await disk.put(path_of(1, "late"), late.model_dump_json().encode())
+    ledger = ledger_of(disk)
+    assert await ledger.close_unsent(KEY, fence=NOON, owner="the closer", digest="another request") is None
+    assert await ledger.accepted(KEY, "another request") is None
+
+
+@pytest.mark.parametrize("name", [f"{'0' * 32}.later.1", f"{'0' * 32}.x", f"{'0' * 32}", "a.b/1"])
+async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, name: str) -> None:
+    await in_doubt(disk, "rival")
+    await disk.put(f"{OPEN}/{name}", b"{}")
+    assert len(await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")) == 1
+
+
+@pytest.mark.parametrize("request_of", ["settle", "outcome_of"])
+async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_of: str) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "accepted", None)
+    ledger = ledger_of(disk)
+    if request_of == "settle":
+        assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
+    else:
+        assert await ledger.outcome_of(KEY, 1) is None
+
+
+async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_MAX_SLOTS", 4)
+    for slot in (1, 2, 3):
+        await write_intent(disk, age=timedelta(hours=1), slot=slot)
+        await write_outcome(disk, "not_sent", slot=slot)
+    gateway, ledger = Gateway(), ledger_of(disk)
+    with pytest.raises(LedgerUnavailable):
+        await Caller(disk, gateway).submit()
+    with pytest.raises(LedgerUnavailable):
+        await close(disk)
+    assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY), gateway.sent) == (True, None, 0)
+    assert (await ledger.accepted(KEY), await ledger.resubmissions(KEY)) == (None, 0)
