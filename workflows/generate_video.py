@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
         TaskState,
     )
     from longtake.request.rules import InvalidRequest, check_request, warnings_for
-    from longtake.temporal.connection import InvalidKey, key_of, workflow_id
+    from longtake.temporal.names import InvalidKey, key_of, workflow_id
     from workflows import outcome
     from workflows.failures import StepFailed
     from workflows.reporting import status_of

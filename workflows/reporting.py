@@ -22,7 +22,7 @@ from longtake.observability.metrics import (
     count,
     observe,
 )
-from longtake.temporal.connection import (
+from longtake.temporal.search_attributes import (
     GATEWAY_TASK_ID,
     VIDEO_ATTENTION,
     VIDEO_MODEL,

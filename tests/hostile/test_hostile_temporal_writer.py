@@ -31,7 +31,7 @@ from longtake.models import (
     TaskRecord,
     TaskState,
 )
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 from tests.workflows.real_site import EXCHANGE, PATIENCE_SECONDS, Site, running_site
 from workflows.state import GenerationState, PaidTask
 

@@ -13,8 +13,9 @@ from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSche
 from longtake.request.rules import MODELS, InvalidRequest, prompt_path
 from longtake.storage import Store
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
 from longtake.temporal.ledger_registration import begin_anew
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,

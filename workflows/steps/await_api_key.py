@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError
 from activities.submission import SubmissionActivities
 from longtake.models import Attention, AwaitKeyInput, OnKeyRefused
 from longtake.request.rules import prompt_paths
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE
 from workflows import options
 from workflows.failures import Cause, attempt
 from workflows.reporting import report

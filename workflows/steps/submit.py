@@ -8,7 +8,7 @@ from temporalio.exceptions import ActivityError
 
 from activities.submission import SubmissionActivities
 from longtake.models import ExtensionInput, Paid, RecordInput, Stage, SubmissionReceipt, SubmitInput
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE
 from workflows import options
 from workflows.failures import Cause, attempt, cause_of
 from workflows.reporting import report
