@@ -127,7 +127,7 @@ $(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
 
 mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by line, and list what no test notices: hours; ARGS="longtake.ledger.*".
 	@mkdir -p $(MUTANTS)/work && git ls-files -z | xargs -0 cp --parents --preserve=timestamps -t $(MUTANTS)/work
-	@cd $(MUTANTS)/work && ../venv/bin/mutmut run --max-children 2 $(ARGS) && ../venv/bin/mutmut results
+	@cd $(MUTANTS)/work && export PATH="$(CURDIR)/$(MUTANTS)/venv/bin:$$PATH" && mutmut run --max-children 2 $(ARGS) && mutmut results
 
 check: lint test ## Everything that CI asks: lint, types, import rules, tests.
 

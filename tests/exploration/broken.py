@@ -3,13 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
+from longtake import charges as charges_module
 from longtake import ledger as ledger_module
+from longtake.charges import Verdict
 from longtake.gateway.errors import GatewayError
 from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
+from longtake.reconciliation import Finding, Resubmit, _Search
 from longtake.storage import StoreProblem
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import LONGEST_EXCHANGE
@@ -110,6 +113,15 @@ async def _ignores_a_lost_race(self: _Attempt) -> None:
     self._armed = True
 
 
+_not_charged = _Search._not_charged
+
+
+async def _closes_by_the_first_check(
+    self: _Search, verdict: Verdict, owner: str, said: Any, _resubmit: Resubmit
+) -> Finding:
+    return await _not_charged(self, verdict, owner, said, Resubmit.NOW)
+
+
 @dataclass(frozen=True)
 class Defect:
     """A ledger that breaks a promise, and by which scenario that comes out."""
@@ -137,7 +149,10 @@ _TWO = "two attempts at once, and a decision about the first slot"
 _CLOSING = "a straggler, somebody who closes what was not sent, and the next run"
 _RECONCILED = "two submissions of one model in doubt, one of which is reconciled"
 _WANTED = "a task that two generations want"
+_LOST = "a lost answer, and a worker that may submit again by itself"
+_ANSWERED = "an answer that names the request, and a worker that may submit again by itself"
 _AGAIN = "a decision, a second submission, and the decision once more"
+_BY_ONE_CHECK = (_Search, "_not_charged", _closes_by_the_first_check)
 
 DEFECTS = (
     Defect("a store that overwrites", _TWO, overwrites=True),
@@ -164,4 +179,12 @@ DEFECTS = (
     Defect("closing leaves the slot free", _CLOSING, ClosesNothing),
     Defect("other submissions in doubt are not seen", _RECONCILED, SeesNoRivals),
     Defect("owners are not seen, and a claim keeps nobody out", _RECONCILED, SeesNoOwners),
+    Defect("one check is enough after a lost answer", _LOST, patches=(_BY_ONE_CHECK,)),
+    Defect("one check is enough after an answer", _ANSWERED, patches=(_BY_ONE_CHECK,)),
+    Defect("nobody accepts late", _LOST, patches=((charges_module, "LATE_ACCEPTANCE", timedelta(minutes=30)),)),
+    Defect(
+        "a log that may have stopped is believed",
+        _ANSWERED,
+        patches=((charges_module._Judge, "_sent_after", lambda _self, moment, _charged: moment),),
+    ),
 )

@@ -27,7 +27,8 @@ class Ask:
     """What an actor waits for; everything between two of these happens at once."""
 
     verb: str
-    """Of the store: get, create, put, delete, entries. Of the gateway: post, answer, tasks. Of Temporal: heartbeat."""
+    """Of the store: get, create, put, delete, entries. Of the gateway: post, answer, tasks, charges. Of
+    Temporal: heartbeat, time, until."""
     path: str = ""
     content: bytes = b""
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
+from longtake.charges import LATE_ACCEPTANCE
 from longtake.gateway.errors import AnswerLost, GatewayBusy, GatewayError
-from longtake.gateway.witnesses import OrphanCandidate, SeenTask, Testimony, Witnesses
-from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger
-from longtake.reconciliation import reconcile
-from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, tell
+from longtake.gateway.witnesses import Charge, OrphanCandidate, SeenTask, Testimony, Witnesses
+from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger, TaskOwner
+from longtake.reconciliation import Finding, Resubmit, reconcile
+from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, clock, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
+from workflows.settling import CONFIRM_NOT_CHARGED
 
 KEY, OTHER_KEY = "order-1", "order-2"
 MODEL = "veo_3_1-fast-remix"
@@ -30,7 +32,7 @@ class End(NamedTuple):
     """How an actor's work ended."""
 
     kind: str
-    """accepted, closed, clear, not found, settled, untouched, touched; or an error's name."""
+    """accepted, closed, clear, not found, settled, not charged, untouched, touched; or an error's name."""
     key: str
     task_id: str = ""
     slot: int = 0
@@ -64,6 +66,8 @@ class Scenario:
     name: str
     actors: tuple[Actor, ...]
     limits: Limits = field(default_factory=Limits)
+    others: tuple[int, ...] = ()
+    """When other generations of the account send, are accepted and charged."""
 
     def deeper(self) -> "Scenario":
         """The same, while more goes wrong: this may take hours."""
@@ -73,7 +77,9 @@ class Scenario:
         return replace(self, limits=limits)
 
 
-def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 0, scheduled: int = 0) -> Actor:
+def submits(
+    name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 0, scheduled: int = 0, account: str = ""
+) -> Actor:
     """An attempt to submit.
 
     Args:
@@ -82,6 +88,7 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
         retries: Which attempt's heartbeat it reads first.
         clock_ahead: Seconds.
         scheduled: When Temporal scheduled it.
+        account: Who pays, where the ledger says so.
     """
 
     async def send(arm: Arm) -> Answer:
@@ -92,6 +99,8 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
             raise GatewayBusy("later")
         if answer == "lost":
             raise AnswerLost("no answer")
+        if answer == "broken":
+            raise AnswerLost("HTTP 500", status=500, request_id=f"request-{name}")
         return Answer(answer)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
@@ -106,6 +115,8 @@ def submits(name: str, *, key: str = KEY, retries: str = "", clock_ahead: int = 
                 evidence=Evidence.model_validate_json(told) if told else None,
                 on_evidence=lambda evidence: tell(evidence.model_dump_json()),
                 scheduled_at=BEGAN + timedelta(seconds=scheduled),
+                gateway=_TaskList.origin if account else "",
+                account=account,
             )
         except (LedgerError, GatewayError) as error:
             return End(type(error).__name__, key, slot=getattr(error, "slot", 0))
@@ -203,6 +214,69 @@ def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     return Actor(name, work, key)
 
 
+ACCOUNT = _TaskList.account
+
+
+class _Records(_TaskList):
+    """The account's task list and usage log, beside other generations of the same account."""
+
+    def __init__(self, others: tuple[int, ...]) -> None:
+        self._others = others
+
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> Testimony:
+        listed = await ask("tasks")
+        logged = await ask("charges") if log else None
+        tasks = [
+            OrphanCandidate(task_id=task_id, submitted_at=at, model=model)
+            for task_id, at in self._with_others(listed)
+            if since <= at <= until
+        ]
+        seen = [SeenTask(task_id=task.task_id, submitted_at=task.submitted_at) for task in tasks]
+        charges = [
+            Charge(at=at, model=model, request_id=task_id.replace("task", "request"))
+            for task_id, at in self._with_others(logged or ())
+        ]
+        charged_at = tuple(one.at for one in charges if one.at and since <= one.at <= until)
+        return Testimony(
+            tasks=tuple(tasks),
+            seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)),
+            charges=None if logged is None else len(charged_at),
+            charged_at=charged_at,
+            logged=None if logged is None else tuple(charges),
+        )
+
+    def _with_others(self, rows: tuple[tuple[str, int], ...]) -> list[tuple[str, datetime]]:
+        others = [(_task_of_another(at), at) for at in self._others if at <= clock.read()]
+        return [(task_id, BEGAN + timedelta(seconds=at)) for task_id, at in (*others, *rows)]
+
+
+def _task_of_another(at: int) -> str:
+    return f"task-other-{at}"
+
+
+def resubmits(name: str, *, others: tuple[int, ...], confirm_after: timedelta = CONFIRM_NOT_CHARGED) -> Actor:
+    """Closes what was not charged, as the workflow does where it may submit again by itself: by two checks."""
+
+    async def work(ledger: SubmissionLedger, me: str) -> End:
+        async def check(resubmit: Resubmit) -> Finding:
+            witnesses = cast("Witnesses", _Records(others))
+            return await reconcile(ledger, witnesses, key=KEY, slot=1, model=MODEL, owner=me, resubmit=resubmit)
+
+        try:
+            finding = await check(Resubmit.IF_CONFIRMED)
+            if finding.resubmittable:
+                now = await ask("time")
+                if await ask("until", str(now + round(confirm_after.total_seconds()))):
+                    finding = await check(Resubmit.NOW)
+        except LedgerError as error:
+            return End(type(error).__name__, KEY)
+        if finding.accepted:
+            return End("accepted", KEY, finding.accepted.task_id, finding.accepted.slot)
+        return End("not charged" if finding.clear else "not found", KEY)
+
+    return Actor(name, work)
+
+
 def looks(name: str, *, key: str = KEY) -> Actor:
     """Asks whether anything was ever sent."""
 
@@ -215,6 +289,8 @@ def looks(name: str, *, key: str = KEY) -> Actor:
 
     return Actor(name, work, key)
 
+
+_NOTHING_WAS_MADE = frozenset({"untouched", "clear", "closed", "not charged"})
 
 Records = dict[tuple[str, int], dict[str, Any]]
 """What the ledger's slots hold, by the key's folder and the slot's number."""
@@ -266,7 +342,7 @@ class Promises:
         slots = self._slots(world, state)
         if end.kind == "accepted":
             return self._false_acceptance(world, state, actor, end), None
-        if end.kind in {"untouched", "clear", "closed"}:
+        if end.kind in _NOTHING_WAS_MADE:
             folder = ledger_folder(end.key)
             made = [
                 post
@@ -281,7 +357,7 @@ class Promises:
 
     def is_true_whenever(self, node: Node) -> bool:
         """Who says that nothing was made speaks of this moment."""
-        return node.end.kind not in {"untouched", "clear", "closed"}
+        return node.end.kind not in _NOTHING_WAS_MADE
 
     def _speaks_of(self, end: End, post: Post) -> bool:
         """What is newer than the fence is none of the closer's business."""
@@ -452,6 +528,18 @@ THREE = Limits(crashes=1, faults=1, jumps=1, unread=_NO_INDEX)
 FOUR = Limits(crashes=1, faults=0, jumps=1, unread=_NO_INDEX)
 RECONCILED = Limits(crashes=1, faults=0, jumps=1, jump_seconds=(600,), answers=("accepted", "lost"), dated_late=True)
 
+# What the judgement relies on, to the second: the gateway accepts within the hour, and its records show it within the
+# time between two checks.
+_RESUBMITTED = Limits(
+    crashes=1,
+    faults=0,
+    dated_late=True,
+    dated_within=round(LATE_ACCEPTANCE.total_seconds()),
+    reported_within=round(CONFIRM_NOT_CHARGED.total_seconds()),
+)
+_AFTER_LOST = (0, 3720, 7100)
+_AFTER_ANSWER = (0, 125, 430)
+
 SCENARIOS = (
     Scenario(
         "two attempts at once, and a decision about the first slot",
@@ -513,6 +601,18 @@ SCENARIOS = (
         (submits("X"), submits("Y", key=OTHER_KEY), reconciles("R", key=OTHER_KEY)),
         RECONCILED,
     ),
+    Scenario(
+        "a lost answer, and a worker that may submit again by itself",
+        (submits("W", account=ACCOUNT), resubmits("R", others=_AFTER_LOST)),
+        replace(_RESUBMITTED, answers=("lost", "lost unmade"), jumps=3, jump_seconds=(300, 3500)),
+        others=_AFTER_LOST,
+    ),
+    Scenario(
+        "an answer that names the request, and a worker that may submit again by itself",
+        (submits("W", account=ACCOUNT), resubmits("R", others=_AFTER_ANSWER)),
+        replace(_RESUBMITTED, answers=("broken", "broken unmade"), jumps=3, jump_seconds=(130, 300)),
+        others=_AFTER_ANSWER,
+    ),
 )
 
 
@@ -534,13 +634,24 @@ def explore(
     """
     make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE))
     programs = tuple(_program(actor, make()) for actor in scenario.actors)
-    known = json.dumps({"nonce": "known", "folder": ledger_folder("long ago"), "account": ""}).encode()
-    world = World(programs, scenario.limits, content={owner_path(KNOWN_TASK): known}, overwrites=overwrites)
+    account = ACCOUNT if scenario.others else ""
+    known = {owner_path(KNOWN_TASK): _owner("long ago", account)}
+    known |= {owner_path(_task_of_another(at)): _owner(f"other-{at}", account, at) for at in scenario.others}
+    world = World(programs, scenario.limits, content=known, overwrites=overwrites)
     try:
         return _Search(world, Promises(scenario.actors, make)).run()
     finally:
         for program in programs:
             program.close()
+
+
+def _owner(key: str, account: str, sent: int | None = None) -> bytes:
+    """The record of whose a task is."""
+    owner = TaskOwner(nonce=key, folder=ledger_folder(key), account=account)
+    if sent is not None:
+        sent_at = BEGAN + timedelta(seconds=sent)
+        owner = owner.model_copy(update={"request_id": f"request-{key}", "sent_at": sent_at})
+    return owner.model_dump_json().encode()
 
 
 def _program(actor: Actor, ledger: SubmissionLedger) -> Program:

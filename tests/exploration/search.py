@@ -5,6 +5,7 @@ every actor stands. Two interleavings that lead to the same state have the same 
 how many interleavings run through it is counted on the way back.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
@@ -30,6 +31,12 @@ class Post(NamedTuple):
     """When its task is dated; None where the gateway's own upstream has not accepted it yet."""
     returned: bool = False
     """Whether the task's id has reached its sender."""
+    sent: int = 0
+    """When it left, where that limits when it is dated."""
+    listed: bool = True
+    """Whether the account's list shows its task, once that is dated."""
+    logged: bool = True
+    """Whether the account's log shows its charge, once its task is dated."""
 
     def task_id(self, names: tuple[str, ...]) -> str:
         """The gateway's name of what it made."""
@@ -70,9 +77,13 @@ class Limits:
     """How often the clock jumps, which is also how often everybody who is at work is frozen."""
     jump_seconds: tuple[int, ...] = (3600,)
     answers: tuple[str, ...] = ("accepted", "lost", "busy", "lost unmade")
-    """What the gateway may do: `lost` made a task whose answer never came."""
+    """What the gateway may do: `lost` made a task whose answer never came, `broken` one that it answers with a 500."""
     dated_late: bool = False
     """Whether a task may appear in the account's list, and be dated, long after its request has left."""
+    dated_within: int | None = None
+    """Seconds after its request has left within which a task is dated, if ever; None: at any time."""
+    reported_within: int | None = None
+    """Seconds after a task is dated within which list and log show it, each by itself; None: at once."""
     frozen_at_the_last_instant: bool = False
     """Whether a process may be frozen between its last check and its first byte, for as long as the clock jumps."""
     unread: tuple[str, ...] = ()
@@ -313,12 +324,36 @@ class Search:
             yield Move(f"late arrival: {write}", arrived)
         for index, post in enumerate(state.posts if at_work else ()):
             if post.made and post.at is None:
-                posts = (*state.posts[:index], post._replace(at=state.now), *state.posts[index + 1 :])
-                yield Move(f"{post.task_id(world.names)} is accepted upstream", state._replace(posts=posts))
+                yield self._becomes(state, index, "is accepted upstream", at=state.now)
+            if post.at is not None and not post.listed:
+                yield self._becomes(state, index, "shows in the list", listed=True)
+            if post.at is not None and not post.logged:
+                yield self._becomes(state, index, "shows in the log", logged=True)
         if state.jumps and (world.limits.frozen_at_the_last_instant or not self._is_sending(state, at_work)):
             for seconds in world.limits.jump_seconds if at_work else ():
+                if not self._may_pass(state, seconds):
+                    continue
                 jumped = state._replace(now=state.now + seconds, jumps=state.jumps - 1)
                 yield Move(f"{seconds} s pass", jumped)
+
+    def _becomes(self, state: State, index: int, what: str, **fields: object) -> Move:
+        """Something happens to what was sent."""
+        post = state.posts[index]
+        posts = (*state.posts[:index], post._replace(**fields), *state.posts[index + 1 :])
+        return Move(f"{post.task_id(self._world.names)} {what}", state._replace(posts=posts))
+
+    def _may_pass(self, state: State, seconds: int) -> bool:
+        """Whether nothing has to happen before so much time has passed."""
+        return all(state.now + seconds <= self._latest(post) for post in state.posts)
+
+    def _latest(self, post: Post) -> float:
+        """When the next thing must have happened to what was sent."""
+        limits = self._world.limits
+        if post.made and post.at is None and limits.dated_within is not None:
+            return post.sent + limits.dated_within
+        if post.at is not None and not (post.listed and post.logged) and limits.reported_within is not None:
+            return post.at + limits.reported_within
+        return math.inf
 
     def _is_sending(self, state: State, at_work: list[int]) -> bool:
         """Whether somebody has made all checks, and only the first byte is still to leave."""
@@ -405,9 +440,14 @@ class Search:
         number = sum(post.actor == actor for post in state.posts)
         folder, slot = _place(world.content(state.store), world.names[actor])
         for made in (True, False):
-            if not any(made == (answer in {"accepted", "lost"}) for answer in world.limits.answers):
+            if not any(made == (answer in _MADE) for answer in world.limits.answers):
                 continue
-            post = Post(actor, number, folder, slot, made, None if world.limits.dated_late else state.now)
+            limits = world.limits
+            post = Post(actor, number, folder, slot, made, None if limits.dated_late else state.now)
+            if limits.dated_within is not None:
+                post = post._replace(sent=state.now)
+            if made and limits.reported_within is not None:
+                post = post._replace(listed=False, logged=False)
             text = f"{world.names[actor]}: post in slot {slot} -> {'made, paid' if made else 'not made'}"
             self._hold(self._judge.on_post(world, state, post), text)
             posted = state._replace(posts=(*state.posts, post))
@@ -424,14 +464,33 @@ class Search:
             yield self._resumed(state, actor, "busy", "busy")
         if ("lost" if post.made else "lost unmade") in allowed:
             yield self._resumed(state, actor, "lost", "lost")
+        # An answer of the gateway itself comes when it has done all that it ever will.
+        if ("broken" if post.made else "broken unmade") in allowed and not (post.made and post.at is None):
+            yield self._resumed(state, actor, "broken", "HTTP 500")
 
     def _shows_tasks(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
-        made = tuple(
-            sorted(
-                (post.task_id(self._world.names), post.at) for post in state.posts if post.made and post.at is not None
-            )
-        )
+        made = self._rows(state, lambda post: post.listed)
         yield self._resumed(state, actor, made, f"{len(made)} tasks")
+
+    def _shows_charges(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
+        charged = self._rows(state, lambda post: post.logged)
+        yield self._resumed(state, actor, charged, f"{len(charged)} charges")
+
+    def _rows(self, state: State, shows: Callable[[Post], bool]) -> tuple[tuple[str, int], ...]:
+        """What the account's records show: tasks and when they are dated."""
+        names = self._world.names
+        dated = [(post, post.at) for post in state.posts if post.made and post.at is not None and shows(post)]
+        return tuple(sorted((post.task_id(names), at) for post, at in dated))
+
+    def _tells_time(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
+        yield self._resumed(state, actor, state.now, f"{state.now} s")
+
+    def _waits(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
+        """Until that moment; where the clock jumps no more, it never comes."""
+        if state.now >= int(wants.path):
+            yield self._resumed(state, actor, True, "it is time")
+        elif not state.jumps:
+            yield self._resumed(state, actor, False, "it never comes")
 
     def _reads_heartbeat(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         """Of an earlier attempt: what it told last, or nothing, where that did not arrive."""
@@ -441,6 +500,7 @@ class Search:
             yield self._resumed(state, actor, told[-1], "its evidence")
 
 
+_MADE = frozenset({"accepted", "lost", "broken"})
 _VERBS: dict[str, Callable[[Search, State, int, Ask], Iterator[Move]]] = {
     "get": Search._reads,
     "entries": Search._lists,
@@ -450,6 +510,9 @@ _VERBS: dict[str, Callable[[Search, State, int, Ask], Iterator[Move]]] = {
     "post": Search._posts,
     "answer": Search._answers,
     "tasks": Search._shows_tasks,
+    "charges": Search._shows_charges,
+    "time": Search._tells_time,
+    "until": Search._waits,
     "heartbeat": Search._reads_heartbeat,
 }
 
