@@ -586,18 +586,18 @@ class SubmissionLedger:
                 return False
         return True
 
-    async def outcome_of(self, key: str, slot: int) -> tuple[Accepted | None, bool]:
-        """What is known of a submission: the task, if it was accepted, and whether there is any outcome.
+    async def outcome_of(self, key: str, slot: int) -> Accepted | None:
+        """What a submission brought; None where it brought nothing, or has no outcome.
 
         Raises:
             LedgerUnavailable: The store did not answer, or has no such slot.
         """
         intent, outcome = await self._slot(key, slot)
         if outcome is None:
-            return None, False
+            return None
         if outcome.outcome == "not_sent" or not outcome.task_id:
-            return await self._late(key, slot, intent), True
-        return _accepted(slot, intent, outcome), True
+            return await self._late(key, slot, intent)
+        return _accepted(slot, intent, outcome)
 
     async def accepted(self, key: str, digest: str = "") -> Accepted | None:
         """The paid submission of this key; None where the ledger knows of none.
@@ -756,17 +756,7 @@ class SubmissionLedger:
             return await self._late(key, slot, intent)
         return _accepted(slot, intent, outcome)
 
-    async def adopt(  # noqa: PLR0913 - each is a fact of its own, named at the call
-        self,
-        key: str,
-        *,
-        digest: str,
-        task_id: str,
-        owner: str,
-        model: str,
-        gateway: str = "",
-        account: str = "",
-    ) -> Accepted:
+    async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
         """Take over a task that something else submitted: an intent and its outcome, without sending anything.
 
         Raises:
@@ -787,21 +777,12 @@ class SubmissionLedger:
         if isinstance(slot, Accepted):
             return slot
         nonce = uuid.uuid4().hex
-        await self._claim(key, task_id, nonce, account, only=True)
+        await self._claim(key, task_id, nonce, "", only=True)  # which account paid for it is not known
         intent = Intent(
-            nonce=nonce,
-            digest=digest,
-            sent_at=datetime.now(UTC),
-            window_seconds=0,
-            owner=owner,
-            model=model,
-            gateway=gateway,
-            account=account,
+            nonce=nonce, digest=digest, sent_at=datetime.now(UTC), window_seconds=0, owner=owner, model=model
         )
         await self._create(_path(key, slot, "intent"), intent)
-        accepted = Accepted(
-            task_id, slot, intent.sent_at, attached=True, nonce=intent.nonce, gateway=gateway, account=account
-        )
+        accepted = Accepted(task_id, slot, intent.sent_at, attached=True, nonce=nonce)
         await self.record_accepted(key, accepted)
         return accepted
 
@@ -915,9 +896,14 @@ class SubmissionLedger:
             return intent
         if outcome.task_id:
             # Its writer may have died before it did this.
-            sent_at = intent.sent_at if outcome.request_id else None  # without one it may have been taken over
-            known = {"request_id": outcome.request_id, "sent_at": sent_at}
-            await self._claim_for(folder, outcome.task_id, outcome.nonce, intent.account, **known)
+            claim = TaskOwner(
+                nonce=outcome.nonce,
+                folder=f"{PREFIX}/{folder}",
+                account=intent.account,
+                request_id=outcome.request_id,
+                sent_at=intent.sent_at if outcome.request_id else None,  # without one it may have been taken over
+            )
+            await self._claim_for(outcome.task_id, claim)
         await self._forget_at(folder, slot)
         return None
 
@@ -930,8 +916,7 @@ class SubmissionLedger:
     async def _outcome(self, key: str, slot: int, intent: Intent) -> Outcome | None:
         """What came of a slot; a closing intent says so itself."""
         if intent.closing:
-            closed = "closed: nothing older is sent"
-            return Outcome(nonce=intent.nonce, outcome="not_sent", reason=closed, at=intent.sent_at, fence=intent.fence)
+            return Outcome(nonce=intent.nonce, outcome="not_sent", at=intent.sent_at, fence=intent.fence)
         return await self._read(Outcome, _path(key, slot, "outcome"))
 
     async def _response(self, key: str, slot: int, intent: Intent) -> Response | None:
@@ -954,8 +939,16 @@ class SubmissionLedger:
             await self._forget(key, slot)
         return stands
 
-    async def _claim(
-        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: object
+    async def _claim(  # noqa: PLR0913 - each is a fact of its own, named at the call
+        self,
+        key: str,
+        task_id: str,
+        nonce: str,
+        account: str,
+        *,
+        only: bool = False,
+        request_id: str | None = None,
+        sent_at: datetime | None = None,
     ) -> None:
         """Write down whose a task is; the first claim stands.
 
@@ -963,14 +956,14 @@ class SubmissionLedger:
             TaskOwned: It is another's, and `only` an owner may go on.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._claim_for(_hash(key), task_id, nonce, account, **known)
-        if only and owner != _folder(key):
+        claim = TaskOwner(nonce=nonce, folder=_folder(key), account=account, request_id=request_id, sent_at=sent_at)
+        owner = await self._claim_for(task_id, claim)
+        if only and owner != claim.folder:
             raise TaskOwned(f"the task {task_id} belongs to another generation")
 
-    async def _claim_for(self, folder: str, task_id: str, nonce: str, account: str, **known: object) -> str:
-        """The same for a folder; returns whose it is."""
-        record = {"nonce": nonce, "folder": f"{PREFIX}/{folder}", "account": account, **known}
-        path, claim = _owner_path(task_id), TaskOwner.model_validate(record)
+    async def _claim_for(self, task_id: str, claim: TaskOwner) -> str:
+        """The same with a claim that is made; returns whose the task is."""
+        path = _owner_path(task_id)
         try:
             await self._create(path, claim)
         except SlotTaken:

@@ -113,7 +113,7 @@ async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one
     doubt = await ledger.doubt(key, slot) if slot else None
     if doubt is None:
         # Nothing is in doubt: it was paid, or nothing was made. An answer may have come after Temporal had given up.
-        accepted = (await ledger.outcome_of(key, slot))[0] if slot else await ledger.accepted(key, digest)
+        accepted = await ledger.outcome_of(key, slot) if slot else await ledger.accepted(key, digest)
         return Finding(clear=accepted is None, accepted=accepted, resubmissions=await ledger.resubmissions(key))
     if not doubt.exchange_is_over:
         until = doubt.intent.over_at

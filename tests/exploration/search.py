@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tests.exploration.programs import Ask, Node, Program, Reply, StoreFails
 
@@ -336,7 +336,7 @@ class Search:
                 jumped = state._replace(now=state.now + seconds, jumps=state.jumps - 1)
                 yield Move(f"{seconds} s pass", jumped)
 
-    def _becomes(self, state: State, index: int, what: str, **fields: object) -> Move:
+    def _becomes(self, state: State, index: int, what: str, **fields: Any) -> Move:
         """Something happens to what was sent."""
         post = state.posts[index]
         posts = (*state.posts[:index], post._replace(**fields), *state.posts[index + 1 :])

@@ -6,7 +6,7 @@ import itertools
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -1067,7 +1067,7 @@ async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store:
     ledger = ledger_of(store)
     assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY)) == (True, None)
     assert await ledger.doubt(KEY, 1) is None
-    assert await ledger.outcome_of(KEY, 1) == (None, True)
+    assert await ledger.outcome_of(KEY, 1) is None
     accepted = await patient(store, gateway).submit(scheduled_at=NOON + SECOND)
     assert (accepted.slot, gateway.sent) == (2, 1)
     # What was paid since is found by everybody, however old.
@@ -1323,3 +1323,221 @@ async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_t
     with pytest.raises(OutcomeUnknown) as caught:
         await patient(store, Gateway()).submit()
     assert caught.value.slot == 2
+
+
+# --- Every field of every record --------------------------------------------------------------------------------------
+
+WHERE = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
+
+
+async def all_records(store: Store) -> dict[str, dict[str, Any]]:
+    """Everything that the store holds, by path; times are read, and keys hashed as the ledger hashes them."""
+    records = {}
+    for prefix in (PREFIX, OPEN):
+        async for path, _ in store.entries(prefix):
+            record = json.loads(await store.get(path) or b"{}")
+            for name in ("sent_at", "at", "fence"):
+                if record.get(name):
+                    record[name] = datetime.fromisoformat(record[name])
+            records[path] = record
+    return records
+
+
+async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, dict[str, dict[str, Any]]]:
+    """Submit with everything that can be said; returns what the store held when the first byte left as well."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    async def send(arm: Arm) -> Answer:
+        async def arm_and_look() -> None:
+            await arm()
+            seen.update(await all_records(store))
+
+        return await gateway.send(arm_and_look)
+
+    accepted = None
+    with contextlib.suppress(OutcomeUnknown, GatewayError):
+        accepted = await SubmissionLedger(store, longest_exchange=timedelta(seconds=60)).submit(
+            KEY, digest=DIGEST, send=send, owner="us", model="a model", **WHERE
+        )
+    return accepted, seen
+
+
+def intent_record(record: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What an intent of this caller must be, its name and moment apart."""
+    wanted = {"digest": DIGEST, "window_seconds": 90.0, "owner": "us", "model": "a model", **WHERE}
+    return {"nonce": record["nonce"], "sent_at": record["sent_at"], **wanted, "closing": False, "fence": None, **more}
+
+
+def outcome_record(nonce: str, record: dict[str, Any], **more: Any) -> dict[str, Any]:
+    wanted = {"task_id": None, "request_id": None, "reason": "", "decided": False, "not_charged": False, "fence": None}
+    return {"nonce": nonce, "at": record["at"], **wanted, **more}
+
+
+def folder_of(key: str = KEY) -> str:
+    return ledger_module._folder(key)
+
+
+async def test_every_record_of_a_paid_submission(disk: Store) -> None:
+    accepted, armed = await send_whole(disk, Gateway())
+    intent = armed[path_of(1, "intent")]
+    nonce, sent_at = intent["nonce"], intent["sent_at"]
+    entry = {"nonce": nonce, "model": "a model", "sent_at": sent_at}
+    assert armed == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
+    assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, **WHERE)
+    records = await all_records(disk)
+    outcome = records[path_of(1, "outcome")]
+    assert records == {
+        path_of(1, "intent"): intent,
+        path_of(1, "outcome"): outcome_record(
+            nonce, outcome, outcome="accepted", task_id="task-1", request_id="request-1"
+        ),
+        ledger_module._owner_path("task-1"): {
+            "nonce": nonce,
+            "folder": folder_of(),
+            "account": WHERE["account"],
+            "request_id": "request-1",
+            "sent_at": sent_at,
+        },
+    }
+    attached = Accepted("task-1", 1, sent_at, "request-1", attached=True, nonce=nonce, **WHERE)
+    ledger = ledger_of(disk)
+    assert await ledger.accepted(KEY) == await ledger.outcome_of(KEY, 1) == attached
+    assert await ledger.settle(KEY, 1, task_id=None, reason="decided") == attached
+
+
+async def test_every_record_of_a_refused_submission(disk: Store) -> None:
+    _, armed = await send_whole(disk, Gateway(after_arming=GatewayBusy("later")))
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert intent == armed[path_of(1, "intent")]
+    assert outcome == outcome_record(intent["nonce"], outcome, outcome="not_sent", reason="GatewayBusy")
+    assert set(records) == {path_of(1, "intent"), path_of(1, "outcome")}
+
+
+async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk: Store) -> None:
+    error = AnswerUnreadable("no id", status=200, request_id="req-7", excerpt="<p>")
+    await send_whole(disk, Gateway(after_arming=error))
+    records = await all_records(disk)
+    intent, response = records[path_of(1, "intent")], records[path_of(1, "response")]
+    assert response == {
+        "nonce": intent["nonce"],
+        "at": response["at"],
+        "status": 200,
+        "request_id": "req-7",
+        "reason": f"AnswerUnreadable: {error}",
+        "excerpt": "<p>",
+    }
+    assert set(records) == {path_of(1, "intent"), path_of(1, "response"), ledger_module._open_path(KEY, 1)}
+    ledger = ledger_of(disk)
+    assert await ledger.outcome_of(KEY, 1) is None
+    settled = await ledger.settle(KEY, 1, task_id="task-7", reason="decided")
+    attached = Accepted("task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"], **WHERE)
+    assert settled == attached == await ledger.outcome_of(KEY, 1)
+    records = await all_records(disk)
+    outcome = records[path_of(1, "outcome")]
+    assert outcome == outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7", reason="decided")
+    assert records[ledger_module._owner_path("task-7")] == {
+        "nonce": intent["nonce"],
+        "folder": folder_of(),
+        "account": WHERE["account"],
+        "request_id": None,
+        "sent_at": None,
+    }
+
+
+@pytest.mark.parametrize("not_charged", [False, True])
+async def test_every_record_of_a_decision_that_nothing_was_made(disk: Store, not_charged: bool) -> None:
+    await in_doubt(disk, KEY)
+    more = {"not_charged": True} if not_charged else {}
+    assert await ledger_of(disk).settle(KEY, 1, task_id=None, reason="decided", owner="anna", **more) is None
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert outcome == outcome_record(
+        intent["nonce"],
+        outcome,
+        outcome="not_sent",
+        reason="decided (anna)",
+        decided=True,
+        not_charged=not_charged,
+    )
+    assert ledger_module._open_path(KEY, 1) in records, "a task may turn up that it made"
+    assert await ledger_of(disk).resubmissions(KEY) == int(not_charged)
+
+
+async def test_every_record_of_what_came_after_a_decision(disk: Store) -> None:
+    await send_whole(disk, Gateway(after_arming=AnswerLost("reset")))
+    intent = await intent_in(disk)
+    assert intent
+    ledger = ledger_of(disk)
+    await ledger.settle(KEY, 1, task_id=None, reason="decided")
+    late = Accepted("task-9", 1, intent.sent_at, "request-9", nonce=intent.nonce, **WHERE)
+    await ledger.record_accepted(KEY, late)
+    records = await all_records(disk)
+    record = records[path_of(1, "late")]
+    assert record == outcome_record(intent.nonce, record, outcome="accepted", task_id="task-9", request_id="request-9")
+    assert records[ledger_module._owner_path("task-9")] == {
+        "nonce": intent.nonce,
+        "folder": folder_of(),
+        "account": WHERE["account"],
+        "request_id": "request-9",
+        "sent_at": intent.sent_at,
+    }
+    assert ledger_module._open_path(KEY, 1) not in records
+    assert await ledger.outcome_of(KEY, 1) == await ledger.accepted(KEY) == replace(late, attached=True)
+    assert await ledger.settle(KEY, 1, task_id=None, reason="again") == replace(late, attached=True)
+    assert not await ledger.is_untouched(KEY)
+
+
+async def test_every_record_of_a_takeover(disk: Store) -> None:
+    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    records = await all_records(disk)
+    intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
+    assert adopted == Accepted("task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"])
+    assert records == {
+        path_of(1, "intent"): intent_record(intent, window_seconds=0.0, owner="anna", gateway="", account=""),
+        path_of(1, "outcome"): outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7"),
+        ledger_module._owner_path("task-7"): {
+            "nonce": intent["nonce"],
+            "folder": folder_of(),
+            "account": "",
+            "request_id": None,
+            "sent_at": None,
+        },
+    }
+
+
+async def test_every_record_of_a_takeover_that_was_interrupted(disk: Store) -> None:
+    nonce = await write_intent(disk, age=timedelta(hours=1))
+    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    outcome = (await all_records(disk))[path_of(1, "outcome")]
+    assert outcome == outcome_record(nonce, outcome, outcome="accepted", task_id="task-7", reason="adopted (anna)")
+    assert (adopted.task_id, adopted.slot, adopted.nonce, adopted.attached) == ("task-7", 1, nonce, True)
+
+
+async def test_every_record_of_a_closing(disk: Store) -> None:
+    assert await close(disk) is None
+    records = await all_records(disk)
+    intent = records[path_of(1, "intent")]
+    nothing = {"window_seconds": 0.0, "owner": "the closer", "model": "", "gateway": "", "account": ""}
+    assert records == {path_of(1, "intent"): intent_record(intent, **nothing, closing=True, fence=NOON)}
+
+
+@pytest.mark.parametrize("request_id", ["request-1", None])
+async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would_have(
+    disk: Store, request_id: str | None
+) -> None:
+    sent_at = await in_doubt(disk, "paid")
+    intent = await intent_in(disk, key="paid")
+    assert intent
+    now = datetime.now(UTC)
+    outcome = Outcome(nonce=intent.nonce, outcome="accepted", task_id="Task-1", request_id=request_id, at=now)
+    await disk.put(path_of(1, "outcome", "paid"), outcome.model_dump_json().encode())
+    await ledger_of(disk).rivals(KEY, "veo_3_1-fast-remix")
+    (owner,) = (await ledger_of(disk).owners_of(["task-1"])).values()
+    assert owner.model_dump() == {
+        "nonce": intent.nonce,
+        "folder": folder_of("paid"),
+        "account": "",
+        "request_id": request_id,
+        "sent_at": sent_at if request_id else None,
+    }
