@@ -1327,7 +1327,7 @@ async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_t
 
 # --- Every field of every record --------------------------------------------------------------------------------------
 
-WHERE = {"gateway": "https://gateway.example", "account": "0123456789abcdef"}
+GATEWAY, ACCOUNT = "https://gateway.example", "0123456789abcdef"
 
 
 async def all_records(store: Store) -> dict[str, dict[str, Any]]:
@@ -1357,14 +1357,15 @@ async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, d
     accepted = None
     with contextlib.suppress(OutcomeUnknown, GatewayError):
         accepted = await SubmissionLedger(store, longest_exchange=timedelta(seconds=60)).submit(
-            KEY, digest=DIGEST, send=send, owner="us", model="a model", **WHERE
+            KEY, digest=DIGEST, send=send, owner="us", model="a model", gateway=GATEWAY, account=ACCOUNT
         )
     return accepted, seen
 
 
 def intent_record(record: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What an intent of this caller must be, its name and moment apart."""
-    wanted = {"digest": DIGEST, "window_seconds": 90.0, "owner": "us", "model": "a model", **WHERE}
+    wanted = {"digest": DIGEST, "window_seconds": 90.0, "owner": "us", "model": "a model"}
+    wanted |= {"gateway": GATEWAY, "account": ACCOUNT}
     return {"nonce": record["nonce"], "sent_at": record["sent_at"], **wanted, "closing": False, "fence": None, **more}
 
 
@@ -1383,7 +1384,7 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
     nonce, sent_at = intent["nonce"], intent["sent_at"]
     entry = {"nonce": nonce, "model": "a model", "sent_at": sent_at}
     assert armed == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
-    assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, **WHERE)
+    assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
     records = await all_records(disk)
     outcome = records[path_of(1, "outcome")]
     assert records == {
@@ -1394,12 +1395,12 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
         ledger_module._owner_path("task-1"): {
             "nonce": nonce,
             "folder": folder_of(),
-            "account": WHERE["account"],
+            "account": ACCOUNT,
             "request_id": "request-1",
             "sent_at": sent_at,
         },
     }
-    attached = Accepted("task-1", 1, sent_at, "request-1", attached=True, nonce=nonce, **WHERE)
+    attached = Accepted("task-1", 1, sent_at, "request-1", attached=True, nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
     ledger = ledger_of(disk)
     assert await ledger.accepted(KEY) == await ledger.outcome_of(KEY, 1) == attached
     assert await ledger.settle(KEY, 1, task_id=None, reason="decided") == attached
@@ -1431,7 +1432,9 @@ async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk:
     ledger = ledger_of(disk)
     assert await ledger.outcome_of(KEY, 1) is None
     settled = await ledger.settle(KEY, 1, task_id="task-7", reason="decided")
-    attached = Accepted("task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"], **WHERE)
+    attached = Accepted(
+        "task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"], gateway=GATEWAY, account=ACCOUNT
+    )
     assert settled == attached == await ledger.outcome_of(KEY, 1)
     records = await all_records(disk)
     outcome = records[path_of(1, "outcome")]
@@ -1439,7 +1442,7 @@ async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk:
     assert records[ledger_module._owner_path("task-7")] == {
         "nonce": intent["nonce"],
         "folder": folder_of(),
-        "account": WHERE["account"],
+        "account": ACCOUNT,
         "request_id": None,
         "sent_at": None,
     }
@@ -1470,7 +1473,7 @@ async def test_every_record_of_what_came_after_a_decision(disk: Store) -> None:
     assert intent
     ledger = ledger_of(disk)
     await ledger.settle(KEY, 1, task_id=None, reason="decided")
-    late = Accepted("task-9", 1, intent.sent_at, "request-9", nonce=intent.nonce, **WHERE)
+    late = Accepted("task-9", 1, intent.sent_at, "request-9", nonce=intent.nonce, gateway=GATEWAY, account=ACCOUNT)
     await ledger.record_accepted(KEY, late)
     records = await all_records(disk)
     record = records[path_of(1, "late")]
@@ -1478,7 +1481,7 @@ async def test_every_record_of_what_came_after_a_decision(disk: Store) -> None:
     assert records[ledger_module._owner_path("task-9")] == {
         "nonce": intent.nonce,
         "folder": folder_of(),
-        "account": WHERE["account"],
+        "account": ACCOUNT,
         "request_id": "request-9",
         "sent_at": intent.sent_at,
     }

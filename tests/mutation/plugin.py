@@ -1,6 +1,6 @@
 """How the tests run under `make mutants`: some thousand times, so every second counts.
 
-Nothing here makes them weaker. What a disk keeps at a power loss is asked by no test of these, and one that hangs fails.
+Nothing here makes them weaker: none of these tests asks what a disk keeps at a power loss, and one that hangs fails.
 """
 
 import json
@@ -14,7 +14,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there carries
 _DURATIONS = Path("mutmut-stats.json")
 
 
-def _no_fsync(_file: int) -> None:
+def _no_fsync(fd: object) -> None:  # noqa: ARG001 - its name, too, is the real one's
     """Only a power loss could tell."""
 
 
