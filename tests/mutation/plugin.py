@@ -14,7 +14,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made there carries
 _DURATIONS = Path("mutmut-stats.json")
 
 
-def _no_fsync(fd: object) -> None:  # noqa: ARG001 - its name, too, is the real one's
+def _no_fsync(fd: object) -> None:
     """Only a power loss could tell."""
 
 
