@@ -34,6 +34,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "submit"
 OPEN = "open"
 """Where the index of what has no outcome yet lies. No part of `submit/`, where nothing is ever deleted."""
+_OPEN_ENTRY = re.compile(rf"{OPEN}/([0-9a-f]{{32}})\.([1-9][0-9]{{0,3}})")
+"""Whatever else somebody has put there is no entry, and keeps nobody from reading the others."""
 IDENTITY = f"{PREFIX}/identity"
 """Where the store keeps which ledger it holds."""
 MARGIN = timedelta(seconds=30)
@@ -799,9 +802,9 @@ class SubmissionLedger:
         slots: list[tuple[str, int]] = []
         try:
             async for path, _ in self._store.entries(OPEN):
-                folder, _, number = path.removeprefix(f"{OPEN}/").rpartition(".")
-                if folder != own and number.isdecimal():
-                    slots.append((folder, int(number)))
+                entry = _OPEN_ENTRY.fullmatch(path)
+                if entry and entry[1] != own:
+                    slots.append((entry[1], int(entry[2])))
         except StoreProblem as error:
             raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
         found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)

@@ -1544,3 +1544,57 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
         "request_id": request_id,
         "sent_at": sent_at if request_id else None,
     }
+
+
+# --- At the edges -----------------------------------------------------------------------------------------------------
+
+
+async def test_whoever_closes_without_a_request_is_told_of_whatever_was_paid(disk: Store) -> None:
+    await Caller(disk, Gateway()).submit(digest="another request")
+    closed = await ledger_of(disk).close_unsent(KEY, fence=NOON, owner="the closer")
+    assert closed
+    assert closed.task_id == "task-1"
+
+
+async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Store) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "not_sent")
+    late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))
+    await disk.put(path_of(1, "late"), late.model_dump_json().encode())
+    ledger = ledger_of(disk)
+    assert await ledger.close_unsent(KEY, fence=NOON, owner="the closer", digest="another request") is None
+    assert await ledger.accepted(KEY, "another request") is None
+
+
+@pytest.mark.parametrize("name", [f"{'0' * 32}.later.1", f"{'0' * 32}.x", f"{'0' * 32}", "a.b/1"])
+async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, name: str) -> None:
+    await in_doubt(disk, "rival")
+    await disk.put(f"{OPEN}/{name}", b"{}")
+    assert len(await ledger_of(disk).rivals(KEY, "veo_3_1-fast-remix")) == 1
+
+
+@pytest.mark.parametrize("request_of", ["settle", "outcome_of"])
+async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_of: str) -> None:
+    await write_intent(disk, age=timedelta(hours=1))
+    await write_outcome(disk, "accepted", None)
+    ledger = ledger_of(disk)
+    if request_of == "settle":
+        assert await ledger.settle(KEY, 1, task_id=None, reason="decided") is None
+    else:
+        assert await ledger.outcome_of(KEY, 1) is None
+
+
+async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_MOST_SLOTS", 4)
+    for slot in (1, 2, 3):
+        await write_intent(disk, age=timedelta(hours=1), slot=slot)
+        await write_outcome(disk, "not_sent", slot=slot)
+    gateway, ledger = Gateway(), ledger_of(disk)
+    with pytest.raises(LedgerUnavailable):
+        await Caller(disk, gateway).submit()
+    with pytest.raises(LedgerUnavailable):
+        await close(disk)
+    assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY), gateway.sent) == (True, None, 0)
+    assert (await ledger.accepted(KEY), await ledger.resubmissions(KEY)) == (None, 0)

@@ -2,15 +2,27 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from longtake import ledger as ledger_module
 from longtake.catalog import check_request, extension_digest, request_digest
 from longtake.gateway.wire import GatewayRecord
-from longtake.ledger import PREFIX, Answer, Arm, KeyReused, OutcomeUnknown, PaidTask, SubmissionLedger, TaskOwned
+from longtake.ledger import (
+    MARGIN,
+    PREFIX,
+    Answer,
+    Arm,
+    KeyReused,
+    Outcome,
+    OutcomeUnknown,
+    PaidTask,
+    SubmissionLedger,
+    TaskOwned,
+)
 from longtake.models import DeliveryKind, GenerateVideoInput, OnExtendFailed, TaskState, extension_key
 from longtake.records import load_request, save_record, save_request, video_directory
 from longtake.recovery import request_for, undelivered_tasks
@@ -233,3 +245,55 @@ async def test_a_key_may_take_over_its_own_task_and_no_other(disk: Store) -> Non
         with pytest.raises(refusal):
             await ledger.adopt(key, task_id=task_id, **mine)
     assert {path async for path, _ in disk.entries(PREFIX)} == before
+
+
+class DatedStore(Store):
+    """Another store, in which claims were written when the test says."""
+
+    def __init__(self, inner: Store, written: dict[str, datetime]) -> None:
+        super().__init__(inner._backend, inner.url, inner._root)
+        self._written = {ledger_module._owner_path(task_id): at for task_id, at in written.items()}
+
+    async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
+        async for path, at in super().entries(prefix):
+            yield path, self._written.get(path, at)
+
+
+async def test_what_is_as_old_as_asked_is_found_and_nothing_older(disk: Store) -> None:
+    task_id = await pay(disk, "order-1")
+    (task,) = await paid(disk)
+    moment = timedelta(microseconds=1)
+    assert [found.task_id for found in await paid(disk, task.sent_at)] == [task_id]
+    assert await paid(disk, task.sent_at + moment) == []
+    oldest = task.sent_at - MARGIN
+    for written, found in ((oldest, [task]), (oldest - moment, [])):
+        assert await paid(DatedStore(disk, {task_id: written}), task.sent_at) == found
+
+
+async def test_a_long_walk_says_how_far_it_has_come(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_REPORT_EVERY", 10)
+    paid_for = {await pay(disk, f"order-{number}") for number in range(35)}
+    told: list[int] = []
+    walk = ledger_in(disk).paid_tasks(since=LONG_AGO, key_of=key_of, on_progress=told.append)
+    tasks = [task.task_id async for task in walk]
+    assert (set(tasks), len(tasks), told) == (paid_for, 35, [10, 20, 30, 35])
+
+
+async def test_what_came_after_a_decision_was_paid_for_too(disk: Store) -> None:
+    task_id = await pay(disk, "order-1")
+    folder = ledger_module._folder("order-1")
+    outcome = Outcome.model_validate_json(await disk.get(f"{folder}/1/outcome") or b"")
+    decided = outcome.model_copy(update={"outcome": "not_sent", "task_id": None, "decided": True})
+    await disk.put(f"{folder}/1/outcome", decided.model_dump_json().encode())
+    await disk.put(f"{folder}/1/late", outcome.model_dump_json().encode())
+    assert [task.task_id for task in await paid(disk)] == [task_id]
+    first = await ledger_in(disk).first_paid("order-1", key_of=key_of)
+    assert first
+    assert first.task_id == task_id
+
+
+@pytest.mark.parametrize(("retry", "named"), [(1, 1), (100, 100), (101, None)])
+async def test_so_many_retries_of_an_extension_are_named(disk: Store, retry: int, named: int | None) -> None:
+    await pay(disk, "order-1", retry=retry)
+    (task,) = await paid(disk)
+    assert (task.key, task.retry) == ("order-1" if named else None, named)

@@ -179,6 +179,17 @@ async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: R
     assert (error.type, details.paid, details.slot) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN, 1)
 
 
+async def test_while_the_post_is_under_way_and_it_was_paid_after_all(own_rig: Rig) -> None:
+    """Its attempt failed, and the ledger knows the task: nobody is told of a failure."""
+    held = Held(refusal("Defect", "?"))
+    generation = await own_rig.generate(Script(submit=[held], close=[earlier]))
+    await held.begun.wait()
+    await generation.handle.cancel()
+    await generation.has_event(CANCEL_HEARD)
+    held.let_go()
+    await cancelled(generation, task_id=TASK_ID, paid="yes")
+
+
 async def test_while_a_submission_waits_to_be_tried_again(own_rig: Rig) -> None:
     busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
     generation = await own_rig.generate(Script(submit=[busy], close=[ClosedSubmission()]))

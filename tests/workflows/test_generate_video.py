@@ -11,22 +11,29 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from longtake.catalog import prompt_path
+from longtake.catalog import extension_digest, prompt_path, request_digest
 from longtake.display import prose
 from longtake.models import (
     Attention,
     ClosedSubmission,
+    CloseInput,
+    DecisionAction,
     DeliveryKind,
+    ExtensionOrder,
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
     PacingPolicy,
     Paid,
+    PrepareOrder,
     ReconcileOrder,
     Reconciliation,
+    RecordOrder,
     Settlement,
+    SettleOrder,
     Stage,
     SubmissionReceipt,
+    SubmitOrder,
     TaskState,
 )
 from tests.workflows.rig import (
@@ -57,6 +64,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 FULL = (delivered(FULL_VIDEO),)
 NOTHING_SENT = ClosedSubmission()
 FIRST = (delivered(FIRST_CLIP),)
@@ -1342,6 +1350,81 @@ async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
     assert (await generation.result()).task_id == "task_old"
     assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
     assert '"take over task task_old: nothing is paid"' in summaries(await generation.events())
+
+
+# --- Everything that a step is asked ----------------------------------------------------------------------------------
+
+LEDGER = "ledger-7"
+WHOLE = PATIENT.model_copy(update={"ledger_id": LEDGER, "extension_retries": 1})
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_every_step_around_a_doubt_is_asked_with_all_that_is_known(rig: Rig, hidden: bool) -> None:
+    prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
+    request = GenerateVideoInput.model_validate({**REQUEST, **prompts})
+    script = Script(
+        prepare=[WHOLE],
+        submit=[refusal("Defect", "?"), accepted(recorded=False)],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=4, sent_at=NOON))],
+        reconcile=again(Reconciliation(candidates=("task_a",))),
+        settle=[Settlement()],
+        record=[None],
+        looks=[completed()],
+        deliver=FULL,
+    )
+    key = f"whole-{hidden}"
+    generation = await rig.generate(script, key=key, **prompts)
+    status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    assert "2026-07-01 12:00:00 UTC" in status.evidence[0]
+    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    assert (await generation.result()).outcome == "full"
+
+    asked = {name: script.orders(name) for name, _ in script.calls}
+    digest, known = request_digest(request), {"key": key, "ledger_id": LEDGER}
+    assert asked["prepare_generation"] == [PrepareOrder(key=key, request=request)]
+    assert asked["submit_generation"] == [SubmitOrder(request=request, **known)] * 2
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    whose = {"model": request.model, "slot": 4, "digest": digest}
+    first, *_ = asked["reconcile_submission"]
+    assert first == ReconcileOrder(hide_words=hidden, stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["settle_submission"] == [SettleOrder(**whose, **known)]
+    (recorded,) = asked["record_submission"]
+    assert recorded == RecordOrder(receipt=recorded.receipt, **known)
+
+
+async def test_every_step_around_a_doubt_about_an_extension_is_asked_with_all_that_is_known(rig: Rig) -> None:
+    script = Script(
+        prepare=[WHOLE],
+        looks=[extend_failed(), completed(task_id="task_extend_1")],
+        extend=[refusal("Defect", "?")],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=1))],
+        reconcile=again(Reconciliation()),
+        settle=[adopted],
+        deliver=[*FIRST, EXTENDED],
+    )
+    generation = await rig.generate(script, key="whole-extension", on_extend_failed="retry")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: DecisionAction.ADOPT in status.decisions)
+    assert (await generation.attributes())["VideoPaid"] == "unknown"
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_extend_1"})
+    result = await generation.result()
+    assert (result.outcome, result.extension_task_id) == ("full", "task_extend_1")
+
+    request = GenerateVideoInput.model_validate({**REQUEST, "on_extend_failed": "retry"})
+    digest = extension_digest("video_first", request.prompt_extend)
+    known = {"key": "whole-extension#extend-1", "ledger_id": LEDGER}
+    whose = {"model": request.model, "slot": 1, "digest": digest, "extension": True}
+    asked = {name: script.orders(name) for name, _ in script.calls}
+    (extension,) = asked["submit_extension"]
+    assert extension == SubmitOrder(
+        key="whole-extension",
+        request=request,
+        extension=ExtensionOrder(remix_id="video_first", number=1),
+        ledger_id=LEDGER,
+    )
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    assert asked["reconcile_submission"][0] == ReconcileOrder(stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["settle_submission"] == [SettleOrder(task_id="task_extend_1", **whose, **known)]
 
 
 # --- The ledger ------------------------------------------------------------------------------------------------------

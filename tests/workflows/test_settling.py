@@ -1,0 +1,166 @@
+"""What is said and when it is asked again, where nobody knows what became of a submission: without a server."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from longtake.models import ExtensionOrder, FailureDetails, GenerateVideoInput, Paid, Reconciliation, SubmitOrder
+from tests.workflows.rig import REQUEST
+from workflows import settling
+from workflows.failures import Cause
+from workflows.generation import Generation
+from workflows.settling import CONFIRM_NOT_CHARGED, HEAR_WITNESSES_AGAIN, LOOK_YOURSELF
+
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+KNOWN = FailureDetails(key="order-1", model="m", http_status=429, gateway_code="busy", request_id="r1", slot=3)
+
+
+def cause(kind: str, *, advice: str = "", timed_out: bool = False, paid: Paid = Paid.UNKNOWN) -> Cause:
+    details = KNOWN.model_copy(update={"advice": advice, "paid": paid})
+    return Cause(kind, "what happened", details, timed_out=timed_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends_as"),
+    [
+        ("InvalidRequest", "InvalidRequest"),
+        ("SubmissionRefused", "SubmissionRefused"),
+        ("GatewayBusy", "NotSubmitted"),
+        ("GatewayUnreachable", "NotSubmitted"),
+        ("SendSuspended", "NotSubmitted"),
+        ("StoreRefused", "NotSubmitted"),
+        ("SubmissionClosed", "NotSubmitted"),
+    ],
+)
+def test_what_proves_that_nothing_was_sent_keeps_its_advice(kind: str, ends_as: str) -> None:
+    ending = settling.not_sent(cause(kind, advice="do this"))
+    assert (ending.kind, ending.message) == (ends_as, "what happened")
+    assert ending.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": "do this"})
+
+
+def test_what_only_the_ledger_proves_gets_an_advice_of_its_own() -> None:
+    ending = settling.not_sent(cause("Defect", advice="of somebody who knew less"))
+    assert (ending.kind, ending.message) == ("NotSubmitted", "what happened")
+    assert ending.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": settling._START_AGAIN})
+
+
+def test_what_took_too_long_says_so_and_asks_for_the_worker() -> None:
+    ending = settling.not_sent(cause("SubmissionRefused", advice="do this", timed_out=True))
+    assert ending.kind == "SubmissionRefused"
+    assert ending.message.endswith("what happened")
+    assert ending.message != "what happened"
+    assert ending.details.paid is Paid.NO
+    assert ending.details.advice not in {"", "do this", settling._START_AGAIN}
+
+
+@pytest.mark.parametrize(("advice", "shown"), [("do this", "do this"), ("", LOOK_YOURSELF)])
+def test_what_ends_in_doubt_tells_all_that_is_known(advice: str, shown: str) -> None:
+    ending = settling.outcome_unknown(cause("GatewayBusy", advice=advice, paid=Paid.NO))
+    assert (ending.kind, ending.message) == ("SubmissionOutcomeUnknown", "what happened")
+    assert ending.details == KNOWN.model_copy(update={"paid": Paid.UNKNOWN, "advice": shown})
+
+
+def test_the_ledger_names_the_submission_that_is_in_doubt_and_says_nothing_else() -> None:
+    said = KNOWN.model_copy(update={"advice": "do this"})
+    known = FailureDetails(slot=5, sent_at=NOW, request_id="r2", http_status=500, advice="not this", key="another")
+    in_doubt = {"slot": 5, "sent_at": NOW, "request_id": "r2"}
+    assert settling._merged(said, known) == said.model_copy(update=in_doubt)
+    assert settling._merged(said, FailureDetails()) == said
+
+
+@pytest.mark.parametrize(
+    ("doubt", "told"),
+    [
+        (FailureDetails(request_id="r1"), ()),
+        (FailureDetails(sent_at=NOW), ("2026-07-01 12:00:00 UTC",)),
+        (FailureDetails(sent_at=NOW, request_id="r1"), ("2026-07-01 12:00:00 UTC", "r1")),
+    ],
+)
+def test_whoever_looks_for_it_is_told_when_it_left(doubt: FailureDetails, told: tuple[str, ...]) -> None:
+    lines = settling._sent(doubt)
+    assert len(lines) == (1 if doubt.sent_at else 0)
+    assert all(fact in lines[0] for fact in told)
+
+
+def test_the_witnesses_are_heard_at_growing_intervals_and_the_last_one_again_and_again() -> None:
+    pauses = list(islice(settling._pauses(), len(HEAR_WITNESSES_AGAIN) + 3))
+    assert pauses == [*HEAR_WITNESSES_AGAIN, *[HEAR_WITNESSES_AGAIN[-1]] * 3]
+
+
+@pytest.mark.parametrize(
+    ("pause", "finding", "since", "shortened"),
+    [
+        (HOUR, Reconciliation(), MINUTE, HOUR),
+        (HOUR, Reconciliation(retry_after=SECOND), MINUTE, MINUTE / 8),
+        (HOUR, Reconciliation(retry_after=SECOND), SECOND, timedelta(seconds=5)),
+        (HOUR, Reconciliation(retry_after=2 * MINUTE), MINUTE, 2 * MINUTE),
+        (HOUR, Reconciliation(retry_after=SECOND), 80 * MINUTE, 10 * MINUTE),
+        (MINUTE, Reconciliation(retry_after=2 * MINUTE), MINUTE, MINUTE),
+        (HOUR, Reconciliation(resubmittable=True), MINUTE, CONFIRM_NOT_CHARGED),
+        (HOUR, Reconciliation(resubmittable=True, retry_after=SECOND), MINUTE, CONFIRM_NOT_CHARGED),
+        (MINUTE, Reconciliation(resubmittable=True), MINUTE, MINUTE),
+    ],
+)
+def test_a_finding_brings_the_next_hearing_forward_and_ever_more_rarely(
+    pause: timedelta,
+    finding: Reconciliation,
+    since: timedelta,
+    shortened: timedelta,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settling, "workflow", SimpleNamespace(now=lambda: NOW))
+    assert settling._shortened(pause, finding, NOW - since) == shortened
+
+
+def generation(**fields: Any) -> Generation:
+    """What these steps change of a generation, and no more."""
+    return cast("Generation", SimpleNamespace(warnings=[], **fields))
+
+
+def test_each_submission_that_was_made_again_by_itself_is_told_once() -> None:
+    one = generation()
+    warned = []
+    for count in (0, 1, 1, 2, 2):
+        settling._tell_of_resubmissions(one, count)
+        warned.append(len(one.warnings))
+    assert warned == [0, 1, 1, 2, 2]
+
+
+ORDER = SubmitOrder(key="order-1", request=GenerateVideoInput.model_validate(REQUEST))
+RETRY = ORDER.model_copy(update={"extension": ExtensionOrder(remix_id="video_first", number=1)})
+
+
+@pytest.mark.parametrize(
+    ("order", "found", "paid"),
+    [(ORDER, None, None), (ORDER, "receipt", Paid.YES), (RETRY, None, Paid.YES), (RETRY, "receipt", Paid.YES)],
+)
+def test_once_it_is_known_nobody_is_asked_any_more(order: SubmitOrder, found: Any, paid: Paid | None) -> None:
+    one = generation(
+        paid=Paid.UNKNOWN,
+        offered=("adopt",),
+        asked_slot=1,
+        candidates=("task_a",),
+        evidence=("charged",),
+        charged=Paid.UNKNOWN,
+    )
+    assert settling._found(one, order, found) is found
+    assert vars(one) == {
+        "warnings": [],
+        "paid": paid,
+        "offered": (),
+        "asked_slot": None,
+        "candidates": (),
+        "evidence": (),
+        "charged": None,
+    }
+
+
+@pytest.mark.parametrize(("order", "paid"), [(ORDER, Paid.UNKNOWN), (RETRY, Paid.YES)])
+def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(order: SubmitOrder, paid: Paid) -> None:
+    one = generation(paid=Paid.YES)
+    settling._mark_unknown(one, order)
+    assert one.paid is paid
