@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from activities import submission
 from longtake import ledger as ledger_module
-from longtake.catalog import request_digest
+from longtake.catalog import extension_digest, request_digest
+from longtake.ledger import Accepted
 from longtake.models import (
     ClosedSubmission,
     CloseInput,
@@ -28,6 +31,7 @@ from longtake.models import (
     SubmitOrder,
     TaskState,
 )
+from longtake.reconciliation import Finding, Resubmit
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.scenarios import choose
@@ -514,3 +518,166 @@ async def test_a_receipt_names_the_gateway_and_the_account_also_when_the_ledger_
 ) -> None:
     for receipt in (await submit(worker, request_for()), await submit(worker, request_for())):
         assert (receipt.gateway, receipt.account) == (worker.gateway.origin, worker.gateway.account)
+
+
+# --- Every field ------------------------------------------------------------------------------------------------------
+
+SENT = datetime(2026, 7, 1, 12, tzinfo=UTC)
+ACCEPTED = Accepted(
+    "task_1", 3, SENT, "req-1", attached=True, recorded=False, nonce="n1", gateway="https://g.example", account="a1"
+)
+RECEIPT = SubmissionReceipt(
+    task_id="task_1",
+    submitted_at=SENT,
+    slot=3,
+    attached=True,
+    recorded=False,
+    request_id="req-1",
+    nonce="n1",
+    gateway="https://g.example",
+    account="a1",
+)
+WHO = "video-order-1/1b671a64/attempt 7"
+FOUND = Finding(
+    clear=True,
+    accepted=ACCEPTED,
+    candidates=("task_a",),
+    evidence=("one", "two"),
+    elsewhere="https://elsewhere.example",
+    retry_after=timedelta(seconds=7),
+    charged=Paid.YES,
+    resubmittable=True,
+    resubmissions=2,
+)
+TOLD = Reconciliation(
+    receipt=RECEIPT,
+    clear=True,
+    candidates=("task_a",),
+    evidence=("one", "two"),
+    slot=3,
+    retry_after=timedelta(seconds=7),
+    elsewhere="https://elsewhere.example",
+    charged=Paid.YES,
+    resubmittable=True,
+    resubmissions=2,
+)
+
+
+@pytest.fixture
+def named(worker: Worker) -> Worker:
+    """A worker whose activity has a run and an attempt of its own."""
+    worker.environment.info = replace(
+        worker.environment.info, workflow_run_id="1b671a64-40d5-491e-99b0-da01ff1f3341", attempt=7
+    )
+    return worker
+
+
+@pytest.mark.parametrize("extension", [False, True])
+@pytest.mark.parametrize(
+    ("allowed", "confirms", "resubmit"),
+    [(False, True, Resubmit.NEVER), (True, False, Resubmit.IF_CONFIRMED), (True, True, Resubmit.NOW)],
+)
+async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_find_is_told(
+    named: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    extension: bool,
+    allowed: bool,
+    confirms: bool,
+    resubmit: Resubmit,
+) -> None:
+    asked: list[Any] = []
+
+    async def reconcile(*arguments: Any, **named: Any) -> Finding:
+        asked.append((arguments, named))
+        return FOUND
+
+    monkeypatch.setattr(submission, "reconcile", reconcile)
+    named.submission._resubmit_not_charged = allowed
+    order = ReconcileOrder(key=KEY, model=MODEL, slot=3, extension=extension, digest="d", confirms_not_charged=confirms)
+    assert await named.run(named.submission.reconcile_submission, order) == TOLD
+    (((ledger, witnesses), facts),) = asked
+    assert (ledger, witnesses) == (named.ledger, None if extension else named.witnesses)
+    assert facts == {
+        "key": KEY,
+        "slot": 3,
+        "model": MODEL,
+        "owner": WHO,
+        "digest": "d",
+        "resubmit": resubmit,
+    }
+
+
+async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_in_the_store(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = [Finding(), Finding(evidence=("one", "two"))]
+
+    async def reconcile(*_: Any, **__: Any) -> Finding:
+        return findings.pop(0)
+
+    monkeypatch.setattr(submission, "reconcile", reconcile)
+    order = ReconcileOrder(key=KEY, model=MODEL, hide_words=True)
+    assert await worker.run(worker.submission.reconcile_submission, order) == Reconciliation()
+    (line,) = (await worker.run(worker.submission.reconcile_submission, order)).evidence
+    (path,) = [path async for path, _ in worker.store.entries("words")]
+    assert path in line
+    assert await worker.store.get(path) == b"one\ntwo"
+
+
+async def test_what_the_store_did_not_take_is_recorded_whole(named: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    async def record_accepted(key: str, accepted: Accepted) -> None:
+        taken.append((key, accepted))
+
+    monkeypatch.setattr(named.ledger, "record_accepted", record_accepted)
+    await named.run(named.submission.record_submission, RecordOrder(key=KEY, receipt=RECEIPT))
+    assert taken == [(KEY, replace(ACCEPTED, attached=False, recorded=True))]
+
+
+async def test_who_submits_closes_settles_and_takes_over_is_named(
+    named: Worker, in_doubt: InDoubt, request_for: Request, sim: Simulator
+) -> None:
+    async def intent(key: str, slot: int = 1) -> dict[str, Any]:
+        content = await named.store.get(ledger_module._path(key, slot, "intent"))
+        record: dict[str, Any] = json.loads(content or b"{}")
+        return {name: record[name] for name in ("owner", "digest", "model", "gateway", "account")}
+
+    here = {"gateway": named.gateway.origin, "account": named.gateway.account}
+    request = request_for("ok,label=paid")
+    await submit(named, request, "paid")
+    assert await intent("paid") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **here}
+
+    await named.run(named.submission.close_submission, CloseInput(key="closed", digest="d"))
+    nowhere = {"gateway": "", "account": ""}
+    assert await intent("closed") == {"owner": WHO, "digest": "d", "model": "", **nowhere}
+
+    elsewhere = [sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "x", n).task_id for n in (1, 2)]
+    request = request_for(task_id=elsewhere[0])
+    await submit(named, request, "adopted")
+    assert await intent("adopted") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **nowhere}
+
+    await in_doubt()
+    await settle(named, None)
+    outcome = json.loads(await named.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    assert outcome["reason"] == f"decided ({WHO})"
+    order = SettleOrder(key=KEY, task_id=elsewhere[1], slot=1, digest="d2", model=MODEL)
+    await named.run(named.submission.settle_submission, order)
+    assert await intent(KEY, 2) == {"owner": WHO, "digest": "d2", "model": MODEL, **nowhere}
+
+
+async def test_an_extension_is_written_down_with_its_own_gateway_and_digest(
+    named: Worker, request_for: Request
+) -> None:
+    request = request_for("extend_failed,remix")
+    first = await submit(named, request)
+    record = await named.run(named.polling.query_generation, LookOrder(key=KEY, task_id=first.task_id))
+    assert record.remix_id
+    order = SubmitOrder(key=KEY, request=request, extension=ExtensionOrder(remix_id=record.remix_id, number=1))
+    receipt = await named.run(named.submission.submit_extension, order)
+    intent = json.loads(await named.store.get(ledger_module._path(order.ledger_key, 1, "intent")) or b"{}")
+    assert intent["digest"] == extension_digest(record.remix_id, request.prompt_extend)
+    extension = named.extension
+    assert (intent["model"], intent["gateway"], intent["account"]) == (MODEL, extension.origin, extension.account)
+    assert (receipt.gateway, receipt.account) == (extension.origin, extension.account)

@@ -6,19 +6,22 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 
 from longtake import ledger as ledger_module
+from longtake import reconciliation as reconciliation_module
 from longtake.charges import CLOCKS, LATE_ACCEPTANCE
+from longtake.gateway import witnesses as said_module
 from longtake.gateway.client import fingerprint
 from longtake.gateway.errors import AnswerLost, AnswerUnreadable
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.ledger import Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
+from longtake.gateway.witnesses import Charge, ConsoleAccess, OrphanCandidate, SeenTask, Witnesses
+from longtake.ledger import Accepted, Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
 from longtake.models import Paid
-from longtake.reconciliation import LATE, MOST_RESUBMISSIONS, Finding, Resubmit, reconcile
+from longtake.reconciliation import LATE, LATEST_TASK, MOST_RESUBMISSIONS, Finding, Resubmit, reconcile
 from longtake.storage import Store
 from tests.longtake.gateway.test_client import Behaviour, answer
 from tests.longtake.gateway.test_witnesses import LOG, TASKS, Console, rows
@@ -721,3 +724,243 @@ async def test_what_was_claimed_before_a_crash_is_never_sent_again(charged: Char
     assert (found.clear, found.resubmittable, found.charged) == (False, False, Paid.YES)
     assert found.accepted
     assert found.accepted.task_id == "task_claimed"
+
+
+# --- To the second: what is asked, what counts, and when asking again is worthwhile -----------------------------------
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+OVER = timedelta(seconds=150)
+"""After it left: the exchange must be over."""
+DUE = OVER + LATE
+
+
+PAYER = "0123456789abcdef"
+
+
+class Told(Site):
+    """Witnesses who say what the test says, and a clock that stands still."""
+
+    def __init__(self, ledger: SubmissionLedger, store: Store) -> None:
+        voice = SimpleNamespace(
+            origin="https://gateway.example", account=PAYER, ask=self.ask, ask_newest=self.ask_newest
+        )
+        super().__init__(ledger, store, Account(), cast("Witnesses", voice))
+        self.now = NOON
+        self.says = self.says_later = said_module.Testimony(tasks=())
+        self.newest = said_module.Testimony()
+        self.asked: list[dict[str, Any]] = []
+
+    async def ask(self, **about: Any) -> said_module.Testimony:
+        self.asked.append(about)
+        return self.says if len(self.asked) == 1 else self.says_later
+
+    async def ask_newest(self) -> said_module.Testimony:
+        return self.newest
+
+    def moment(self, _zone: object) -> datetime:
+        return self.now
+
+    async def ours(self, at: datetime, **more: Any) -> said_module.Testimony:
+        """A task of ours, paid by the same account, is what confirms a list."""
+        await self.ledger.record_accepted("earlier", Accepted("task_ours", 1, at, nonce="n", account=PAYER))
+        return said_module.Testimony(seen=(SeenTask(task_id="task_ours", submitted_at=at),), **more)
+
+
+def orphan(at: datetime, task_id: str = "task_orphan", model: str = MODEL) -> OrphanCandidate:
+    return OrphanCandidate(task_id=task_id, submitted_at=at, model=model)
+
+
+@pytest.fixture
+def told(ledger: SubmissionLedger, store: Store, monkeypatch: pytest.MonkeyPatch) -> Told:
+    told = Told(ledger, store)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return told.moment(tz)
+
+    for module in (reconciliation_module, ledger_module):
+        monkeypatch.setattr(module, "datetime", Clock)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("age", "until"),
+    [
+        (DUE - CLOCKS - SECOND, None),
+        (DUE - CLOCKS, None),
+        (DUE - CLOCKS + SECOND, NOON + CLOCKS),
+        (timedelta(hours=20), NOON + CLOCKS),
+        (LATEST_TASK + timedelta(hours=6), NOON - timedelta(hours=6)),
+    ],
+)
+async def test_the_time_that_counts_is_asked_for_and_what_came_later_by_itself(
+    told: Told, age: timedelta, until: datetime | None
+) -> None:
+    sent_at = NOON - age
+    await told.lost(KEY, sent_at=sent_at, account=PAYER)
+    found = await told.look()
+    counts = {"model": MODEL, "since": sent_at - CLOCKS, "until": sent_at + DUE, "log": True}
+    later = {"model": MODEL, "since": sent_at + DUE + SECOND, "until": until, "log": False}
+    assert told.asked == [counts, *([later] if until else [])]
+    assert found == Finding(evidence=found.evidence, charged=Paid.UNKNOWN, retry_after=found.retry_after)
+
+
+@pytest.mark.parametrize(("left", "wait"), [(3 * SECOND, 3 * SECOND), (5 * SECOND, 5 * SECOND), (MINUTE, 5 * SECOND)])
+async def test_while_its_owner_may_write_an_answer_down_it_is_asked_again_soon(
+    told: Told, left: timedelta, wait: timedelta
+) -> None:
+    await told.lost(KEY, sent_at=NOON - OVER + left)
+    with pytest.raises(SubmissionInDoubt) as caught:
+        await told.look()
+    assert caught.value.wait == wait
+    told.now += left
+    assert (await told.look()).accepted is None
+
+
+@pytest.mark.parametrize(
+    ("after", "adopted"),
+    [(-CLOCKS - SECOND, True), (-CLOCKS, False), (MINUTE, False), (LATEST_TASK, False), (LATEST_TASK + SECOND, True)],
+)
+async def test_whose_a_task_may_be_is_told_by_when_it_came(told: Told, after: timedelta, adopted: bool) -> None:
+    """Another submission of the model is in doubt, and the orphan came so long after that one had left."""
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at)
+    await told.lost("rival", sent_at=at - after)
+    told.says = (await told.ours(at)).model_copy(update={"tasks": (orphan(at),)})
+    told.says_later = told.says.model_copy(update={"tasks": ()})
+    found = await told.look()
+    assert (found.accepted is not None, found.candidates) == (adopted, ("task_orphan",))
+    assert found.charged is (Paid.YES if adopted else Paid.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("apart", "adopted"), [(CLOCKS, True), (-CLOCKS, True), (CLOCKS + SECOND, False), (-CLOCKS - SECOND, False)]
+)
+async def test_a_charge_explains_what_is_near_it(told: Told, apart: timedelta, adopted: bool) -> None:
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at, account=PAYER)
+    charge = Charge(at=at + apart, model=MODEL)
+    told.says_later = await told.ours(at, tasks=())
+    told.says = told.says_later.model_copy(
+        update={"tasks": (orphan(at),), "charges": 1, "charged_at": (charge.at,), "logged": (charge,)}
+    )
+    assert ((await told.look()).accepted is not None) is adopted
+
+
+@pytest.mark.parametrize(("apart", "left"), [(CLOCKS, 0), (-CLOCKS, 0), (CLOCKS + SECOND, 1), (-CLOCKS - SECOND, 1)])
+async def test_a_task_of_ours_explains_the_nearest_charge(told: Told, apart: timedelta, left: int) -> None:
+    """And no other: the orphan beside it has none then."""
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at, account=PAYER)
+    near = Charge(at=at + apart, model=MODEL)
+    of_another_model = Charge(at=at, model="another")
+    told.says_later = await told.ours(at, tasks=())
+    told.says = told.says_later.model_copy(
+        update={
+            "tasks": (orphan(at, "task_ours"),),
+            "charges": 1,
+            "charged_at": (near.at,),
+            "logged": (near, of_another_model),
+        }
+    )
+    evidence = (await told.look()).evidence
+    assert sum(f"{near.at:%H:%M:%S}" in line for line in evidence) == left
+
+
+@pytest.mark.parametrize(
+    ("request_id", "age", "adopted"),
+    [("req-7", 3 * SECOND, True), (None, OVER - SECOND, False), (None, OVER, True)],
+)
+async def test_what_was_made_is_in_the_list_once_the_gateway_is_done(
+    told: Told, request_id: str | None, age: timedelta, adopted: bool
+) -> None:
+    at = NOON - age
+    await told.answered(KEY, sent_at=at, error=AnswerLost("HTTP 500", status=500, request_id=request_id))
+    told.says = await told.ours(at, tasks=(orphan(at),))
+    assert ((await told.look()).accepted is not None) is adopted
+
+
+SOON = timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("age", "rival_age", "after", "again"),
+    [
+        (DUE, None, None, SOON),
+        (DUE + SECOND, None, None, None),
+        (DUE + SECOND, None, 5 * SECOND, 5 * SECOND),
+        (DUE, None, MINUTE, SOON),
+        (DUE + SECOND, OVER, None, None),
+        (DUE + SECOND, OVER - SECOND, None, SOON),
+    ],
+)
+async def test_asking_again_is_worthwhile_while_something_may_come(
+    told: Told, age: timedelta, rival_age: timedelta | None, after: timedelta | None, again: timedelta | None
+) -> None:
+    """Its own task, that of somebody else who is still sending, or the answer of a witness that could not be asked."""
+    at = NOON - age
+    await told.lost(KEY, sent_at=at)
+    if rival_age:
+        await told.lost("rival", sent_at=NOON - rival_age)
+    told.says = await told.ours(at, tasks=(orphan(NOON - OVER, model=""),), retry_after=after)
+    told.says_later = told.says.model_copy(update={"tasks": (), "retry_after": SECOND})
+    assert (await told.look()).retry_after == again
+
+
+async def test_a_list_that_contradicts_itself_is_asked_again_after_a_minute(told: Told) -> None:
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at)
+    first, last = at - CLOCKS, at + DUE
+    for moment, contradicts in ((first - SECOND, 0), (first, 1), (last, 1), (last + SECOND, 0)):
+        told.asked.clear()
+        told.newest = said_module.Testimony(
+            seen=(SeenTask(task_id="task_new", submitted_at=moment),), notes=("asked again",)
+        )
+        found = await told.look()
+        assert (found.accepted, found.retry_after) == (None, MINUTE if contradicts else None)
+        assert "asked again" in found.evidence
+
+
+async def test_of_two_claimed_tasks_neither_is_believed(told: Told) -> None:
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at, account=PAYER)
+    doubt = await told.ledger.doubt(KEY, 1)
+    assert doubt
+    seen = []
+    for task_id in ("task_1", "task_2"):
+        await told.ledger._claim(KEY, task_id, doubt.intent.nonce, PAYER)
+        seen.append(SeenTask(task_id=task_id, submitted_at=at))
+    told.says = said_module.Testimony(tasks=(orphan(at, "task_1"), orphan(at, "task_2")), seen=tuple(seen))
+    found = await told.look()
+    assert (found.accepted, found.candidates) == (None, ("task_1", "task_2"))
+
+
+@pytest.mark.parametrize("claimed", ["due", "later"])
+async def test_what_was_claimed_is_adopted_in_its_name(told: Told, claimed: str) -> None:
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at, account=PAYER)
+    doubt = await told.ledger.doubt(KEY, 1)
+    assert doubt
+    await told.ledger._claim(KEY, "task_1", doubt.intent.nonce, PAYER)
+    seen = said_module.Testimony(tasks=(), seen=(SeenTask(task_id="task_1", submitted_at=at),), notes=("a note",))
+    if claimed == "due":
+        told.says = seen
+    else:
+        told.says_later = seen
+    found = await told.look()
+    assert found.accepted
+    assert (found.accepted.task_id, found.accepted.slot, found.charged) == ("task_1", 1, Paid.YES)
+    assert (found.clear, found.candidates, "a note" in found.evidence) == (False, (), claimed == "due")
+    outcome = json.loads(await told.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    assert outcome["reason"].endswith("(the test)")
+
+
+async def test_without_a_witness_it_says_so_and_decides_nothing(told: Told) -> None:
+    await told.answered(KEY, sent_at=NOON, error=AnswerLost("HTTP 500", status=500, request_id="req-7", excerpt="<p>"))
+    facts: dict[str, Any] = {"key": KEY, "slot": 1, "model": MODEL, "owner": "the test"}
+    found = await reconcile(told.ledger, None, **facts)
+    assert found == Finding(evidence=found.evidence, charged=Paid.UNKNOWN)
+    said, excerpt, _ = found.evidence
+    assert ("req-7" in said, "HTTP 500" in said, "<p>" in excerpt) == (True, True, True)
