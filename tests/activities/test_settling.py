@@ -149,8 +149,10 @@ async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulato
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     settled = await settle(worker, made)
     assert settled.receipt
-    assert settled.receipt.task_id == made
+    assert (settled.receipt.task_id, settled.receipt.slot) == (made, 1)
     assert (await reconcile(worker)).receipt == settled.receipt
+    other = sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "made elsewhere", 1)
+    assert await settle(worker, other.task_id) == settled, "the first decision stands"
     assert len(sim.ledger.submissions()) == 1
 
 
@@ -159,6 +161,7 @@ async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulato
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     failure = await failure_of(settle(worker, "task_mistyped"))
     assert failure.type == "InvalidRequest"
+    assert (failure.details.http_status, failure.details.gateway_code) == (400, "task_not_exist")
     assert "task_mistyped: the gateway has no such task" in failure.message
     settled = await settle(worker, made)
     assert settled.receipt

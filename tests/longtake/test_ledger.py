@@ -1532,6 +1532,8 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
     sent_at = await in_doubt(disk, "paid")
     intent = await intent_in(disk, key="paid")
     assert intent
+    intent = intent.model_copy(update={"account": ACCOUNT})
+    await disk.put(path_of(1, "intent", "paid"), intent.model_dump_json().encode())
     now = datetime.now(UTC)
     outcome = Outcome(nonce=intent.nonce, outcome="accepted", task_id="Task-1", request_id=request_id, at=now)
     await disk.put(path_of(1, "outcome", "paid"), outcome.model_dump_json().encode())
@@ -1540,7 +1542,7 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
     assert owner.model_dump() == {
         "nonce": intent.nonce,
         "folder": folder_of("paid"),
-        "account": "",
+        "account": ACCOUNT,
         "request_id": request_id,
         "sent_at": sent_at if request_id else None,
     }

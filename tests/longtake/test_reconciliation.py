@@ -19,7 +19,7 @@ from longtake.gateway import witnesses as said_module
 from longtake.gateway.client import fingerprint
 from longtake.gateway.errors import AnswerLost, AnswerUnreadable
 from longtake.gateway.witnesses import Charge, ConsoleAccess, OrphanCandidate, SeenTask, Witnesses
-from longtake.ledger import Accepted, Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger
+from longtake.ledger import Accepted, Answer, Arm, OutcomeUnknown, SubmissionInDoubt, SubmissionLedger, TaskOwned
 from longtake.models import Paid
 from longtake.reconciliation import LATE, LATEST_TASK, MOST_RESUBMISSIONS, Finding, Resubmit, reconcile
 from longtake.storage import Store
@@ -964,3 +964,19 @@ async def test_without_a_witness_it_says_so_and_decides_nothing(told: Told) -> N
     assert found == Finding(evidence=found.evidence, charged=Paid.UNKNOWN)
     said, excerpt, _ = found.evidence
     assert ("req-7" in said, "HTTP 500" in said, "<p>" in excerpt) == (True, True, True)
+
+
+async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_adopted(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = NOON - timedelta(hours=1)
+    await told.lost(KEY, sent_at=at)
+    told.says = await told.ours(at, tasks=(orphan(at),))
+
+    async def settle(*_: Any, **__: Any) -> None:
+        raise TaskOwned("it is another's")
+
+    monkeypatch.setattr(told.ledger, "settle", settle)
+    found = await told.look()
+    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    assert "it is another's" in found.evidence
