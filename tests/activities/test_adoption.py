@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.submission import SubmissionActivities
 from longtake.catalog import request_digest
 from longtake.gateway.client import GatewayClient
-from longtake.ledger import SubmissionLedger
-from longtake.models import GenerateVideoInput, SettleOrder, SubmissionReceipt, SubmitOrder
+from longtake.models import GenerateVideoInput, Settlement, SettleOrder, SubmissionReceipt, SubmitOrder
 from longtake.storage import Store
 from tests.activities.conftest import POLICY, Hire, Worker
 from tests.unread import UnreadAnswers
@@ -88,14 +89,38 @@ async def test_of_many_who_adopt_a_task_at_once_one_wins(careless: Worker, reque
 
 
 async def test_a_decision_to_adopt_owns_what_the_gateway_answers(careless: Worker, request_for: RequestFor) -> None:
-    await adopted(careless, "victim", request_for(task_id=VICTIMS))
-    decided = SettleOrder(key="thief", task_id="TASK_Victim1", digest=request_digest(request_for()), model="m")
-    with pytest.raises(ApplicationError) as refused:
-        await careless.run(careless.submission.settle_submission, decided)
-    assert refused.value.type == "InvalidRequest"
+    digest = request_digest(request_for())
 
-    elsewhere = SubmissionLedger(Store.open(f"{careless.store.url}-other"), longest_exchange=timedelta(seconds=20))
-    assert await elsewhere.accepted("thief") is None
+    async def decide(key: str) -> Settlement:
+        order = SettleOrder(key=key, task_id="TASK_Victim1", digest=digest, model="m")
+        settled: Settlement = await careless.run(careless.submission.settle_submission, order)
+        return settled
+
+    receipt = (await decide("victim")).receipt
+    assert receipt
+    assert receipt.task_id == VICTIMS
+    with pytest.raises(ApplicationError) as refused:
+        await decide("thief")
+    assert refused.value.type == "InvalidRequest"
+    assert await careless.ledger.accepted("thief") is None
+
+
+@pytest.mark.parametrize("extension", [False, True])
+async def test_a_task_is_looked_for_where_it_must_be(
+    careless: Worker, request_for: RequestFor, *, extension: bool
+) -> None:
+    """That of an extension which was paid for again is at the gateway that retries them."""
+
+    def gateway(name: str) -> Any:
+        async def query(_task_id: str) -> Any:
+            return SimpleNamespace(own_task_id=f"task_at_{name}")
+
+        return SimpleNamespace(query=query)
+
+    careless.submission._gateway, careless.submission._extension = gateway("first"), gateway("extension")
+    order = SettleOrder(key="order-1", task_id="task_1", digest="d", model="m", extension=extension)
+    receipt = (await careless.run(careless.submission.settle_submission, order)).receipt
+    assert receipt.task_id == ("task_at_extension" if extension else "task_at_first")
 
 
 async def test_an_adopted_task_that_the_gateway_has_lost_stays_adopted(

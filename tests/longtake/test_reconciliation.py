@@ -596,6 +596,8 @@ async def test_it_is_closed_only_by_a_check_that_confirms_another(charged: Charg
     found = await charged.look(resubmit=Resubmit.NOW)
     assert (found.clear, found.accepted, found.resubmissions) == (True, None, 1)
     assert await ledger.outcome_of(KEY, 1) is None
+    outcome = json.loads(await charged.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    assert outcome["reason"].endswith("(the test)")
     # A worker that was killed before it could tell asks again.
     again = await charged.look(resubmit=Resubmit.NOW)
     assert (again.clear, again.resubmissions) == (True, 1)
