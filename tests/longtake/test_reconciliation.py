@@ -982,3 +982,26 @@ async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_ado
     found = await told.look()
     assert (found.accepted, found.candidates) == (None, ("task_orphan",))
     assert "it is another's" in found.evidence
+
+
+async def test_what_is_not_charged_is_told_whole(charged: Charged, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = AnswerLost("HTTP 500", status=500, request_id=OURS, excerpt="<p>")
+    await charged.doubt(error)
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    first = await charged.look(resubmit=Resubmit.IF_CONFIRMED)
+    assert first == Finding(evidence=first.evidence, charged=Paid.NO, resubmittable=True)
+    said, excerpt, *learnt = first.evidence
+    assert (OURS in said, "<p>" in excerpt, bool(learnt)) == (True, True, True)
+
+    # Its owner came back in the last moment.
+    accepted = Accepted("task_1", 1, SENT, attached=True)
+
+    async def settle(*_: Any, **__: Any) -> Accepted:
+        return accepted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(charged.ledger, "settle", settle)
+        late = await charged.look(resubmit=Resubmit.NOW)
+    assert late == Finding(accepted=accepted, evidence=first.evidence, charged=Paid.NO)
+    closed = await charged.look(resubmit=Resubmit.NOW)
+    assert closed == Finding(clear=True, evidence=first.evidence, charged=Paid.NO, resubmissions=1)
