@@ -27,23 +27,23 @@ from activities.delivery import DeliveryActivities
 from activities.log_context import LogContext
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
-from longtake import __version__, tracing
+from longtake import __version__
 from longtake.client import VideoClient
-from longtake.delivery import Fetcher
-from longtake.fleet import watch_fleet
+from longtake.delivery.download import Fetcher
+from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.keyring import PayloadUnreadable
-from longtake.ledger import LedgerError, SubmissionLedger
-from longtake.logs import configure_logging
-from longtake.metrics import ACTIVITIES, SUBMISSION_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.observability import http_tracing as tracing
+from longtake.observability.logs import configure_logging
+from longtake.observability.metrics import ACTIVITIES, SUBMISSION_ACTIVITIES, WORKFLOW, start_at_zero
+from longtake.observability.running_generations import watch_running_generations
 from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.temporal import (
-    MAKE_THEM_THERE,
+from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.temporal.connection import (
+    HOW_TO_CREATE_ATTRIBUTES,
     SUBMISSION_TASK_QUEUE,
     TASK_QUEUE,
     WORKFLOW_TYPE,
@@ -52,10 +52,11 @@ from longtake.temporal import (
     missing_search_attributes,
     sdk_runtime,
 )
-from longtake.temporal_ledger import claim
+from longtake.temporal.key_ring import PayloadUnreadable
+from longtake.temporal.ledger_registration import claim
 from workflows.generate_video import GenerateVideoWorkflow
+from workflows.input_guard import SingleInputGuard
 from workflows.ledger_registration import LedgerRegistrationWorkflow
-from workflows.one_input import OneInput
 
 logger = logging.getLogger("longtake.worker")
 
@@ -85,7 +86,7 @@ def workflow_setup() -> WorkflowSetup:
     return WorkflowSetup(
         workflows=[GenerateVideoWorkflow, LedgerRegistrationWorkflow],
         workflow_runner=sandbox(),
-        interceptors=[OneInput(), LogContext()],
+        interceptors=[SingleInputGuard(), LogContext()],
     )
 
 
@@ -156,7 +157,7 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                     submission.record_submission,
                     submission.close_submission,
                     submission.reconcile_submission,
-                    submission.settle_submission,
+                    submission.resolve_submission,
                     polling.query_generation,
                     delivery.deliver_video,
                 ],
@@ -200,7 +201,9 @@ async def _activities(
     gateway = await stack.enter_async_context(
         GatewayClient(base_url=base_url, api_keys=api_keys, submit_timeout=settings.submit_timeout)
     )
-    witnesses = await stack.enter_async_context(Witnesses(base_url=base_url, api_key=api_keys[0], console=console))
+    account_client = await stack.enter_async_context(
+        AccountClient(base_url=base_url, api_key=api_keys[0], console=console)
+    )
     extension = extension_fetcher = None
     if settings.extend_url:
         extension = await stack.enter_async_context(
@@ -218,16 +221,21 @@ async def _activities(
         gateway=gateway,
         store=store,
         ledger=ledger,
-        witnesses=witnesses,
+        account_client=account_client,
         policy=settings.policy(),
         extension=extension,
         fetcher=fetcher,
         image_transfer=settings.image_transfer,
         resubmit_not_charged=settings.resubmit_not_charged,
     )
-    polling = PollingActivities(gateway=gateway, store=store, extension=extension)
+    polling = PollingActivities(gateway=gateway, store=store, account_client=account_client, extension=extension)
     delivery = DeliveryActivities(
-        gateway=gateway, store=store, fetcher=fetcher, extension=extension, extension_fetcher=extension_fetcher
+        gateway=gateway,
+        store=store,
+        fetcher=fetcher,
+        ledger=ledger,
+        extension=extension,
+        extension_fetcher=extension_fetcher,
     )
     return submission, polling, delivery
 
@@ -273,7 +281,7 @@ async def main(
         if missing:
             raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
-                f"run `python starter.py setup` once; where the cluster refuses it, {MAKE_THEM_THERE}"
+                f"run `python starter.py setup` once; where the cluster refuses it, {HOW_TO_CREATE_ATTRIBUTES}"
             )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -336,8 +344,8 @@ async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
     for name in ACTIVITIES:
         queue = SUBMISSION_TASK_QUEUE if name in SUBMISSION_ACTIVITIES else TASK_QUEUE
         start_at_zero(meter.with_additional_attributes(here | {"task_queue": queue, "activity_type": name}), name)
-    fleet = meter.with_additional_attributes({"namespace": client.namespace})
-    watching = asyncio.create_task(watch_fleet(VideoClient(client), fleet))
+    running_generations = meter.with_additional_attributes({"namespace": client.namespace})
+    watching = asyncio.create_task(watch_running_generations(VideoClient(client), running_generations))
     try:
         yield
     finally:

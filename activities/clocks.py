@@ -9,13 +9,13 @@ from typing import Any, Final
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from longtake.metrics import WORKER_CLOCK_SKEW, Meter, show
+from longtake.observability.metrics import WORKER_CLOCK_SKEW, Meter, show
 
 TOLERATED: Final = timedelta(seconds=10)
 """NTP keeps clocks within milliseconds; this is far from what it leaves, and from what would mislead."""
 _SAMPLES: Final = 5
 """The time on the way makes a sample late, never early, so the smallest of a few is the nearest to the truth."""
-_LEAST_SAMPLES: Final = 3
+_MIN_SAMPLES: Final = 3
 """Before a clock is said to be ahead: one task may have been on its way for long."""
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class WorkerClock:
         self._samples.append(self._now() - started)
         skew = min(self._samples)
         show(self._meter, WORKER_CLOCK_SKEW, skew.total_seconds())
-        is_off = skew < -TOLERATED or (skew > TOLERATED and len(self._samples) >= _LEAST_SAMPLES)
+        is_off = skew < -TOLERATED or (skew > TOLERATED and len(self._samples) >= _MIN_SAMPLES)
         if is_off != self._is_off:
             self._is_off = is_off
             seconds = round(skew.total_seconds())
@@ -72,6 +72,6 @@ class _Comparing(ActivityInboundInterceptor):
         super().__init__(next)
         self._clock = clock
 
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         self._clock.compare(activity.info().started_time)
         return await super().execute_activity(input)

@@ -9,15 +9,16 @@ from activities import measuring
 from activities.failures import Step
 from activities.heartbeats import heartbeating
 from activities.hiding import hiding_error
-from longtake.delivery import DownloadFailed, Fetcher, Source, deliver
+from longtake.delivery.download import DownloadFailed, Fetcher, Source, deliver
+from longtake.delivery.task_records import forget_links, load_record, save_record, video_directory
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError, TaskNotFound, TaskNotVisible
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
-from longtake.models import DeliverOrder, DeliveryKind, DeliveryReceipt, TaskState
-from longtake.records import forget_links, load_record, save_record, video_directory
+from longtake.models import DeliverInput, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import SubmissionLedger
 
 GONE_AFTER = timedelta(hours=1)
 """When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
@@ -28,35 +29,39 @@ _ROUTES = 2
 class DeliveryActivities:
     """Everything that downloads and stores."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one client each
         self,
         *,
         gateway: GatewayClient,
         store: Store,
         fetcher: Fetcher,
+        ledger: SubmissionLedger,
         extension: ExtensionClient | None = None,
         extension_fetcher: Fetcher | None = None,
     ) -> None:
         self._gateway = gateway
         self._store = store
         self._fetcher = fetcher
+        self._ledger = ledger
         self._extension = extension
         self._extension_fetcher = extension_fetcher
 
     @activity.defn
-    async def deliver_video(self, order: DeliverOrder) -> DeliveryReceipt:
+    async def deliver_video(self, input: DeliverInput) -> DeliveryReceipt:
         """Download, verify and store one clip; a clip that is already stored is only looked up."""
         answered: list[GatewayRecord | None] = []
         async with heartbeating() as heartbeat:
             try:
+                # Whatever a workflow asks for: what another generation paid for is not brought to this one.
+                await self._ledger.check_owner(input.ledger_key, input.task_id)
                 receipt = await deliver(
                     store=self._store,
-                    fetcher=(self._extension_fetcher if order.extension else None) or self._fetcher,
-                    sources=lambda: self._sources(order, answered),
-                    directory=video_directory(order.key),
-                    kind=order.kind,
-                    task_id=order.task_id,
-                    expected_size=(order.width, order.height) if order.width and order.height else None,
+                    fetcher=(self._extension_fetcher if input.extension else None) or self._fetcher,
+                    sources=lambda: self._sources(input, answered),
+                    directory=video_directory(input.key),
+                    kind=input.kind,
+                    task_id=input.task_id,
+                    expected_size=(input.width, input.height) if input.width and input.height else None,
                     on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
                 )
             except Exception as error:  # noqa: BLE001 - the table knows every kind
@@ -65,66 +70,68 @@ class DeliveryActivities:
                     error,
                     Step.DELIVER,
                     store=self._store,
-                    key=order.key,
-                    hidden=order.hide_words,
+                    key=input.key,
+                    hidden=input.hide_words,
                     gone_for_good=gone,
                 ) from None
-            await self._forget_links(order)
+            await self._forget_links(input)
         told = next((record for record in answered if record and record.quota is not None), None)
         if told:
-            receipt = receipt.model_copy(update={"quota": told.quota, "refunded": told.refunded})
-        measuring.delivered(receipt, order.kind)
-        activity.logger.info("delivered", extra={"kind": order.kind, "bytes": receipt.video.bytes})
+            shown = told.without_links()
+            cost = {name: getattr(shown, name) for name in ("quota", "refunded", "refund_evidence")}
+            receipt = receipt.model_copy(update=cost)
+        measuring.delivered(receipt, input.kind)
+        activity.logger.info("delivered", extra={"kind": input.kind, "bytes": receipt.video.bytes})
         return receipt
 
-    async def _forget_links(self, order: DeliverOrder) -> None:
+    async def _forget_links(self, input: DeliverInput) -> None:
         """Take the links of a clip that is stored out of the kept record: whoever had them had the video."""
         try:
-            await forget_links(self._store, order.key, order.task_id, kind=order.kind, keep_first=order.keep_first_link)
+            await forget_links(self._store, input.key, input.task_id, kind=input.kind, keep_first=input.keep_first_link)
         except StoreProblem as error:
             activity.logger.warning("links not deleted", exc_info=error)
 
-    async def _sources(self, order: DeliverOrder, answered: list[GatewayRecord | None]) -> AsyncIterator[Source]:
+    async def _sources(self, input: DeliverInput, answered: list[GatewayRecord | None]) -> AsyncIterator[Source]:
         """The links in turn, the gateway's own content route last; each route is asked once all before have failed.
 
         Args:
-            order: What to bring home.
+            input: What to bring home.
             answered: Gets what each route that answers tells: a record, or None for "no such task".
         """
         try:
-            kept = await load_record(self._store, order.key, order.task_id)
+            kept = await load_record(self._store, input.key, input.task_id)
         except (StoreProblem, ValueError) as error:  # the store is away, or the record is not one
             activity.logger.warning("kept links not read", exc_info=error)
             kept = None
-        for link in _links(kept, order.kind):
+        for link in _links(kept, input.kind):
             yield Source("the link", link)
         # The kept link needs no gateway; everything else must be asked of the one that was paid: "gone" from another
         # gateway would end the delivery of a video that is there.
-        check_gateway(self._source_gateway(order), order.gateway, setting=url_setting(extension=order.extension))
+        check_gateway(self._source_gateway(input), input.gateway, setting=url_setting(extension=input.extension))
         for second_path in (False, True):
-            told = await self._ask(order, second_path=second_path)
+            told = await self._ask(input, second_path=second_path)
             answered += told
-            for link in (link for record in told for link in _links(record, order.kind)):
+            for link in (link for record in told for link in _links(record, input.kind)):
                 yield Source("a fresh link", link)
         records = [record for record in (*answered, kept) if record]
-        if order.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in records):
-            content = self._source_gateway(order).content_url(order.task_id)
+        if input.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in records):
+            content = self._source_gateway(input).content_url(input.task_id)
             yield Source("the gateway's content route", content, with_key=True)
-        if order.kind is DeliveryKind.FULL:
+        if input.kind is DeliveryKind.FULL:
             for result_url in (record.result_url for record in records if record.result_url):
                 yield Source("the result link", result_url, with_key=True)
 
-    def _source_gateway(self, order: DeliverOrder) -> GatewayClient | ExtensionClient:
-        return (self._extension if order.extension else None) or self._gateway
+    def _source_gateway(self, input: DeliverInput) -> GatewayClient | ExtensionClient:
+        return (self._extension if input.extension else None) or self._gateway
 
-    async def _ask(self, order: DeliverOrder, *, second_path: bool) -> list[GatewayRecord | None]:
+    async def _ask(self, input: DeliverInput, *, second_path: bool) -> list[GatewayRecord | None]:
         """Ask one of the gateway's routes for fresh links; nothing where it does not answer."""
-        client = self._source_gateway(order)
+        client = self._source_gateway(input)
         try:
             if second_path:
-                record = await client.query(order.task_id, second_path=True)
+                record = await client.query(input.task_id, second_path=True)
             else:
-                record = await query_task(client, order.task_id, account=order.account)
+                record = await query_task(client, input.task_id, account=input.account)
         except TaskNotVisible:
             raise
         except GatewayError as error:
@@ -133,7 +140,7 @@ class DeliveryActivities:
             return [None] if second_path and isinstance(error, TaskNotFound) else []
         if record.video_url or record.first_video_url:
             try:
-                await save_record(self._store, order.key, record)
+                await save_record(self._store, input.key, record)
             except StoreProblem as error:
                 activity.logger.warning("links not kept", exc_info=error)
         return [record]

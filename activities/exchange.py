@@ -8,7 +8,7 @@ from temporalio import activity
 
 from activities.heartbeats import Heartbeat
 from longtake.gateway.client import SubmissionAnswer
-from longtake.ledger import Accepted, Answer, Arm, Evidence, SubmissionLedger
+from longtake.submission.ledger import Accepted, Answer, CreateIntent, Evidence, SubmissionLedger
 
 BeforeSend = Callable[[], Awaitable[None]]
 Post = Callable[[BeforeSend], Awaitable[SubmissionAnswer]]
@@ -57,10 +57,10 @@ class PaidExchange:
                     task.cancel()
 
     async def _run(self) -> Accepted:
-        async def send(arm: Arm) -> Answer:
+        async def send(create_intent: CreateIntent) -> Answer:
             async def before_send() -> None:
                 self._sending = True
-                await arm()
+                await create_intent()
 
             answer = await self._post(before_send)
             return Answer(answer.task_id, answer.request_id)

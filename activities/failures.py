@@ -12,13 +12,12 @@ from enum import StrEnum
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import measuring
-from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed, DownloadsBlocked
+from longtake.delivery.download import DownloadFailed, DownloadsBlocked
 from longtake.gateway.errors import (
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
     QuotaExhausted,
     RequestRefused,
@@ -26,8 +25,11 @@ from longtake.gateway.errors import (
     TaskNotVisible,
     WrongGateway,
 )
-from longtake.images import ImageProblem
-from longtake.ledger import (
+from longtake.models import FailureDetails, KeyProblem, Paid, Problem
+from longtake.request.images import ImageProblem
+from longtake.request.rules import InvalidRequest
+from longtake.storage import StoreProblem
+from longtake.submission.ledger import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
@@ -38,8 +40,6 @@ from longtake.ledger import (
     SubmissionInDoubt,
     TaskOwned,
 )
-from longtake.models import FailureDetails, KeyProblem, Paid, Problem
-from longtake.storage import StoreProblem
 
 MAX_MESSAGE_CHARACTERS = 800
 _CODE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -52,7 +52,7 @@ class Step(StrEnum):
     SUBMIT = "submit"
     AWAIT_KEY = "await key"
     SETTLE = "settle"
-    LOOK = "look"
+    POLL = "look"
     DELIVER = "deliver"
 
 
@@ -110,7 +110,7 @@ RULES: tuple[Rule, ...] = (
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
     ),
     Rule(
-        GatewayError, (Step.AWAIT_KEY,), "GatewayTrouble", retried=True, paid=Paid.NO,
+        GatewayError, (Step.AWAIT_KEY,), "PollFailing", retried=True, paid=Paid.NO,
         who_acts="nobody",
         advice="The gateway cannot be asked just now whether it takes the key; it is asked again.",
     ),
@@ -120,7 +120,7 @@ RULES: tuple[Rule, ...] = (
         advice="Mend what the gateway names, then start again with the same key.",
     ),
     Rule(
-        AnswerUnreadable, (Step.PREPARE,), "NotAGateway", retried=False, paid=Paid.NO,
+        InvalidResponse, (Step.PREPARE,), "NotAGateway", retried=False, paid=Paid.NO,
         who_acts="operator",
         advice="Mend LONGTAKE_GATEWAY_URL: what answers there is not the gateway. Then start again with the same key.",
     ),
@@ -202,40 +202,50 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
     ),
     Rule(
-        QuotaExhausted, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
+        QuotaExhausted, (Step.POLL,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
         advice="Out of quota: top up the gateway's account, or give the worker another key of it; it goes on by "
         "itself.",
     ),
     Rule(
-        KeyRefused, (Step.LOOK,), "KeyRefused", retried=False, paid=Paid.YES,
+        KeyRefused, (Step.POLL,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
         advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
     ),
     Rule(
-        TaskNotFound, (Step.LOOK,), "TaskNotFound", retried=False, paid=Paid.YES,
+        TaskNotFound, (Step.POLL,), "TaskNotFound", retried=False, paid=Paid.YES,
         who_acts="nobody",
         advice="The gateway does not know the task yet, or has lost it; the next look follows.",
     ),
     Rule(
-        AnswerUnreadable, (Step.LOOK,), "AnswerUnreadable", retried=False, paid=Paid.YES,
+        InvalidResponse, (Step.POLL,), "InvalidResponse", retried=False, paid=Paid.YES,
         who_acts="nobody, or operator",
         advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
     ),
     Rule(
-        WrongGateway, (Step.LOOK, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
+        WrongGateway, (Step.POLL, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
         who_acts="operator",
         advice="Give the workers the gateway that the message names, until its tasks have ended; it goes on by itself.",
     ),
     Rule(
-        TaskNotVisible, (Step.LOOK, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
+        TaskNotVisible, (Step.POLL, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
         who_acts="operator",
         advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
     ),
     Rule(
-        GatewayError, (Step.LOOK,), "GatewayTrouble", retried=True, paid=Paid.YES,
+        GatewayError, (Step.POLL,), "PollFailing", retried=True, paid=Paid.YES,
         who_acts="nobody",
         advice="The gateway cannot be asked just now; it is tried again, and then at the next look.",
+    ),
+    Rule(
+        TaskOwned, (Step.DELIVER,), "TaskOwned", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="The ledger says that another generation paid for this task: find out who started this one.",
+    ),
+    Rule(
+        LedgerUnavailable, (Step.DELIVER,), "StoreRefused", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
     ),
     Rule(
         DownloadFailed, (Step.DELIVER,), "DeliveryFailed", retried=True, paid=Paid.YES,
@@ -248,7 +258,7 @@ RULES: tuple[Rule, ...] = (
         advice="Nothing was paid. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
     ),
     Rule(
-        StoreProblem, (Step.LOOK, Step.DELIVER), "StoreRefused", retried=True, paid=Paid.YES,
+        StoreProblem, (Step.POLL, Step.DELIVER), "StoreRefused", retried=True, paid=Paid.YES,
         who_acts="operator",
         advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
     ),
@@ -259,7 +269,7 @@ RULES: tuple[Rule, ...] = (
         advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.LOOK, Step.DELIVER), "Defect", retried=True,
+        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.POLL, Step.DELIVER), "Defect", retried=True,
         paid=Paid.UNKNOWN,
         who_acts="developer",
         advice="A defect in longtake: report it; it is tried again.",
@@ -272,11 +282,17 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
-def foreign_words(error: BaseException, step: Step) -> str | None:
-    """An error's text where somebody else's words may be in it; None where all of it is ours."""
-    # An unknown outcome repeats what ended the exchange.
-    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
-    return str(error) if foreign else None
+_QUOTES = (GatewayError, OutcomeUnknown)
+"""An unknown outcome repeats what ended the exchange."""
+_OURS: tuple[type[BaseException], ...] = (
+    ApplicationError,
+    *(rule.error for rule in RULES if rule.error is not Exception),
+)
+
+
+def may_quote(error: BaseException) -> bool:
+    """Whether somebody else's words may be in an error's text; those of an `application_error` are as it made them."""
+    return isinstance(error, _QUOTES) or not isinstance(error, _OURS)
 
 
 def code_or_none(code: str | None) -> str | None:

@@ -2,10 +2,10 @@
 
 from temporalio import activity
 
-from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayError, GatewayUnreachable, KeyRefused
-from longtake.ledger import OutcomeUnknown
-from longtake.metrics import DELIVERED_BYTES, FAILED_STEPS, GATEWAY_CODES, GATEWAY_ERRORS, OTHER, count
+from longtake.gateway.errors import GatewayError, GatewayUnreachable, InvalidResponse, KeyRefused, ResponseLost
 from longtake.models import DeliveryKind, DeliveryReceipt
+from longtake.observability.metrics import DELIVERED_BYTES, FAILED_STEPS, GATEWAY_CODES, GATEWAY_ERRORS, OTHER, count
+from longtake.submission.ledger import OutcomeUnknown
 
 
 def failed(error: BaseException, kind: str) -> None:
@@ -29,8 +29,8 @@ def gateway_code(error: GatewayError) -> str:
     """A word out of `GATEWAY_CODES` for it, or `other`: a gateway may invent codes, and each would be a new series."""
     if error.code in GATEWAY_CODES:
         return str(error.code)
-    if isinstance(error, AnswerUnreadable) and (error.status is None or error.status < 400):  # noqa: PLR2004 - no error
+    if isinstance(error, InvalidResponse) and (error.status is None or error.status < 400):  # noqa: PLR2004 - no error
         return "unreadable"
-    if error.status is None and isinstance(error, AnswerLost | GatewayUnreachable):
-        return "no_answer" if isinstance(error, AnswerLost) else "unreachable"
+    if error.status is None and isinstance(error, ResponseLost | GatewayUnreachable):
+        return "no_answer" if isinstance(error, ResponseLost) else "unreachable"
     return code if (code := f"http_{error.status}") in GATEWAY_CODES else OTHER

@@ -5,13 +5,14 @@ from temporalio import activity
 from activities.failures import Step
 from activities.heartbeats import heartbeating
 from activities.hiding import hiding_error, without_words
+from longtake.delivery.task_records import save_record
+from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.tasks import TaskGateway, check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
-from longtake.models import LookOrder, TaskRecord, TaskState
-from longtake.records import save_record
+from longtake.models import PollInput, TaskRecord, TaskState
 from longtake.storage import Store, StoreProblem
 
 _FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
@@ -20,36 +21,48 @@ _FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
 class PollingActivities:
     """Everything that asks the gateway how a task is doing."""
 
-    def __init__(self, *, gateway: GatewayClient, store: Store, extension: ExtensionClient | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: GatewayClient,
+        store: Store,
+        account_client: AccountClient,
+        extension: ExtensionClient | None = None,
+    ) -> None:
         self._gateway = gateway
+        self._account_client = account_client
         self._extension = extension
         self._store = store
 
     @activity.defn
-    async def query_generation(self, order: LookOrder) -> TaskRecord:
+    async def query_generation(self, input: PollInput) -> TaskRecord:
         """Ask once; where the task has ended, on the gateway's other route too.
 
-        The other one may know better what became of it, and alone may tell where the video lies and what it cost.
+        The other one may know better what became of it, and alone may tell where the video lies and what it cost. Of
+        one that failed the usage log may alone tell that it was refunded.
         """
         async with heartbeating():
-            record = await self._look(order)
+            record = await self._poll(input)
         # A failure is kept too: `starter.py recover` then knows that there is nothing to fetch.
         failed = record.state in _FAILED
-        if (record.video_url or record.first_video_url or failed) and not order.clip_is_stored:
-            await self._keep(order, record)
+        if (record.video_url or record.first_video_url or failed) and not input.clip_is_stored:
+            await self._keep(input, record)
         shown = record.without_links()
-        return await without_words(shown, store=self._store, key=order.key) if order.hidden_prompts else shown
+        return await without_words(shown, store=self._store, key=input.key) if input.hide_words else shown
 
-    async def _look(self, order: LookOrder) -> GatewayRecord:
+    async def _poll(self, input: PollInput) -> GatewayRecord:
         try:
-            client = (self._extension if order.extension else None) or self._gateway
-            check_gateway(client, order.gateway, setting=url_setting(extension=order.extension))
-            record = await query_task(client, order.task_id, account=order.account)
+            client = (self._extension if input.extension else None) or self._gateway
+            check_gateway(client, input.gateway, setting=url_setting(extension=input.extension))
+            record = await query_task(client, input.task_id, account=input.account)
             if record.state is not TaskState.RUNNING:
-                record = await self._ask_other_route(client, order.task_id, record)
+                record = await self._ask_other_route(client, input.task_id, record)
+            if record.state in _FAILED and not record.refunded:
+                record = await self._look_for_refund(input, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            hidden = bool(order.hidden_prompts)
-            raise await hiding_error(error, Step.LOOK, store=self._store, key=order.key, hidden=hidden) from None
+            raise await hiding_error(
+                error, Step.POLL, store=self._store, key=input.key, hidden=input.hide_words
+            ) from None
         return record
 
     async def _ask_other_route(self, client: TaskGateway, task_id: str, record: GatewayRecord) -> GatewayRecord:
@@ -62,9 +75,20 @@ class PollingActivities:
             return other.completed_by(record)
         return record.completed_by(other)
 
-    async def _keep(self, order: LookOrder, record: GatewayRecord) -> None:
+    async def _look_for_refund(self, input: PollInput, record: GatewayRecord) -> GatewayRecord:
+        """Read the usage log, where it is that of the key that paid."""
+        if input.extension or input.account not in {"", self._account_client.account}:
+            return record
+        refund = await self._account_client.refund_of(input.task_id)
+        if refund is None:
+            return record
+        amount = "" if refund.quota is None else f" of {refund.quota}"
+        when = f" at {refund.at:%Y-%m-%d %H:%M:%S} UTC" if refund.at else ""
+        return record.refunded_by(f"the usage log shows a refund{amount}{when}")
+
+    async def _keep(self, input: PollInput, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""
         try:
-            await save_record(self._store, order.key, record)
+            await save_record(self._store, input.key, record)
         except StoreProblem as error:
             activity.logger.warning("links not kept", exc_info=error)

@@ -20,18 +20,18 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from longtake import ledger as ledger_module
-from longtake.gateway.errors import AnswerLost
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.ledger import Answer, Arm, OutcomeUnknown, SubmissionLedger
-from longtake.reconciliation import reconcile
+from longtake.gateway.account import AccountClient, ConsoleAccess
+from longtake.gateway.errors import ResponseLost
 from longtake.storage import Store
+from longtake.submission import ledger as ledger_module
+from longtake.submission.ledger import Answer, CreateIntent, OutcomeUnknown, SubmissionLedger
+from longtake.submission.reconciliation import reconcile
 
 MODEL = "veo_3_1-fast-remix"
 IN_DOUBT = 20
 TASKS = 200
 """That the account's list shows for the time in question, all of them paid and owned."""
-_MOST_LINKS = 60_000  # ext4 has 65,000 for one file
+_MAX_LINKS = 60_000  # ext4 has 65,000 for one file
 
 
 def _hash(name: str) -> str:
@@ -49,7 +49,7 @@ def fill(root: Path, first: int, last: int) -> None:
     (root / "submit/owners").mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Path] = {}
     for number in range(first, last):
-        if number % _MOST_LINKS == 0 or not kinds:
+        if number % _MAX_LINKS == 0 or not kinds:
             kinds = {name: root / f"template-{name}-{number}" for name in texts}
             for name, path in kinds.items():
                 path.write_text(json.dumps(texts[name]))
@@ -86,9 +86,9 @@ def _streamed(body: object) -> httpx.Response:
 async def put_in_doubt(ledger: SubmissionLedger, store: Store, key: str) -> None:
     """A submission that was lost ten minutes ago."""
 
-    async def send(arm: Arm) -> Answer:
-        await arm()
-        raise AnswerLost("reset")
+    async def send(create_intent: CreateIntent) -> Answer:
+        await create_intent()
+        raise ResponseLost("reset")
 
     try:
         await ledger.submit(key, digest="d", send=send, owner="the benchmark", model=MODEL)
@@ -104,14 +104,14 @@ async def measure(ledger: SubmissionLedger, repeats: int) -> float:
     times = []
     for _ in range(repeats):
         console = ConsoleAccess(SecretStr("token"), "2")
-        async with Witnesses(
+        async with AccountClient(
             base_url="http://gateway.example",
             api_key=SecretStr("sk-key"),
             console=console,
             transport=httpx.MockTransport(answer),
-        ) as witnesses:
+        ) as account_client:
             began = time.perf_counter()
-            await reconcile(ledger, witnesses, key="lost-0", slot=None, model=MODEL, owner="the benchmark")
+            await reconcile(ledger, account_client, key="lost-0", slot=None, model=MODEL, owner="the benchmark")
             times.append(time.perf_counter() - began)
     return statistics.median(times)
 

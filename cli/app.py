@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from cli.exits import CommandProblem, Exit, error_document, leave, print_json, typed
+from cli.output import CommandProblem, Exit, error_document, leave, print_json, typed
 from longtake.display import line, lines
-from longtake.keyring import PayloadUnreadable
+from longtake.temporal.key_ring import PayloadUnreadable
 
 _ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
 """Problems whose words are those of whoever typed the command, and may be several lines."""
@@ -89,7 +89,7 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
     data_dir: DataDir = None,
 ) -> None:
     """Make one video: submit, wait, download, verify, store."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     flags = {
         "model": model,
@@ -117,7 +117,7 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
 @app.command()
 def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
     """Show where a generation stands, why, and what can be done."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     _run(generations.show_status(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
@@ -131,7 +131,7 @@ def watch(
     data_dir: DataDir = None,
 ) -> None:
     """Follow a generation until it ends; stopping to watch stops nothing else."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     work = generations.watch(key, data_dir, strict=strict, as_json=as_json)
     _run(work, as_json=as_json, key=key)
@@ -147,7 +147,7 @@ def result(
     data_dir: DataDir = None,
 ) -> None:
     """Wait for a generation's end and print its result."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     work = generations.watch(key, data_dir, strict=strict, as_json=as_json, output=output, quiet=True)
     _run(work, as_json=as_json, key=key)
@@ -162,7 +162,7 @@ def list_generations(
     data_dir: DataDir = None,
 ) -> None:
     """List the newest generations."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     _run(generations.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
 
@@ -170,17 +170,17 @@ def list_generations(
 @app.command()
 def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
     """Stop waiting for a generation; what was submitted may still be made, and cost."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     _run(generations.cancel(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
-def resume(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+def poll_now(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
     """Ask the gateway about a generation now, for example because its key has been mended or topped up."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
-    _run(generations.resume(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(generations.poll_now(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
@@ -190,7 +190,7 @@ def decide(  # noqa: PLR0913 - one parameter for each flag
         str,
         typer.Argument(
             help="accept (the 8 s clip), retry (the extension, paid), adopt (a task id), "
-            "submit_again (nothing was paid), abandon.",
+            "resubmit (nothing was paid), abandon.",
             show_default=False,
         ),
     ],
@@ -208,7 +208,7 @@ def decide(  # noqa: PLR0913 - one parameter for each flag
     data_dir: DataDir = None,
 ) -> None:
     """Take a decision that a generation waits for; `status KEY` shows which."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     _run(generations.decide(key, action, task_id, data_dir, slot=slot, as_json=as_json), as_json=as_json, key=key)
 
@@ -227,7 +227,7 @@ def adopt(  # noqa: PLR0913 - one parameter for each flag
     data_dir: DataDir = None,
 ) -> None:
     """Take over a task that something else submitted: watch it, download it, store it. Nothing is paid."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     order = generations.Order(
         flags={
@@ -251,7 +251,7 @@ def adopt(  # noqa: PLR0913 - one parameter for each flag
 @app.command()
 def models(*, as_json: JsonFlag = False) -> None:
     """Show the eight models and what each takes."""
-    from cli import catalogue  # noqa: PLC0415
+    from cli.commands import models as catalogue  # noqa: PLC0415
 
     catalogue.show_models(as_json=as_json)
 
@@ -259,7 +259,7 @@ def models(*, as_json: JsonFlag = False) -> None:
 @app.command()
 def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
     """Check every part that is set up against the live one; say what to do for each finding. Nothing is paid."""
-    from cli import doctor as checks  # noqa: PLC0415
+    from cli.doctor import run as checks  # noqa: PLC0415
 
     _run(checks.run(data_dir, as_json=as_json), as_json=as_json)
 
@@ -278,7 +278,7 @@ def setup(
     data_dir: DataDir = None,
 ) -> None:
     """Register search attributes and the ledger in Temporal's namespace; doing it again changes nothing."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     def confirm(question: str) -> bool:
         if yes:
@@ -298,7 +298,7 @@ def recover(
     data_dir: DataDir = None,
 ) -> None:
     """Find videos that were paid for, not delivered, and lost by Temporal; with --yes fetch them. Nothing is paid."""
-    from cli import recover as recovery  # noqa: PLC0415
+    from cli.commands import recover as recovery  # noqa: PLC0415
 
     _run(recovery.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
 
@@ -312,7 +312,7 @@ def encryption_key(
     """Make a new key for LONGTAKE_ENCRYPTION_KEYS and print it."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
-    from longtake.keyring import new_key  # noqa: PLC0415
+    from longtake.temporal.key_ring import new_key  # noqa: PLC0415
 
     try:
         typer.echo(new_key(key_id or f"{datetime.now(UTC):%Y-%m-%d}"))
@@ -342,7 +342,7 @@ def codec_server(
 @app.command()
 def up(*, data_dir: DataDir = None) -> None:
     """Run everything embedded in the foreground: Temporal, its UI and a worker, until Ctrl-C."""
-    from cli import generations  # noqa: PLC0415
+    from cli.commands import generations  # noqa: PLC0415
 
     _run(generations.up(data_dir))
 
@@ -404,8 +404,8 @@ def _complain(problem: CommandProblem) -> None:
 
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
     """Run a command to its exit code."""
+    from longtake.observability.http_tracing import flush  # noqa: PLC0415
     from longtake.settings import SettingsProblem  # noqa: PLC0415 - the command has loaded both already
-    from longtake.tracing import flush  # noqa: PLC0415
 
     try:
         code = asyncio.run(work)

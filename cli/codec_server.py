@@ -21,15 +21,15 @@ from starlette.routing import Route
 from temporalio.api.common.v1 import Payloads
 from uvicorn import Config, Server
 
+from cli.commands.generations import load_settings
 from cli.embedded import ui_origins
-from cli.exits import CommandProblem, Exit
-from cli.generations import load_settings
-from longtake.encryption import EncryptionCodec, Place
-from longtake.keyring import KeyRing, PayloadUnreadable
+from cli.output import CommandProblem, Exit
 from longtake.settings import Settings
-from longtake.temporal import is_configured
+from longtake.temporal.codec import EncryptionCodec, Place
+from longtake.temporal.connection import is_configured
+from longtake.temporal.key_ring import KeyRing, PayloadUnreadable
 
-LONGEST_BODY_BYTES = 64 * 2**20
+MAX_BODY_BYTES = 64 * 2**20
 """The UI sends the payloads of a page of history at once; none of them is above 2 MiB."""
 
 
@@ -75,7 +75,7 @@ def application(ring: KeyRing, origins: Sequence[str] = (), token: str | None = 
             return PlainTextResponse("show LONGTAKE_CODEC_TOKEN as `Authorization: Bearer …` (--codec-auth)", 401)
         body = await _read(request)
         if body is None:
-            return PlainTextResponse(f"send at most {LONGEST_BODY_BYTES} bytes", 413)
+            return PlainTextResponse(f"send at most {MAX_BODY_BYTES} bytes", 413)
         # Only what it seals is bound to the namespace that it is told; it is told no workflow.
         namespace = request.path_params.get("namespace") or request.headers.get("x-namespace")
         sealing = codec.at(Place(namespace)) if namespace else codec
@@ -107,7 +107,7 @@ async def _read(request: Request) -> bytes | None:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LONGEST_BODY_BYTES:
+        if len(body) > MAX_BODY_BYTES:
             return None
     return bytes(body)
 

@@ -23,14 +23,14 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from cli.commands.generations import copy_video, load_settings
+from cli.commands.request import build_request
 from cli.embedded import embedded_server
-from cli.exits import CommandProblem, Exit
-from cli.generations import copy_video, load_settings
+from cli.output import CommandProblem, Exit
 from cli.progress import describe, live
-from cli.requests import build_request
 from cli.session import EmbeddedWorker, Session, connect_when_healthy
 from longtake.client import GenerationFailure, VideoClient
-from longtake.media import read_media
+from longtake.delivery.mp4 import read_media
 from longtake.models import GenerateVideoResult
 from longtake.settings import Settings
 from longtake.storage import Store
@@ -75,7 +75,7 @@ class Scene:
         return (self.result.remix_id if self.result else self.failure and self.failure.details.remix_id) or ""
 
     @property
-    def looks(self) -> int:
+    def polls_of_task(self) -> int:
         """How often the gateway was asked."""
         return self.result.polls if self.result else self.failure.details.polls if self.failure else 0
 
@@ -223,7 +223,7 @@ def _report(scenes: Sequence[Scene], session: Session, paid: dict[str, int]) -> 
             scene.problems.append(f"it came to {scene.outcome}, not to {scene.expected}")
         if times != 1:
             scene.problems.append(f"{times} paid submissions instead of one")
-        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.looks), str(times))
+        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.polls_of_task), str(times))
     out.print(table)
     for scene in scenes:
         _say(out, f"{scene.key}: task {scene.task_id}, remix_id {scene.remix_id}")
@@ -282,7 +282,7 @@ def _settings(folder: Path, gateway_url: str) -> Settings:
         LONGTAKE_GATEWAY_API_KEY=_KEY,
         LONGTAKE_DATA_DIR=str(folder),
         LONGTAKE_EXPECTED_SECONDS=str(150 / SPEED),
-        LONGTAKE_LOOK_FLOOR_SECONDS="1",
+        LONGTAKE_MIN_POLL_INTERVAL_SECONDS="1",
         LONGTAKE_ALLOW_PRIVATE_ADDRESSES="true",
     )
     return load_settings(None)

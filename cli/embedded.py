@@ -42,7 +42,7 @@ _INHERITED_PREFIXES = ("LC_", "XDG_")
 START_SECONDS = 30
 _START_TRIES = 4
 SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "VideoPaid", "GatewayTaskId")
-"""As in `longtake.temporal`, which costs 0.7 s to import; a test holds the two together."""
+"""As in `longtake.temporal.connection`, which costs 0.7 s to import; a test holds the two together."""
 
 
 class EmbeddedProblem(Exception):

@@ -11,9 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.settings import state_folder
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import LedgerError, SubmissionLedger
 
 _ANY = timedelta(0)
 """Nothing is submitted through these ledgers."""

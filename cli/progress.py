@@ -22,7 +22,7 @@ _REPEAT_SECONDS = 60.0
 
 def describe(snapshot: Snapshot, *, advice: bool = True) -> str:
     """One line: stage, progress, polls, what is wrong, what comes next, and what to do."""
-    return shown(" · ".join(part for part in (_where(snapshot), _trouble(snapshot, advice=advice)) if part))
+    return shown(" · ".join(part for part in (_where(snapshot), _failing(snapshot, advice=advice)) if part))
 
 
 def _where(snapshot: Snapshot) -> str:
@@ -32,17 +32,17 @@ def _where(snapshot: Snapshot) -> str:
     if status is None:
         return (snapshot.execution.stage or "starting").replace("_", " ")
     stage = status.stage.replace("_", " ") + (f" {status.progress} %" if status.progress is not None else "")
-    return " · ".join([stage, *_looks(status)])
+    return " · ".join([stage, *_polls(status)])
 
 
-def _looks(status: GenerationStatus) -> Iterator[str]:
+def _polls(status: GenerationStatus) -> Iterator[str]:
     if status.polls:
         yield f"{status.polls} look{'s' if status.polls > 1 else ''}"
-    if status.next_look_at:
-        yield f"next in {max(0, (status.next_look_at - datetime.now(UTC)).total_seconds()):.0f} s"
+    if status.next_poll_at:
+        yield f"next in {max(0, (status.next_poll_at - datetime.now(UTC)).total_seconds()):.0f} s"
 
 
-def _trouble(snapshot: Snapshot, *, advice: bool) -> str:
+def _failing(snapshot: Snapshot, *, advice: bool) -> str:
     """What keeps it from going on, and what can be done; empty where nothing does.
 
     Where the generation itself says what is wrong, the step under way adds nothing: it is mostly the same words.
@@ -106,7 +106,7 @@ async def _until_ended(client: VideoClient, key: str, show: Callable[[str, str],
             show("waiting", "Temporal does not answer")
         else:
             last_answer = time.monotonic()
-            show(shown(_where(snapshot)), shown(_trouble(snapshot, advice=True)))
+            show(shown(_where(snapshot)), shown(_failing(snapshot, advice=True)))
             if not snapshot.running:
                 return snapshot
         await asyncio.sleep(_INTERVAL_SECONDS)
@@ -120,7 +120,7 @@ class Lines:
         self._key = key
         self._clock = clock
         self._stage = ""
-        self._trouble = ""
+        self._failing = ""
         self._said_at = 0.0
 
     def __call__(self, stage: str, trouble: str = "") -> None:
@@ -132,15 +132,15 @@ class Lines:
         """
         news = stage.split(" · next in", maxsplit=1)[0]
         kind = _kind(trouble)
-        if trouble and kind != _kind(self._trouble):
+        if trouble and kind != _kind(self._failing):
             self._say(f"{stage} · {trouble}")
-        elif self._trouble and not trouble:
+        elif self._failing and not trouble:
             self._say(f"{stage} · the trouble is over")
         elif not trouble and news != self._stage:
             self._say(stage)
         elif self._clock() - self._said_at >= _REPEAT_SECONDS:
             self._say(f"{news} · {_short(trouble)}" if trouble else stage)
-        self._stage, self._trouble = news, trouble
+        self._stage, self._failing = news, trouble
 
     def _say(self, line: str) -> None:
         self._said_at = self._clock()

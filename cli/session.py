@@ -19,12 +19,12 @@ from typing import IO, Self
 from temporalio.client import Client
 
 from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
-from cli.exits import CommandProblem, Exit
+from cli.output import CommandProblem, Exit
 from longtake.client import VideoClient
-from longtake.ledger import LedgerError, SubmissionLedger, WrongLedger
 from longtake.settings import Settings
 from longtake.storage import Store
-from longtake.temporal import (
+from longtake.submission.ledger import LedgerError, SubmissionLedger, WrongLedger
+from longtake.temporal.connection import (
     TemporalProblem,
     connect,
     is_configured,
@@ -32,7 +32,7 @@ from longtake.temporal import (
     target,
     workflow_id,
 )
-from longtake.temporal_ledger import check
+from longtake.temporal.ledger_registration import check
 
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2

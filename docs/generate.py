@@ -22,12 +22,12 @@ from pydantic import SecretStr
 from temporalio.common import RetryPolicy
 
 from activities.failures import RULES, Rule
-from longtake.catalog import MODELS
 from longtake.gateway.errors import GatewayError
-from longtake.ledger import SubmissionInDoubt
-from longtake.metrics import CATALOGUE
 from longtake.models import GenerationPolicy
+from longtake.observability.metrics import METRICS
+from longtake.request.rules import MODELS
 from longtake.settings import PREFIX, Settings
+from longtake.submission.ledger import SubmissionInDoubt
 from workflows import options
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ STEPS: Mapping[str, options.Options] = {
     "closing": options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN),
     "reconciliation": options.reconciliation(GenerationPolicy()),
     "SETTLE": options.SETTLE,
-    "LOOK": options.LOOK,
+    "POLL": options.POLL,
     "REFUND": options.REFUND,
     "delivery": options.delivery(GenerationPolicy().delivery_window),
 }
@@ -53,8 +53,8 @@ ACTIVITIES: Mapping[str, tuple[str, ...]] = {
     "RECORD": ("record_submission",),
     "closing": ("close_submission",),
     "reconciliation": ("reconcile_submission",),
-    "SETTLE": ("settle_submission",),
-    "LOOK": ("query_generation",),
+    "SETTLE": ("resolve_submission",),
+    "POLL": ("query_generation",),
     "REFUND": ("query_generation",),
     "delivery": ("deliver_video",),
 }
@@ -64,54 +64,62 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
     # Module, name, and a reason where the code's own is not beside it.
     ("longtake.gateway.client", "_CONNECT_SECONDS", ""),
     ("longtake.gateway.client", "_REACH_SECONDS", ""),
-    ("longtake.gateway.wire", "LONGEST_RETRY_AFTER", ""),
+    ("longtake.gateway.wire", "MAX_RETRY_AFTER", ""),
     ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
     ("longtake.gateway.breaker", "TRIAL_PAUSE", ""),
-    ("longtake.gateway.breaker", "LONGEST_TRIAL_PAUSE", ""),
-    ("longtake.ledger", "MARGIN", ""),
-    ("longtake.ledger", "_LONGEST_APPROACH_SECONDS", ""),
-    ("longtake.ledger", "_STALE_AFTER_SECONDS", ""),
-    ("longtake.ledger", "LOOK_AGAIN", "A submission in doubt is looked at this often until its window is over."),
-    ("longtake.charges", "CLOCKS", ""),
-    ("longtake.charges", "LATE_ACCEPTANCE", ""),
-    ("workflows.settling", "CONFIRM_NOT_CHARGED", ""),
-    ("longtake.ledger", "_RESPONSE_SECONDS", ""),
-    ("longtake.reconciliation", "LATE", ""),
-    ("longtake.reconciliation", "LATEST_TASK", ""),
+    ("longtake.gateway.breaker", "MAX_TRIAL_PAUSE", ""),
+    ("longtake.submission.ledger", "MARGIN", ""),
+    ("longtake.submission.ledger", "_MAX_APPROACH_SECONDS", ""),
+    ("longtake.submission.ledger", "_STALE_AFTER_SECONDS", ""),
     (
-        "longtake.reconciliation",
+        "longtake.submission.ledger",
+        "POLL_AGAIN",
+        "A submission in doubt is looked at this often until its window is over.",
+    ),
+    ("longtake.submission.charges", "CLOCK_SKEW", ""),
+    ("longtake.submission.charges", "LATE_ACCEPTANCE", ""),
+    ("workflows.steps.resolve", "CONFIRM_NOT_CHARGED", ""),
+    ("longtake.submission.ledger", "_RESPONSE_SECONDS", ""),
+    ("longtake.submission.reconciliation", "REPORTING_DELAY", ""),
+    ("longtake.submission.reconciliation", "LATEST_TASK", ""),
+    (
+        "longtake.submission.reconciliation",
         "_SOON",
         "While a task may still show, or another submission's outcome may still come.",
     ),
-    ("longtake.reconciliation", "_CONTRADICTED", "A list that contradicts itself is asked again after this."),
-    ("longtake.gateway.witnesses", "LOG_CALLS_WINDOW", "Field notes: the log may be asked 20 times in 20 minutes."),
-    ("longtake.gateway.witnesses", "LIST_CALLS_WINDOW", "The list is asked 60 times in it at most."),
+    (
+        "longtake.submission.reconciliation",
+        "_CONTRADICTED",
+        "A list that contradicts itself is asked again after this.",
+    ),
+    ("longtake.gateway.account", "LOG_CALLS_WINDOW", "Field notes: the log may be asked 20 times in 20 minutes."),
+    ("longtake.gateway.account", "LIST_CALLS_WINDOW", "The list is asked 60 times in it at most."),
     ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
     (
-        "longtake.charges",
+        "longtake.submission.charges",
         "_UNTIL_THE_NEXT_CHARGE",
         "Until the log shows a charge later than a submission in doubt, it says nothing of it: asked again after this.",
     ),
-    ("longtake.gateway.witnesses", "CLOSED_FOR", ""),
-    ("longtake.gateway.witnesses", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
-    ("longtake.gateway.witnesses", "_AFTER_429", "A log that asked for patience and did not say how long."),
-    ("longtake.gateway.witnesses", "_LIST_AFTER_429", "The same of the list."),
-    ("workflows.settling", "HEAR_WITNESSES_AGAIN", ""),
-    ("workflows.settling", "_SOONEST", ""),
-    ("workflows.settling", "_AT_ONCE", ""),
-    ("longtake.delivery", "_TIMEOUT", "Of a download: to connect, and for each silence."),
-    ("longtake.delivery", "PROGRESS_TIME", ""),
-    ("longtake.delivery", "STORE_TIME", ""),
+    ("longtake.gateway.account", "CLOSED_FOR", ""),
+    ("longtake.gateway.account", "_AFTER_TROUBLE", "A witness that failed is asked again after this."),
+    ("longtake.gateway.account", "_AFTER_429", "A log that asked for patience and did not say how long."),
+    ("longtake.gateway.account", "_LIST_AFTER_429", "The same of the list."),
+    ("workflows.steps.resolve", "CHECK_ACCOUNT_AGAIN", ""),
+    ("workflows.steps.resolve", "_SOONEST", ""),
+    ("workflows.steps.resolve", "_AT_ONCE", ""),
+    ("longtake.delivery.download", "_TIMEOUT", "Of a download: to connect, and for each silence."),
+    ("longtake.delivery.download", "PROGRESS_TIME", ""),
+    ("longtake.delivery.download", "STORE_TIME", ""),
     ("activities.delivery", "GONE_AFTER", ""),
-    ("workflows.delivering", "EXTRA_CLIP_WINDOW", ""),
-    ("workflows.delivering", "QUIET_WINDOW", ""),
+    ("workflows.steps.deliver", "EXTRA_CLIP_WINDOW", ""),
+    ("workflows.steps.deliver", "QUIET_WINDOW", ""),
     ("longtake.storage", "_CLIENT_OPTIONS", ""),
     ("longtake.storage", "_RETRY_CONFIG", ""),
     ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),
     ("workflows.options", "HEARTBEAT", ""),
     ("workflows.options", "SUBMISSION_MARGIN", ""),
     ("workflows.options", "LEDGER_MARGIN", ""),
-    ("longtake.fleet", "EVERY", ""),
+    ("longtake.observability.running_generations", "EVERY", ""),
     ("worker", "DRAIN_MARGIN", ""),
     ("worker", "CONNECT_PATIENCE", ""),
     ("worker", "HEARTBEAT_THROTTLE", ""),
@@ -219,7 +227,7 @@ def metrics() -> str:
         ("metric", "type", "labels", "what it is"),
         (
             (f"`{metric.exposed}`", metric.kind, ", ".join(f"`{name}`" for name in metric.labels), metric.help)
-            for metric in CATALOGUE
+            for metric in METRICS
         ),
     )
 

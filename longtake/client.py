@@ -1,6 +1,6 @@
 """The typed client: what a backend, the command line and an operator do with a generation.
 
-client = VideoClient(await longtake.temporal.connect(), store=Store.open("s3://bucket/prefix"))
+client = VideoClient(await longtake.temporal.connection.connect(), store=Store.open("s3://bucket/prefix"))
 await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
 result = await client.result("order-17")
 """
@@ -43,9 +43,7 @@ from temporalio.exceptions import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.catalog import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
-from longtake.display import code, line, prose
-from longtake.ledger import SubmissionLedger
+from longtake.display import after_cancelling, code, line, prose
 from longtake.models import (
     Decision,
     FailureDetails,
@@ -56,8 +54,10 @@ from longtake.models import (
     OnKeyRefused,
     Paid,
 )
+from longtake.request.rules import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.storage import Store
-from longtake.temporal import (
+from longtake.submission.ledger import SubmissionLedger
+from longtake.temporal.connection import (
     GATEWAY_TASK_ID,
     TASK_QUEUE,
     VIDEO_ATTENTION,
@@ -71,7 +71,7 @@ from longtake.temporal import (
     key_of,
     workflow_id,
 )
-from longtake.temporal_ledger import check
+from longtake.temporal.ledger_registration import check
 
 _STARTS_ANEW = frozenset(
     {
@@ -79,8 +79,8 @@ _STARTS_ANEW = frozenset(
         "SubmissionOutcomeUnknown",
         "Abandoned",
         "DeliveryFailed",
-        "GatewayLost",
-        "GenerationStalled",
+        "TaskLost",
+        "GenerationTimedOut",
         "Cancelled",
         "Terminated",
         "TimedOut",
@@ -89,13 +89,13 @@ _STARTS_ANEW = frozenset(
 """Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
 The submission ledger keeps a new run from paying for what an earlier one paid."""
 
-_WISHES = {
+_REQUEST_OPTIONS = {
     OnExtendFailed.FALLBACK: "the 8 s clip is the result",
     OnExtendFailed.RETRY: "pay for it again, where that is configured",
     OnExtendFailed.ASK: "a person decides",
     OnExtendFailed.FAIL: "it counts as failed",
 }
-_KEY_WISHES = {
+_KEY_OPTIONS = {
     OnKeyRefused.FAIL: "it ends, and nothing is paid",
     OnKeyRefused.WAIT: "it waits until the gateway takes it again",
 }
@@ -205,7 +205,8 @@ class VideoClient:
                 with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
         """
         self._temporal = temporal
-        self._unchecked = store
+        self._ledger = SubmissionLedger(store, longest_exchange=timedelta(0)) if store is not None else None
+        self._ledger_is_checked = False
         self._patience = patience.total_seconds()
 
     def with_patience(self, patience: timedelta) -> Self:
@@ -220,24 +221,27 @@ class VideoClient:
         Args:
             key: The caller's own name for this generation, such as an order number. Starting the same key again never
                 pays again, as long as the workers keep the same submission ledger.
-            request: What to make.
+            request: What to make. Where something was submitted for this key, it may name what has been retired since.
 
         Returns:
             The run id, and whether this call started it.
 
         Raises:
-            InvalidRequest: The request breaks rules; nothing was started.
+            InvalidRequest: The request breaks rules, and nothing was submitted for this key; nothing was started.
             InvalidKey: The key cannot be used.
             KeyInUse: The key names another request.
             WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
             TemporalUnavailable: Temporal is away. It may have been started: the same call tells.
         """
-        request = check_request(request)
+        request, refused = _judged(request)
         name = workflow_id(key)
-        if self._unchecked is not None:
-            ledger = SubmissionLedger(self._unchecked, longest_exchange=timedelta(0))
+        ledger = self._ledger
+        if ledger is not None and not self._ledger_is_checked:
             await self._riding_out(lambda: check(self._temporal, ledger))
-            self._unchecked = None
+            self._ledger_is_checked = True
+        # Without the store, a worker asks the ledger before anything is sent.
+        if refused and not (await self.knows(key) if ledger is None else not await ledger.is_untouched(key)):
+            raise refused
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
         except WorkflowAlreadyStartedError:
@@ -324,7 +328,7 @@ class VideoClient:
             execution, _ = await self._describe(key)
             paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
             known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
-            failure.details = failure.details.model_copy(update=known)
+            failure = GenerationFailure(failure.kind, _cancelled(paid), failure.details.model_copy(update=known))
         raise failure
 
     async def cancel(self, key: str) -> None:
@@ -347,13 +351,13 @@ class VideoClient:
         """
         return await self._update(key, "decide", decision)
 
-    async def resume(self, key: str) -> GenerationStatus:
+    async def poll_now(self, key: str) -> GenerationStatus:
         """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
 
         Raises:
             GenerationNotFound: There is none of this key that still runs.
         """
-        return await self._update(key, "resume")
+        return await self._update(key, "poll_now")
 
     async def generations(self, query: str = "", *, limit: int = 50) -> AsyncIterator[Execution]:
         """The newest generations, newest first.
@@ -430,7 +434,7 @@ class VideoClient:
                 first = decoded[0]
                 if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
                     return GenerateVideoInput.model_validate(first["request"])
-                return check_request(first)
+                return check_request(first, offered=False)
             except (InvalidRequest, KeyError, ValidationError):
                 return None
         return None
@@ -513,11 +517,24 @@ class VideoClient:
         return self._temporal.get_workflow_handle(workflow_id(key))
 
 
+def _judged(request: GenerateVideoInput) -> tuple[GenerateVideoInput, InvalidRequest | None]:
+    """The request, and why it cannot be submitted today, if what it asks for is not offered any more.
+
+    Raises:
+        InvalidRequest: It never could be.
+    """
+    try:
+        return check_request(request), None
+    except InvalidRequest as error:
+        return check_request(request, offered=False), error
+
+
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
         return f"take over task {line(request.task_id[:80])}"
-    number, frames = len(request.images), MODELS[request.model].frames
+    model = MODELS.get(request.model)  # None: retired since it was paid for
+    number, frames = len(request.images), model is not None and model.frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
 
@@ -533,8 +550,8 @@ def _details(key: str, request: GenerateVideoInput) -> str:
         "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
-        "if the extension fails": _WISHES[request.on_extend_failed],
-        "if the API key is refused": _KEY_WISHES[request.on_key_refused],
+        "if the extension fails": _REQUEST_OPTIONS[request.on_extend_failed],
+        "if the API key is refused": _KEY_OPTIONS[request.on_key_refused],
         "takes over": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
@@ -574,10 +591,13 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
         return GenerationFailure(cause.type or "Defect", cause.message, details)
     advice = "Starting again with the same key, and the same ledger, goes on where it was and pays nothing twice."
     if isinstance(cause, CancelledError):
-        message = "it was cancelled; what was submitted may still be made, and cost"
-        return GenerationFailure("Cancelled", message, FailureDetails(advice=advice))
+        return GenerationFailure("Cancelled", _cancelled(Paid.UNKNOWN), FailureDetails(advice=advice))
     kind = "Terminated" if isinstance(cause, TerminatedError) else "TimedOut"
     return GenerationFailure(kind, str(cause), FailureDetails(advice=advice))
+
+
+def _cancelled(paid: Paid) -> str:
+    return f"it was cancelled: {after_cancelling(paid)}"
 
 
 def _not_found(key: str, error: RPCError) -> Exception:

@@ -1,7 +1,7 @@
 """What crosses Temporal: plain JSON, frozen models that grow only by fields with defaults.
 
 Old histories must decode for ever, so a field is never renamed, removed or made stricter. Secrets, signed links and
-the bytes of images and videos never appear here: they go through the store (claim check). `longtake.catalog` judges
+the bytes of images and videos never appear here: they go through the store (claim check). `longtake.request.rules` judges
 whether a request makes sense; this module only gives it a shape.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _SCHEME = re.compile(r"(https?|data):", re.IGNORECASE)
-_MOST_FIELDS = 10
+_MAX_FIELDS = 10
 
 
 def with_plain_scheme(uri: str) -> str:
@@ -62,7 +62,7 @@ class ImageInput(_Payload):
 
     uri: str = Field(repr=False)
     """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
-    below the store's URL, as `longtake.images` returns it."""
+    below the store's URL, as `longtake.request.images` returns it."""
 
     @field_validator("uri")
     @classmethod
@@ -76,9 +76,9 @@ class GenerateVideoInput(_Payload):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    """One of the eight names in `longtake.catalog`."""
+    """One of the eight names in `longtake.request.rules`."""
     prompt: str = Field(repr=False)
-    """What the first segment (8 s) shows; or where the text lies in the store, as `longtake.prompts` puts it there."""
+    """What the first segment (8 s) shows; or where the text lies in the store, as `longtake.request.prompts` puts it there."""
     prompt_extend: str = Field(repr=False)
     """What the extension (7 s) shows, in the same two forms."""
     size: str | None = None
@@ -145,6 +145,8 @@ class GenerateVideoResult(_Payload):
     """What the gateway says it cost, in the gateway's own unit."""
     refunded: bool | None = None
     """Whether the gateway gave back what a failed extension cost (`quota` is then 0); None where it does not say."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     polls: int
     """How often the gateway was asked."""
     warnings: tuple[str, ...] = ()
@@ -195,6 +197,8 @@ class FailureDetails(_Payload):
     """What the gateway says it cost, in the gateway's own unit."""
     refunded: bool | None = None
     """Whether the gateway gave it back (`quota` is then 0); None where it does not say."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
@@ -242,6 +246,8 @@ class TaskRecord(_Payload):
     quota: int | None = None
     refunded: bool | None = None
     """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
@@ -272,13 +278,13 @@ class Stage(StrEnum):
 class Attention(StrEnum):
     """Why a generation needs a person or does not advance as it should."""
 
-    NEEDS_KEY = "needs_key"
+    NEEDS_API_KEY = "needs_api_key"
     NEEDS_DECISION = "needs_decision"
-    STALLED = "stalled"
-    GATEWAY_LOST = "gateway_lost"
-    GATEWAY_TROUBLE = "gateway_trouble"
+    OVERDUE = "stalled"
+    TASK_LOST = "task_lost"
+    POLL_FAILING = "poll_failing"
     """The last look failed or could not be read; the generation goes on looking."""
-    DELIVERY_TROUBLE = "delivery_trouble"
+    DELIVERY_FAILING = "delivery_failing"
     """The video is made, and could not be brought home yet; its link may be dying."""
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     """The submission ledger cannot be read or written, so it is not known whether anything was sent."""
@@ -300,6 +306,12 @@ class GenerationStatus(_Payload):
     charged: Paid | None = None
     """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
     doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
+    quota: int | None = None
+    """What the gateway says the first task cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave it back (`quota` is then 0); None where nothing failed, or nobody says."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -312,7 +324,7 @@ class GenerationStatus(_Payload):
     """The gateway's task of an extension that was paid for again."""
     submitted_at: datetime | None = None
     """By Temporal's clock where this run submitted it, otherwise as the ledger has it, but never in the future."""
-    next_look_at: datetime | None = None
+    next_poll_at: datetime | None = None
     has_link: bool = False
     """Whether the gateway has given a link to what it made; the link itself is a secret."""
     link_expires_at: datetime | None = None
@@ -338,18 +350,18 @@ class GenerationStatus(_Payload):
     warnings: tuple[str, ...] = ()
 
 
-class PacingPolicy(_Payload):
-    """How often to look; see `longtake.pacing`."""
+class PollSchedule(_Payload):
+    """How often to look; see `longtake.gateway.poll_schedule`."""
 
     expected: timedelta = timedelta(seconds=150)
-    floor: timedelta = timedelta(seconds=5)
+    min_interval: timedelta = timedelta(seconds=5)
 
 
 class GenerationPolicy(_Payload):
     """The worker's settings that the workflow needs, carried to it as data."""
 
-    pacing: PacingPolicy = PacingPolicy()
-    stalled_after: timedelta = timedelta(minutes=45)
+    schedule: PollSchedule = PollSchedule()
+    overdue_after: timedelta = timedelta(minutes=45)
     give_up_after: timedelta = timedelta(hours=24)
     submit_timeout: timedelta = timedelta(seconds=120)
     """The longest that one submitting HTTP exchange may take."""
@@ -357,14 +369,14 @@ class GenerationPolicy(_Payload):
     """How long a submission that was surely not sent is tried again."""
     delivery_window: timedelta = timedelta(hours=24)
     """How long a delivery is tried again."""
-    lost_watch: timedelta = timedelta(minutes=10)
+    lost_grace: timedelta = timedelta(minutes=10)
     """How long a task that the gateway gave up is still watched."""
     decision_window: timedelta = timedelta(0)
     """How long a decision is waited for before the generation is abandoned; zero ends an unknown submission at once."""
-    wait_on_undecided: bool = False
+    wait_after_decision_timeout: bool = False
     """Whether a submission of unknown outcome goes on waiting for a decision after that."""
     ledger_id: str = ""
-    """Which submission ledger the generation began with; see `longtake.ledger`."""
+    """Which submission ledger the generation began with; see `longtake.submission.ledger`."""
     extension_retries: int = 0
     """How often a failed extension may be paid for again; zero where no way to do so is configured."""
     hide_prompts: bool = False
@@ -419,15 +431,16 @@ class DeliveryReceipt(_Payload):
     quota: int | None = None
     """What the task cost, where the gateway was asked on the way and told."""
     refunded: bool | None = None
+    refund_evidence: str | None = None
 
 
-class PrepareOrder(_Payload):
+class PrepareInput(_Payload):
     """What `prepare_generation` is asked."""
 
     key: str = ""
     request: GenerateVideoInput
     trial: bool = False
-    """See `SubmitOrder.trial`."""
+    """See `SubmitInput.trial`."""
 
 
 class AwaitKeyInput(_Payload):
@@ -440,6 +453,8 @@ class AwaitKeyInput(_Payload):
     """How the gateway refused."""
     message: str = ""
     """The same in words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
 
 
 class KeyTrial(_Payload):
@@ -449,7 +464,7 @@ class KeyTrial(_Payload):
     """Whether it is the one try of this worker, the key being taken as refused until it has gone well."""
 
 
-class ExtensionOrder(_Payload):
+class ExtensionInput(_Payload):
     """Which extension to pay for again."""
 
     remix_id: str
@@ -458,12 +473,12 @@ class ExtensionOrder(_Payload):
     """1 for the first retry."""
 
 
-class SubmitOrder(_Payload):
+class SubmitInput(_Payload):
     """What `submit_generation` and `submit_extension` are asked."""
 
     key: str
     request: GenerateVideoInput
-    extension: ExtensionOrder | None = None
+    extension: ExtensionInput | None = None
     ledger_id: str = ""
     trial: bool = False
     """Whether the gateway is to be asked although it has just refused this worker's API key."""
@@ -474,7 +489,7 @@ class SubmitOrder(_Payload):
         return extension_key(self.key, self.extension.number) if self.extension else self.key
 
 
-class RecordOrder(_Payload):
+class RecordInput(_Payload):
     """What `record_submission` is asked: to write an outcome that the ledger could not take at once."""
 
     key: str
@@ -507,7 +522,7 @@ class ClosedSubmission(_Payload):
     """A submission that was sent and has no known outcome: its slot, and when it was sent."""
 
 
-class ReconcileOrder(_Payload):
+class ReconcileInput(_Payload):
     """What `reconcile_submission` is asked."""
 
     key: str
@@ -552,8 +567,8 @@ class Reconciliation(_Payload):
     """How often this payment was closed as not charged, and so submitted again without a person."""
 
 
-class SettleOrder(_Payload):
-    """What `settle_submission` is asked: to write down what a person decided."""
+class ResolveInput(_Payload):
+    """What `resolve_submission` is asked: to write down what a person decided."""
 
     key: str
     """The ledger's."""
@@ -569,14 +584,14 @@ class SettleOrder(_Payload):
     """Which submission the person was asked about: this one only is written down, whatever else is in doubt."""
 
 
-class Settlement(_Payload):
+class Resolution(_Payload):
     """What stands in the ledger now."""
 
     receipt: SubmissionReceipt | None = None
     """None: nothing was made."""
 
 
-class LookOrder(_Payload):
+class PollInput(_Payload):
     """What `query_generation` is asked."""
 
     key: str
@@ -585,8 +600,8 @@ class LookOrder(_Payload):
     """Whether it is the task of a retried extension, which may live at another gateway."""
     stage: Stage | None = None
     """For the log."""
-    hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -595,7 +610,7 @@ class LookOrder(_Payload):
     """Whether the links are of no more use: then they are not kept."""
 
 
-class DeliverOrder(_Payload):
+class DeliverInput(_Payload):
     """What `deliver_video` is asked."""
 
     key: str
@@ -604,7 +619,8 @@ class DeliverOrder(_Payload):
     width: int | None = None
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
-    extension: bool = False
+    extension_number: int = 0
+    """Which retry of the extension made the task; 0 where it is the first payment's."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -613,6 +629,16 @@ class DeliverOrder(_Payload):
     """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     keep_first_link: bool = False
     """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
+
+    @property
+    def extension(self) -> bool:
+        """Whether a retry of the extension made the task."""
+        return self.extension_number > 0
+
+    @property
+    def ledger_key(self) -> str:
+        """Whose the task is, in the ledger."""
+        return extension_key(self.key, self.extension_number) if self.extension else self.key
 
 
 class DecisionAction(StrEnum):
@@ -624,7 +650,7 @@ class DecisionAction(StrEnum):
     """Pay for the extension again."""
     ADOPT = "adopt"
     """Take this task id for the submission whose outcome is unknown."""
-    SUBMIT_AGAIN = "submit_again"
+    RESUBMIT = "resubmit"
     """Pay again: the submission whose outcome is unknown made nothing."""
     ABANDON = "abandon"
     """Give it up."""
@@ -645,7 +671,7 @@ class Decision(_Payload):
     @classmethod
     def _not_too_much(cls, given: Any) -> Any:
         """One short error for what nobody means: one for each of thousands of fields is more than Temporal takes."""
-        if isinstance(given, dict) and (len(given) > _MOST_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
+        if isinstance(given, dict) and (len(given) > _MAX_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
             raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
         return given
 
@@ -670,11 +696,11 @@ class CarriedGeneration(_Payload):
     extension_number: int = 0
     extension_record: TaskRecord | None = None
     polls: int = 0
-    looks: int = 0
+    polls_of_task: int = 0
     """Those at the task that is being watched."""
-    watch_since: datetime | None = None
+    polling_since: datetime | None = None
     """When this watch of that task began."""
-    look_now: bool = False
+    poll_requested: bool = False
     """Whether somebody asked for a look while the last one was under way."""
     warnings: tuple[str, ...] = ()
     attention: Attention | None = None

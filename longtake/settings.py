@@ -1,6 +1,6 @@
 """The only reader of the environment: every `LONGTAKE_*` variable, its unit, its default and what it is for.
 
-Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `temporalio.envconfig`; see `longtake.temporal`.
+Temporal's own connection settings (`TEMPORAL_*`, profiles) are read by `temporalio.envconfig`; see `longtake.temporal.connection`.
 """
 
 import difflib
@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from longtake.keyring import EncryptionKey, parse_keys
-from longtake.models import GenerationPolicy, PacingPolicy
+from longtake.models import GenerationPolicy, PollSchedule
+from longtake.temporal.key_ring import EncryptionKey, parse_keys
 
 PREFIX = "LONGTAKE_"
 
@@ -76,14 +76,14 @@ class Settings(BaseSettings):
     expected_seconds: float = Field(
         150, gt=0, description="What a generation of the plain fast model is believed to take."
     )
-    look_floor_seconds: float = Field(
+    min_poll_interval_seconds: float = Field(
         5, gt=0, description="The gateway is never asked more often than this about one task."
     )
-    stalled_after_minutes: float = Field(
+    overdue_after_minutes: float = Field(
         45, gt=0, description="After this a generation counts as stalled: looked at more slowly, still owned."
     )
     give_up_after_hours: float = Field(
-        24, gt=0, description="After this a generation ends as `GenerationStalled`; the gateway's own limit is 24."
+        24, gt=0, description="After this a generation ends as `GenerationTimedOut`; the gateway's own limit is 24."
     )
     submit_timeout_seconds: float = Field(
         120, gt=0, le=900, description="The longest one submitting HTTP exchange may take."
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     delivery_window_hours: float = Field(
         24, gt=0, description="How long a delivery is tried again; links live about 24 hours."
     )
-    lost_watch_minutes: float = Field(
+    lost_grace_minutes: float = Field(
         10, gt=0, description="How long a task that the gateway gave up without a verdict is still watched."
     )
     decision_days: float = Field(
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         description="How long a submission whose outcome is unknown, or an extension that asks, waits for `decide`; "
         "0 ends an unknown submission at once.",
     )
-    undecided: str = Field(
+    on_decision_timeout: str = Field(
         "abandon",
         pattern="^(abandon|wait)$",
         description="When nobody has decided by then: `abandon`, or `wait` on. Neither sends anything.",
@@ -261,6 +261,10 @@ class Settings(BaseSettings):
             SettingsProblem: Naming every variable that is misspelt or has an unusable value. Values are not repeated.
         """
         problems = [_misspelt(name) for name in _unknown_names()]
+        # No validator gets to see these: pydantic fails on them by itself.
+        broken = [name for name in sorted(variable_names()) if not _is_text(os.environ.get(name, ""))]
+        if broken:
+            raise SettingsProblem("; ".join([*problems, *(f"{name}: must be UTF-8" for name in broken)]))
         try:
             settings = cls()
         except ValidationError as error:
@@ -327,17 +331,18 @@ class Settings(BaseSettings):
     def policy(self) -> GenerationPolicy:
         """The settings that the workflow needs, as data."""
         return GenerationPolicy(
-            pacing=PacingPolicy(
-                expected=timedelta(seconds=self.expected_seconds), floor=timedelta(seconds=self.look_floor_seconds)
+            schedule=PollSchedule(
+                expected=timedelta(seconds=self.expected_seconds),
+                min_interval=timedelta(seconds=self.min_poll_interval_seconds),
             ),
-            stalled_after=timedelta(minutes=self.stalled_after_minutes),
+            overdue_after=timedelta(minutes=self.overdue_after_minutes),
             give_up_after=timedelta(hours=self.give_up_after_hours),
             submit_timeout=self.submit_timeout,
             submit_window=timedelta(minutes=self.submit_window_minutes),
             delivery_window=timedelta(hours=self.delivery_window_hours),
-            lost_watch=timedelta(minutes=self.lost_watch_minutes),
+            lost_grace=timedelta(minutes=self.lost_grace_minutes),
             decision_window=timedelta(days=self.decision_days),
-            wait_on_undecided=self.undecided == "wait",
+            wait_after_decision_timeout=self.on_decision_timeout == "wait",
             extension_retries=self.extend_retries if self.extend_url else 0,
             hide_prompts=self.hide_prompts,
         )
@@ -357,6 +362,14 @@ def variable_names() -> tuple[str, ...]:
 
 def _unknown_names() -> list[str]:
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in variable_names())
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot read as lone surrogates
+        return False
+    return True
 
 
 def _misspelt(name: str) -> str:

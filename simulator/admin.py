@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from simulator.scenarios import UnknownScenarioError, parse
-from simulator.world import WITNESS_FAULTS, World
+from simulator.world import ACCOUNT_FAULTS, World
 
 Outage = Callable[[float, str], Awaitable[None]]
 OUTAGE_MODES = ("503", "refuse")
@@ -35,7 +35,7 @@ class Admin:
             Route("/_simulator/keys", self._keys, methods=["POST"]),
             Route("/_simulator/quota", self._quota, methods=["POST"]),
             Route("/_simulator/scenario", self._scenario, methods=["POST"]),
-            Route("/_simulator/witnesses", self._witnesses, methods=["POST"]),
+            Route("/_simulator/witnesses", self._account_client, methods=["POST"]),
             Route("/_simulator/outage", self._change_outage, methods=["POST"]),
             Route("/_simulator/reset", self._reset, methods=["POST"]),
         ]
@@ -76,16 +76,16 @@ class Admin:
         self._world.default_scenario = text
         return JSONResponse({"default": text})
 
-    async def _witnesses(self, request: Request) -> Response:
+    async def _account_client(self, request: Request) -> Response:
         """`{"open": bool}`: whether the witness routes answer; `{"tasks": fault, "log": fault, "fetch": fault}`."""
         body = await request.json()
-        faults = {name: body[name] for name in WITNESS_FAULTS if name in body}
+        faults = {name: body[name] for name in ACCOUNT_FAULTS if name in body}
         for name, fault in faults.items():
-            if fault not in WITNESS_FAULTS[name]:
-                return JSONResponse({"error": f"{name} must be one of {', '.join(WITNESS_FAULTS[name])}"}, 400)
-        self._world.witness_faults.update(faults)
-        self._world.witnesses_open = bool(body.get("open", self._world.witnesses_open))
-        return JSONResponse({"open": self._world.witnesses_open, **self._world.witness_faults})
+            if fault not in ACCOUNT_FAULTS[name]:
+                return JSONResponse({"error": f"{name} must be one of {', '.join(ACCOUNT_FAULTS[name])}"}, 400)
+        self._world.account_faults.update(faults)
+        self._world.account_open = bool(body.get("open", self._world.account_open))
+        return JSONResponse({"open": self._world.account_open, **self._world.account_faults})
 
     async def _change_outage(self, request: Request) -> Response:
         """`{"seconds": N}` (real seconds) or `{"on": bool}`, with `"mode": "503" | "refuse"`."""

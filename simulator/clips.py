@@ -125,17 +125,17 @@ def _pictures(clip: Clip) -> Graph:
     overlay = graph.add("overlay", "x='t*(main_w-320)':y='main_h/3'")
     bars.link_to(overlay, 0, 0)
     card.link_to(overlay, 0, 1)
-    return _ending(graph, overlay, "format", "yuv420p", "buffersink")
+    return _failed(graph, overlay, "format", "yuv420p", "buffersink")
 
 
 def _sound() -> Graph:
     graph = Graph()
     sine = graph.add("sine", f"frequency=440:sample_rate={SAMPLES_PER_SECOND}:samples_per_frame={_SAMPLES_PER_FRAME}")
     shape = f"sample_fmts=fltp:channel_layouts=mono:sample_rates={SAMPLES_PER_SECOND}"
-    return _ending(graph, sine, "aformat", shape, "abuffersink")
+    return _failed(graph, sine, "aformat", shape, "abuffersink")
 
 
-def _ending(graph: Graph, last: FilterContext, name: str, arguments: str, sink_name: str) -> Graph:
+def _failed(graph: Graph, last: FilterContext, name: str, arguments: str, sink_name: str) -> Graph:
     shape, sink = graph.add(name, arguments), graph.add(sink_name)
     last.link_to(shape)
     shape.link_to(sink)

@@ -82,7 +82,7 @@ class Downloads:
             return answers.html_page(502)
         now = time.time()
         moment = task.truth(now) if {"recovers", "heals"} & task.script.words else task.seen(now)
-        if moment.state != "completed" or task.outcome == "task_lost":
+        if moment.state != "completed" or task.outcome == "task_missing":
             envelope = task.envelope(moment, lambda one, kind: self._world.link(request, one, kind), "")
             return personality.not_completed(personality.envelope(envelope, task, moment)["status"], moment)
         return None

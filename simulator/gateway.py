@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from simulator import answers, images
-from simulator.scenarios import CATALOGUE, HEADER, Script, SubmitFault, UnknownScenarioError, choose
+from simulator.scenarios import HEADER, METRICS, Script, SubmitFault, UnknownScenarioError, choose
 from simulator.tasks import Moment, Task
 from simulator.wire import WireFault, gone, half_answer
 from simulator.world import MODELS, SIZES, World
 
 _MAX_IMAGES, _MAX_FRAMES = 3, 2
 _HUGE_BYTES = 32 * 2**20
-_QUERY_LOOKS = 2
+_QUERY_POLLS = 2
 
 
 class RefusedError(Exception):
@@ -72,7 +72,7 @@ class Gateway:
 
     async def _submit(self, request: Request) -> Response:
         try:
-            order = await self._order(request)
+            order = await self._input(request)
         except RefusedError as refused:
             status = refused.answer.status_code
             self._world.record(request, status, kind="submit", paid=False, refused=str(refused))
@@ -82,9 +82,9 @@ class Gateway:
             return WireFault("close")
         finally:
             await request.close()  # the parts' temporary files
-        return await self._settle(request, order)
+        return await self._resolve(request, order)
 
-    async def _order(self, request: Request) -> Order:
+    async def _input(self, request: Request) -> Order:
         self._authorize(request)
         form = await self._form(request)
         # The gateway takes the body apart and builds it anew: text parts first, then files.
@@ -165,7 +165,7 @@ class Gateway:
 
     async def _remix(self, request: Request) -> Response:
         try:
-            order = await self._remix_order(request)
+            order = await self._remix_input(request)
         except RefusedError as refused:
             status = refused.answer.status_code
             self._world.record(request, status, kind="remix", paid=False, refused=str(refused))
@@ -173,9 +173,9 @@ class Gateway:
         except ClientDisconnect:
             self._world.record(request, 0, kind="remix", paid=False, refused="the client left before its body's end")
             return WireFault("close")
-        return await self._settle(request, order)
+        return await self._resolve(request, order)
 
-    async def _remix_order(self, request: Request) -> Order:
+    async def _remix_input(self, request: Request) -> Order:
         self._authorize(request)
         try:
             body = json.loads(await request.body())
@@ -197,13 +197,13 @@ class Gateway:
         }
         return Order("remix", model, prompt, origin.size, self._world.settings.price, script, summary, video_id)
 
-    async def _settle(self, request: Request, order: Order) -> Response:
+    async def _resolve(self, request: Request, order: Order) -> Response:
         """Charge or not, write it down, and only then let the answer go its way, whatever way that is."""
         world, script = self._world, order.script
         world.attempts[order.kind, order.prompt] += 1
         attempt = world.attempts[order.kind, order.prompt]
         word = script.one("submit fault")
-        fault = CATALOGUE[word].fault if word and script.applies("times", attempt, inf) else None
+        fault = METRICS[word].fault if word and script.applies("times", attempt, inf) else None
         task: Task | None = None
         if fault is None or (fault.paid and "unpaid" not in script and self._stays_charged(fault, script)):
             task = world.new_task(
@@ -291,12 +291,14 @@ class Gateway:
 
     async def _query(self, request: Request) -> Response:
         task = self._world.tasks.by_task_id(request.path_params["task_id"])
-        if task is None or task.outcome == "task_lost" or not self._world.key_ok(request):
+        if task is None or task.outcome == "task_missing" or not self._world.key_ok(request):
             return self._query_refusal(request, task)
-        task.looks += 1
-        script, good_looks = task.script, task.script.number("after", 0)
+        task.polls_of_task += 1
+        script, good_polls = task.script, task.script.number("after", 0)
         word = script.one("query")
-        faulty = good_looks < task.looks and script.applies("looks", int(task.looks - good_looks), _QUERY_LOOKS)
+        faulty = good_polls < task.polls_of_task and script.applies(
+            "looks", int(task.polls_of_task - good_polls), _QUERY_POLLS
+        )
         if word and faulty:
             answer = await self._query_fault(request, task, word)
             self._recorded(request, task, answer.status_code, fault=word)
@@ -309,7 +311,7 @@ class Gateway:
     async def _query_second(self, request: Request) -> Response:
         """The stock path: no query fault reaches it, and a lost task that `recovers` shows here how it really is."""
         task = self._world.tasks.by_task_id(request.path_params["task_id"])
-        if task is None or task.outcome == "task_lost" or not self._world.key_ok(request):
+        if task is None or task.outcome == "task_missing" or not self._world.key_ok(request):
             return self._query_refusal(request, task)
         now = time.time()
         moment = task.truth(now) if "recovers" in task.script else task.seen(now)
@@ -337,10 +339,10 @@ class Gateway:
 
     def _envelope(self, request: Request, task: Task, moment: Moment) -> dict[str, Any]:
         if not moment.running:
-            task.success_looks += 1
+            task.success_polls += 1
         envelope = task.envelope(moment, lambda one, kind: self._world.link(request, one, kind), _base_url(request))
         envelope = self._world.personality.envelope(envelope, task, moment)
-        return answers.with_odd_values(task.script, envelope, moment, task.looks)
+        return answers.with_odd_values(task.script, envelope, moment, task.polls_of_task)
 
     async def _query_fault(self, request: Request, task: Task, word: str) -> Response:
         simple: dict[str, Callable[[], Response]] = {

@@ -66,15 +66,15 @@ _OUTCOMES = (
     ("ok", "The 15 s video is made."),
     ("extend_failed", "First segment made, extension failed (E-2003): the 8 s clip at `data.video_url`."),
     ("generate_failed", "First segment failed (E-1005): only `remix_id`."),
-    ("gateway_lost", 'FAILURE "upstream returned error", 100%, `data` replaced by an error body.'),
-    ("gateway_lost_unrecognized", 'FAILURE "upstream returned unrecognized message", `data` replaced.'),
-    ("gateway_lost_timeout", "FAILURE 任务超时（1440分钟）, the gateway's own 24 h limit; `data` as it was."),
-    ("gateway_lost_channel", 'FAILURE "Failed to get channel info…"; `data` as it was.'),
-    ("gateway_lost_empty", "FAILURE with an empty reason and `data` null."),
+    ("task_lost", 'FAILURE "upstream returned error", 100%, `data` replaced by an error body.'),
+    ("task_lost_unrecognized", 'FAILURE "upstream returned unrecognized message", `data` replaced.'),
+    ("task_lost_timeout", "FAILURE 任务超时（1440分钟）, the gateway's own 24 h limit; `data` as it was."),
+    ("task_lost_channel", 'FAILURE "Failed to get channel info…"; `data` as it was.'),
+    ("task_lost_empty", "FAILURE with an empty reason and `data` null."),
     ("cancelled", "FAILURE with `data.status` cancelled and no `error`: no verdict either."),
     ("never_finishes", "Stays at 61% for ever."),
     ("late_success", "The 15 s video, after four times the time; 99% meanwhile."),
-    ("task_lost", "Paid, but every query answers `task_not_exist`, for ever (`status=400` or 404)."),
+    ("task_missing", "Paid, but every query answers `task_not_exist`, for ever (`status=400` or 404)."),
 )
 
 _SUBMIT_ANSWERS = (
@@ -248,8 +248,8 @@ _ACCOUNT = (
     ),
     ("no_image_files", "Images as file parts are refused: 400 `invalid_media_input`."),
     ("other_key", "Another key of the account paid for it: this key's log does not show it."),
-    ("recovers", "After a gateway_lost: the job goes on, `/v1/video/generations/{id}` and `/content` show it."),
-    ("heals", "After a gateway_lost: the job goes on, and the first path shows it once it is done."),
+    ("recovers", "After a task_lost: the job goes on, `/v1/video/generations/{id}` and `/content` show it."),
+    ("heals", "After a task_lost: the job goes on, and the first path shows it once it is done."),
 )
 
 
@@ -257,7 +257,7 @@ def _rows(kind: Kind, rows: tuple[tuple[str, str], ...]) -> tuple[Scenario, ...]
     return tuple(Scenario(name, kind, summary) for name, summary in rows)
 
 
-CATALOGUE: Final[dict[str, Scenario]] = {
+METRICS: Final[dict[str, Scenario]] = {
     row.name: row
     for row in (
         *_rows("outcome", _OUTCOMES),
@@ -320,7 +320,7 @@ PARAMETERS: Final[dict[str, tuple[Callable[[str], str], str]]] = {
     "delay": (_number, "simulated seconds of `submit_delay` and `query_delay` (30)"),
     "drip": (_number, "simulated seconds of a `slow` download (10)"),
     "retry_after": (_retry_after, "real seconds, or `date`, sent as Retry-After with a 429"),
-    "status": (_one_of("400", "404"), "the status of `task_not_exist` and `task_lost` (400)"),
+    "status": (_one_of("400", "404"), "the status of `task_not_exist` and `task_missing` (400)"),
     "label": (_anything, "ignored: tells tests' prompts apart"),
 }
 """Every `name=value`, with its check and meaning."""
@@ -338,11 +338,11 @@ class Script:
 
     def __contains__(self, word: str) -> bool:
         """Whether the word was given. A word outside the catalogue is a mistake in the simulator."""
-        return CATALOGUE[word].name in self.words
+        return METRICS[word].name in self.words
 
     def one(self, kind: Kind, default: str = "") -> str:
         """The word of a kind of which at most one may be given."""
-        return next((word for word in self.words if CATALOGUE[word].kind == kind), default)
+        return next((word for word in self.words if METRICS[word].kind == kind), default)
 
     def number(self, name: str, default: float) -> float:
         """A parameter as a number."""
@@ -367,7 +367,7 @@ def parse(text: str) -> Script:
         if not equals and name in SHAPES:
             name, equals, value = "shape", "=", name
         if not equals:
-            if name not in CATALOGUE:
+            if name not in METRICS:
                 raise UnknownScenarioError(f"no scenario {name!r}: see simulator/README.md")
             words.add(name)
             continue
@@ -378,9 +378,9 @@ def parse(text: str) -> Script:
         except ValueError:
             raise UnknownScenarioError(f"{name}={value} makes no sense: see simulator/README.md") from None
     for kind in _ONE_ONLY:
-        rivals = sorted(word for word in words if CATALOGUE[word].kind == kind)
-        if len(rivals) > 1:
-            raise UnknownScenarioError(f"only one {kind} at a time, not {', '.join(rivals)}")
+        others_in_doubt = sorted(word for word in words if METRICS[word].kind == kind)
+        if len(others_in_doubt) > 1:
+            raise UnknownScenarioError(f"only one {kind} at a time, not {', '.join(others_in_doubt)}")
     return Script(text, frozenset(words), params)
 
 
@@ -392,10 +392,10 @@ def choose(prompt: str, header: str | None, default: str = "") -> Script:
     return parse(tag.group(1) if tag else default)
 
 
-def catalogue_table() -> str:
+def models_table() -> str:
     """The catalogue as the Markdown table of the README."""
     lines = ["| scenario | kind | paid? | what happens |", "|---|---|---|---|"]
-    for row in CATALOGUE.values():
+    for row in METRICS.values():
         paid = "" if row.fault is None else ("paid" if row.fault.paid else "no")
         lines.append(f"| `{row.name}` | {row.kind} | {paid} | {row.summary} |")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from simulator import answers
+from simulator.account import AccountClient
 from simulator.admin import Admin
 from simulator.clips import Clip
 from simulator.downloads import Downloads
@@ -20,7 +21,6 @@ from simulator.gateway import Gateway
 from simulator.ledger import Ledger
 from simulator.tasks import TaskBook
 from simulator.wire import Origin
-from simulator.witnesses import Witnesses
 from simulator.world import SimulatorSettings, World
 
 _USUAL_CLIPS = (Clip(15, 1280, 720), Clip(8, 1280, 720), Clip(15, 1920, 1080), Clip(8, 1920, 1080))
@@ -70,7 +70,7 @@ class Simulator:
             routes=[
                 *Gateway(self.world).routes(),
                 *downloads.gateway_routes(),
-                *Witnesses(self.world).routes(),
+                *AccountClient(self.world).routes(),
                 *admin.routes(),
             ]
         )

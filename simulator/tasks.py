@@ -29,22 +29,22 @@ _ENDS: dict[str, tuple[float, State]] = {
     "generate_failed": (0.3, "generate_failed"),
     "cancelled": (0.4, "cancelled"),
     "never_finishes": (float("inf"), "completed"),
-    "task_lost": (1, "completed"),
+    "task_missing": (1, "completed"),
 }
 _LOST_AT = 0.4
 
 _LOST: dict[str, tuple[str, Json | Literal["kept"] | None]] = {
-    "gateway_lost": (
+    "task_lost": (
         "upstream returned error",
         {"error": {"message": "upstream temporarily unavailable", "type": "upstream_error", "code": "bad_gateway"}},
     ),
-    "gateway_lost_unrecognized": (
+    "task_lost_unrecognized": (
         "upstream returned unrecognized message",
         {"code": "unexpected", "message": "unrecognized status", "data": None},
     ),
-    "gateway_lost_timeout": ("任务超时（1440分钟）", "kept"),
-    "gateway_lost_channel": ("Failed to get channel info, channel ID: 7", "kept"),
-    "gateway_lost_empty": ("", None),
+    "task_lost_timeout": ("任务超时（1440分钟）", "kept"),
+    "task_lost_channel": ("Failed to get channel info, channel ID: 7", "kept"),
+    "task_lost_empty": ("", None),
 }
 
 
@@ -94,8 +94,8 @@ class Task:
     remixed_from: str = ""
     request_id: str = ""
     recorded: bool = True
-    looks: int = field(default=0, compare=False)
-    success_looks: int = field(default=0, compare=False)
+    polls_of_task: int = field(default=0, compare=False)
+    success_polls: int = field(default=0, compare=False)
     downloads: int = field(default=0, compare=False)
 
     @property
@@ -122,9 +122,9 @@ class Task:
     def truth(self, now: float) -> Moment:
         """What the job is really doing, as far as the gateway has looked."""
         end, state = _ENDS.get(self.outcome, _ENDS["ok"])
-        looked = floor((now - self.submitted_at) / self.poll_seconds + 1e-6) * self.poll_seconds
-        looked_at = self.submitted_at + looked
-        share = looked / self.seconds + 1e-6
+        polled = floor((now - self.submitted_at) / self.poll_seconds + 1e-6) * self.poll_seconds
+        looked_at = self.submitted_at + polled
+        share = polled / self.seconds + 1e-6
         ended_at = self.submitted_at + min(end, 1e6) * self.seconds
         if share >= end:
             progress = {"completed": 100, "extend_failed": 50}.get(state, 0)

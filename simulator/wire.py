@@ -74,10 +74,10 @@ class Origin:
 class WireFault(Response):
     """An ASGI response that writes raw bytes and then ends the connection in a chosen way."""
 
-    def __init__(self, ending: str, raw: bytes = b"") -> None:
+    def __init__(self, failed: str, raw: bytes = b"") -> None:
         """`ending` is `reset`, `close` or `hang`; `raw` is sent before it."""
         super().__init__(status_code=0)
-        self._ending = ending
+        self._failed = failed
         self._raw = raw
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI's signature)
@@ -89,11 +89,11 @@ class WireFault(Response):
             while transport.get_write_buffer_size() and not transport.is_closing():  # noqa: ASYNC110 (transports offer no event)
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)  # the client reads what was sent before it sees the end
-        if self._ending == "reset":
+        if self._failed == "reset":
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
-        elif self._ending == "close":
+        elif self._failed == "close":
             transport.close()
         await gone(receive)
 

@@ -33,7 +33,7 @@ SIZES = ("1280x720", "720x1280", "1920x1080", "1080x1920")
 _LOG_WINDOW_SECONDS = 20 * 60
 _API_WINDOW_SECONDS = 3 * 60
 
-WITNESS_FAULTS = {
+ACCOUNT_FAULTS = {
     "tasks": ("", "database_error", "401", "403", "404", "429", "500"),
     "log": ("", "401", "403", "404", "429", "500"),
     "fetch": ("", "403", "404", "500"),
@@ -63,8 +63,8 @@ class SimulatorSettings:
         server_address: Where a personality that rewrites links believes to be reached (stock's default).
         image_files: Whether images may be file parts; None: as the personality has it.
         access_token: The console's token, for `/api/task/self`; `user_id` goes with it.
-        witnesses: Whether the witness routes are open.
-        witness_calls: Calls of `/api/log/token` and `/api/usage/token/` per 20 simulated minutes; then 429.
+        account_client: Whether the witness routes are open.
+        account_calls: Calls of `/api/log/token` and `/api/usage/token/` per 20 simulated minutes; then 429.
         api_calls: Calls of everything under `/api` per 3 simulated minutes; then 429.
         rate_retry_after: Whether those 429 carry `Retry-After`, as newer builds do.
         remix: Whether `/remix` works for every task.
@@ -91,8 +91,8 @@ class SimulatorSettings:
     image_files: bool | None = None
     access_token: str = "simulator-access-token"  # noqa: S105 (a stand-in's token protects nothing)
     user_id: int = 2
-    witnesses: bool = True
-    witness_calls: int = 20
+    account_client: bool = True
+    account_calls: int = 20
     api_calls: int = 360
     rate_retry_after: bool = False
     remix: bool = False
@@ -110,13 +110,13 @@ class World:
     clips: ClipCache
     keys: set[str]
     default_scenario: str
-    witnesses_open: bool
+    account_open: bool
     cdn_url: str = ""
     trap_url: str = ""
     outage_until: float = 0.0
     account_quota: int = 0
     key_quota: int = 0
-    witness_faults: dict[str, str] = field(default_factory=dict)
+    account_faults: dict[str, str] = field(default_factory=dict)
     calls: dict[str, deque[float]] = field(default_factory=lambda: {"log": deque(), "api": deque()})
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -132,7 +132,7 @@ class World:
             clips=ClipCache(settings.cache_dir or settings.data_dir / "clips"),
             keys={settings.api_key},
             default_scenario=settings.scenario,
-            witnesses_open=settings.witnesses,
+            account_open=settings.account_client,
             account_quota=settings.granted_quota,
             key_quota=settings.key_quota,
         )
@@ -229,7 +229,7 @@ class World:
         lifetime = self.real_seconds(task.script.number("link_seconds", self.settings.link_seconds))
         now = time.time()
         signed_at = (task.truth(now).ended_at if self.personality.keeps_links else 0) or now
-        expires, serial = f"{signed_at + lifetime:.3f}", str(task.success_looks)
+        expires, serial = f"{signed_at + lifetime:.3f}", str(task.success_polls)
         path = f"/cdn/{kind}/{task.middleware_id}.mp4"
         signature = self.signature(path, expires, serial)
         query = f"Expires={expires}&Signature={signature}&Key-Pair-Id={serial}"
@@ -244,7 +244,7 @@ class World:
         """Count one call under `/api`; the real seconds until one is allowed again, 0 where this one is."""
         wait = self._count("api", self.settings.api_calls, self.real_seconds(_API_WINDOW_SECONDS))
         if not path.startswith("/api/task/"):
-            wait = max(wait, self._count("log", self.settings.witness_calls, self.real_seconds(_LOG_WINDOW_SECONDS)))
+            wait = max(wait, self._count("log", self.settings.account_calls, self.real_seconds(_LOG_WINDOW_SECONDS)))
         return wait
 
     def _count(self, what: str, most: int, window: float) -> float:
@@ -262,8 +262,8 @@ class World:
         for calls in self.calls.values():
             calls.clear()
         self.account_quota, self.key_quota = self.settings.granted_quota, self.settings.key_quota
-        self.witness_faults.clear()
+        self.account_faults.clear()
         self.keys = {self.settings.api_key}
         self.default_scenario = self.settings.scenario
-        self.witnesses_open = self.settings.witnesses
+        self.account_open = self.settings.account_client
         self.outage_until = 0.0

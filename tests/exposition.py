@@ -38,7 +38,7 @@ class Exposition:
         return [one for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
 
     def ours(self) -> list[Sample]:
-        """What `longtake.metrics` knows."""
+        """What `longtake.observability.metrics` knows."""
         return [one for one in self.samples if one.name.startswith("longtake_")]
 
     def sum(self, name: str, **labels: str) -> float:

@@ -13,7 +13,6 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from longtake.catalog import TASK_ID_RULE, InvalidRequest, check_request, is_task_id, warnings_for
     from longtake.models import (
         CarriedGeneration,
         Decision,
@@ -31,11 +30,12 @@ with workflow.unsafe.imports_passed_through():
         TaskState,
         UncollectedExtension,
     )
-    from longtake.temporal import InvalidKey, key_of, workflow_id
-    from workflows.delivering import deliver, deliver_first_as_well
-    from workflows.generation import Ending, Generation
-    from workflows.submitting import prepare, submit, submit_extension
-    from workflows.watching import Watch, look_for_refund
+    from longtake.request.rules import TASK_ID_RULE, InvalidRequest, check_request, is_task_id, warnings_for
+    from longtake.temporal.connection import InvalidKey, key_of, workflow_id
+    from workflows.state import Generation, StepFailed
+    from workflows.steps.deliver import deliver, deliver_first_as_well
+    from workflows.steps.poll import Watch, poll_for_refund
+    from workflows.steps.submit import prepare, submit, submit_extension
 
 
 _NOTHING = RawValue(Payload())
@@ -74,9 +74,10 @@ class GenerateVideoWorkflow:
                 case TaskState.EXTEND_FAILED:
                     return await self._conclude_extend_failed(verdict)
                 case _:
+                    await poll_for_refund(generation)
                     raise _refusal(generation, verdict)
-        except Ending as ending:
-            generation.fail(ending)
+        except StepFailed as failed:
+            generation.fail(failed)
         except BaseException as error:
             if is_cancelled_exception(error):
                 generation.cancelled()
@@ -88,13 +89,13 @@ class GenerateVideoWorkflow:
         return self._generation.status()
 
     @workflow.update(description="Ask the gateway now, for example because the key has been mended or topped up.")
-    def resume(self) -> GenerationStatus:
+    def poll_now(self) -> GenerationStatus:
         """Look, or submit what waits for the key, now instead of at the planned time."""
-        self._generation.look_now = True
+        self._generation.poll_requested = True
         return self._generation.status()
 
-    @resume.validator
-    def _check_resume(self) -> None:
+    @poll_now.validator
+    def _check_poll_now(self) -> None:
         if not self._generation.watched and not self._generation.awaits_key:
             stage = self._generation.stage
             raise ApplicationError(
@@ -150,11 +151,11 @@ class GenerateVideoWorkflow:
             generation.last_problem = reason
         if video := await self._collect_extension():
             return await self._end_after_failed_extension("full", video)
-        match await self._wish_after_failed_extension():
+        match await self._choose_after_failed_extension():
             case OnExtendFailed.FAIL:
-                await look_for_refund(generation)
+                await poll_for_refund(generation)
                 advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
-                raise Ending("ExtensionFailed", reason, generation.known(advice=advice))
+                raise StepFailed("ExtensionFailed", reason, generation.known(advice=advice))
             case OnExtendFailed.RETRY:
                 if video := await self._retry_extension():
                     return await self._end_after_failed_extension("full", video)
@@ -162,10 +163,10 @@ class GenerateVideoWorkflow:
         return await self._end_after_failed_extension("fallback", clip)
 
     async def _end_after_failed_extension(self, outcome: str, video: StoredVideo) -> GenerateVideoResult:
-        await look_for_refund(self._generation)
+        await poll_for_refund(self._generation)
         return self._generation.result(outcome, video)
 
-    async def _wish_after_failed_extension(self) -> OnExtendFailed:
+    async def _choose_after_failed_extension(self) -> OnExtendFailed:
         generation = self._generation
         sent = generation.policy.extensions_sent
         if generation.uncollected:
@@ -221,7 +222,7 @@ class GenerateVideoWorkflow:
         may have been paid and made: it is never paid for again, and the result says that it can still be collected.
 
         Raises:
-            Ending: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
+            StepFailed: `DeliveryFailed`: the 15 s video was made and paid, and is still to be collected.
         """
         generation = self._generation
         remix_id = generation.record.remix_id if generation.record else None
@@ -234,11 +235,11 @@ class GenerateVideoWorkflow:
                     await submit_extension(generation, remix_id, number)
                 extension = generation.retried
                 record = await Watch(generation, extension, extension=True).verdict()
-            except Ending as ending:
+            except StepFailed as failed:
                 task_id = generation.extension and generation.extension.task_id
-                task, reason = f" (task {task_id})" if task_id else "", f"{ending.kind}: {ending.message}"
+                task, reason = f" (task {task_id})" if task_id else "", f"{failed.kind}: {failed.message}"
                 generation.warnings.append(f"retry {number} of the extension{task}: {reason}")
-                if task_id or ending.details.paid is not Paid.NO:
+                if task_id or failed.details.paid is not Paid.NO:
                     generation.uncollected = UncollectedExtension(number=number, task_id=task_id, reason=reason)
                 return None
             if record.state is TaskState.COMPLETED:
@@ -271,20 +272,29 @@ def _accept(request: Any) -> GenerateVideoInput:
     """Judge a request, and the way it was started: any SDK may start this workflow, by any id.
 
     Raises:
-        Ending: `InvalidRequest`, with every problem.
+        StepFailed: `InvalidRequest`, with every problem.
     """
     started = tuple(_start_problems())
     try:
-        accepted = check_request(request)
+        # A model may have been retired since this key was paid: what is offered is judged once the ledger is read.
+        accepted = check_request(request, offered=False)
         if not started:
             return accepted
         error = InvalidRequest(started)
-    except InvalidRequest as found:
-        error = InvalidRequest((*started, *found.problems))
+    except InvalidRequest:
+        error = InvalidRequest((*started, *_all_problems(request)))
     advice = "Mend the request and start it again with the same key."
     if started:
         advice = "Start it again as the problems say."
-    raise Ending("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+    raise StepFailed("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+
+
+def _all_problems(request: Any) -> tuple[Problem, ...]:
+    try:
+        check_request(request)
+    except InvalidRequest as error:
+        return error.problems
+    return ()
 
 
 def _start_problems() -> Iterator[Problem]:
@@ -306,7 +316,7 @@ def _start_problems() -> Iterator[Problem]:
         yield Problem(field="retry_policy", rule=rule)
 
 
-def _refusal(generation: Generation, verdict: TaskRecord) -> Ending:
+def _refusal(generation: Generation, verdict: TaskRecord) -> StepFailed:
     advice = "Change what the message names; a new request needs a new key."
     message = verdict.error_message or "the first segment failed"
-    return Ending("GenerationFailed", message, generation.known(advice=advice))
+    return StepFailed("GenerationFailed", message, generation.known(advice=advice))

@@ -7,7 +7,7 @@ from temporalio import workflow
 
 if TYPE_CHECKING:
     from longtake.models import FailureDetails
-    from workflows.generation import Generation
+    from workflows.state import Generation
 
 
 def log_stage(generation: "Generation") -> None:

@@ -4,11 +4,12 @@ from datetime import datetime
 
 from temporalio import workflow
 
-from longtake.metrics import (
+from longtake.models import GenerateVideoInput, Stage, SubmissionReceipt, TaskRecord
+from longtake.observability.metrics import (
     GENERATIONS,
     IN_DOUBT,
-    LOOKS,
     PAID_SUBMISSIONS,
+    POLLS,
     QUOTA,
     REFUNDED_QUOTA,
     STAGE_DURATION,
@@ -16,7 +17,6 @@ from longtake.metrics import (
     count,
     observe,
 )
-from longtake.models import GenerateVideoInput, Stage, SubmissionReceipt, TaskRecord
 
 
 class StageClock:
@@ -43,9 +43,9 @@ def ended(outcome: str | None, model: str | None) -> None:
     count(workflow.metric_meter(), GENERATIONS, outcome=outcome, model=model)
 
 
-def looked(result: str) -> None:
+def polled(result: str) -> None:
     """A look told this, or failed so."""
-    count(workflow.metric_meter(), LOOKS, result=result)
+    count(workflow.metric_meter(), POLLS, result=result)
 
 
 def judged(record: TaskRecord, model: str, *, extension: bool) -> None:

@@ -39,8 +39,8 @@ PREPARE = Options(
     retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
 )
 
-LOOK = Options(
-    # Two paths of 20 s each at most, and the other keys of the ring.
+POLL = Options(
+    # Two paths, and the usage log, of 20 s each at most, and the other keys of the ring.
     start_to_close_timeout=timedelta(seconds=90),
     # Longer trouble is the workflow's business: it shows it and looks again later.
     schedule_to_close_timeout=timedelta(minutes=5),

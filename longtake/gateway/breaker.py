@@ -12,7 +12,7 @@ from longtake.gateway.errors import KeyRefused
 
 TRIAL_PAUSE = timedelta(minutes=5)
 """Between two trials of a key that was refused."""
-LONGEST_TRIAL_PAUSE = timedelta(hours=1)
+MAX_TRIAL_PAUSE = timedelta(hours=1)
 """A trial by a paid POST uses up one of the ledger's slots of its generation, and there are a thousand."""
 _SHARE = 12
 """The pause grows with a refusal: a twelfth of the time that it has lasted, so it is 5 minutes for the first hour."""
@@ -78,7 +78,7 @@ class KeyBreaker:
 
     def _pause(self, now: float) -> float:
         grown = (now - self._refused_since) / _SHARE if self._refusal else 0.0
-        return min(max(grown, TRIAL_PAUSE.total_seconds()), LONGEST_TRIAL_PAUSE.total_seconds())
+        return min(max(grown, TRIAL_PAUSE.total_seconds()), MAX_TRIAL_PAUSE.total_seconds())
 
     @staticmethod
     def _remembered(refusal: KeyRefused, left: float) -> KeyRefused:

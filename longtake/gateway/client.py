@@ -32,19 +32,19 @@ from pydantic import SecretStr
 
 from longtake.gateway import wire
 from longtake.gateway.errors import (
-    AnswerLost,
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
     MediaRefused,
     QuotaExhausted,
     RequestRefused,
+    ResponseLost,
     TaskNotFound,
 )
 from longtake.gateway.wire import ErrorFacts, GatewayRecord
-from longtake.tracing import REQUEST_ID_HEADER, ExchangeSpan, exchange_span
+from longtake.observability.http_tracing import REQUEST_ID_HEADER, ExchangeSpan, exchange_span
 
 logger = logging.getLogger("longtake.gateway")
 
@@ -52,8 +52,8 @@ SUBMIT_PATH = "/v1/videos"
 
 _CONNECT_SECONDS = 10.0  # per step: TCP, TLS
 _REACH_SECONDS = 30.0  # all steps before the first byte of a submission, with a proxy between
-_MOST_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
-_MOST_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
+_MAX_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
+_MAX_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
 _USER_AGENT = "longtake"  # some firewalls refuse the default names of HTTP libraries
 _CHECK_URL = "is LONGTAKE_GATEWAY_URL right?"
 _TOP_UP = "top up the gateway's account, or give the key a larger share of it"
@@ -70,7 +70,7 @@ class SendHookDidNotFire(RuntimeError):
 
 
 class ImagePart(Protocol):
-    """One `input_reference[]`: text (a URL or a data URI), or a file. `longtake.images` makes them."""
+    """One `input_reference[]`: text (a URL or a data URI), or a file. `longtake.request.images` makes them."""
 
     @property
     def text(self) -> str | None:
@@ -166,6 +166,15 @@ PAID_TABLE: tuple[PaidRow, ...] = (
         frozenset({407}),
         advice="set it in HTTPS_PROXY",
     ),
+    # The gateway hands on what its upstream answered to the gateway's own key: ours is good (seen on a NewAPI of July
+    # 2026).
+    PaidRow(
+        "the gateway's upstream refused the gateway's own access",
+        RequestRefused,
+        frozenset({401, 402, 403}),
+        frozenset({"fail_to_fetch_task"}),
+        advice="LONGTAKE_GATEWAY_API_KEY is good: tell the gateway's operator",
+    ),
     # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
     PaidRow("out of quota", QuotaExhausted, range(400, 500), QUOTA_CODES, advice=_TOP_UP),
     PaidRow("out of quota", QuotaExhausted, frozenset({402}), advice=_TOP_UP),
@@ -186,7 +195,7 @@ PAID_TABLE: tuple[PaidRow, ...] = (
     # Nothing was made, and never will be.
     PaidRow("no such route", RequestRefused, frozenset({404, 405}), advice=_CHECK_URL),
     # A time-out is ambiguous under a 4xx number too: 408 may be the upstream's, handed on; 499 is nginx's own.
-    PaidRow("a time-out", AnswerLost, frozenset({408, 499})),
+    PaidRow("a time-out", ResponseLost, frozenset({408, 499})),
     PaidRow(
         "images in this form were refused",
         MediaRefused,
@@ -197,7 +206,7 @@ PAID_TABLE: tuple[PaidRow, ...] = (
     PaidRow("the request was refused", RequestRefused, range(400, 500)),
     # Unknown: 5xx that are not above, other redirects, numbers outside HTTP. `get_channel_failed` too: in stock it
     # follows a first try that failed, and hides what became of that (field notes).
-    PaidRow("an answer that does not say whether a job was made", AnswerLost, range(1000)),
+    PaidRow("an answer that does not say whether a job was made", ResponseLost, range(1000)),
 )
 """Read from the top, the first row that fits decides. Redirects to the same route are told apart before it."""
 
@@ -262,7 +271,7 @@ class GatewayClient:
         self._hook_is_dead = False
         self._submit_seconds = submit_timeout.total_seconds()
         self._query_seconds = query_timeout.total_seconds()
-        self._query_slots = asyncio.Semaphore(_MOST_QUERIES_AT_ONCE)
+        self._query_slots = asyncio.Semaphore(_MAX_QUERIES_AT_ONCE)
         # Compressed bytes are a way to send gigabytes in a kilobyte: ask for none, and bound those that come (`_Body`).
         headers = {"User-Agent": _USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"}
         tls = httpx.create_ssl_context()  # once for both: reading the certificates takes 20 ms
@@ -281,7 +290,7 @@ class GatewayClient:
         self._querying = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(self._query_seconds, connect=min(_CONNECT_SECONDS, self._query_seconds)),
-            limits=httpx.Limits(max_connections=_MOST_QUERIES_AT_ONCE),
+            limits=httpx.Limits(max_connections=_MAX_QUERIES_AT_ONCE),
             verify=tls,
             http2=False,
             follow_redirects=False,
@@ -338,7 +347,7 @@ class GatewayClient:
 
         Raises:
             GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused: Nothing was made.
-            AnswerLost, AnswerUnreadable: Sent, and the outcome is unknown.
+            ResponseLost, InvalidResponse: Sent, and the outcome is unknown.
             SendHookDidNotFire: Answered without having asked `before_send`; stop submitting.
         """
         return await self.pay_once(
@@ -357,7 +366,7 @@ class GatewayClient:
             body: As httpx takes it: `files` or `json`.
 
         Raises:
-            GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused, AnswerLost, AnswerUnreadable,
+            GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused, ResponseLost, InvalidResponse,
             SendHookDidNotFire: See `submit`.
         """
         if self._hook_is_dead:
@@ -384,7 +393,7 @@ class GatewayClient:
                 raise
             if gate.passed:
                 # Whatever it is, a defect of ours included: the request may have arrived.
-                raise AnswerLost(f"the submission was sent and its answer was lost: {_cause(error)}") from None
+                raise ResponseLost(f"the submission was sent and its answer was lost: {_cause(error)}") from None
             if isinstance(error, httpx.HTTPError | TimeoutError | OSError):
                 raise GatewayUnreachable(
                     f"nothing was sent, {self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}"
@@ -400,7 +409,7 @@ class GatewayClient:
             )
         try:
             return _read_submission(answer, path, secrets)
-        except (AnswerLost, AnswerUnreadable) as error:
+        except (ResponseLost, InvalidResponse) as error:
             # Whoever has to find the task may see more in the answer than we do.
             error.excerpt = wire.read_excerpt(answer.body, secrets=secrets)
             raise
@@ -415,7 +424,7 @@ class GatewayClient:
         Raises:
             KeyRefused: None of the keys is accepted; the task itself goes on.
             TaskNotFound: The gateway does not know the task: too early, or its row was lost.
-            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Look again later.
+            GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Look again later.
         """
         path = _task_path(task_id, second_path=second_path)
         answer = await self._get(path, of_a_task=True)
@@ -431,13 +440,13 @@ class GatewayClient:
 
         Raises:
             KeyRefused: The key that pays for submissions is not accepted.
-            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Could not be asked now.
+            GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Could not be asked now.
         """
         answer = await self._get("/v1/models", only_key=0)
         body = _parse(answer, self._keys)
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
-            raise AnswerUnreadable(
+            raise InvalidResponse(
                 f"the list of models is not one; {_CHECK_URL}", status=answer.status, request_id=answer.request_id
             )
         return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
@@ -447,12 +456,12 @@ class GatewayClient:
 
         Raises:
             KeyRefused: Names the first that is not by its place in LONGTAKE_GATEWAY_API_KEY.
-            GatewayUnreachable, GatewayBusy, AnswerLost, AnswerUnreadable: Could not be asked now.
+            GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Could not be asked now.
         """
         for place in range(len(self._keys)):
             _parse(await self._get("/v1/models", only_key=place), self._keys)
 
-    async def _get(self, path: str, *, only_key: int | None = None, of_a_task: bool = False) -> "HttpAnswer":
+    async def _get(self, path: str, *, only_key: int | None = None, of_a_task: bool = False) -> "HttpResponse":
         """GET with the key that worked last, then with the others."""
         count = len(self._keys)
         first = self._good_key
@@ -472,11 +481,11 @@ class GatewayClient:
 
     async def get_once(
         self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
-    ) -> "HttpAnswer":
+    ) -> "HttpResponse":
         """One GET with credentials of the caller's, whatever its status.
 
         Raises:
-            GatewayUnreachable, AnswerLost, AnswerUnreadable: There is no whole answer of a bearable size.
+            GatewayUnreachable, ResponseLost, InvalidResponse: There is no whole answer of a bearable size.
         """
         request = self._querying.build_request("GET", self._base_url + path, headers=headers, params=params)
         try:
@@ -485,9 +494,9 @@ class GatewayClient:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
             raise GatewayUnreachable(f"{self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}") from None
         except (httpx.HTTPError, TimeoutError, OSError) as error:
-            raise AnswerLost(f"no answer from {self.origin}: {_cause(error)}") from None
+            raise ResponseLost(f"no answer from {self.origin}: {_cause(error)}") from None
 
-    def _classify_answer(self, answer: "HttpAnswer", place: int, *, of_a_task: bool) -> GatewayError | None:
+    def _classify_answer(self, answer: "HttpResponse", place: int, *, of_a_task: bool) -> GatewayError | None:
         """What an answer to a GET means; while a paid job runs, all but the key means "look again later"."""
         status, headers = answer.status, answer.headers
         if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
@@ -506,14 +515,14 @@ class GatewayClient:
         elif status in {521, 522, 523, 525, 526}:
             means, says, advice = GatewayUnreachable, "Cloudflare could not reach the gateway", ""
         elif status >= 500:  # noqa: PLR2004 - HTTP's server errors
-            means, says, advice = AnswerLost, "the gateway failed", ""
+            means, says, advice = ResponseLost, "the gateway failed", ""
         else:
-            means, says, advice = AnswerUnreadable, "an answer outside the document", _CHECK_URL
+            means, says, advice = InvalidResponse, "an answer outside the document", _CHECK_URL
         return _error(means, f"{says} (HTTP {status})", status, headers, facts, advice)
 
 
 @dataclass(frozen=True)
-class HttpAnswer:
+class HttpResponse:
     """A whole HTTP answer."""
 
     status: int
@@ -552,13 +561,13 @@ class _Body:
         Raises:
             _BodyRefused: It is too much, or cannot be unpacked.
         """
-        room = _MOST_ANSWER_BYTES + 1 - len(self.content)
+        room = _MAX_ANSWER_BYTES + 1 - len(self.content)
         try:
             self.content += chunk if self._unpacker is None else self._unpacker.decompress(chunk, room)
         except zlib.error:
             raise _BodyRefused("the answer's body does not have the content coding that its header names") from None
-        if len(self.content) > _MOST_ANSWER_BYTES:
-            raise _BodyRefused(f"the answer is larger than {_MOST_ANSWER_BYTES} bytes")
+        if len(self.content) > _MAX_ANSWER_BYTES:
+            raise _BodyRefused(f"the answer is larger than {_MAX_ANSWER_BYTES} bytes")
 
 
 class _SendGate:
@@ -577,7 +586,7 @@ class _SendGate:
         if name != "http11.send_request_headers.started" or info["request"].method == b"CONNECT":
             return
         if self._asked:
-            raise AnswerLost("the submission was sent, and sending it a second time was refused")
+            raise ResponseLost("the submission was sent, and sending it a second time was refused")
         self._asked = True
         # `before_send` writes to the store and must not be cut off in the middle; its caller limits it.
         self._set_deadline(None)
@@ -595,17 +604,20 @@ class _SendGate:
             self.deadline.reschedule(when)
 
 
-async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> HttpAnswer:
+async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> HttpResponse:
     """Send, read the whole answer up to the cap, write one span and log one line."""
     with exchange_span(request) as span:
         return await _send(client, request, path, span)
 
 
-async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, span: ExchangeSpan) -> HttpAnswer:
+async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, span: ExchangeSpan) -> HttpResponse:
     started = time.monotonic()
     told: dict[str, object] = {"outcome": "no answer"}
     try:
-        response = await client.send(request, stream=True)
+        try:
+            response = await client.send(request, stream=True)
+        except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
+            raise InvalidResponse(f"redirected to something that is no URL; {_CHECK_URL}") from None
         try:
             span.answered(response)
             request_id = _request_id(response.headers)
@@ -614,13 +626,13 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
             async for chunk in response.aiter_raw():
                 body.take(chunk)
             del told["outcome"]
-            return HttpAnswer(response.status_code, response.headers, bytes(body.content))
+            return HttpResponse(response.status_code, response.headers, bytes(body.content))
         except _BodyRefused as refused:
-            raise AnswerUnreadable(
+            raise InvalidResponse(
                 f"{refused}; {_CHECK_URL}", status=response.status_code, request_id=request_id
             ) from None
         except httpx.HTTPError as error:
-            raise AnswerLost(
+            raise ResponseLost(
                 f"the answer (HTTP {response.status_code}) broke off: {_cause(error)}",
                 status=response.status_code,
                 request_id=request_id,
@@ -635,7 +647,7 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
         logger.info("%s %s", request.method, path, extra=told)
 
 
-def _read_submission(answer: HttpAnswer, path: str, secrets: Sequence[str]) -> SubmissionAnswer:
+def _read_submission(answer: HttpResponse, path: str, secrets: Sequence[str]) -> SubmissionAnswer:
     refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
     if refusal is not None:
         raise refusal
@@ -644,12 +656,12 @@ def _read_submission(answer: HttpAnswer, path: str, secrets: Sequence[str]) -> S
     return SubmissionAnswer(task_id, answer.request_id, answer.status)
 
 
-def _parse(answer: HttpAnswer, secrets: Sequence[str]) -> object:
+def _parse(answer: HttpResponse, secrets: Sequence[str]) -> object:
     try:
         return wire.read_json(answer.body)
     except ValueError as error:
         facts = wire.read_error(answer.status, answer.headers, answer.body, secrets=secrets)
-        raise AnswerUnreadable(
+        raise InvalidResponse(
             f"HTTP {answer.status} with something that is no JSON ({error}): {facts.message}; {_CHECK_URL}",
             status=answer.status,
             gateway_message=facts.message,
@@ -698,7 +710,10 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
 
 def _cause(error: BaseException) -> str:
     """An error's kind and words, redacted; httpx's time-outs have none of their own."""
-    words = wire.redact(" ".join(str(error).split()))[:200]
+    said = str(error)
+    if isinstance(error, httpx.RemoteProtocolError):
+        said = said.partition(":")[0]  # after it h11 quotes what came, which may repeat what was sent
+    words = wire.redact(" ".join(said.split()))[:200]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

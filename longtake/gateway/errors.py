@@ -10,8 +10,8 @@
     ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
     ├── TaskNotVisible        the same, asked with a key that is not known to be of the account that paid
     ├── WrongGateway          not asked: the task lives at another gateway than this worker's
-    ├── AnswerLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
-    └── AnswerUnreadable      it was answered, with something outside the document: HTML, no JSON, no id
+    ├── ResponseLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
+    └── InvalidResponse      it was answered, with something outside the document: HTML, no JSON, no id
 
 For a paid POST the last two mean "outcome unknown"; for a query all but `RequestRefused` mean "look again later".
 Texts begin with the gateway's request id where there is one; they hold no key, prompt or signed link.
@@ -94,9 +94,9 @@ class WrongGateway(GatewayError):
     """This worker's gateway is not the one where the task lives, so it was not asked."""
 
 
-class AnswerLost(GatewayError):
+class ResponseLost(GatewayError):
     """The request was sent and what came of it is not known."""
 
 
-class AnswerUnreadable(GatewayError):
+class InvalidResponse(GatewayError):
     """The answer is outside the document."""

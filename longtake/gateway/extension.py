@@ -128,7 +128,7 @@ class ExtensionClient:
 
         Raises:
             GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused: Nothing was made.
-            AnswerLost, AnswerUnreadable: Sent, and the outcome is unknown.
+            ResponseLost, InvalidResponse: Sent, and the outcome is unknown.
             SendHookDidNotFire: Answered without having asked `before_send`; stop submitting.
         """
         if not remix_id.strip("."):

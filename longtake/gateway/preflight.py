@@ -3,7 +3,7 @@
 import time
 
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerLost, AnswerUnreadable, GatewayBusy, KeyRefused, QuotaExhausted, TaskNotFound
+from longtake.gateway.errors import GatewayBusy, InvalidResponse, KeyRefused, QuotaExhausted, ResponseLost, TaskNotFound
 
 GOOD_FOR_SECONDS = 300.0
 """How long a good answer is believed. Field notes: at most 20 calls of such routes in 20 minutes."""
@@ -37,7 +37,7 @@ class Preflight:
         Raises:
             GatewayUnreachable: Nothing answers there.
             KeyRefused: The key that would pay is not accepted (401).
-            AnswerUnreadable: What answers there is no gateway, but for example a web page.
+            InvalidResponse: What answers there is no gateway, but for example a web page.
         """
         if time.monotonic() < self._good_until:
             return False
@@ -47,11 +47,11 @@ class Preflight:
             if error.status in _ROUTE_CLOSED and not isinstance(error, QuotaExhausted):
                 return False
             raise
-        except AnswerUnreadable as error:
+        except InvalidResponse as error:
             if error.status == _SUCCESS:
                 raise
             await self.ask_for_a_task()
-        except (AnswerLost, GatewayBusy):
+        except (ResponseLost, GatewayBusy):
             return False
         self._good_until = time.monotonic() + GOOD_FOR_SECONDS
         return True
@@ -62,15 +62,15 @@ class Preflight:
         Raises:
             GatewayUnreachable: Nothing answers there.
             KeyRefused: The key is not accepted (401).
-            AnswerUnreadable: What answers there is no gateway.
+            InvalidResponse: What answers there is no gateway.
         """
         try:
             await self._gateway.query(_NO_TASK)
-        except (AnswerLost, GatewayBusy):
+        except (ResponseLost, GatewayBusy):
             pass
         except TaskNotFound as error:
             if error.code is None:  # a web server's own 404
-                raise AnswerUnreadable(
+                raise InvalidResponse(
                     f"what answers there is no gateway: it knows neither models nor tasks (HTTP {error.status}); "
                     "check LONGTAKE_GATEWAY_URL",
                     status=error.status,

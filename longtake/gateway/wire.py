@@ -30,28 +30,28 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from longtake.catalog import is_task_id
-from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
+from longtake.gateway.errors import InvalidResponse, TaskNotFound
 from longtake.gateway.links import expires_at
 from longtake.models import Stage, TaskRecord, TaskState
+from longtake.request.rules import is_task_id
 
-LONGEST_RETRY_AFTER = timedelta(minutes=15)
+MAX_RETRY_AFTER = timedelta(minutes=15)
 """Longer waits that a gateway asks for are cut to this: a typo there must not park a generation for a day."""
 
 _Json = dict[str, Any]
 _T = TypeVar("_T")
 
-_MOST_LAYERS = 6  # wrapper, envelope, the same of a second gateway, record; deeper is not ours
-_MOST_MESSAGE_CHARS = 300
-_MOST_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a text, and pages can be long
-_MOST_WORD_CHARS = 256
-MOST_EXCERPT_CHARS = 500
-_MOST_EXCERPT_CHARS_READ = 20_000
-_MOST_EXCERPT_ITEMS = 20  # of an object or a list
-_MOST_LINK_CHARS = 8_192
+_MAX_LAYERS = 6  # wrapper, envelope, the same of a second gateway, record; deeper is not ours
+_MAX_MESSAGE_CHARS = 300
+_MAX_MESSAGE_CHARS_READ = 4_000  # before shortening: redaction may shrink a text, and pages can be long
+_MAX_WORD_CHARS = 256
+MAX_EXCERPT_CHARS = 500
+_MAX_EXCERPT_CHARS_READ = 20_000
+_MAX_EXCERPT_ITEMS = 20  # of an object or a list
+_MAX_LINK_CHARS = 8_192
 _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
 _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
-_SHORTEST_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
+_MIN_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
 _SECRET_BEGINNING_CHARS = 24
 _SECOND_SEGMENT_PROGRESS = 50
 
@@ -62,6 +62,7 @@ _DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
 _FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
 _SAYS_NOTHING = frozenset({"", "UNKNOWN"})
 _VERDICTS = {"extend_failed": TaskState.EXTEND_FAILED, "generate_failed": TaskState.GENERATE_FAILED}
+_OWN_QUOTA = "the task's quota is 0"
 _FAILURES = frozenset({TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED, TaskState.LOST})
 NOT_FOUND_CODES = frozenset({"task_not_exist", "task_not_found"})
 # With one of these an object without a status is still a task; without any it is somebody else's answer.
@@ -90,6 +91,8 @@ class GatewayRecord:
     upstream_task_id: str | None = None
     model: str | None = None
     quota: int | None = None
+    refund_evidence: str | None = None
+    """Where the refund was seen, if that is not the task's own quota."""
     error_code: str | None = None
     error_message: str | None = None
     """The failure's reason, shortened and without links."""
@@ -115,6 +118,10 @@ class GatewayRecord:
         """
         return self.quota == 0 if self.state in _FAILURES and self.quota is not None else None
 
+    def refunded_by(self, evidence: str) -> "GatewayRecord":
+        """The same task, of which something else than its own record says that it was refunded."""
+        return replace(self, quota=0, refund_evidence=evidence)
+
     def completed_by(self, other: "GatewayRecord") -> "GatewayRecord":
         """This answer, with what another one about the same task tells and this one does not.
 
@@ -122,7 +129,7 @@ class GatewayRecord:
         """
         names = ["remix_id", "remix_id_extend", "upstream_task_id", "model", "first_video_url"]
         if self.state is other.state or {self.state, other.state} <= _FAILURES:
-            names.append("quota")
+            names += ["quota", "refund_evidence"] if self.quota is None else []
         if self.state is other.state:
             names += ["video_url", "result_url", "submitted_at", "started_at", "updated_at", "finished_at"]
         told: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
@@ -159,6 +166,7 @@ class GatewayRecord:
             model=self.model,
             quota=self.quota,
             refunded=self.refunded,
+            refund_evidence=self.refund_evidence or (_OWN_QUOTA if self.refunded else None),
             error_code=self.error_code,
             error_message=self.error_message,
             submitted_at=self.submitted_at,
@@ -225,7 +233,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
 
     Raises:
         TaskNotFound: An error body that says so.
-        AnswerUnreadable: No task in it: an error body, a problem document, `data: null`, other JSON.
+        InvalidResponse: No task in it: an error body, a problem document, `data: null`, other JSON.
     """
     layers = read_layers(body)
     if not any(_is_task(layer) for layer in layers):
@@ -293,7 +301,7 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
         secrets: Texts that must not come back in the error: the keys and prompts that were sent.
 
     Raises:
-        AnswerUnreadable: There is no id in it; for a paid request that means "outcome unknown".
+        InvalidResponse: There is no id in it; for a paid request that means "outcome unknown".
     """
     layers = read_layers(body)
     for name in ("task_id", "id"):
@@ -308,7 +316,7 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
             return found
     facts = _facts(layers, secrets)
     said = f"; it says: {facts.message}" if facts.message else ""
-    raise AnswerUnreadable(
+    raise InvalidResponse(
         f"the submission was answered with {_outline(body)}, but without a task id{said}",
         status=status,
         code=facts.code,
@@ -337,7 +345,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, secrets:
 
 
 def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> timedelta | None:
-    """How long the answer asks us to wait, from seconds or an HTTP date; at most `LONGEST_RETRY_AFTER`."""
+    """How long the answer asks us to wait, from seconds or an HTTP date; at most `MAX_RETRY_AFTER`."""
     value = (_header(headers, "retry-after") or "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         wait = timedelta(seconds=float(value))
@@ -348,15 +356,15 @@ def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None)
             return None
         # A date without a zone is UTC by RFC 9110.
         wait = (at if at.tzinfo else at.replace(tzinfo=UTC)) - (now or datetime.now(UTC))
-    return min(wait, LONGEST_RETRY_AFTER) if wait > timedelta(0) else None
+    return min(wait, MAX_RETRY_AFTER) if wait > timedelta(0) else None
 
 
-_LONGEST_LOGIN_CHARS = 512
+_MAX_LOGIN_CHARS = 512
 _SECRETS = (
     # Whole images; they may be somebody's face.
     (re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,[a-z0-9+/=_-]*", re.IGNORECASE), "data:…"),
     # Who is logged in, and the query: that is where signatures are.
-    (re.compile(rf"(://)[^\s/?#@\"'<>]{{1,{_LONGEST_LOGIN_CHARS}}}@"), r"\1…@"),
+    (re.compile(rf"(://)[^\s/?#@\"'<>]{{1,{_MAX_LOGIN_CHARS}}}@"), r"\1…@"),
     (re.compile(r"(://[^\s?#\"'<>]{1,2048})[?#][^\s\"'<>]*"), r"\1?…"),
     # Signatures in a URL that lost its beginning or has escaped slashes.
     (re.compile(r"([?&][a-z0-9_.%-]{1,64}=)[^\s&\"'<>]+", re.IGNORECASE), r"\1…"),
@@ -370,7 +378,7 @@ _never_shown: dict[str, None] = {}
 
 def never_show(secret: str) -> None:
     """From now on no text that this process reads from a gateway shows this secret, whichever gateway it was for."""
-    if len(secret) >= _SHORTEST_SECRET_CHARS:
+    if len(secret) >= _MIN_SECRET_CHARS:
         _never_shown[secret] = None
 
 
@@ -386,18 +394,18 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     character in it would come back there. Only its first 4,000 characters are read: the patterns look ahead, so their
     work grows faster than a text does.
     """
-    is_cut = len(text) > _MOST_MESSAGE_CHARS_READ
-    text = _as_line(text[:_MOST_MESSAGE_CHARS_READ])
+    is_cut = len(text) > _MAX_MESSAGE_CHARS_READ
+    text = _as_line(text[:_MAX_MESSAGE_CHARS_READ])
     for secret in map(_as_line, (*_never_shown, *secrets)):
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
-        while len(beginning) >= _SHORTEST_SECRET_CHARS and (at := text.find(beginning)) >= 0:
+        while len(beginning) >= _MIN_SECRET_CHARS and (at := text.find(beginning)) >= 0:
             whole = text.startswith(secret, at)
             text = text[:at] + "…" + (text[at + len(secret) :] if whole else "")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     # A login is known by the `@` behind it, which may have been cut off.
-    return text[:-_LONGEST_LOGIN_CHARS] if is_cut else text
+    return text[:-_MAX_LOGIN_CHARS] if is_cut else text
 
 
 def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
@@ -415,10 +423,10 @@ def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
     """
     hidden = _spellings((*_never_shown, *secrets))
     try:
-        text = json.dumps(_excerpt(read_json(body), hidden, _MOST_LAYERS), ensure_ascii=False)
+        text = json.dumps(_excerpt(read_json(body), hidden, _MAX_LAYERS), ensure_ascii=False)
     except ValueError:
-        text = _hide(body[:_MOST_EXCERPT_CHARS_READ].decode(errors="replace"), hidden)
-    return _one_line(text, MOST_EXCERPT_CHARS)
+        text = _hide(body[:_MAX_EXCERPT_CHARS_READ].decode(errors="replace"), hidden)
+    return _one_line(text, MAX_EXCERPT_CHARS)
 
 
 def _excerpt(value: object, hidden: Sequence[str], depth: int) -> object:
@@ -426,23 +434,23 @@ def _excerpt(value: object, hidden: Sequence[str], depth: int) -> object:
     nested = read_object(value) if isinstance(value, str) else None
     value = value if nested is None else nested
     if isinstance(value, str):
-        return _hide(value[:_MOST_EXCERPT_CHARS_READ], hidden)
+        return _hide(value[:_MAX_EXCERPT_CHARS_READ], hidden)
     if isinstance(value, dict | list) and depth == 0:
         return "…"
     if isinstance(value, dict):
-        few = itertools.islice(value.items(), _MOST_EXCERPT_ITEMS)
+        few = itertools.islice(value.items(), _MAX_EXCERPT_ITEMS)
         return {
             _hide(name, hidden): "…" if _PRIVATE_NAME.search(name) else _excerpt(inner, hidden, depth - 1)
             for name, inner in few
         }
     if isinstance(value, list):
-        return [_excerpt(inner, hidden, depth - 1) for inner in value[:_MOST_EXCERPT_ITEMS]]
+        return [_excerpt(inner, hidden, depth - 1) for inner in value[:_MAX_EXCERPT_ITEMS]]
     return value
 
 
 def _hide(text: str, hidden: Sequence[str]) -> str:
     text = _as_line(text)
-    if any(text == secret or (len(secret) >= _SHORTEST_SECRET_CHARS and secret in text) for secret in hidden):
+    if any(text == secret or (len(secret) >= _MIN_SECRET_CHARS and secret in text) for secret in hidden):
         return "…"
     return _ANY_LINK.sub("…", redact(text, secrets=hidden))
 
@@ -462,7 +470,7 @@ def read_layers(body: object) -> list[_Json]:
     """The chain of objects along `data`, from the outside in."""
     layers: list[_Json] = []
     layer = read_object(body)
-    while layer is not None and len(layers) < _MOST_LAYERS:
+    while layer is not None and len(layers) < _MAX_LAYERS:
         layers.append(layer)
         layer = read_object(layer.get("data"))
     return layers
@@ -518,7 +526,7 @@ def _error(inside_out: list[_Json]) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None) -> AnswerUnreadable | TaskNotFound:
+def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None) -> InvalidResponse | TaskNotFound:
     facts = _facts(layers)
     said = f": {facts.message}" if facts.message else ""
     if facts.code in NOT_FOUND_CODES:
@@ -529,7 +537,7 @@ def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None)
             gateway_message=facts.message,
             request_id=request_id,
         )
-    return AnswerUnreadable(
+    return InvalidResponse(
         f"the answer holds no task{said}",
         status=status,
         code=facts.code,
@@ -575,7 +583,7 @@ def _word(text: str | None, secrets: Iterable[str]) -> str | None:
 
 def _page(content_type: str, body: bytes) -> str | None:
     """What a body that is no JSON says: an HTML page's title, or the text itself."""
-    text = body[:_MOST_MESSAGE_CHARS_READ].decode(errors="replace").strip()
+    text = body[:_MAX_MESSAGE_CHARS_READ].decode(errors="replace").strip()
     if "html" in content_type.lower() or text.startswith("<"):
         title = re.search(r"<title[^>]{0,200}>([^<]{1,500})", text, re.IGNORECASE)
         return f"an HTML page: {title[1]}" if title else "an HTML page"
@@ -587,7 +595,7 @@ def _outline(body: object) -> str:
     layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
-    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MOST_WORD_CHARS] for name in layers[0])[:12])))
+    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MAX_WORD_CHARS] for name in layers[0])[:12])))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
@@ -607,12 +615,12 @@ def _first(layers: list[_Json], read: Callable[[object], _T | None], *names: str
 def _text(value: object) -> str | None:
     """A non-empty string, as it came; `_shorten` it before it goes anywhere."""
     # One character more than `redact` reads, so that it knows of the cut.
-    return (value[: _MOST_MESSAGE_CHARS_READ + 1].strip() or None) if isinstance(value, str) else None
+    return (value[: _MAX_MESSAGE_CHARS_READ + 1].strip() or None) if isinstance(value, str) else None
 
 
 def _shorten(text: str) -> str:
     """One line of at most 300 printable characters."""
-    return _one_line(text, _MOST_MESSAGE_CHARS)
+    return _one_line(text, _MAX_MESSAGE_CHARS)
 
 
 def _as_line(text: str) -> str:
@@ -628,7 +636,7 @@ def _one_line(text: str, most_chars: int) -> str:
 def _short(value: object) -> str | None:
     """A word, such as a status or a model's name."""
     text = _text(value)
-    return None if text is None else _shorten(redact(text))[:_MOST_WORD_CHARS] or None
+    return None if text is None else _shorten(redact(text))[:_MAX_WORD_CHARS] or None
 
 
 def _code(value: object) -> str | None:
@@ -654,7 +662,7 @@ def read_request_id(headers: Mapping[str, str], name: str) -> str | None:
 
 def _link(value: object) -> str | None:
     """An absolute http(s) address; `fail_reason` and `result_url` hold prose as often."""
-    if not isinstance(value, str) or len(value) > _MOST_LINK_CHARS:
+    if not isinstance(value, str) or len(value) > _MAX_LINK_CHARS:
         return None
     text = value.strip()
     if not text.isprintable() or " " in text:

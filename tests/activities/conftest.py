@@ -15,18 +15,18 @@ from temporalio.testing import ActivityEnvironment
 from activities.delivery import DeliveryActivities
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
-from longtake.delivery import Fetcher
+from longtake.delivery.download import Fetcher
+from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.ledger import LedgerError, SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy
 from longtake.storage import Store
+from longtake.submission.ledger import LedgerError, SubmissionLedger
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT
 
 API_KEY = "the-key-that-pays"
-POLICY = GenerationPolicy(stalled_after=timedelta(minutes=7))
+POLICY = GenerationPolicy(overdue_after=timedelta(minutes=7))
 """Not the default, to see it arrive."""
 
 
@@ -78,7 +78,7 @@ class Worker:
     gateway: GatewayClient
     store: Store
     fetcher: Fetcher
-    witnesses: Witnesses
+    account_client: AccountClient
     extension: ExtensionClient
     environment: ActivityEnvironment = field(default_factory=ActivityEnvironment)
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
@@ -94,26 +94,29 @@ class Worker:
             gateway=self.gateway,
             store=self.store,
             ledger=self.ledger,
-            witnesses=self.witnesses,
+            account_client=self.account_client,
             policy=POLICY,
             extension=self.extension,
             fetcher=self.fetcher,
         )
-        self.polling = PollingActivities(gateway=self.gateway, store=self.store, extension=self.extension)
+        self.polling = PollingActivities(
+            gateway=self.gateway, store=self.store, account_client=self.account_client, extension=self.extension
+        )
         self.delivery = DeliveryActivities(
             gateway=self.gateway,
             store=self.store,
             fetcher=self.fetcher,
+            ledger=self.ledger,
             extension=self.extension,
             extension_fetcher=self.fetcher,
         )
 
-    async def run(self, activity: Callable[..., Any], order: object) -> Any:
+    async def run(self, activity: Callable[..., Any], input: object) -> Any:
         if not self.established:
             self.established = True
             with contextlib.suppress(LedgerError):  # a store that cannot hold it: the activity is to say so
                 await self.ledger.establish()
-        return await self.environment.run(activity, order)
+        return await self.environment.run(activity, input)
 
 
 @dataclass
@@ -141,7 +144,7 @@ class Hire:
             query_timeout=timedelta(seconds=2),
         )
         fetcher = Fetcher(url, lambda: key, allow_private_addresses=allow_private_addresses)
-        witnesses = Witnesses(
+        account_client = AccountClient(
             base_url=url,
             api_key=SecretStr(key),
             console=ConsoleAccess(SecretStr(self.sim.settings.access_token), str(self.sim.settings.user_id)),
@@ -149,8 +152,8 @@ class Hire:
         extension = ExtensionClient(
             base_url=url, api_key=SecretStr(key), model="veo_3_1-extend", submit_timeout=timedelta(seconds=5)
         )
-        self.opened += [gateway, fetcher, witnesses, extension]
-        return Worker(gateway, store or self.store, fetcher, witnesses, extension)
+        self.opened += [gateway, fetcher, account_client, extension]
+        return Worker(gateway, store or self.store, fetcher, account_client, extension)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from longtake import ledger as ledger_module
 from longtake.gateway.client import GatewayClient, SubmissionForm
-from longtake.ledger import Accepted, Answer, Arm, LedgerError, SubmissionLedger
 from longtake.storage import Store
+from longtake.submission import ledger as ledger_module
+from longtake.submission.ledger import Accepted, Answer, CreateIntent, LedgerError, SubmissionLedger
 
 API_KEY = "key-of-the-killed"
 
@@ -38,56 +38,56 @@ class Order:
     stale_after_seconds: float = 5.0
 
 
-def main(order: Order) -> None:
+def main(input: Order) -> None:
     """Submit, once."""
     logging.disable()
     httpx.create_ssl_context = lambda *_, **__: _TLS  # reading certificates would take a third of a life
-    ledger_module._STALE_AFTER_SECONDS = order.stale_after_seconds
-    asyncio.run(_submit(order))
+    ledger_module._STALE_AFTER_SECONDS = input.stale_after_seconds
+    asyncio.run(_submit(input))
 
 
-async def _submit(order: Order) -> None:
+async def _submit(input: Order) -> None:
     try:
-        ended = f"accepted {await _attempt(order)}"
+        ended = f"accepted {await _attempt(input)}"
     except LedgerError as error:
         ended = f"failed {type(error).__name__}"
-    unfinished = order.result.with_suffix(f".{os.getpid()}")
+    unfinished = input.result.with_suffix(f".{os.getpid()}")
     unfinished.write_text(ended)
-    unfinished.replace(order.result)
+    unfinished.replace(input.result)
 
 
-async def _attempt(order: Order) -> str:
-    form = SubmissionForm(model="veo_3_1-fast-remix", prompt=order.prompt, prompt_extend="and then it ends")
+async def _attempt(input: Order) -> str:
+    form = SubmissionForm(model="veo_3_1-fast-remix", prompt=input.prompt, prompt_extend="and then it ends")
 
-    async def send(arm: Arm) -> Answer:
+    async def send(create_intent: CreateIntent) -> Answer:
         async def before_send() -> None:
-            if order.stops == "before":
+            if input.stops == "before":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            await arm()
+            await create_intent()
 
         answer = await gateway.submit(form, before_send=before_send)
         return Answer(answer.task_id, answer.request_id)
 
     async with GatewayClient(
-        base_url=order.gateway_url, api_keys=[SecretStr(API_KEY)], submit_timeout=timedelta(seconds=20)
+        base_url=input.gateway_url, api_keys=[SecretStr(API_KEY)], submit_timeout=timedelta(seconds=20)
     ) as gateway:
-        if not order.with_ledger:
-            return (await send(_armed)).task_id
-        ledger = SubmissionLedger(_store(order), longest_exchange=timedelta(seconds=20))
+        if not input.with_ledger:
+            return (await send(_intent_created)).task_id
+        ledger = SubmissionLedger(_store(input), longest_exchange=timedelta(seconds=20))
         accepted: Accepted = await ledger.submit(
-            order.key, digest="the same", send=send, owner=f"process {os.getpid()}", model=form.model
+            input.key, digest="the same", send=send, owner=f"process {os.getpid()}", model=form.model
         )
         return accepted.task_id
 
 
-async def _armed() -> None:
+async def _intent_created() -> None:
     """Whoever keeps no ledger may always send."""
 
 
-def _store(order: Order) -> Store:
-    if order.stops == "after":
-        return _StoppingStore.open(order.store_folder)
-    return Store.open(order.store_folder)
+def _store(input: Order) -> Store:
+    if input.stops == "after":
+        return _StoppingStore.open(input.store_folder)
+    return Store.open(input.store_folder)
 
 
 class _StoppingStore(Store):

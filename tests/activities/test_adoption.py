@@ -14,9 +14,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.submission import SubmissionActivities
-from longtake.catalog import request_digest
 from longtake.gateway.client import GatewayClient
-from longtake.models import GenerateVideoInput, Settlement, SettleOrder, SubmissionReceipt, SubmitOrder
+from longtake.models import GenerateVideoInput, Resolution, ResolveInput, SubmissionReceipt, SubmitInput
+from longtake.request.rules import request_digest
 from longtake.storage import Store
 from tests.activities.conftest import POLICY, Hire, Worker
 from tests.unread import UnreadAnswers
@@ -46,7 +46,7 @@ async def careless(hire: Hire, store: Store) -> Worker:
     await worker.ledger.establish()
     worker.established = True
     worker.submission = SubmissionActivities(
-        gateway=gateway, store=store, ledger=worker.ledger, witnesses=worker.witnesses, policy=POLICY
+        gateway=gateway, store=store, ledger=worker.ledger, account_client=worker.account_client, policy=POLICY
     )
     return worker
 
@@ -55,7 +55,7 @@ async def adopted(worker: Worker, key: str, request: GenerateVideoInput) -> Subm
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, workflow_id=f"video-{key}", scheduled_time=datetime.now(UTC))
     receipt: SubmissionReceipt = await environment.run(
-        worker.submission.submit_generation, SubmitOrder(key=key, request=request)
+        worker.submission.submit_generation, SubmitInput(key=key, request=request)
     )
     return receipt
 
@@ -91,10 +91,10 @@ async def test_of_many_who_adopt_a_task_at_once_one_wins(careless: Worker, reque
 async def test_a_decision_to_adopt_owns_what_the_gateway_answers(careless: Worker, request_for: RequestFor) -> None:
     digest = request_digest(request_for())
 
-    async def decide(key: str) -> Settlement:
-        order = SettleOrder(key=key, task_id="TASK_Victim1", digest=digest, model="m")
-        settled: Settlement = await careless.run(careless.submission.settle_submission, order)
-        return settled
+    async def decide(key: str) -> Resolution:
+        order = ResolveInput(key=key, task_id="TASK_Victim1", digest=digest, model="m")
+        resolved: Resolution = await careless.run(careless.submission.resolve_submission, order)
+        return resolved
 
     receipt = (await decide("victim")).receipt
     assert receipt
@@ -118,8 +118,8 @@ async def test_a_task_is_looked_for_where_it_must_be(
         return SimpleNamespace(query=query)
 
     careless.submission._gateway, careless.submission._extension = gateway("first"), gateway("extension")
-    order = SettleOrder(key="order-1", task_id="task_1", digest="d", model="m", extension=extension)
-    receipt = (await careless.run(careless.submission.settle_submission, order)).receipt
+    order = ResolveInput(key="order-1", task_id="task_1", digest="d", model="m", extension=extension)
+    receipt = (await careless.run(careless.submission.resolve_submission, order)).receipt
     assert receipt.task_id == ("task_at_extension" if extension else "task_at_first")
 
 

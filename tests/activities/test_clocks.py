@@ -12,8 +12,8 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from activities.clocks import CompareClocks, WorkerClock
-from longtake.metrics import WORKER_CLOCK_SKEW, Meter
-from tests.longtake.test_fleet import Recorded
+from longtake.observability.metrics import WORKER_CLOCK_SKEW, Meter
+from tests.longtake.observability.test_running_generations import Recorded
 
 THEN = datetime(2026, 7, 22, 10, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -60,7 +60,7 @@ async def test_every_activity_is_a_sample(caplog: pytest.LogCaptureFixture) -> N
         def __init__(self) -> None:
             pass
 
-        async def execute_activity(self, input: ExecuteActivityInput) -> str:  # noqa: A002 - the SDK's name
+        async def execute_activity(self, input: ExecuteActivityInput) -> str:
             return "done"
 
     chain = CompareClocks(WorkerClock(cast("Meter", Recorded()), now=lambda: THEN - 600 * SECOND)).intercept_activity(

@@ -10,25 +10,25 @@ from temporalio.exceptions import ApplicationError
 
 from activities import measuring
 from longtake.gateway.errors import (
-    AnswerLost,
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
+    ResponseLost,
     TaskNotFound,
 )
-from longtake.metrics import OTHER
 from longtake.models import (
-    DeliverOrder,
+    DeliverInput,
     DeliveryKind,
     GenerateVideoInput,
-    LookOrder,
-    PrepareOrder,
+    PollInput,
+    PrepareInput,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
 )
-from longtake.temporal import sdk_runtime
+from longtake.observability.metrics import OTHER
+from longtake.temporal.connection import sdk_runtime
 from tests.activities.conftest import Hire, Worker
 from tests.end_to_end.processes import free_port
 from tests.exposition import Exposition
@@ -45,15 +45,15 @@ class Counting:
         self._meter = sdk_runtime(ADDRESS).metric_meter
         self._before = Exposition.of(ADDRESS)
 
-    async def run(self, activity: Callable[..., Any], order: object) -> Any:
+    async def run(self, activity: Callable[..., Any], input: object) -> Any:
         environment = self.worker.environment
         environment.metric_meter = self._meter
         environment.info = replace(environment.info, activity_type=activity.__name__)
-        return await self.worker.run(activity, order)
+        return await self.worker.run(activity, input)
 
-    async def fail(self, activity: Callable[..., Any], order: object) -> ApplicationError:
+    async def fail(self, activity: Callable[..., Any], input: object) -> ApplicationError:
         with pytest.raises(ApplicationError) as failure:
-            await self.run(activity, order)
+            await self.run(activity, input)
         return failure.value
 
     async def counted(self, name: str, label: str) -> dict[tuple[str, ...], float]:
@@ -67,18 +67,18 @@ def counts(worker: Worker) -> Counting:
 
 
 async def submitted(counts: Counting, request: GenerateVideoInput) -> SubmissionReceipt:
-    order = SubmitOrder(key="order-1", request=request)
-    return SubmissionReceipt.model_validate(await counts.run(counts.worker.submission.submit_generation, order))
+    input = SubmitInput(key="order-1", request=request)
+    return SubmissionReceipt.model_validate(await counts.run(counts.worker.submission.submit_generation, input))
 
 
 async def test_a_clip_is_counted_when_it_is_brought_home_and_not_again(
     worker: Worker, counts: Counting, request_for: Request
 ) -> None:
     receipt = await submitted(counts, request_for())
-    await counts.run(worker.polling.query_generation, LookOrder(key="order-1", task_id=receipt.task_id))
-    order = DeliverOrder(key="order-1", task_id=receipt.task_id, kind=DeliveryKind.FULL)
-    first = await counts.run(worker.delivery.deliver_video, order)
-    second = await counts.run(worker.delivery.deliver_video, order)
+    await counts.run(worker.polling.query_generation, PollInput(key="order-1", task_id=receipt.task_id))
+    input = DeliverInput(key="order-1", task_id=receipt.task_id, kind=DeliveryKind.FULL)
+    first = await counts.run(worker.delivery.deliver_video, input)
+    second = await counts.run(worker.delivery.deliver_video, input)
     assert second.already_stored
     expected = {("deliver_video", "full"): first.video.bytes}
     assert await counts.counted("longtake_delivered_bytes_total", "clip") == expected
@@ -88,7 +88,7 @@ async def test_a_refused_key_is_counted_by_type_and_by_code(hire: Hire, request_
     worker = hire(key="a-wrong-key")
     counts = Counting(worker)
     failure = await counts.fail(
-        worker.submission.prepare_generation, PrepareOrder(key="order-1", request=request_for())
+        worker.submission.prepare_generation, PrepareInput(key="order-1", request=request_for())
     )
     assert failure.type == "SubmissionRefused"
     assert await counts.counted("longtake_step_failures_total", "type") == {("prepare_generation", failure.type): 1}
@@ -109,8 +109,8 @@ async def test_a_refused_key_is_counted_by_type_and_by_code(hire: Hire, request_
 async def test_a_submission_that_fails_is_counted_by_the_gateways_code(
     counts: Counting, request_for: Request, tag: str, kind: str, code: str
 ) -> None:
-    order = SubmitOrder(key="order-1", request=request_for(tag))
-    failure = await counts.fail(counts.worker.submission.submit_generation, order)
+    input = SubmitInput(key="order-1", request=request_for(tag))
+    failure = await counts.fail(counts.worker.submission.submit_generation, input)
     assert failure.type == kind
     assert await counts.counted("longtake_step_failures_total", "type") == {("submit_generation", kind): 1}
     assert await counts.counted("longtake_gateway_errors_total", "code") == {("submit_generation", code): 1}
@@ -120,7 +120,7 @@ async def test_what_is_not_the_gateways_fault_is_no_gateway_error(
     worker: Worker, counts: Counting, request_for: Request
 ) -> None:
     request = request_for(images=[{"uri": "images/none.png"}])
-    await counts.fail(worker.submission.prepare_generation, PrepareOrder(key="order-1", request=request))
+    await counts.fail(worker.submission.prepare_generation, PrepareInput(key="order-1", request=request))
     assert await counts.counted("longtake_step_failures_total", "type") == {("prepare_generation", "InvalidRequest"): 1}
     assert await counts.counted("longtake_gateway_errors_total", "code") == {}
 
@@ -131,13 +131,13 @@ async def test_what_is_not_the_gateways_fault_is_no_gateway_error(
         (GatewayBusy("", status=503, code="model_not_found"), "model_not_found"),
         (GatewayBusy("", status=429), "http_429"),
         (KeyRefused("", status=403, code="a-code-that-nobody-knows"), "http_403"),
-        (AnswerLost("", status=524), "http_524"),
-        (AnswerLost(""), "no_answer"),
+        (ResponseLost("", status=524), "http_524"),
+        (ResponseLost(""), "no_answer"),
         (GatewayUnreachable(""), "unreachable"),
         (GatewayUnreachable("", status=521), "http_521"),
-        (AnswerUnreadable("", status=200), "unreadable"),
-        (AnswerUnreadable("", status=302), "unreadable"),
-        (AnswerUnreadable("", status=404), "http_404"),
+        (InvalidResponse("", status=200), "unreadable"),
+        (InvalidResponse("", status=302), "unreadable"),
+        (InvalidResponse("", status=404), "http_404"),
         (TaskNotFound("", status=400, code="task_not_exist"), "task_not_exist"),
         (TaskNotFound(""), OTHER),
         (GatewayBusy("", status=599), OTHER),

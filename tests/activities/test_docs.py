@@ -14,14 +14,18 @@ import pytest
 
 from docs import generate
 from longtake.models import Attention, Paid
-from workflows import generation, options
+from workflows import options
+from workflows import state as generation
 
 ROOT = Path(__file__).parents[2]
 FAILURES = (ROOT / "docs/failures.md").read_text()
 
 # Durations that are no limit on anything that is waited for.
 NO_TIMEOUTS = {
-    ("longtake.pacing", "_STALLED_LOOK"): "how often to look is told in the design, and measured by a benchmark",
+    (
+        "longtake.gateway.poll_schedule",
+        "_OVERDUE_POLL",
+    ): "how often to look is told in the design, and measured by a benchmark",
 }
 
 
@@ -94,7 +98,7 @@ def test_every_option_of_the_workflow_is_in_the_table() -> None:
 def test_the_activities_run_under_the_options_that_the_table_says() -> None:
     used: dict[str, set[str]] = {}
     known = _activity_names()
-    for _, tree in _sources("workflows/*.py"):
+    for _, tree in _sources("workflows/**/*.py"):
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             if not (isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method")):
                 continue
@@ -123,7 +127,7 @@ def _activity_names() -> set[str]:
 
 def test_no_limit_is_left_out() -> None:
     found = set()
-    for module, tree in _sources("longtake/**/*.py", "activities/*.py", "workflows/*.py", "worker.py"):
+    for module, tree in _sources("longtake/**/*.py", "activities/*.py", "workflows/**/*.py", "worker.py"):
         for node in tree.body:
             targets = getattr(node, "targets", [getattr(node, "target", None)])
             for target in targets:
@@ -149,14 +153,14 @@ def _kinds_of_endings() -> set[str]:
     """What the workflow ends with: the literal types, and those that it hands on from an activity."""
     kinds = {
         call.args[0].value
-        for _, tree in _sources("workflows/*.py")
+        for _, tree in _sources("workflows/**/*.py")
         for call in ast.walk(tree)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Name)
-        and call.func.id == "Ending"
+        and call.func.id == "StepFailed"
         and isinstance(call.args[0], ast.Constant)
     }
-    refusals = importlib.import_module("workflows.settling").REFUSALS
+    refusals = importlib.import_module("workflows.steps.resolve").REFUSALS
     return {str(kind) for kind in kinds} | set(refusals) | {"NotSubmitted"}
 
 

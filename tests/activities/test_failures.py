@@ -10,25 +10,27 @@ import pytest
 
 import longtake
 from activities.failures import RULES, Step, application_error, rule_for
-from longtake.catalog import InvalidRequest
-from longtake.delivery import DownloadFailed, DownloadsBlocked
+from longtake.delivery.download import DownloadFailed, DownloadsBlocked
 from longtake.gateway.client import SendHookDidNotFire
 from longtake.gateway.errors import (
-    AnswerLost,
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
     MediaRefused,
     QuotaExhausted,
     RequestRefused,
+    ResponseLost,
     TaskNotFound,
     TaskNotVisible,
     WrongGateway,
 )
-from longtake.images import ImageProblem
-from longtake.ledger import (
+from longtake.models import DeliveryKind, Paid, Problem
+from longtake.request.images import ImageProblem
+from longtake.request.rules import InvalidRequest
+from longtake.storage import StoreProblem
+from longtake.submission.ledger import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
@@ -41,11 +43,9 @@ from longtake.ledger import (
     WrongLedger,
     WrongSide,
 )
-from longtake.models import DeliveryKind, Paid, Problem
-from longtake.storage import StoreProblem
 from tests.activities.failing import read
 
-PREPARE, SUBMIT, SETTLE, LOOK, DELIVER = Step.PREPARE, Step.SUBMIT, Step.SETTLE, Step.LOOK, Step.DELIVER
+PREPARE, SUBMIT, SETTLE, POLL, DELIVER = Step.PREPARE, Step.SUBMIT, Step.SETTLE, Step.POLL, Step.DELIVER
 AWAIT_KEY = Step.AWAIT_KEY
 NO, YES, UNKNOWN = Paid.NO, Paid.YES, Paid.UNKNOWN
 SENT_AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -57,7 +57,7 @@ IMAGE = ImageProblem("is damaged: export it again", field="images[1].uri")
 STORE = StoreProblem("no space left on the disk", retryable=True)
 HOPELESS = StoreProblem("the store ignores If-None-Match", retryable=False)
 IN_DOUBT = SubmissionInDoubt("an earlier attempt may still be sending", timedelta(seconds=5))
-UNSURE = OutcomeUnknown("AnswerLost: reset", slot=2, sent_at=SENT_AT, cause=AnswerLost("reset", status=502))
+UNSURE = OutcomeUnknown("ResponseLost: reset", slot=2, sent_at=SENT_AT, cause=ResponseLost("reset", status=502))
 GONE = DownloadFailed(DeliveryKind.FULL, [("the link", "answered 403")], gone=True)
 LATER = DownloadFailed(DeliveryKind.FULL, [("the link", "answered 502")], gone=False)
 EMPTY = QuotaExhausted("out of quota", status=403, code="insufficient_user_quota")
@@ -92,11 +92,11 @@ TABLE = [
     # Waited for, without an end.
     Row(EMPTY, AWAIT_KEY, "KeyRefused", True, NO, None, True),
     Row(KeyRefused("401", status=401), AWAIT_KEY, "KeyRefused", True, NO, None, True),
-    Row(GatewayUnreachable("refused"), AWAIT_KEY, "GatewayTrouble", True, NO),
-    Row(AnswerUnreadable("an HTML page", status=200), AWAIT_KEY, "GatewayTrouble", True, NO),
-    Row(GatewayBusy("wait", retry_after=PATIENCE), AWAIT_KEY, "GatewayTrouble", True, NO, PATIENCE),
+    Row(GatewayUnreachable("refused"), AWAIT_KEY, "PollFailing", True, NO),
+    Row(InvalidResponse("an HTML page", status=200), AWAIT_KEY, "PollFailing", True, NO),
+    Row(GatewayBusy("wait", retry_after=PATIENCE), AWAIT_KEY, "PollFailing", True, NO, PATIENCE),
     Row(DEFECT, AWAIT_KEY, "Defect", True, UNKNOWN),
-    Row(AnswerUnreadable("an HTML page", status=200), PREPARE, "NotAGateway", False, NO),
+    Row(InvalidResponse("an HTML page", status=200), PREPARE, "NotAGateway", False, NO),
     Row(HOPELESS, PREPARE, "StoreRefused", False, NO),
     Row(HOPELESS, SUBMIT, "StoreRefused", False, NO),
     # What passes by itself, and nothing was sent.
@@ -118,8 +118,8 @@ TABLE = [
     Row(IN_DOUBT, SUBMIT, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
     # Nobody knows whether it was paid: never again by itself, whatever the exception is called.
     Row(UNSURE, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
-    Row(AnswerLost("reset"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
-    Row(AnswerUnreadable("no id"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
+    Row(ResponseLost("reset"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
+    Row(InvalidResponse("no id"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(TaskNotFound("?"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(SendHookDidNotFire("?"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(LedgerError("a new kind"), SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
@@ -137,26 +137,28 @@ TABLE = [
     Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
     Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
     # Asking costs nothing; what passes is tried again, and the rest is the next look's business.
-    Row(KeyRefused("401", status=401), LOOK, "KeyRefused", False, YES),
-    Row(EMPTY, LOOK, "KeyRefused", False, YES),
-    Row(TaskNotFound("not there", status=400), LOOK, "TaskNotFound", False, YES),
-    Row(AnswerUnreadable("an HTML page"), LOOK, "AnswerUnreadable", False, YES),
-    Row(GatewayUnreachable("refused"), LOOK, "GatewayTrouble", True, YES),
-    Row(GatewayBusy("wait", retry_after=PATIENCE), LOOK, "GatewayTrouble", True, YES, PATIENCE),
-    Row(AnswerLost("502"), LOOK, "GatewayTrouble", True, YES),
-    Row(RequestRefused("400"), LOOK, "GatewayTrouble", True, YES),
-    Row(WrongGateway("elsewhere"), LOOK, "WrongGateway", True, YES),
-    Row(TaskNotVisible("another key"), LOOK, "TaskNotVisible", True, YES),
-    Row(STORE, LOOK, "StoreRefused", True, YES),
-    Row(HOPELESS, LOOK, "StoreRefused", True, YES),
-    Row(DEFECT, LOOK, "Defect", True, UNKNOWN),
-    # Bringing it home: paid, so nothing is given up.
+    Row(KeyRefused("401", status=401), POLL, "KeyRefused", False, YES),
+    Row(EMPTY, POLL, "KeyRefused", False, YES),
+    Row(TaskNotFound("not there", status=400), POLL, "TaskNotFound", False, YES),
+    Row(InvalidResponse("an HTML page"), POLL, "InvalidResponse", False, YES),
+    Row(GatewayUnreachable("refused"), POLL, "PollFailing", True, YES),
+    Row(GatewayBusy("wait", retry_after=PATIENCE), POLL, "PollFailing", True, YES, PATIENCE),
+    Row(ResponseLost("502"), POLL, "PollFailing", True, YES),
+    Row(RequestRefused("400"), POLL, "PollFailing", True, YES),
+    Row(WrongGateway("elsewhere"), POLL, "WrongGateway", True, YES),
+    Row(TaskNotVisible("another key"), POLL, "TaskNotVisible", True, YES),
+    Row(STORE, POLL, "StoreRefused", True, YES),
+    Row(HOPELESS, POLL, "StoreRefused", True, YES),
+    Row(DEFECT, POLL, "Defect", True, UNKNOWN),
+    # Bringing it home: paid, so nothing is given up but what another generation paid for.
     Row(LATER, DELIVER, "DeliveryFailed", True, YES),
     Row(GONE, DELIVER, "DeliveryFailed", True, YES),
     Row(WrongGateway("elsewhere"), DELIVER, "WrongGateway", True, YES),
     Row(TaskNotVisible("another key"), DELIVER, "TaskNotVisible", True, YES),
     Row(STORE, DELIVER, "StoreRefused", True, YES),
     Row(HOPELESS, DELIVER, "StoreRefused", True, YES),
+    Row(LedgerUnavailable("away"), DELIVER, "StoreRefused", True, YES),
+    Row(TaskOwned("another's"), DELIVER, "TaskOwned", False, UNKNOWN),
     Row(DEFECT, DELIVER, "Defect", True, UNKNOWN),
     # Before paying a defect is tried again.
     Row(DEFECT, PREPARE, "Defect", True, UNKNOWN),
@@ -193,28 +195,28 @@ def _raised_by_longtake() -> set[type[Exception]]:
 # Where each error can come up, by what the activities call.
 APPEARS = {
     GatewayError: set(),  # never raised itself
-    GatewayUnreachable: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
-    GatewayBusy: {PREPARE, SUBMIT, LOOK},
-    RequestRefused: {SUBMIT, LOOK},
+    GatewayUnreachable: {PREPARE, SUBMIT, AWAIT_KEY, POLL},
+    GatewayBusy: {PREPARE, SUBMIT, POLL},
+    RequestRefused: {SUBMIT, POLL},
     MediaRefused: {SUBMIT},
-    KeyRefused: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
-    QuotaExhausted: {PREPARE, SUBMIT, AWAIT_KEY, LOOK},
-    TaskNotFound: {LOOK, SETTLE},
-    WrongGateway: {LOOK, DELIVER},
-    TaskNotVisible: {LOOK, DELIVER},
-    AnswerLost: {LOOK},
-    AnswerUnreadable: {PREPARE, AWAIT_KEY, LOOK},
+    KeyRefused: {PREPARE, SUBMIT, AWAIT_KEY, POLL},
+    QuotaExhausted: {PREPARE, SUBMIT, AWAIT_KEY, POLL},
+    TaskNotFound: {POLL, SETTLE},
+    WrongGateway: {POLL, DELIVER},
+    TaskNotVisible: {POLL, DELIVER},
+    ResponseLost: {POLL},
+    InvalidResponse: {PREPARE, AWAIT_KEY, POLL},
     LedgerError: set(),  # never raised itself
-    LedgerUnavailable: {SUBMIT, SETTLE},
+    LedgerUnavailable: {SUBMIT, SETTLE, DELIVER},
     WrongLedger: {PREPARE, SUBMIT, SETTLE},
     KeyReused: {SUBMIT, SETTLE},
-    TaskOwned: {SETTLE},
+    TaskOwned: {SETTLE, DELIVER},
     SendSuspended: {SUBMIT},
     SubmissionClosed: {SUBMIT},
     SlotTaken: {SUBMIT, SETTLE},
     SubmissionInDoubt: {SUBMIT, SETTLE},
     OutcomeUnknown: {SUBMIT, SETTLE},
-    StoreProblem: {PREPARE, SUBMIT, LOOK, DELIVER},
+    StoreProblem: {PREPARE, SUBMIT, POLL, DELIVER},
     ImageProblem: {PREPARE, SUBMIT},
     InvalidRequest: {PREPARE, SUBMIT},
     DownloadFailed: {DELIVER},
@@ -259,14 +261,14 @@ def test_gone_for_good_ends_a_delivery() -> None:
 
 
 def test_what_the_gateway_told_is_in_the_details() -> None:
-    for step, error in ((SUBMIT, GatewayBusy("wait", **TOLD)), (LOOK, KeyRefused("no", **TOLD))):  # type: ignore[arg-type]
+    for step, error in ((SUBMIT, GatewayBusy("wait", **TOLD)), (POLL, KeyRefused("no", **TOLD))):  # type: ignore[arg-type]
         details = read(application_error(error, step)).details
         told = (details.http_status, details.gateway_code, details.gateway_message, details.request_id)
         assert told == (429, "a_code", "in its words", "req-1")
 
 
 def test_an_unknown_submission_says_when_it_left_and_what_the_gateway_told() -> None:
-    cause = AnswerLost("the gateway failed", **TOLD)  # type: ignore[arg-type]
+    cause = ResponseLost("the gateway failed", **TOLD)  # type: ignore[arg-type]
     failure = read(application_error(OutcomeUnknown("?", slot=3, sent_at=SENT_AT, cause=cause), SUBMIT))
     details = failure.details
     assert (details.slot, details.sent_at, details.http_status, details.request_id) == (3, SENT_AT, 429, "req-1")

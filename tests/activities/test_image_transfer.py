@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from activities.submission import SubmissionActivities
-from longtake.models import GenerateVideoInput, Paid, SubmissionReceipt, SubmitOrder
+from longtake.models import GenerateVideoInput, Paid, SubmissionReceipt, SubmitInput
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT, NEWAPI
 from tests.activities.conftest import API_KEY, POLICY, Hire, Worker
@@ -44,7 +44,7 @@ def transferring(worker: Worker, how: str) -> Worker:
         gateway=worker.gateway,
         store=worker.store,
         ledger=worker.ledger,
-        witnesses=worker.witnesses,
+        account_client=worker.account_client,
         policy=POLICY,
         image_transfer=how,
     )
@@ -60,7 +60,7 @@ async def frames(worker: Worker, request_for: Request) -> GenerateVideoInput:
 
 
 async def submit(worker: Worker, request: GenerateVideoInput, key: str = "order-1") -> SubmissionReceipt:
-    receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=key, request=request))
+    receipt = await worker.run(worker.submission.submit_generation, SubmitInput(key=key, request=request))
     assert isinstance(receipt, SubmissionReceipt)
     return receipt
 

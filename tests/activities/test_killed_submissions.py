@@ -53,7 +53,7 @@ class Submitter:
         self._with_ledger = with_ledger
         self._started = itertools.count()
 
-    def order(self, key: str, *, answer_after: float = 0.0, **more: object) -> Order:
+    def input(self, key: str, *, answer_after: float = 0.0, **more: object) -> Order:
         return Order(
             gateway_url=self._sim.url,
             store_folder=str(self._folder / "store"),
@@ -64,31 +64,31 @@ class Submitter:
             **more,  # type: ignore[arg-type]
         )
 
-    def start(self, order: Order) -> ForkServerProcess:
-        process = _PROCESSES.Process(target=main, args=(order,), daemon=True)
+    def start(self, input: Order) -> ForkServerProcess:
+        process = _PROCESSES.Process(target=main, args=(input,), daemon=True)
         process.start()
         return process
 
-    async def run(self, order: Order) -> str:
+    async def run(self, input: Order) -> str:
         """To its end; tells how it ended."""
-        process = self.start(order)
+        process = self.start(input)
         await ended(process)
         assert process.exitcode == 0
-        return order.result.read_text()
+        return input.result.read_text()
 
-    async def run_and_kill(self, order: Order, after: float) -> str | None:
+    async def run_and_kill(self, input: Order, after: float) -> str | None:
         """Kill it after so many seconds; tells how it ended, if it was faster."""
-        process = self.start(order)
+        process = self.start(input)
         await asyncio.sleep(after)
         process.kill()
         await ended(process)
-        return order.result.read_text() if order.result.exists() else None
+        return input.result.read_text() if input.result.exists() else None
 
     async def life_seconds(self) -> float:
         """How long one undisturbed life takes here and now."""
-        await self.run(self.order("to warm up"))
+        await self.run(self.input("to warm up"))
         began = time.monotonic()
-        await self.run(self.order("to measure"))
+        await self.run(self.input("to measure"))
         return time.monotonic() - began
 
     async def let_an_hour_pass(self) -> None:
@@ -118,11 +118,11 @@ async def killed_again_and_again(submitter: Submitter, *, keys: int = KEYS, firs
     async def one(key: str) -> None:
         end = None
         for _ in range(KILLS_PER_KEY):
-            order = submitter.order(key, answer_after=answer_after)
-            end = await submitter.run_and_kill(order, chance.uniform(0, 2.2 * life))
+            input = submitter.input(key, answer_after=answer_after)
+            end = await submitter.run_and_kill(input, chance.uniform(0, 2.2 * life))
             if end:
                 break
-        ends[key] = end or await submitter.run(submitter.order(key))
+        ends[key] = end or await submitter.run(submitter.input(key))
 
     for number in range(first, first + keys, 2):
         await asyncio.gather(one(f"key-{number}"), one(f"key-{number + 1}"))
@@ -133,7 +133,7 @@ async def test_no_kill_leads_to_a_second_paid_job(sim: Simulator, tmp_path: Path
     submitter = Submitter(sim, tmp_path)
     ends = await killed_again_and_again(submitter)
     await submitter.let_an_hour_pass()
-    ends = {key: await submitter.run(submitter.order(key)) for key in ends}
+    ends = {key: await submitter.run(submitter.input(key)) for key in ends}
 
     paid = {entry["prompt"].rpartition("label=")[2].rstrip("]"): entry for entry in sim.ledger.submissions(paid=True)}
     assert sim.ledger.paid()["paid_twice"] == []
@@ -158,17 +158,17 @@ async def test_the_naive_client_pays_twice_under_the_same_kills(sim: Simulator, 
 
 async def test_stopped_after_its_intent_and_continued_it_does_not_send(sim: Simulator, tmp_path: Path) -> None:
     submitter = Submitter(sim, tmp_path)
-    order = submitter.order("asleep", stops="after", stale_after_seconds=0.2)
-    process = submitter.start(order)
+    input = submitter.input("asleep", stops="after", stale_after_seconds=0.2)
+    process = submitter.start(input)
     await until_stopped(process)
-    assert await submitter.run(submitter.order("asleep")) == "failed SubmissionInDoubt"
+    assert await submitter.run(submitter.input("asleep")) == "failed SubmissionInDoubt"
     await asyncio.sleep(0.3)
     assert process.pid
     os.kill(process.pid, signal.SIGCONT)
     await ended(process)
-    assert order.result.read_text() == "failed SendSuspended"
+    assert input.result.read_text() == "failed SendSuspended"
     assert sim.ledger.submissions() == []
-    accepted = await submitter.run(submitter.order("asleep"))
+    accepted = await submitter.run(submitter.input("asleep"))
     assert accepted == f"accepted {sim.ledger.submissions(paid=True)[0]['task_id']}"
     assert sim.ledger.paid()["total"] == 1
 
@@ -177,25 +177,25 @@ async def test_stopped_before_its_intent_and_continued_it_leaves_the_slot_to_the
     sim: Simulator, tmp_path: Path
 ) -> None:
     submitter = Submitter(sim, tmp_path)
-    order = submitter.order("asleep", stops="before")
-    process = submitter.start(order)
+    input = submitter.input("asleep", stops="before")
+    process = submitter.start(input)
     await until_stopped(process)
-    accepted = await submitter.run(submitter.order("asleep"))
+    accepted = await submitter.run(submitter.input("asleep"))
     assert process.pid
     os.kill(process.pid, signal.SIGCONT)
     await ended(process)
-    assert order.result.read_text() == "failed SlotTaken"
-    assert await submitter.run(submitter.order("asleep")) == accepted
+    assert input.result.read_text() == "failed SlotTaken"
+    assert await submitter.run(submitter.input("asleep")) == accepted
     assert sim.ledger.paid()["total"] == 1
 
 
 async def test_killed_after_its_intent_it_is_unknown_and_never_sent_again(sim: Simulator, tmp_path: Path) -> None:
     submitter = Submitter(sim, tmp_path)
-    process = submitter.start(submitter.order("dead", stops="after"))
+    process = submitter.start(submitter.input("dead", stops="after"))
     await until_stopped(process)
     process.kill()
     await ended(process)
-    assert await submitter.run(submitter.order("dead")) == "failed SubmissionInDoubt"
+    assert await submitter.run(submitter.input("dead")) == "failed SubmissionInDoubt"
     await submitter.let_an_hour_pass()
-    assert await submitter.run(submitter.order("dead")) == "failed OutcomeUnknown"
+    assert await submitter.run(submitter.input("dead")) == "failed OutcomeUnknown"
     assert sim.ledger.submissions() == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longtake.models import GenerateVideoInput, Paid, ReconcileOrder, Reconciliation, SubmissionReceipt, SubmitOrder
+from longtake.models import GenerateVideoInput, Paid, ReconcileInput, Reconciliation, SubmissionReceipt, SubmitInput
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT, NEWAPI
 from tests.activities.conftest import API_KEY, Hire, Worker
@@ -36,8 +36,8 @@ class Site:
         worker.submission._resubmit_not_charged = True
 
     async def submit(self, tag: str = "ok", key: str = KEY) -> SubmissionReceipt:
-        order = SubmitOrder(key=key, request=self.request_for(f"{tag},label={key}"))
-        receipt = await self.worker.run(self.worker.submission.submit_generation, order)
+        input = SubmitInput(key=key, request=self.request_for(f"{tag},label={key}"))
+        receipt = await self.worker.run(self.worker.submission.submit_generation, input)
         assert isinstance(receipt, SubmissionReceipt)
         return receipt
 
@@ -46,8 +46,8 @@ class Site:
         assert failure.type == "SubmissionOutcomeUnknown"
 
     async def check(self, *, confirms: bool = True) -> Reconciliation:
-        order = ReconcileOrder(key=KEY, model=MODEL, confirms_not_charged=confirms)
-        found = await self.worker.run(self.worker.submission.reconcile_submission, order)
+        input = ReconcileInput(key=KEY, model=MODEL, confirms_not_charged=confirms)
+        found = await self.worker.run(self.worker.submission.reconcile_submission, input)
         assert isinstance(found, Reconciliation)
         return found
 
@@ -131,7 +131,7 @@ async def test_where_one_of_the_two_records_is_missing_nothing_is_sent(
     await site.in_doubt(tag)
     site.passes()
     await site.submit(key="after")
-    site.sim.world.witness_faults.update(faults)
+    site.sim.world.account_faults.update(faults)
     found = await site.check()
     assert (found.charged, found.resubmittable, found.clear) == (Paid.UNKNOWN, False, False)
     await failure_of(site.submit(tag))
@@ -159,8 +159,8 @@ async def test_the_log_of_another_key_says_nothing(site: Site, hire: Hire) -> No
     site.sim.world.keys.add("another-key")
     other = hire(key="another-key")
     other.submission._resubmit_not_charged = True
-    order = ReconcileOrder(key=KEY, model=MODEL, confirms_not_charged=True)
-    found = await other.run(other.submission.reconcile_submission, order)
+    input = ReconcileInput(key=KEY, model=MODEL, confirms_not_charged=True)
+    found = await other.run(other.submission.reconcile_submission, input)
     assert (found.charged, found.resubmittable, found.clear) == (Paid.UNKNOWN, False, False)
 
 

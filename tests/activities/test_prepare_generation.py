@@ -4,7 +4,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from longtake.catalog import request_digest
-from longtake.delivery import Fetcher
-from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareOrder, SubmitOrder
-from longtake.records import load_request
+from longtake.delivery.download import Fetcher
+from longtake.delivery.task_records import load_request
+from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareInput, SubmitInput
+from longtake.request.rules import MODELS, SIZES, request_digest
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -43,7 +43,7 @@ async def test_what_is_good_brings_the_policy_and_pays_nothing(
 ) -> None:
     await worker.store.put("mine/first.png", picture())
     request = request_for(images=[{"uri": "mine/first.png"}])
-    assert await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request)) == POLICY.model_copy(
+    assert await worker.run(worker.submission.prepare_generation, PrepareInput(request=request)) == POLICY.model_copy(
         update={"ledger_id": await worker.ledger.identity()}
     )
     assert [entry["path"] for entry in sim.ledger.entries] == ["/v1/models"]
@@ -54,7 +54,7 @@ async def test_the_gateway_is_asked_once_for_many_generations(
     worker: Worker, sim: Simulator, request_for: Request
 ) -> None:
     for _ in range(5):
-        await worker.run(worker.submission.prepare_generation, PrepareOrder(request=request_for()))
+        await worker.run(worker.submission.prepare_generation, PrepareInput(request=request_for()))
     assert len(sim.ledger.entries) == 1
 
 
@@ -64,8 +64,8 @@ async def test_nothing_is_ordered_that_could_not_be_downloaded(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody listens there; the gateway's client is open already
     async with Fetcher(sim.url) as blocked:
         worker.submission._fetcher = blocked
-        order = PrepareOrder(request=request_for())
-        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        input = PrepareInput(request=request_for())
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("DownloadsBlocked", True, Paid.NO)
     assert "HTTP_PROXY" in failure.message
 
@@ -73,30 +73,30 @@ async def test_nothing_is_ordered_that_could_not_be_downloaded(
 async def test_what_was_paid_for_is_collected_though_downloads_are_blocked_now(
     worker: Worker, sim: Simulator, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await worker.run(worker.submission.submit_generation, SubmitOrder(key="paid", request=request_for()))
+    await worker.run(worker.submission.submit_generation, SubmitInput(key="paid", request=request_for()))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     async with Fetcher(sim.url) as blocked:
         worker.submission._fetcher = blocked
-        await worker.run(worker.submission.prepare_generation, PrepareOrder(key="paid", request=request_for()))
+        await worker.run(worker.submission.prepare_generation, PrepareInput(key="paid", request=request_for()))
 
 
 async def test_a_task_to_take_over_is_looked_at_first(worker: Worker, request_for: Request) -> None:
-    order = PrepareOrder(key="theirs", request=request_for(task_id="task_mistyped"))
-    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    input = PrepareInput(key="theirs", request=request_for(task_id="task_mistyped"))
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
     assert [problem.field for problem in failure.details.problems] == ["task_id"]
 
 
 async def test_a_task_to_take_over_that_is_there(worker: Worker, sim: Simulator, request_for: Request) -> None:
-    paid = await worker.run(worker.submission.submit_generation, SubmitOrder(key="ours", request=request_for()))
-    order = PrepareOrder(key="theirs", request=request_for(task_id=paid.task_id))
-    await worker.run(worker.submission.prepare_generation, order)
+    paid = await worker.run(worker.submission.submit_generation, SubmitInput(key="ours", request=request_for()))
+    input = PrepareInput(key="theirs", request=request_for(task_id=paid.task_id))
+    await worker.run(worker.submission.prepare_generation, input)
     assert len(sim.ledger.submissions()) == 1
 
 
 async def test_a_wrong_key_is_told_before_anything_is_paid(hire: Hire, sim: Simulator, request_for: Request) -> None:
     worker = hire(key="expired-key")
-    failure = await failure_of(worker.run(worker.submission.prepare_generation, PrepareOrder(request=request_for())))
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, PrepareInput(request=request_for())))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionRefused", False, Paid.NO)
     assert failure.details.http_status == 401
     assert failure.details.request_id
@@ -110,8 +110,8 @@ async def test_a_web_page_is_no_gateway(hire: Hire, request_for: Request) -> Non
     await site.open("127.0.0.1")
     try:
         worker = hire(url=site.url)
-        order = PrepareOrder(request=request_for())
-        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        input = PrepareInput(request=request_for())
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     finally:
         await site.close()
     assert (failure.type, failure.retried, failure.details.paid) == ("NotAGateway", False, Paid.NO)
@@ -123,16 +123,16 @@ async def test_a_gateway_that_cannot_be_reached_is_tried_again(hire: Hire, reque
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         worker = hire(url=f"http://127.0.0.1:{unused.getsockname()[1]}")
-        order = PrepareOrder(request=request_for())
-        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        input = PrepareInput(request=request_for())
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("GatewayUnreachable", True, Paid.NO)
     assert "LONGTAKE_GATEWAY_URL" in failure.message
 
 
 async def test_an_outage_of_the_free_route_proves_nothing(worker: Worker, sim: Simulator, request_for: Request) -> None:
     await sim.outage(60)
-    order = PrepareOrder(request=request_for())
-    assert await worker.run(worker.submission.prepare_generation, order) == POLICY.model_copy(
+    input = PrepareInput(request=request_for())
+    assert await worker.run(worker.submission.prepare_generation, input) == POLICY.model_copy(
         update={"ledger_id": await worker.ledger.identity()}
     )
 
@@ -153,8 +153,8 @@ async def test_an_invalid_request_names_every_problem(
     await worker.store.put("mine/good.png", picture())
     await worker.store.put("mine/cut.png", picture()[:-40])
     await worker.store.put("mine/text.png", b"no picture")
-    order = PrepareOrder(request=request_for(**fields))
-    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    input = PrepareInput(request=request_for(**fields))
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.retried, failure.details.paid, failure.benign) == (
         "InvalidRequest",
         False,
@@ -170,8 +170,8 @@ async def test_a_store_that_is_gone_is_tried_again_and_nothing_is_asked(
     worker: Worker, sim: Simulator, request_for: Request, tmp_path: Path
 ) -> None:
     (tmp_path / "store").rename(tmp_path / "unmounted")
-    order = PrepareOrder(request=request_for())
-    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    input = PrepareInput(request=request_for())
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     # Nothing is sent; but whether this key was paid before cannot be read either.
     assert (failure.type, failure.retried, failure.details.paid) == ("LedgerUnavailable", True, Paid.UNKNOWN)
     assert "LONGTAKE_STORE_URL" in failure.details.advice
@@ -196,8 +196,8 @@ async def test_a_store_that_cannot_hold_the_ledger_is_refused(
     worker = hire(store=Store.open(s3.url(fault.replace(" ", "-"))))
     await worker.ledger.establish()
     monkeypatch.setattr(s3, "fault", spoil)
-    order = PrepareOrder(request=request_for())
-    failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+    input = PrepareInput(request=request_for())
+    failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.details.paid) == ("StoreRefused", Paid.NO)
     # Nothing is paid yet: whoever asked is told at once, rather than after an hour of patience.
     assert not failure.retried
@@ -208,10 +208,10 @@ async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
     worker: Worker, request_for: Request
 ) -> None:
     """What they paid for, or perhaps did, is collected before anything else; a key that is new has none."""
-    order = PrepareOrder(key="again", request=request_for())
+    input = PrepareInput(key="again", request=request_for())
 
     async def prepared() -> int:
-        policy: GenerationPolicy = await worker.run(worker.submission.prepare_generation, order)
+        policy: GenerationPolicy = await worker.run(worker.submission.prepare_generation, input)
         return policy.extensions_sent
 
     async def paid(key: str, task_id: str) -> None:
@@ -242,15 +242,15 @@ async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        order = PrepareOrder(request=request_for(), key="order-1")
-        failure = await failure_of(worker.run(worker.submission.prepare_generation, order))
+        input = PrepareInput(request=request_for(), key="order-1")
+        failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
         assert (failure.type, failure.retried, failure.details.paid) == ("StoreRefused", True, Paid.NO)
-        submit = SubmitOrder(request=request_for(), key="order-1")
+        submit = SubmitInput(request=request_for(), key="order-1")
         failure = await failure_of(worker.run(worker.submission.submit_generation, submit))
         assert (failure.type, failure.retried) == ("LedgerUnavailable", True)
         assert sim.ledger.submissions() == []
         ballast.unlink()
-        await worker.run(worker.submission.prepare_generation, order)
+        await worker.run(worker.submission.prepare_generation, input)
         await worker.run(worker.submission.submit_generation, submit)
         assert sim.ledger.paid()["total"] == 1
     finally:
@@ -259,8 +259,45 @@ async def test_a_full_disk_is_tried_again_and_works_once_there_is_room(
 
 async def test_the_request_is_kept_for_a_temporal_that_forgets_it(worker: Worker, request_for: Request) -> None:
     request = request_for(keep_first=True)
-    await worker.run(worker.submission.prepare_generation, PrepareOrder(key="order-1", request=request))
+    await worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=request))
     assert await load_request(worker.store, "order-1", request_digest(request)) == request
     refused = request_for(images=[{"uri": "mine/absent.png"}])
-    await failure_of(worker.run(worker.submission.prepare_generation, PrepareOrder(key="order-1", request=refused)))
+    await failure_of(worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=refused)))
     assert await load_request(worker.store, "order-1", request_digest(refused)) is None
+
+
+@pytest.mark.parametrize("field", ["model", "size"])
+async def test_what_was_paid_is_attached_to_though_its_model_or_size_is_retired(
+    worker: Worker, sim: Simulator, request_for: Request, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    request = request_for("ok", size="1280x720")
+    input = SubmitInput(key="order-1", request=request)
+    paid = await worker.run(worker.submission.submit_generation, input)
+    offered = cast("dict[str, Any]", {"model": MODELS, "size": SIZES}[field])
+    monkeypatch.delitem(offered, getattr(request, field))
+
+    await worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=request))
+    again = await worker.run(worker.submission.submit_generation, input)
+    assert (again.task_id, again.attached) == (paid.task_id, True)
+
+    for step, unpaid in (
+        (worker.submission.prepare_generation, PrepareInput(key="order-2", request=request)),
+        # A key that was in doubt while it was prepared: nothing was made, and nothing is sent now.
+        (worker.submission.submit_generation, SubmitInput(key="order-2", request=request)),
+    ):
+        failure = await failure_of(worker.run(step, unpaid))
+        assert (failure.type, failure.details.paid) == ("InvalidRequest", Paid.NO)
+        assert [problem.field for problem in failure.details.problems] == [field]
+    assert sim.ledger.paid()["total"] == 1
+    assert await worker.ledger.is_untouched("order-2")
+
+
+async def test_a_task_is_taken_over_without_the_images_that_its_model_needs(
+    worker: Worker, hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    made = await worker.run(worker.submission.submit_generation, SubmitInput(key="order-1", request=request_for("ok")))
+    taking = hire(store=Store.open(str(tmp_path / "another-store")))
+    request = request_for(model="veo_3_1-fl-remix", task_id=made.task_id)
+    await taking.run(taking.submission.prepare_generation, PrepareInput(key="order-2", request=request))
+    receipt = await taking.run(taking.submission.submit_generation, SubmitInput(key="order-2", request=request))
+    assert (receipt.task_id, sim.ledger.paid()["total"]) == (made.task_id, 1)

@@ -15,9 +15,9 @@ from longtake.models import (
     KeyProblem,
     KeyTrial,
     Paid,
-    PrepareOrder,
+    PrepareInput,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
 )
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT, NEWAPI
@@ -54,19 +54,19 @@ class Site:
         return len(self.sim.ledger.entries)
 
     async def prepare(self, number: int, *, trial: bool = False) -> None:
-        order = PrepareOrder(key=f"order-{number}", request=self.request, trial=trial)
-        await self.worker.run(self.worker.submission.prepare_generation, order)
+        input = PrepareInput(key=f"order-{number}", request=self.request, trial=trial)
+        await self.worker.run(self.worker.submission.prepare_generation, input)
 
     async def submit(self, number: int, *, trial: bool = False) -> SubmissionReceipt:
-        order = SubmitOrder(key=f"order-{number}", request=self.request, trial=trial)
-        receipt = await self.worker.run(self.worker.submission.submit_generation, order)
+        input = SubmitInput(key=f"order-{number}", request=self.request, trial=trial)
+        receipt = await self.worker.run(self.worker.submission.submit_generation, input)
         assert isinstance(receipt, SubmissionReceipt)
         return receipt
 
     async def wait(self, number: int, problem: KeyProblem = KeyProblem.OUT_OF_QUOTA) -> KeyTrial | Failure:
-        order = AwaitKeyInput(key=f"order-{number}", details=FailureDetails(key_problem=problem), message="no quota")
+        input = AwaitKeyInput(key=f"order-{number}", details=FailureDetails(key_problem=problem), message="no quota")
         try:
-            trial = await self.worker.run(self.worker.submission.await_api_key, order)
+            trial = await self.worker.run(self.worker.submission.await_api_key, input)
         except Exception as error:  # noqa: BLE001 - read by the test
             return await failure_of(_raising(error))
         assert isinstance(trial, KeyTrial)
@@ -99,7 +99,7 @@ async def test_out_of_quota_is_told_apart_from_a_wrong_key(
     )
     stranger = hire(key="another")
     wrong = await failure_of(
-        stranger.run(stranger.submission.submit_generation, SubmitOrder(key="w", request=request_for()))
+        stranger.run(stranger.submission.submit_generation, SubmitInput(key="w", request=request_for()))
     )
     assert wrong.details.key_problem is KeyProblem.REFUSED
     assert wrong.details.advice != empty.details.advice
@@ -179,4 +179,4 @@ async def test_a_wrong_key_is_tried_by_free_requests_only(hire: Hire, sim: Simul
 async def test_a_gateway_that_cannot_be_asked_is_waited_for(hire: Hire, sim: Simulator, request_for: Request) -> None:
     site = Site(hire(url="http://127.0.0.1:9"), sim, request_for(on_key_refused="wait"))
     away: Any = await site.wait(1)
-    assert (away.type, away.retried, away.details.paid) == ("GatewayTrouble", True, Paid.NO)
+    assert (away.type, away.retried, away.details.paid) == ("PollFailing", True, Paid.NO)

@@ -9,19 +9,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from longtake.gateway.errors import AnswerLost, GatewayError, TaskNotFound
+from longtake.delivery.task_records import load_record, save_record
+from longtake.gateway.errors import GatewayError, ResponseLost, TaskNotFound
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import (
-    DeliverOrder,
+    DeliverInput,
     DeliveryKind,
     DeliveryReceipt,
     GenerateVideoInput,
-    LookOrder,
-    SubmitOrder,
+    PollInput,
+    SubmitInput,
     TaskRecord,
     TaskState,
 )
-from longtake.records import load_record, save_record
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.personalities import DOCUMENT, NEWAPI
@@ -66,20 +66,20 @@ def _nobody_else_is_asked(sim: Simulator, visitors: list[str]) -> Iterator[None]
 @pytest.fixture
 def submit(worker: Worker, request_for: Callable[..., GenerateVideoInput]) -> Submit:
     async def make(tag: str) -> str:
-        receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=KEY, request=request_for(tag)))
+        receipt = await worker.run(worker.submission.submit_generation, SubmitInput(key=KEY, request=request_for(tag)))
         return str(receipt.task_id)
 
     return make
 
 
 async def look(worker: Worker, task_id: str) -> TaskRecord:
-    record = await worker.run(worker.polling.query_generation, LookOrder(key=KEY, task_id=task_id))
+    record = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id=task_id))
     assert isinstance(record, TaskRecord)
     return record
 
 
 async def deliver(worker: Worker, task_id: str, kind: DeliveryKind) -> DeliveryReceipt:
-    receipt = await worker.run(worker.delivery.deliver_video, DeliverOrder(key=KEY, task_id=task_id, kind=kind))
+    receipt = await worker.run(worker.delivery.deliver_video, DeliverInput(key=KEY, task_id=task_id, kind=kind))
     assert isinstance(receipt, DeliveryReceipt)
     return receipt
 
@@ -136,13 +136,13 @@ async def test_a_verdict_comes_with_the_cost_and_the_middlewares_own_links(  # n
     ("tag", "kind", "seconds"), [("ok", FULL, 15), ("ok", FIRST, 8), ("extend_failed", FIRST, 8)], ids=str
 )
 async def test_each_clip_comes_from_its_own_address(  # noqa: PLR0917 - a row of the table
-    worker: Worker, submit: Submit, tag: str, kind: DeliveryKind, seconds: float, looked: bool
+    worker: Worker, submit: Submit, tag: str, kind: DeliveryKind, seconds: float, polled: bool
 ) -> None:
     task_id = await submit(tag)
-    if looked:
+    if polled:
         await look(worker, task_id)
     receipt = await deliver(worker, task_id, kind)
-    assert receipt.source == ("the link" if looked else "a fresh link")
+    assert receipt.source == ("the link" if polled else "a fresh link")
     assert receipt.video.duration_seconds == pytest.approx(seconds, abs=0.1)
 
 
@@ -159,7 +159,7 @@ async def test_the_links_of_a_stored_clip_are_not_kept_again(worker: Worker, sub
     assert await has_link()
     await deliver(worker, task_id, FIRST)
     assert not await has_link()
-    last = LookOrder(key=KEY, task_id=task_id, clip_is_stored=True)
+    last = PollInput(key=KEY, task_id=task_id, clip_is_stored=True)
     assert (await worker.run(worker.polling.query_generation, last)).has_video_link
     assert not await has_link()
 
@@ -189,8 +189,9 @@ async def test_links_to_private_addresses_do_not_end_a_delivery(hire: Hire, subm
 async def test_a_delivery_tells_what_the_verdict_could_not(
     worker: Worker, sim: Simulator, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sim.world.account_open = False  # the usage log would tell the refund
     task_id = await submit("extend_failed")
-    with other_route_fails(worker, monkeypatch, AnswerLost("502", status=502)):
+    with other_route_fails(worker, monkeypatch, ResponseLost("502", status=502)):
         record = await look(worker, task_id)
         assert (record.state, record.quota, record.has_video_link) == (TaskState.EXTEND_FAILED, None, False)
         failure = await failure_of(deliver(worker, task_id, FIRST))
@@ -213,7 +214,7 @@ async def test_a_clip_whose_sources_are_all_gone_is_given_up(worker: Worker, sub
 
 @pytest.mark.parametrize("like", [DOCUMENT])
 @pytest.mark.parametrize(
-    ("error", "retried"), [(TaskNotFound("no such route", status=404), False), (AnswerLost("502", status=502), True)]
+    ("error", "retried"), [(TaskNotFound("no such route", status=404), False), (ResponseLost("502", status=502), True)]
 )
 async def test_a_clip_is_given_up_only_after_both_routes_have_answered(
     worker: Worker, submit: Submit, monkeypatch: pytest.MonkeyPatch, error: GatewayError, retried: bool

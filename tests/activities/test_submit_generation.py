@@ -9,15 +9,15 @@ from typing import Any
 import httpx
 import pytest
 
-from longtake.ledger import Evidence
 from longtake.models import (
     GenerateVideoInput,
     Paid,
-    RecordOrder,
+    RecordInput,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
 )
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import Evidence
 from simulator import Simulator
 from tests.activities.conftest import API_KEY, Hire, Worker
 from tests.activities.failing import failure_of
@@ -30,8 +30,8 @@ Request = Callable[..., GenerateVideoInput]
 @pytest.fixture
 def submit(request_for: Request) -> Callable[..., Awaitable[SubmissionReceipt]]:
     async def run(worker: Worker, tag: str = "ok", **fields: Any) -> SubmissionReceipt:
-        order = SubmitOrder(key=KEY, request=request_for(tag, **fields))
-        receipt = await worker.run(worker.submission.submit_generation, order)
+        input = SubmitInput(key=KEY, request=request_for(tag, **fields))
+        receipt = await worker.run(worker.submission.submit_generation, input)
         assert isinstance(receipt, SubmissionReceipt)
         return receipt
 
@@ -230,12 +230,12 @@ async def test_an_outcome_the_store_did_not_take_is_told_and_written_by_the_next
     full = hire(store=Full.open(store.url))
     receipt = await submit(full)
     assert (receipt.recorded, receipt.attached) == (False, False)
-    order = RecordOrder(key=KEY, receipt=receipt)
-    failure = await failure_of(full.run(full.submission.record_submission, order))
+    input = RecordInput(key=KEY, receipt=receipt)
+    failure = await failure_of(full.run(full.submission.record_submission, input))
     assert (failure.type, failure.retried) == ("LedgerUnavailable", True)
 
     healthy = hire()
-    await healthy.run(healthy.submission.record_submission, order)
+    await healthy.run(healthy.submission.record_submission, input)
     assert (await submit(healthy)).attached
     assert sim.ledger.paid()["total"] == 1
 

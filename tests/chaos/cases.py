@@ -33,7 +33,7 @@ class Case:
 
     scenario: str
     ends: frozenset[str]
-    pace: Pace = Pace.QUICK
+    duration_factor: Pace = Pace.QUICK
     on_extend_failed: OnExtendFailed = OnExtendFailed.FALLBACK
     extension: str = ""
     high: bool = False
@@ -50,8 +50,8 @@ class Case:
         return bool(self.ends & {"full", "fallback", "ExtensionFailed"})
 
 
-def _all(end: str, scenarios: str, pace: Pace = Pace.QUICK) -> list[Case]:
-    return [Case(scenario, frozenset(end.split("|")), pace) for scenario in scenarios.split()]
+def _all(end: str, scenarios: str, duration_factor: Pace = Pace.QUICK) -> list[Case]:
+    return [Case(scenario, frozenset(end.split("|")), duration_factor) for scenario in scenarios.split()]
 
 
 PLAIN = Case("", frozenset({"full"}))
@@ -62,11 +62,11 @@ CASES: tuple[Case, ...] = (
     *_all("fallback", "extend_failed,failure_in_result_url extend_failed,inner_synonyms extend_failed,link_403"),
     *_all("GenerationFailed", "generate_failed generate_failed,failure_progress_100 generate_failed,shape=S2"),
     *_all("full", "late_success"),
-    *_all("full", "gateway_lost,recovers gateway_lost,heals"),
-    *_all("GatewayLost", "gateway_lost gateway_lost_unrecognized gateway_lost_timeout gateway_lost_channel"),
-    *_all("GatewayLost", "gateway_lost_empty cancelled"),
-    *_all("GenerationStalled", "never_finishes", Pace.SLOW),
-    *_all("GatewayLost|GenerationStalled", "task_lost task_lost,status=404", Pace.SLOW),
+    *_all("full", "task_lost,recovers task_lost,heals"),
+    *_all("TaskLost", "task_lost task_lost_unrecognized task_lost_timeout task_lost_channel"),
+    *_all("TaskLost", "task_lost_empty cancelled"),
+    *_all("GenerationTimedOut", "never_finishes", Pace.SLOW),
+    *_all("TaskLost|GenerationTimedOut", "task_missing task_missing,status=404", Pace.SLOW),
     # How a good submission is answered.
     *_all("full", "submit_flat submit_envelope submit_code_string submit_code_object submit_code_list submit_id_only"),
     *_all("full", "submit_delay,delay=30"),

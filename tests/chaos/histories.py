@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTas
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecution
 
-from longtake.temporal import key_of
+from longtake.temporal.connection import key_of
 
 _HARMLESS_CAUSES = frozenset(
     {"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE", "FORCE_CLOSE_COMMAND", "RESET_WORKFLOW"}
@@ -36,7 +36,7 @@ class Doubt:
     """
 
     ledger_key: str
-    settled: str = ""
+    resolved: str = ""
 
 
 @dataclass
@@ -149,19 +149,19 @@ def _note(run: RunOfKey, event: HistoryEvent, scheduled: dict[int, tuple[str, Js
 def _note_settlement(run: RunOfKey, name: str, asked: Json, result: Json) -> None:
     if name in {"submit_generation", "submit_extension"} and result.get("attached"):
         run.found_by_owner += 1
-    doubt = _open_doubt(run, asked.get("key", "")) if name in {"reconcile_submission", "settle_submission"} else None
+    doubt = _open_doubt(run, asked.get("key", "")) if name in {"reconcile_submission", "resolve_submission"} else None
     if doubt is None:
         return
-    if name == "settle_submission":
-        doubt.settled = "adopted by a person" if result.get("receipt") else "submitted again by a person"
+    if name == "resolve_submission":
+        doubt.resolved = "adopted by a person" if result.get("receipt") else "submitted again by a person"
     elif result.get("receipt"):
-        doubt.settled = "adopted by the witness"
+        doubt.resolved = "adopted by the witness"
     elif result.get("clear"):
-        doubt.settled = "found by its owner"
+        doubt.resolved = "found by its owner"
 
 
 def _open_doubt(run: RunOfKey, ledger_key: str) -> Doubt | None:
-    return next((doubt for doubt in run.doubts if doubt.ledger_key == ledger_key and not doubt.settled), None)
+    return next((doubt for doubt in run.doubts if doubt.ledger_key == ledger_key and not doubt.resolved), None)
 
 
 def _last(event: HistoryEvent) -> str:
@@ -193,7 +193,7 @@ def _note_end(run: RunOfKey, event: HistoryEvent) -> None:
             return
     run.closed_at = event.event_time.ToDatetime(UTC)
     for doubt in run.doubts:
-        doubt.settled = doubt.settled or {"Abandoned": "abandoned by a person"}.get(run.end, f"ended as {run.end}")
+        doubt.resolved = doubt.resolved or {"Abandoned": "abandoned by a person"}.get(run.end, f"ended as {run.end}")
 
 
 def _json(payloads: list[Payload]) -> Json:

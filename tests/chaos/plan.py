@@ -136,8 +136,8 @@ def _generations(chance: random.Random, count: int, starts_for: float, *, long: 
     planned: list[Planned] = []
     for number, case in enumerate(_cases(chance, count, long=long)):
         # What takes long begins early.
-        share = {Pace.QUICK: 1.0, Pace.DOUBT: 0.7, Pace.SLOW: 0.2}[case.pace] if long else 1.0
-        share = share if long or case.pace is Pace.QUICK else 0.1
+        share = {Pace.QUICK: 1.0, Pace.DOUBT: 0.7, Pace.SLOW: 0.2}[case.duration_factor] if long else 1.0
+        share = share if long or case.duration_factor is Pace.QUICK else 0.1
         starts_at = chance.uniform(0, starts_for * share)
         models = _HIGH_MODELS if case.high else _RARE_MODELS if chance.random() < 0.25 else _MODELS
         planned.append(
@@ -153,7 +153,7 @@ def _generations(chance: random.Random, count: int, starts_for: float, *, long: 
                 interference=_interference(number),
                 interferes_at=starts_at + chance.uniform(0.1, 5),
                 keep_first=case is PLAIN and chance.random() < 0.1,
-                abandons=case.pace is Pace.DOUBT and number % 17 == 0,
+                abandons=case.duration_factor is Pace.DOUBT and number % 17 == 0,
                 wants_retry=chance.random() < 0.5,
             )
         )
@@ -162,10 +162,10 @@ def _generations(chance: random.Random, count: int, starts_for: float, *, long: 
 
 def _cases(chance: random.Random, count: int, *, long: bool) -> list[Case]:
     """Half plain ones; of the others each once, then each once more."""
-    quick = [case for case in CASES if case.pace is Pace.QUICK]
+    quick = [case for case in CASES if case.duration_factor is Pace.QUICK]
     others: list[Case] = []
     if not long:
-        others += chance.sample([case for case in CASES if case.pace is Pace.DOUBT], 3)
+        others += chance.sample([case for case in CASES if case.duration_factor is Pace.DOUBT], 3)
     while len(others) < count // 2:
         pool = list(CASES) if long else quick
         others += chance.sample(pool, len(pool))

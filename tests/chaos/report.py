@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.models import OnExtendFailed
-from longtake.temporal import workflow_id
+from longtake.temporal.connection import workflow_id
 from tests.chaos.histories import RunOfKey, read_all
 from tests.chaos.plan import MARK, Plan, Planned
 from tests.chaos.run import Run
@@ -129,7 +129,7 @@ class Examination:
             Zero("another generation's task taken", self._wrong_tasks()),
             Zero("workflow task failures", self._task_failures()),
             Zero("wrong answers to callers", self._journal.complaints),
-            Zero("records written into a store that was gone", self._site.store.recreated),
+            Zero("records lost in a store that was gone", self._site.store.lost()),
             Zero("keys sent to another host than the gateway", self._violations()),
             Zero("keys in histories", self._in_histories((*API_KEYS, CONSOLE_TOKEN))),
             Zero("signed links in histories", self._in_histories(_SIGNED_LINK)),
@@ -184,7 +184,7 @@ class Examination:
             ("ends of the last runs", _counts(Counter(self._last(key).end or "runs" for key in self._runs_of))),
             (
                 "in doubt, and settled",
-                f"{len(doubts)}: {_counts(Counter(doubt.settled or 'open' for doubt in doubts))}",
+                f"{len(doubts)}: {_counts(Counter(doubt.resolved or 'open' for doubt in doubts))}",
             ),
             ("found in the ledger by a later attempt", str(sum(run.found_by_owner for run in self._runs))),
             ("ends of earlier runs", _counts(Counter(run.end for run in self._runs if run is not self._last(run.key)))),
@@ -312,7 +312,7 @@ class Examination:
             case "SubmissionRefused":
                 # Started again by its caller, once the key is well; but by nobody who meant to cancel it.
                 return (not last or one.interference == "cancel") and run.paid == "no" and self._keys_were_out(run)
-            case "GenerationStalled":
+            case "GenerationTimedOut":
                 # The limit is a day in real life and two minutes here: started again by its caller.
                 return not last and run.paid == "yes"
             case "fallback" if one.case.on_extend_failed is OnExtendFailed.RETRY:

@@ -15,17 +15,17 @@ from temporalio.service import RPCError
 
 from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, NoWorker, VideoClient
 from longtake.models import Attention, Decision, DecisionAction
-from longtake.temporal import TemporalProblem, connect, workflow_id
+from longtake.temporal.connection import TemporalProblem, connect, workflow_id
 from tests.chaos.operators import Operators
 from tests.chaos.plan import LONG_RUN_SECONDS, Event, Plan, Planned
 from tests.chaos.site import API_KEYS, NEW_BUILD, OLD_BUILD, Site, Worker
 
 _CENSUS_SECONDS = 2.0
-_QUIET_LOOKS = 2
+_QUIET_POLLS = 2
 _UPDATE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
-_FOR_PEOPLE = ", ".join(f'"{one}"' for one in (Attention.STALLED, Attention.NEEDS_KEY, Attention.NEEDS_DECISION))
-_START_AGAIN = '"SubmissionRefused", "GenerationStalled"'
+_FOR_PEOPLE = ", ".join(f'"{one}"' for one in (Attention.OVERDUE, Attention.NEEDS_API_KEY, Attention.NEEDS_DECISION))
+_START_AGAIN = '"SubmissionRefused", "GenerationTimedOut"'
 _T = TypeVar("_T")
 
 Say = Callable[[str], None]
@@ -312,7 +312,7 @@ class Run:
                     if all(task.done() for task in (*tasks, *self._resets.values())) and not running.count
                     else 0
                 )
-                if quiet == _QUIET_LOOKS:
+                if quiet == _QUIET_POLLS:
                     self.journal.all_ended = True
                     return
             await asyncio.sleep(_CENSUS_SECONDS)
@@ -328,9 +328,9 @@ class Run:
                 await self._attend_now(execution)
 
     async def _attend_now(self, execution: Execution) -> None:
-        if execution.attention in {Attention.STALLED, Attention.NEEDS_KEY}:
+        if execution.attention in {Attention.OVERDUE, Attention.NEEDS_API_KEY}:
             if self._keys_valid.is_set():
-                await self.client.resume(execution.key)
+                await self.client.poll_now(execution.key)
                 self.journal.operator[f"resume: {execution.attention}"] += 1
         elif execution.attention == Attention.NEEDS_DECISION:
             await self._decide(self._by_key[execution.key])
@@ -347,7 +347,7 @@ class Run:
             self.journal.abandoned.add(one.key)
         if decision.action is DecisionAction.RETRY:
             self.journal.retried.add(one.key)
-        if decision.action is DecisionAction.SUBMIT_AGAIN:
+        if decision.action is DecisionAction.RESUBMIT:
             self.journal.submitted_again[prompt] += 1
         if one.reset_after_decision is not None and one.key not in self._resets:
             after = self._now + one.reset_after_decision
@@ -355,7 +355,7 @@ class Run:
         try:
             await self.client.decide(one.key, decision)
         except DecisionRejected:
-            if decision.action is DecisionAction.SUBMIT_AGAIN:
+            if decision.action is DecisionAction.RESUBMIT:
                 self.journal.submitted_again[prompt] -= 1
             raise
         self.journal.operator[f"decide: {decision.action}"] += 1
@@ -369,7 +369,7 @@ class Run:
         orphans = [task["task_id"] for task in await self._site.admin.tasks() if task["prompt"] == prompt]
         if orphans:
             return Decision(action=DecisionAction.ADOPT, task_id=orphans[0])
-        return Decision(action=DecisionAction.SUBMIT_AGAIN)
+        return Decision(action=DecisionAction.RESUBMIT)
 
     async def _start_again(self, execution: Execution) -> None:
         """What was refused because of the key, or given up for its age, is started again with the same key.

@@ -51,7 +51,7 @@ def examined(tmp_path: Path, posts: Sequence[Json], *runs: RunOfKey, asked: int 
     log.touch()
     journal = Journal(submitted_again=Counter({ONE.prompt: asked}))
     proxy = SimpleNamespace(counts=Counter[str]())
-    store = SimpleNamespace(recreated=[], clips=list, read=lambda _: None)
+    store = SimpleNamespace(recreated=[], lost=list, clips=list, read=lambda _: None)
     site: Any = SimpleNamespace(
         server=SimpleNamespace(log=log), workers=[], store=store, gateway_proxy=proxy, cdn_proxy=proxy
     )
@@ -93,7 +93,7 @@ def test_a_post_that_nobody_asked_for_is_found(tmp_path: Path, posts: list[Json]
         ([post(12)], [run(paid="no", end="SubmissionRefused"), run(2, paid="yes")], 0),
         ([post(12)], [run(shown="no", end="Terminated"), run(2, paid="yes")], 0),
         ([post(5)], [run(paid="yes"), run(2, paid="no", end="SubmissionRefused")], 1),
-        ([post(5, paid=False, status=504)], [run(paid="yes", end="GatewayLost")], 1),
+        ([post(5, paid=False, status=504)], [run(paid="yes", end="TaskLost")], 1),
         ([post(5)], [run(paid="unknown", end="Abandoned")], 0),
     ],
 )
@@ -116,7 +116,7 @@ import datetime, time, worker
 from tests.chaos.shifted_worker import shift
 wall, counting = time.time(), time.monotonic()
 shift(-300)
-from longtake import ledger
+from longtake.submission import ledger
 assert -301 < time.time() - wall < -299
 assert time.monotonic() - counting < 1
 told = ledger.datetime.now(datetime.UTC)

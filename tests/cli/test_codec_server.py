@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from temporalio.api.common.v1 import Payload, Payloads
 
-from cli.codec_server import LONGEST_BODY_BYTES, application
-from longtake.encryption import EncryptionCodec, Place
-from longtake.keyring import KeyRing, PayloadUnreadable, new_key, parse_keys
+from cli.codec_server import MAX_BODY_BYTES, application
+from longtake.temporal.codec import EncryptionCodec, Place
+from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, new_key, parse_keys
 
 RING = KeyRing(parse_keys(new_key("k1")))
 UI = "http://127.0.0.1:8233"
@@ -94,7 +94,7 @@ async def test_what_is_too_long_is_not_read(codec: httpx.AsyncClient, named: dic
             yield chunk
 
     assert (await codec.post("/decode", content=chunks(), headers=named)).status_code == 413
-    assert sent <= LONGEST_BODY_BYTES + 2 * len(chunk)
+    assert sent <= MAX_BODY_BYTES + 2 * len(chunk)
 
 
 async def test_only_the_configured_ui_may_ask_from_a_browser(codec: httpx.AsyncClient) -> None:

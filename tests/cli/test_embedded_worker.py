@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from cli.embedded import EmbeddedServer
-from cli.exits import CommandProblem
+from cli.output import CommandProblem
 from cli.session import EmbeddedWorker
 from longtake.settings import Settings
 

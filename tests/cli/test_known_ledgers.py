@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli import known_ledgers
-from longtake.ledger import Answer, Arm, SubmissionLedger
 from longtake.storage import Store
+from longtake.submission.ledger import Answer, CreateIntent, SubmissionLedger
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ async def used(folder: Path, *keys: str) -> Store:
     ledger = SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
     await ledger.establish()
 
-    async def send(arm: Arm) -> Answer:
-        await arm()
+    async def send(create_intent: CreateIntent) -> Answer:
+        await create_intent()
         return Answer(f"task-{datetime.now(UTC).timestamp()}")
 
     for key in keys:

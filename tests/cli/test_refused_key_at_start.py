@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli import generations
-from cli.exits import CommandProblem, Exit
+from cli.commands import generations
+from cli.output import CommandProblem, Exit
 from longtake.settings import Settings
 from simulator import SimulatorSettings, serve
 

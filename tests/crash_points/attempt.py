@@ -14,13 +14,13 @@ import httpx
 from pydantic import SecretStr
 from temporalio.exceptions import ApplicationError
 
-from longtake import ledger as ledger_module
-from longtake.delivery import Fetcher
+from longtake.delivery.download import Fetcher
+from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
-from longtake.models import DeliverOrder, DeliveryKind, GenerateVideoInput, SubmitOrder
+from longtake.models import DeliverInput, DeliveryKind, GenerateVideoInput, SubmitInput
 from longtake.storage import Store
+from longtake.submission import ledger as ledger_module
 from tests.activities.conftest import Worker
 from tests.crash_points.instants import Blow, Instants
 from tests.exploration.broken import arms_without_a_record
@@ -72,7 +72,7 @@ def main(attempt: Attempt) -> None:
     httpx.create_ssl_context = lambda *_, **__: _TLS  # reading certificates would take a third of a life
     ledger_module._STALE_AFTER_SECONDS = attempt.stale_after_seconds
     if attempt.without_record:
-        ledger_module._Attempt._arm = arms_without_a_record  # type: ignore[method-assign]
+        ledger_module._Attempt._create_intent = arms_without_a_record  # type: ignore[method-assign]
     instants = Instants(attempt.blow, attempt.at)
     instants.run(_make(attempt, instants))
 
@@ -93,13 +93,13 @@ async def _submit(worker: Worker, attempt: Attempt) -> str:
     request = GenerateVideoInput(
         model="veo_3_1-fast-remix", prompt=f"a storm [sim:ok,label={attempt.key}]", prompt_extend="and it ends"
     )
-    receipt = await worker.run(worker.submission.submit_generation, SubmitOrder(key=attempt.key, request=request))
+    receipt = await worker.run(worker.submission.submit_generation, SubmitInput(key=attempt.key, request=request))
     return f"accepted {receipt.task_id}"
 
 
 async def _deliver(worker: Worker, attempt: Attempt) -> str:
-    order = DeliverOrder(key=attempt.key, task_id=attempt.task_id, kind=DeliveryKind.FULL)
-    receipt = await worker.run(worker.delivery.deliver_video, order)
+    input = DeliverInput(key=attempt.key, task_id=attempt.task_id, kind=DeliveryKind.FULL)
+    receipt = await worker.run(worker.delivery.deliver_video, input)
     return f"delivered {receipt.video.sha256}"
 
 
@@ -113,15 +113,15 @@ async def _worker(attempt: Attempt) -> AsyncIterator[Worker]:
             base_url=attempt.gateway_url, api_keys=[key], submit_timeout=timedelta(seconds=SUBMIT_SECONDS)
         )
         fetcher = Fetcher(attempt.gateway_url, key.get_secret_value, allow_private_addresses=True)
-        witnesses = Witnesses(
+        account_client = AccountClient(
             base_url=attempt.gateway_url, api_key=key, console=ConsoleAccess(SecretStr(token), user_id)
         )
         extension = ExtensionClient(
             base_url=attempt.gateway_url, api_key=key, model="veo_3_1-extend", submit_timeout=timedelta(seconds=5)
         )
-        for client in (gateway, fetcher, witnesses, extension):
+        for client in (gateway, fetcher, account_client, extension):
             stack.push_async_callback(client.aclose)
-        worker = Worker(gateway, Store.open(attempt.store), fetcher, witnesses, extension)
+        worker = Worker(gateway, Store.open(attempt.store), fetcher, account_client, extension)
         await worker.ledger.establish()
         worker.established = True
         worker.environment.info = replace(

@@ -16,7 +16,7 @@ from tests.crash_points.attempt import Attempt, main
 
 # Forked from a process that has all modules loaded: a life then takes as long as the attempt, not as its imports.
 PROCESSES = multiprocessing.get_context("forkserver")
-_LONGEST_LIFE_SECONDS = 60
+_MAX_LIFE_SECONDS = 60
 _AT_ONCE = 4
 
 
@@ -38,7 +38,7 @@ def start(attempt: Attempt) -> ForkServerProcess:
 
 async def end_of(process: ForkServerProcess, attempt: Attempt) -> str | None:
     """How an attempt ended; None where it was killed."""
-    await asyncio.to_thread(process.join, _LONGEST_LIFE_SECONDS)
+    await asyncio.to_thread(process.join, _MAX_LIFE_SECONDS)
     assert not process.is_alive(), f"{attempt} hangs"
     # Its exit code is not to be trusted: whoever starts another process asks for it in the same moment.
     if attempt.result.exists():

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from activities.failures import RULES
-from cli.check_temporal import RUNBOOK, filter_for
-from longtake.keyring import PayloadUnreadable
-from longtake.metrics import ENDINGS
+from cli.doctor.temporal import RUNBOOK, filter_for
 from longtake.models import Attention
+from longtake.observability.metrics import OUTCOMES
+from longtake.temporal.key_ring import PayloadUnreadable
 from tests.docs.test_readme import GROUP, ROOT, code_spans, options_of, shell_lines
 
 PAGE = ROOT / RUNBOOK
@@ -22,7 +22,7 @@ ALERTS = [
     for rule in group["rules"]
     if "alert" in rule
 ]
-FAILURES = sorted({rule.type for rule in RULES} | set(ENDINGS) - {"full", "fallback"} | {PayloadUnreadable.__name__})
+FAILURES = sorted({rule.type for rule in RULES} | set(OUTCOMES) - {"full", "fallback"} | {PayloadUnreadable.__name__})
 """The last comes from what decrypts, before any rule is asked."""
 
 
@@ -52,7 +52,7 @@ def test_no_entry_is_of_something_that_does_not_exist() -> None:
     assert set(entries()) == {*ALERTS, *FAILURES, *Attention}
 
 
-@pytest.mark.parametrize("name", [*Attention, *(ending for ending in ENDINGS if ending in entries())])
+@pytest.mark.parametrize("name", [*Attention, *(failed for failed in OUTCOMES if failed in entries())])
 def test_an_entry_about_a_generation_says_what_was_paid(name: str) -> None:
     assert "**" in entries()[name]
     assert re.search(r"\*\*(Paid|Was it paid)[:?]", entries()[name])
@@ -69,7 +69,7 @@ def commands(program: str) -> list[list[str]]:
 
 def test_every_command_of_ours_is_taken() -> None:
     given = commands("starter.py")
-    assert {"doctor", "list", "status", "decide", "adopt", "resume", "generate"} <= {name for name, *_ in given}
+    assert {"doctor", "list", "status", "decide", "adopt", "poll_now", "generate"} <= {name for name, *_ in given}
     for name, *words in given:
         assert name in GROUP.commands, name
         flags = {word for word in words if word.startswith("--")}

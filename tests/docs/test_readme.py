@@ -17,10 +17,10 @@ import typer.main
 from pydantic.fields import FieldInfo
 
 from cli.app import app
-from cli.exits import Exit
-from longtake.catalog import check_request
+from cli.output import Exit
+from longtake.request.rules import check_request
 from longtake.settings import PREFIX, Settings, variable_names
-from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -32,7 +32,7 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
-LONGEST_RECORD_LINES = 40
+MAX_RECORD_LINES = 40
 
 GROUP: Any = typer.main.get_command(app)
 """The commands, without running any. `Any`: typer brings a click of its own in some versions."""
@@ -270,7 +270,7 @@ def test_the_python_examples_compile_and_import_what_exists() -> None:
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
 def test_a_decision_is_short_and_complete(record: Path) -> None:
     text = record.read_text()
-    assert len(text.splitlines()) <= LONGEST_RECORD_LINES
+    assert len(text.splitlines()) <= MAX_RECORD_LINES
     assert re.match(rf"# {record.stem[:4]} \S", text)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
 

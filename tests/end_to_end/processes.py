@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
-from longtake.temporal import connect
+from longtake.temporal.connection import connect
 from tests.end_to_end.forked import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def environment(**settings: str) -> dict[str, str]:
         "XDG_STATE_HOME": _STATE,
         "COLUMNS": "200",
         "LONGTAKE_EXPECTED_SECONDS": "4",
-        "LONGTAKE_LOOK_FLOOR_SECONDS": "1",
+        "LONGTAKE_MIN_POLL_INTERVAL_SECONDS": "1",
         "LONGTAKE_SUBMIT_TIMEOUT_SECONDS": "20",
         "LONGTAKE_SUBMIT_WINDOW_MINUTES": "1",
         "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
@@ -463,7 +463,7 @@ async def decided_result(
     while (snapshot := await client.snapshot(key)).running:
         if snapshot.status and DecisionAction.ADOPT in snapshot.status.decisions:
             posts = simulator.posts(prompt)
-            answer = Decision(action=DecisionAction.SUBMIT_AGAIN)
+            answer = Decision(action=DecisionAction.RESUBMIT)
             if posts:
                 answer = Decision(action=DecisionAction.ADOPT, task_id=posts[0]["task_id"])
             await client.decide(key, answer)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from longtake.client import VideoClient
-from longtake.temporal import connect
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import (
     MARK,
     MODEL,
@@ -193,7 +193,7 @@ class Distributed:
         assert status["first_video"]["sha256"]
         assert "decide" in status["advice"]
 
-        wrong = await self._starter("decide", "plain", "submit_again", "--json")
+        wrong = await self._starter("decide", "plain", "resubmit", "--json")
         assert (wrong.code, wrong.json()["error"]["type"]) == (2, "DecisionRejected")
         assert "accept" in wrong.json()["error"]["message"]
         await self._cli.update("plain", "decide", {"action": "accept"})
@@ -421,7 +421,7 @@ async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: D
 
 async def test_every_command_explains_itself(client: Starter) -> None:
     commands = ["generate", "status", "watch", "result", "list", "cancel", "models", "doctor", "up", "demo"]
-    commands += ["setup", "resume", "decide", "adopt"]
+    commands += ["setup", "poll_now", "decide", "adopt"]
     runs = await asyncio.gather(client("--help"), *(client(command, "--help") for command in commands))
     assert [run.code for run in runs] == [0] * len(runs)
     assert all(command in runs[0].out for command in commands)

@@ -14,7 +14,7 @@ import pytest
 
 from longtake.client import GenerationFailure, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, Paid, Stage
-from longtake.temporal import connect, workflow_id
+from longtake.temporal.connection import connect, workflow_id
 from tests.end_to_end.processes import (
     MARK,
     ROOT,
@@ -238,7 +238,7 @@ class Disturbed:
         starter = self._client.but(**site.env)
         decide, resume, cancel, another = await asyncio.gather(
             starter("decide", "asking", "accept", "--json"),
-            starter("resume", "asking"),
+            starter("poll_now", "asking"),
             starter("cancel", "killed-first"),
             client.decide("asking", Decision(action=DecisionAction.ACCEPT)),
             return_exceptions=True,

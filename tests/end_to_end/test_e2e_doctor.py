@@ -9,13 +9,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from cli.check_temporal import RUNBOOK
+from cli.doctor.temporal import RUNBOOK
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
 from longtake.client import VideoClient
-from longtake.keyring import new_key
 from longtake.models import Stage
 from longtake.settings import Settings
-from longtake.temporal import connect, data_converter
+from longtake.temporal.connection import connect, data_converter
+from longtake.temporal.key_ring import new_key
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

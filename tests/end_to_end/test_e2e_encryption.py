@@ -12,10 +12,10 @@ from temporalio.worker import Replayer
 
 from cli.embedded import temporal_binary
 from longtake.client import GenerationFailure, VideoClient
-from longtake.keyring import new_key
 from longtake.models import Stage
 from longtake.settings import Settings
-from longtake.temporal import DATA_CONVERTER, connect, data_converter, workflow_id
+from longtake.temporal.connection import DATA_CONVERTER, connect, data_converter, workflow_id
+from longtake.temporal.key_ring import new_key
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

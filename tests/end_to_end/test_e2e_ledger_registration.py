@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from longtake.client import VideoClient
-from longtake.ledger import SubmissionLedger
 from longtake.storage import Store
-from longtake.temporal import connect
+from longtake.submission.ledger import SubmissionLedger
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -233,8 +233,8 @@ async def test_embedded_a_data_folder_has_one_ledger(
     refused = await starter("generate", *flags(prompt), "--key", "home-2", "--json", seconds=90)
     assert (refused.code, refused.json()["error"]["type"]) == (2, "WrongLedger")
     # A command that only looks brings a worker too, and that one refuses.
-    looked = await starter("status", "home", "--json", seconds=90)
-    assert (looked.code, looked.json()["error"]["type"]) == (2, "WorkerFailed")
+    polled = await starter("status", "home", "--json", seconds=90)
+    assert (polled.code, polled.json()["error"]["type"]) == (2, "WorkerFailed")
     assert not ledgers(tmp_path / "data" / "store")
     assert (await starter("setup", "--new-ledger", "--yes", seconds=90)).code == 0
     again = await starter("generate", *flags(f"{prompt} again"), "--key", "home-2", "--json", seconds=90)

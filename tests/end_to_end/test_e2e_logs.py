@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from longtake.client import GenerationFailure, VideoClient
-from longtake.temporal import connect
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import (
     MARK,
     DevServer,
@@ -42,12 +42,12 @@ async def test_a_worker_tells_whose_event_it_is(
     assert len(stages) == len(set(stages)), "once each: replays are silent"
 
     by_event = {event["event"]: event for event in ours}
-    sent, submitted, looked = by_event["POST /v1/videos"], by_event["submitted"], by_event[f"GET /v1/videos/{task_id}"]
+    sent, submitted, polled = by_event["POST /v1/videos"], by_event["submitted"], by_event[f"GET /v1/videos/{task_id}"]
     assert (sent["stage"], sent["request_id"], sent["http_status"]) == ("submitting", post["request_id"], 200)
     assert (submitted["task_id"], submitted["request_id"]) == (task_id, post["request_id"])
-    assert looked["stage"] in {"first_segment", "extending"}
-    assert (looked["task_id"], looked["activity"], looked["attempt"]) == (task_id, "query_generation", 1)
-    assert looked["request_id"] not in {None, post["request_id"]}
+    assert polled["stage"] in {"first_segment", "extending"}
+    assert (polled["task_id"], polled["activity"], polled["attempt"]) == (task_id, "query_generation", 1)
+    assert polled["request_id"] not in {None, post["request_id"]}
 
     end = by_event["generation failed"]
     assert (end["level"], end["stage"], end["task_id"]) == ("info", "failed", task_id)
@@ -65,7 +65,7 @@ async def test_a_worker_tells_whose_event_it_is(
     assert (failed["workflow_id"], failed["activity"], failed["attempt"]) == ("video-troubled", "query_generation", 1)
     assert (failed["task_id"], failed["request_id"]) == (answer["task_id"], answer["request_id"])
     assert failed["stage"] == "first_segment"
-    assert failed["error_type"] == "GatewayTrouble"
+    assert failed["error_type"] == "PollFailing"
     assert failed["error"]
     assert failed["at"].startswith("activities/")
     assert secrets_in(worker.log()) == []

@@ -10,7 +10,7 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 
 from longtake.client import GenerationFailure, VideoClient
-from longtake.temporal import connect
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -95,8 +95,8 @@ async def test_prompts_can_be_kept_out_of_temporal(
     await eventually(worker.ready, "the worker polls")
     hiding = starter.but(LONGTAKE_HIDE_PROMPTS="true")
     prompt = f"unseen {MARK} [sim:seconds=30,label=unseen]"
-    order = ("generate", *flags(prompt), "--key", "unseen-1", "--json")
-    made = await hiding(*order)
+    input = ("generate", *flags(prompt), "--key", "unseen-1", "--json")
+    made = await hiding(*input)
     assert made.code == 0, made
     assert simulator.paid(prompt) == 1, "the gateway got the text itself"
 
@@ -114,7 +114,7 @@ async def test_prompts_can_be_kept_out_of_temporal(
     assert MARK not in shown.lower()
 
     # The same key is the same request in either form, and another one is told what differs.
-    assert (await starter(*order)).json()["run_id"] == made.json()["run_id"]
+    assert (await starter(*input)).json()["run_id"] == made.json()["run_id"]
     other = await hiding("generate", *flags(f"another {prompt}"), "--key", "unseen-1")
     assert other.code == 2
     assert "differs in prompt" in other.err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.temporal import SEARCH_ATTRIBUTES
+from longtake.temporal.connection import SEARCH_ATTRIBUTES
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

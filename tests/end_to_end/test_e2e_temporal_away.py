@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longtake.client import KeyInUse, NoWorker, TemporalUnavailable, VideoClient
-from longtake.temporal import connect, workflow_id
+from longtake.temporal.connection import connect, workflow_id
 from tests.end_to_end.processes import DevServer, request
 
 AWAY_SECONDS = 2.0
@@ -67,7 +67,7 @@ async def test_one_typed_error_where_it_does_not_come_back(server: DevServer) ->
         client.snapshot("order-1"),
         client.result("order-1"),
         client.cancel("order-1"),
-        client.resume("order-1"),
+        client.poll_now("order-1"),
         _listed(client),
     )
     async with asyncio.timeout(90):  # the SDK tries for ten seconds before it says anything

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
-from longtake.connecting import explain
+from longtake.temporal.connection_errors import explain
 from tests.end_to_end.processes import (
     MARK,
     DevServer,

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def is_look(span: ReceivedSpan) -> bool:
+def is_poll(span: ReceivedSpan) -> bool:
     return span.name == "GET" and "/v1/videos/" in span.attributes.get("url.full", "")
 
 
@@ -54,7 +54,7 @@ def otlp(collector: Collector) -> dict[str, str]:
 @pytest.fixture
 def site(distributed: dict[str, str], collector: Collector, tmp_path: Path) -> Iterator[Site]:
     # The next look comes late enough for the worker to be killed between two.
-    ours = {"LONGTAKE_TRACE_GATEWAY": "true", "LONGTAKE_LOOK_FLOOR_SECONDS": "3"}
+    ours = {"LONGTAKE_TRACE_GATEWAY": "true", "LONGTAKE_MIN_POLL_INTERVAL_SECONDS": "3"}
     site = Site(tmp_path, distributed | otlp(collector) | ours)
     yield site
     site.stop()
@@ -68,7 +68,7 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     # every way.
     prompt = f"traced {MARK} [sim:link_403,links=4,content_redirect,seconds=240,label=traced]"
     generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
-    await eventually(lambda: [span for span in collector.spans if is_look(span)], "a look", unless=[generate])
+    await eventually(lambda: [span for span in collector.spans if is_poll(span)], "a look", unless=[generate])
     await site.worker.kill()
     await site.worker.restart()
     ended = await generate.finished(seconds=90)

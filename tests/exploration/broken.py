@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
-from longtake import charges as charges_module
-from longtake import ledger as ledger_module
-from longtake.charges import Verdict
 from longtake.gateway.errors import GatewayError
-from longtake.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
-from longtake.reconciliation import Finding, Resubmit, _Search
 from longtake.storage import StoreProblem
+from longtake.submission import charges as charges_module
+from longtake.submission import ledger as ledger_module
+from longtake.submission.charges import Verdict
+from longtake.submission.ledger import Accepted, Evidence, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
+from longtake.submission.reconciliation import Finding, Resubmit, _Search
 from tests.exploration.programs import ScheduledStore
-from tests.exploration.scenarios import LONGEST_EXCHANGE
+from tests.exploration.scenarios import MAX_EXCHANGE
 
 
 class SettlesTheOpenSlot(SubmissionLedger):
-    async def settle(self, key: str, slot: int, **facts: Any) -> Accepted | None:
-        return await super().settle(key, await self.open_slot(key) or slot, **facts)
+    async def resolve(self, key: str, slot: int, **facts: Any) -> Accepted | None:
+        return await super().resolve(key, await self.open_slot(key) or slot, **facts)
 
 
 class TakesNoOutcomeForNotSent(SubmissionLedger):
@@ -30,7 +30,7 @@ class TakesNoOutcomeForNotSent(SubmissionLedger):
 
 
 class ForgetsWhatCameLate(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, **_: Any) -> None:
         outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
         await self._conclude(key, accepted.slot, outcome, accepted.account)
 
@@ -41,11 +41,11 @@ class DoesNotSeeWhatCameLate(SubmissionLedger):
 
 
 class ClaimsAfterwards(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, **more: Any) -> None:
         with mock.patch.object(self, "_claim", mock.AsyncMock()):
             outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
             await self._create(_path(key, accepted.slot, "outcome"), outcome)
-        await super().record_accepted(key, accepted)
+        await super().record_accepted(key, accepted, **more)
 
 
 class AdoptsWhatIsOwned(SubmissionLedger):
@@ -71,11 +71,13 @@ class BelievesAnyEvidence(SubmissionLedger):
         intent = await self._read(Intent, _path(key, 1, "intent"))
         if evidence and intent:
             evidence = evidence.model_copy(update={"nonce": intent.nonce})
+            with mock.patch.object(Evidence, "is_of", lambda evidence, intent: evidence.nonce == intent.nonce):
+                return await super()._find_slot(key, digest, evidence, *more)
         return await super()._find_slot(key, digest, evidence, *more)
 
 
-class SeesNoRivals(SubmissionLedger):
-    async def rivals(self, key: str, model: str) -> tuple[Intent, ...]:
+class SeesNoOthersInDoubt(SubmissionLedger):
+    async def others_in_doubt(self, key: str, model: str) -> tuple[Intent, ...]:
         return ()
 
 
@@ -103,14 +105,14 @@ async def _closes_whose_ever_it_is(self: _Attempt, reason: str) -> None:
 
 async def arms_without_a_record(self: _Attempt) -> None:
     """Let it send, and write nothing down before."""
-    self._tried = self._armed = True
+    self._tried = self._intent_created = True
 
 
 async def _ignores_a_lost_race(self: _Attempt) -> None:
     self._tried = True
     with contextlib.suppress(ledger_module.SlotTaken):
         await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)
-    self._armed = True
+    self._intent_created = True
 
 
 _not_charged = _Search._not_charged
@@ -134,7 +136,7 @@ class Defect:
 
     def make(self) -> SubmissionLedger:
         """The ledger."""
-        return self.ledger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE)
+        return self.ledger(ScheduledStore(), longest_exchange=MAX_EXCHANGE)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[Callable[[], SubmissionLedger]]:
@@ -161,8 +163,8 @@ DEFECTS = (
         _TWO,
         patches=((_Attempt, "_close", _closes_whose_ever_it_is),),
     ),
-    Defect("no record before the send", _TWO, patches=((_Attempt, "_arm", arms_without_a_record),)),
-    Defect("a lost race is not noticed", _TWO, patches=((_Attempt, "_arm", _ignores_a_lost_race),)),
+    Defect("no record before the send", _TWO, patches=((_Attempt, "_create_intent", arms_without_a_record),)),
+    Defect("a lost race is not noticed", _TWO, patches=((_Attempt, "_create_intent", _ignores_a_lost_race),)),
     Defect("who slept sends", _TWO, patches=((ledger_module, "_STALE_AFTER_SECONDS", float("inf")),)),
     Defect("a lost answer counts as not made", _TWO, patches=((ledger_module, "_NOTHING_MADE", (GatewayError,)),)),
     Defect("no outcome counts as not sent", _TWO, TakesNoOutcomeForNotSent),
@@ -177,7 +179,7 @@ DEFECTS = (
     Defect("a claim keeps nobody out", "two who adopt the same task for two keys", AdoptsWhatIsOwned),
     Defect("a fence stops nobody", _CLOSING, HeedsNoFence),
     Defect("closing leaves the slot free", _CLOSING, ClosesNothing),
-    Defect("other submissions in doubt are not seen", _RECONCILED, SeesNoRivals),
+    Defect("other submissions in doubt are not seen", _RECONCILED, SeesNoOthersInDoubt),
     Defect("owners are not seen, and a claim keeps nobody out", _RECONCILED, SeesNoOwners),
     Defect("one check is enough after a lost answer", _LOST, patches=(_BY_ONE_CHECK,)),
     Defect("one check is enough after an answer", _ANSWERED, patches=(_BY_ONE_CHECK,)),

@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any, cast
 from unittest import mock
 
-from longtake import ledger as ledger_module
-from longtake import reconciliation as reconciliation_module
 from longtake.storage import Store, StoreProblem
+from longtake.submission import ledger as ledger_module
+from longtake.submission import reconciliation as reconciliation_module
 
 BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 _PATCHED_MODULES: tuple[ModuleType, ...] = (ledger_module, reconciliation_module)
@@ -266,9 +266,9 @@ class Program:
             at, reply, now = at.parent
             replies.append((reply, now))
         coroutine = self._body()
-        self._resume(coroutine, None, now=self._began, made=0, told=())
+        self._poll_now(coroutine, None, now=self._began, made=0, told=())
         for reply, now in reversed(replies):
-            self._resume(coroutine, reply, now=now, made=clock.made, told=clock.told)
+            self._poll_now(coroutine, reply, now=now, made=clock.made, told=clock.told)
         return coroutine
 
     def _step(
@@ -282,14 +282,14 @@ class Program:
         told: tuple[Any, ...],
     ) -> Node:
         try:
-            node.waits_for = self._resume(coroutine, reply, now=now, made=made, told=told)
+            node.waits_for = self._poll_now(coroutine, reply, now=now, made=made, told=told)
             node._coroutine = coroutine
         except StopIteration as ended:
             node.end = ended.value
         node._made, node.told = clock.made, clock.told
         return node
 
-    def _resume(
+    def _poll_now(
         self, coroutine: Coroutine[Ask, Reply, Any], reply: Reply, *, now: int, made: int, told: tuple[Any, ...]
     ) -> Ask:
         self.runs += 1

@@ -10,19 +10,27 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from longtake.charges import LATE_ACCEPTANCE
-from longtake.gateway.errors import AnswerLost, GatewayBusy, GatewayError
-from longtake.gateway.witnesses import Charge, OrphanCandidate, SeenTask, Testimony, Witnesses
-from longtake.ledger import Accepted, Answer, Arm, Evidence, LedgerError, SubmissionLedger, TaskOwner
-from longtake.reconciliation import Finding, Resubmit, reconcile
+from longtake.gateway.account import AccountClient, AccountRecords, Charge, OrphanCandidate, SeenTask
+from longtake.gateway.errors import GatewayBusy, GatewayError, ResponseLost
+from longtake.submission.charges import LATE_ACCEPTANCE
+from longtake.submission.ledger import (
+    Accepted,
+    Answer,
+    CreateIntent,
+    Evidence,
+    LedgerError,
+    SubmissionLedger,
+    TaskOwner,
+)
+from longtake.submission.reconciliation import Finding, Resubmit, reconcile
 from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, clock, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
-from workflows.settling import CONFIRM_NOT_CHARGED
+from workflows.steps.resolve import CONFIRM_NOT_CHARGED
 
 KEY, OTHER_KEY = "order-1", "order-2"
 MODEL = "veo_3_1-fast-remix"
-LONGEST_EXCHANGE = timedelta(seconds=120)
+MAX_EXCHANGE = timedelta(seconds=120)
 DECIDED = "decided"
 """How a person's decision is told from what the ledger knows by itself."""
 _FAR_FUTURE = 10**6
@@ -32,7 +40,7 @@ class End(NamedTuple):
     """How an actor's work ended."""
 
     kind: str
-    """accepted, closed, clear, not found, settled, not charged, untouched, touched; or an error's name."""
+    """accepted, closed, clear, not found, resolved, not charged, untouched, touched; or an error's name."""
     key: str
     task_id: str = ""
     slot: int = 0
@@ -91,16 +99,16 @@ def submits(
         account: Who pays, where the ledger says so.
     """
 
-    async def send(arm: Arm) -> Answer:
-        await arm()
+    async def send(create_intent: CreateIntent) -> Answer:
+        await create_intent()
         await ask("post")
         answer = await ask("answer")
         if answer == "busy":
             raise GatewayBusy("later")
         if answer == "lost":
-            raise AnswerLost("no answer")
+            raise ResponseLost("no answer")
         if answer == "broken":
-            raise AnswerLost("HTTP 500", status=500, request_id=f"request-{name}")
+            raise ResponseLost("HTTP 500", status=500, request_id=f"request-{name}")
         return Answer(answer)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
@@ -130,7 +138,7 @@ async def _kept(ledger: SubmissionLedger, key: str, accepted: Accepted) -> End:
     recorded = accepted.recorded
     if not recorded:
         try:
-            await ledger.record_accepted(key, accepted)
+            await ledger.record_accepted(key, accepted, only=True)
             recorded = True
         except LedgerError:
             pass
@@ -142,7 +150,7 @@ def decides(name: str, slot: int, task_id: str | None = None, *, key: str = KEY)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.settle(key, slot, task_id=task_id, reason=DECIDED, owner=me)
+            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=DECIDED, owner=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot) if accepted else End("settled", key, slot=slot)
@@ -188,23 +196,23 @@ class _TaskList:
     origin = "https://gateway.example"
     account = "0123456789abcdef"
 
-    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> Testimony:
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> AccountRecords:
         shown = [
             OrphanCandidate(task_id=task_id, submitted_at=BEGAN + timedelta(seconds=at), model=model)
             for task_id, at in await ask("tasks")
         ]
         tasks = tuple(task for task in shown if since <= task.submitted_at <= until)
         seen = [SeenTask(task_id=task.task_id, submitted_at=task.submitted_at) for task in tasks]
-        return Testimony(tasks=tasks, seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)))
+        return AccountRecords(tasks=tasks, seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)))
 
 
 def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     """Looks for what a submission in doubt has made."""
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
-        witnesses = cast("Witnesses", _TaskList())
+        account_client = cast("AccountClient", _TaskList())
         try:
-            finding = await reconcile(ledger, witnesses, key=key, slot=slot, model=MODEL, owner=me)
+            finding = await reconcile(ledger, account_client, key=key, slot=slot, model=MODEL, owner=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         if finding.accepted:
@@ -223,7 +231,7 @@ class _Records(_TaskList):
     def __init__(self, others: tuple[int, ...]) -> None:
         self._others = others
 
-    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> Testimony:
+    async def ask(self, *, model: str, since: datetime, until: datetime, log: bool) -> AccountRecords:
         listed = await ask("tasks")
         logged = await ask("charges") if log else None
         tasks = [
@@ -237,7 +245,7 @@ class _Records(_TaskList):
             for task_id, at in self._with_others(logged or ())
         ]
         charged_at = tuple(one.at for one in charges if one.at and since <= one.at <= until)
-        return Testimony(
+        return AccountRecords(
             tasks=tuple(tasks),
             seen=(*seen, SeenTask(task_id=KNOWN_TASK, submitted_at=BEGAN)),
             charges=None if logged is None else len(charged_at),
@@ -259,8 +267,8 @@ def resubmits(name: str, *, others: tuple[int, ...], confirm_after: timedelta = 
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         async def check(resubmit: Resubmit) -> Finding:
-            witnesses = cast("Witnesses", _Records(others))
-            return await reconcile(ledger, witnesses, key=KEY, slot=1, model=MODEL, owner=me, resubmit=resubmit)
+            account_client = cast("AccountClient", _Records(others))
+            return await reconcile(ledger, account_client, key=KEY, slot=1, model=MODEL, owner=me, resubmit=resubmit)
 
         try:
             finding = await check(Resubmit.IF_CONFIRMED)
@@ -277,7 +285,7 @@ def resubmits(name: str, *, others: tuple[int, ...], confirm_after: timedelta = 
     return Actor(name, work)
 
 
-def looks(name: str, *, key: str = KEY) -> Actor:
+def polls_of_task(name: str, *, key: str = KEY) -> Actor:
     """Asks whether anything was ever sent."""
 
     async def work(ledger: SubmissionLedger, _me: str) -> End:
@@ -292,7 +300,7 @@ def looks(name: str, *, key: str = KEY) -> Actor:
 
 _NOTHING_WAS_MADE = frozenset({"untouched", "clear", "closed", "not charged"})
 
-Records = dict[tuple[str, int], dict[str, Any]]
+ChargeEvidence = dict[tuple[str, int], dict[str, Any]]
 """What the ledger's slots hold, by the key's folder and the slot's number."""
 
 
@@ -302,7 +310,7 @@ class Promises:
     def __init__(self, actors: tuple[Actor, ...], make_ledger: Callable[[], SubmissionLedger]) -> None:
         self._actors = actors
         self._make_ledger = make_ledger
-        self._records: dict[int, Records] = {}
+        self._records: dict[int, ChargeEvidence] = {}
         self._later: dict[tuple[int, str], End] = {}
 
     def on_post(self, world: World, state: State, post: Post) -> str | None:
@@ -385,7 +393,7 @@ class Promises:
             or self._later_attempt(world, state, names)
         )
 
-    def _lost_id(self, world: World, state: State, slots: Records) -> str | None:
+    def _lost_id(self, world: World, state: State, slots: ChargeEvidence) -> str | None:
         """An id that came back is in the ledger, in a heartbeat, or in the hands of whoever must write it down."""
         for post in state.posts:
             if not post.returned:
@@ -406,15 +414,15 @@ class Promises:
                 return f"{task_id} is called recorded, and is not in the ledger"
         return None
 
-    def _wrong_slot(self, slots: Records) -> str | None:
+    def _wrong_slot(self, slots: ChargeEvidence) -> str | None:
         for (_, slot), records in slots.items():
             reason = records.get("outcome", {}).get("reason", "")
             for actor in self._actors:
                 if actor.decides_slot and reason == f"{DECIDED} ({actor.name})" and actor.decides_slot != slot:
-                    return f"the decision about slot {actor.decides_slot} settled slot {slot}"
+                    return f"the decision about slot {actor.decides_slot} resolved slot {slot}"
         return None
 
-    def _two_owners(self, world: World, state: State, slots: Records) -> str | None:
+    def _two_owners(self, world: World, state: State, slots: ChargeEvidence) -> str | None:
         """Of two who have the same task one paid for it, and the other was told to take it before that was known."""
         owners: dict[str, set[str]] = {}
         for folder, task_id in _tasks_of(slots):
@@ -459,7 +467,7 @@ class Promises:
             found = self._later[store, key] = _alone(world, store, program, key)
         return found
 
-    def _slots(self, world: World, state: State) -> Records:
+    def _slots(self, world: World, state: State) -> ChargeEvidence:
         found = self._records.get(state.store)
         if found is None:
             found = self._records[state.store] = _slots(world.content(state.store))
@@ -486,9 +494,9 @@ def _alone(world: World, store: int, program: Program, key: str) -> End:
     return end
 
 
-def _slots(content: Content) -> Records:
+def _slots(content: Content) -> ChargeEvidence:
     """The ledger's records by key and slot, as anybody can read them in the store."""
-    slots: Records = {}
+    slots: ChargeEvidence = {}
     for path, record in content.items():
         parts = path.split("/")
         if len(parts) == 4 and parts[0] == "submit":
@@ -496,7 +504,7 @@ def _slots(content: Content) -> Records:
     return slots
 
 
-def _tasks_of(slots: Records) -> list[tuple[str, str]]:
+def _tasks_of(slots: ChargeEvidence) -> list[tuple[str, str]]:
     """Whose tasks the ledger knows: folders and task ids."""
     return [
         (folder, record["task_id"])
@@ -511,7 +519,7 @@ def owner_path(task_id: str) -> str:
     return f"submit/owners/{hashlib.sha256(task_id.casefold().encode()).hexdigest()[:32]}"
 
 
-def _was_decided(slots: Records, post: Post) -> bool:
+def _was_decided(slots: ChargeEvidence, post: Post) -> bool:
     """Whether a person has said that this may be sent again."""
     outcome = slots.get((post.folder, post.slot), {}).get("outcome", {})
     return bool(outcome.get("decided")) and not outcome.get("not_charged")
@@ -578,7 +586,7 @@ SCENARIOS = (
     ),
     Scenario(
         "two attempts, and somebody who asks whether anything was sent",
-        (submits("W1"), submits("W2"), looks("L")),
+        (submits("W1"), submits("W2"), polls_of_task("L")),
         THREE,
     ),
     Scenario(
@@ -632,7 +640,7 @@ def explore(
     Raises:
         Violation: A promise was broken.
     """
-    make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=LONGEST_EXCHANGE))
+    make = make_ledger or (lambda: SubmissionLedger(ScheduledStore(), longest_exchange=MAX_EXCHANGE))
     programs = tuple(_program(actor, make()) for actor in scenario.actors)
     account = ACCOUNT if scenario.others else ""
     known = {owner_path(KNOWN_TASK): _owner("long ago", account)}

@@ -388,7 +388,7 @@ class Search:
         assert wants is not None
         yield from _VERBS[wants.verb](self, state, actor, wants)
 
-    def _resumed(self, state: State, actor: int, reply: Reply, said: str) -> Move:
+    def _polled_now(self, state: State, actor: int, reply: Reply, said: str) -> Move:
         """The actor gets its reply, and goes on to what it waits for next or to its end."""
         world = self._world
         program = world.programs[actor]
@@ -411,12 +411,12 @@ class Search:
 
     def _reads(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         content = self._world.content(state.store).get(wants.path)
-        yield self._resumed(state, actor, content, "nothing" if content is None else "a record")
+        yield self._polled_now(state, actor, content, "nothing" if content is None else "a record")
         yield from self._fails(state, actor)
 
     def _lists(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         paths = tuple(sorted(path for path in self._world.content(state.store) if path.startswith(f"{wants.path}/")))
-        yield self._resumed(state, actor, paths, f"{len(paths)} names")
+        yield self._polled_now(state, actor, paths, f"{len(paths)} names")
         yield from self._fails(state, actor)
 
     def _writes(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
@@ -426,14 +426,14 @@ class Search:
             self._hold(self._judge.on_write(self._world, state, wants), f"{self._world.names[actor]}: {wants}")
         under_way = self._world.still_under_way(store, state.under_way)
         written = state._replace(store=store, under_way=under_way)
-        yield self._resumed(written, actor, reply, "done" if done else "there is one already")
+        yield self._polled_now(written, actor, reply, "done" if done else "there is one already")
         if state.faults:
             under_way = self._world.still_under_way(state.store, (*state.under_way, wants))
             yield from self._fails(state._replace(under_way=tuple(sorted(under_way, key=str))), actor)
 
     def _fails(self, state: State, actor: int) -> Iterator[Move]:
         if state.faults:
-            yield self._resumed(state._replace(faults=state.faults - 1), actor, StoreFails, "no answer")
+            yield self._polled_now(state._replace(faults=state.faults - 1), actor, StoreFails, "no answer")
 
     def _posts(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         world = self._world
@@ -451,7 +451,7 @@ class Search:
             text = f"{world.names[actor]}: post in slot {slot} -> {'made, paid' if made else 'not made'}"
             self._hold(self._judge.on_post(world, state, post), text)
             posted = state._replace(posts=(*state.posts, post))
-            yield self._resumed(posted, actor, None, "made, paid" if made else "not made")
+            yield self._polled_now(posted, actor, None, "made, paid" if made else "not made")
 
     def _answers(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         world = self._world
@@ -459,22 +459,22 @@ class Search:
         allowed = world.limits.answers
         if post.made and "accepted" in allowed:
             posts = (*state.posts[:index], post._replace(returned=True), *state.posts[index + 1 :])
-            yield self._resumed(state._replace(posts=posts), actor, post.task_id(world.names), "accepted")
+            yield self._polled_now(state._replace(posts=posts), actor, post.task_id(world.names), "accepted")
         if not post.made and "busy" in allowed:
-            yield self._resumed(state, actor, "busy", "busy")
+            yield self._polled_now(state, actor, "busy", "busy")
         if ("lost" if post.made else "lost unmade") in allowed:
-            yield self._resumed(state, actor, "lost", "lost")
+            yield self._polled_now(state, actor, "lost", "lost")
         # An answer of the gateway itself comes when it has done all that it ever will.
         if ("broken" if post.made else "broken unmade") in allowed and not (post.made and post.at is None):
-            yield self._resumed(state, actor, "broken", "HTTP 500")
+            yield self._polled_now(state, actor, "broken", "HTTP 500")
 
     def _shows_tasks(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         made = self._rows(state, lambda post: post.listed)
-        yield self._resumed(state, actor, made, f"{len(made)} tasks")
+        yield self._polled_now(state, actor, made, f"{len(made)} tasks")
 
     def _shows_charges(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         charged = self._rows(state, lambda post: post.logged)
-        yield self._resumed(state, actor, charged, f"{len(charged)} charges")
+        yield self._polled_now(state, actor, charged, f"{len(charged)} charges")
 
     def _rows(self, state: State, shows: Callable[[Post], bool]) -> tuple[tuple[str, int], ...]:
         """What the account's records show: tasks and when they are dated."""
@@ -483,21 +483,21 @@ class Search:
         return tuple(sorted((post.task_id(names), at) for post, at in dated))
 
     def _tells_time(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
-        yield self._resumed(state, actor, state.now, f"{state.now} s")
+        yield self._polled_now(state, actor, state.now, f"{state.now} s")
 
     def _waits(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         """Until that moment; where the clock jumps no more, it never comes."""
         if state.now >= int(wants.path):
-            yield self._resumed(state, actor, True, "it is time")
+            yield self._polled_now(state, actor, True, "it is time")
         elif not state.jumps:
-            yield self._resumed(state, actor, False, "it never comes")
+            yield self._polled_now(state, actor, False, "it never comes")
 
     def _reads_heartbeat(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
         """Of an earlier attempt: what it told last, or nothing, where that did not arrive."""
         told = self._world.node(state, self._world.names.index(wants.path)).told
-        yield self._resumed(state, actor, None, "nothing")
+        yield self._polled_now(state, actor, None, "nothing")
         if told:
-            yield self._resumed(state, actor, told[-1], "its evidence")
+            yield self._polled_now(state, actor, told[-1], "its evidence")
 
 
 _MADE = frozenset({"accepted", "lost", "broken"})

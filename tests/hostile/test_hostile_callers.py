@@ -20,11 +20,11 @@ from longtake.models import (
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
-    PacingPolicy,
     Paid,
+    PollSchedule,
     SubmissionReceipt,
 )
-from longtake.temporal import DATA_CONVERTER, SEARCH_ATTRIBUTES, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.connection import DATA_CONVERTER, SEARCH_ATTRIBUTES, TASK_QUEUE, WORKFLOW_TYPE
 from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, completed, delivered, rig_on, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 _TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 _FAILED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED
 _PATIENCE_SECONDS = 30
-_MOST_FAILURE_BYTES = 100_000
+_MAX_FAILURE_BYTES = 100_000
 """Temporal takes two million; what travels with a failure is to be a small part of it."""
 
 
@@ -65,7 +65,7 @@ async def refused(generation: Generation) -> FailureDetails:
     assert isinstance(error, ApplicationError)
     assert error.type == "InvalidRequest"
     assert _TASK_FAILED not in [event.event_type for event in events]
-    assert events[-1].ByteSize() < _MOST_FAILURE_BYTES
+    assert events[-1].ByteSize() < _MAX_FAILURE_BYTES
     assert generation.script.calls == []
     details = FailureDetails.model_validate(error.details[0])
     assert (details.paid, len(details.problems) <= 20) == (Paid.NO, True)
@@ -101,13 +101,13 @@ async def test_a_bad_request_never_hangs(server: Rig, request: pytest.FixtureReq
 
 
 async def test_a_bad_decision_never_hangs(server: Rig) -> None:
-    script = Script(looks=[completed()], deliver=[delivered(FULL_VIDEO)])
+    script = Script(polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
     generation = await started(server, "video-decided", REQUEST, script=script)
-    await generation.reaches(lambda status: status.next_look_at)
+    await generation.reaches(lambda status: status.next_poll_at)
     for decision in ({f"field {n} {'x' * 300}": 1 for n in range(5_200)}, {"action": "x" * 1_900_000}):
         with pytest.raises(WorkflowUpdateFailedError) as caught:
             await asyncio.wait_for(generation.handle.execute_update("decide", decision), _PATIENCE_SECONDS)
-        assert len(str(caught.value.cause)) < _MOST_FAILURE_BYTES
+        assert len(str(caught.value.cause)) < _MAX_FAILURE_BYTES
     assert _TASK_FAILED not in [event.event_type for event in await generation.events()]
     await generation.handle.terminate("the test is over")
 
@@ -162,18 +162,18 @@ async def next_run_is_refused(generation: Generation, rig: Rig) -> None:
 
 
 async def test_a_flood_of_asked_for_polls_keeps_the_floor(server: Rig) -> None:
-    floor = timedelta(seconds=2)
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(hours=1), floor=floor))
-    script = Script(prepare=[policy], looks=[running(10)] * 100)
+    min_interval = timedelta(seconds=2)
+    policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=min_interval))
+    script = Script(prepare=[policy], polls_of_task=[running(10)] * 100)
     generation = await started(server, "video-flooded", REQUEST, script=script)
-    await generation.reaches(lambda status: status.next_look_at)
-    until = asyncio.get_running_loop().time() + 3 * floor.total_seconds()
+    await generation.reaches(lambda status: status.next_poll_at)
+    until = asyncio.get_running_loop().time() + 3 * min_interval.total_seconds()
     asked = 0
     while asyncio.get_running_loop().time() < until:
-        await asyncio.gather(*(generation.handle.execute_update("resume") for _ in range(10)))
+        await asyncio.gather(*(generation.handle.execute_update("poll_now") for _ in range(10)))
         asked += 10
     times = script.times("query_generation")
     await generation.handle.terminate("the test is over")
     assert asked >= 30
     assert times, "whoever asks is heard"
-    assert all(later - earlier >= floor for earlier, later in pairwise(times))
+    assert all(later - earlier >= min_interval for earlier, later in pairwise(times))

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerUnreadable, GatewayError
+from longtake.gateway.errors import GatewayError, InvalidResponse
 from longtake.gateway.wire import read_excerpt, read_submission, read_task
-from longtake.gateway.witnesses import ConsoleAccess, Witnesses
 from tests.unread import UnreadAnswers
 
 KEYS = ["plain0key0without0prefix0first", "plain0key0without0prefix1second"]
@@ -26,7 +26,7 @@ async def known() -> Any:
     access = ConsoleAccess(SecretStr(CONSOLE), "7")
     async with (
         GatewayClient(base_url="https://gateway.example", api_keys=keys),
-        Witnesses(base_url="https://gateway.example", api_key=keys[0], console=access),
+        AccountClient(base_url="https://gateway.example", api_key=keys[0], console=access),
     ):
         yield
 
@@ -50,7 +50,7 @@ def test_a_record_shows_no_key(name: str, secret: str) -> None:
 @pytest.mark.parametrize("secret", SECRETS)
 def test_a_submission_answered_with_a_key_shows_none(secret: str) -> None:
     for body in ({"message": f"you gave {secret}"}, {"id": secret}, {secret: 1}, {"error": {"message": secret}}):
-        with pytest.raises(AnswerUnreadable) as caught:
+        with pytest.raises(InvalidResponse) as caught:
             read_submission(body, status=200, request_id=None)
         assert secret not in f"{caught.value} {vars(caught.value)}"
         assert secret not in read_excerpt(str(body).replace("'", '"').encode())

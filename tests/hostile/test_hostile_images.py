@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from longtake import image_decoder
-from longtake.image_decoder import MAX_CPU_SECONDS, MAX_MEMORY_BYTES
-from longtake.images import ImageProblem, check_image_bytes, prepare_parts
 from longtake.models import ImageInput
+from longtake.request import image_decoder
+from longtake.request.image_decoder import MAX_CPU_SECONDS, MAX_MEMORY_BYTES
+from longtake.request.images import ImageProblem, check_image_bytes, prepare_parts
 from longtake.storage import Store
 
 

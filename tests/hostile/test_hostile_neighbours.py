@@ -18,7 +18,7 @@ import pytest
 import worker
 from cli.embedded import EmbeddedServer, temporal_binary, ui_origins
 from longtake.storage import Store
-from longtake.temporal import TemporalProblem
+from longtake.temporal.connection import TemporalProblem
 from tests.end_to_end.processes import ROOT
 
 KEY = "sk-neighbour-0123456789"
@@ -223,7 +223,7 @@ from opentelemetry.trace import get_tracer, get_tracer_provider
 from temporalio.exceptions import ApplicationError
 from temporalio.contrib.opentelemetry._otel_interceptor import _maybe_span
 from opentelemetry.trace import SpanKind
-from longtake.temporal_tracing import plugin
+from longtake.temporal.tracing import plugin
 plugin()
 try:
     with _maybe_span(

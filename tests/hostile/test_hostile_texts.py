@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cli import app as cli_app
-from cli import generations
-from cli.exits import CommandProblem, Exit, invalid, print_json
+from cli.commands import generations
+from cli.output import CommandProblem, Exit, invalid, print_json
 from cli.progress import Lines, describe, live
 from longtake.client import Execution, PendingStep, Snapshot, _details, _summary
 from longtake.display import code, command, line, prose
 from longtake.gateway import wire
-from longtake.gateway.errors import AnswerUnreadable
-from longtake.logs import JsonFormatter, TextFormatter
+from longtake.gateway.errors import InvalidResponse
 from longtake.models import (
     Attention,
     DecisionAction,
@@ -36,7 +35,8 @@ from longtake.models import (
     Stage,
     StoredVideo,
 )
-from workflows import narration
+from longtake.observability.logs import JsonFormatter, TextFormatter
+from workflows import status_text as status_text
 
 NASTY = (
     "\x1b[2J\x1b[Hdone: full 15.0 s",
@@ -66,10 +66,10 @@ def test_a_text_is_one_line_in_a_terminal(text: str) -> None:
 
 @given(texts)
 def test_a_command_is_its_words_to_a_shell(text: str) -> None:
-    shown = command("starter.py", "resume", text)
+    shown = command("starter.py", "poll_now", text)
     harmless(shown)
     if text.isprintable():
-        assert shlex.split(shown) == ["starter.py", "resume", text]
+        assert shlex.split(shown) == ["starter.py", "poll_now", text]
 
 
 @given(texts)
@@ -90,14 +90,14 @@ def status_of(text: str, **fields: Any) -> GenerationStatus:
     known |= dict.fromkeys(("key", "model", "task_id", "request_id", "remix_id", "remix_id_extend", "outcome"), text)
     known |= dict.fromkeys(("extension_task_id", "last_problem"), text)
     known |= dict.fromkeys(("evidence", "candidates", "warnings"), (text, text))
-    known |= {"decisions": ("adopt", "submit_again", "abandon"), "paid": Paid.YES, "polls": 3, "progress": 61}
+    known |= {"decisions": ("adopt", "resubmit", "abandon"), "paid": Paid.YES, "polls": 3, "progress": 61}
     known |= {"video": video, "first_video": video, "has_link": True} | fields
     status = GenerationStatus.model_validate(known)
     offered = [DecisionAction(decision) for decision in status.decisions]
     return status.model_copy(
         update={
-            "advice": narration.advice_for(status.attention, status.key, offered),
-            "message": narration.message_for(status.stage, status.attention, offered),
+            "advice": status_text.advice_for(status.attention, status.key, offered),
+            "message": status_text.message_for(status.stage, status.attention, offered),
         }
     )
 
@@ -106,16 +106,16 @@ STATUSES: list[dict[str, Any]] = [
     {},
     {"stage": Stage.FAILED, "decisions": (), "attention": None},
     {"stage": Stage.DONE, "decisions": (), "attention": None},
-    {"stage": Stage.FIRST_SEGMENT, "decisions": (), "attention": Attention.NEEDS_KEY},
-    {"stage": Stage.DELIVERING, "decisions": (), "attention": Attention.DELIVERY_TROUBLE, "video": None},
+    {"stage": Stage.FIRST_SEGMENT, "decisions": (), "attention": Attention.NEEDS_API_KEY},
+    {"stage": Stage.DELIVERING, "decisions": (), "attention": Attention.DELIVERY_FAILING, "video": None},
 ]
 
 
 @given(text=texts, fields=st.sampled_from(STATUSES))
 @example(text=NASTY[1], fields=STATUSES[0])
 def test_a_page_has_only_lines_of_ours(text: str, fields: dict[str, Any]) -> None:
-    plain = narration.markdown(status_of("plain", **fields))
-    shown = narration.markdown(status_of(text or "plain", **fields))
+    plain = status_text.markdown(status_of("plain", **fields))
+    shown = status_text.markdown(status_of(text or "plain", **fields))
     harmless(shown, most_lines=plain.count("\n") + 1)
     assert shown.count("\n") == plain.count("\n")
     for found in re.findall(r"`+[^\n]*?starter\.py[^\n]*?`+", shown) if text.isprintable() and "`" not in text else ():
@@ -236,7 +236,7 @@ def test_a_line_of_the_log_is_one(text: str, formatter: logging.Formatter) -> No
     "name", ["a b", "task\x1b[2J", "task`id`", "$(id)", "../../x", "..", "t" * 256, "ta/sk", "täsk"]
 )
 def test_what_is_no_id_is_not_taken_for_one(name: str) -> None:
-    with pytest.raises(AnswerUnreadable):
+    with pytest.raises(InvalidResponse):
         wire.read_submission({"id": name, "task_id": name}, status=200, request_id=None)
     harmless(wire.read_excerpt(json.dumps({"id": name, "task_id": name}).encode()))
     assert wire.read_request_id({"x-id": name}, "x-id") is None

@@ -17,10 +17,10 @@ from longtake.models import (
     GenerationStatus,
     ImageInput,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
     TaskRecord,
 )
-from longtake.temporal import DATA_CONVERTER
+from longtake.temporal.connection import DATA_CONVERTER
 
 PAYLOADS: dict[str, type[BaseModel]] = {
     name: kind
@@ -66,7 +66,7 @@ OLD: dict[str, dict[str, Any]] = {
     "FailureDetails": {},
     "TaskRecord": {"task_id": "task_1", "state": "running"},
     "GenerationStatus": {"key": "order-1", "stage": "first_segment"},
-    "PacingPolicy": {"expected": "PT2M30S", "floor": "PT5S"},
+    "PollSchedule": {"expected": "PT2M30S", "floor": "PT5S"},
     "GenerationPolicy": {},
     "SubmissionReceipt": {"task_id": "task_1", "submitted_at": "2026-07-22T10:00:00Z", "slot": 1},
     "DeliveryReceipt": {
@@ -80,27 +80,27 @@ OLD: dict[str, dict[str, Any]] = {
             "bytes": 3,
         }
     },
-    "PrepareOrder": {"request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"}},
-    "ExtensionOrder": {"remix_id": "video_1", "number": 1},
-    "SubmitOrder": {
+    "PrepareInput": {"request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"}},
+    "ExtensionInput": {"remix_id": "video_1", "number": 1},
+    "SubmitInput": {
         "key": "order-1",
         "request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
     },
-    "RecordOrder": {
+    "RecordInput": {
         "key": "order-1",
         "receipt": {"task_id": "task_1", "submitted_at": "2026-07-22T10:00:00Z", "slot": 1},
     },
-    "ReconcileOrder": {"key": "order-1", "model": "veo_3_1-fast-remix"},
+    "ReconcileInput": {"key": "order-1", "model": "veo_3_1-fast-remix"},
     "Reconciliation": {},
-    "SettleOrder": {"key": "order-1"},
-    "Settlement": {},
-    "LookOrder": {"key": "order-1", "task_id": "task_1"},
-    "DeliverOrder": {"key": "order-1", "task_id": "task_1", "kind": "full"},
+    "ResolveInput": {"key": "order-1"},
+    "Resolution": {},
+    "PollInput": {"key": "order-1", "task_id": "task_1"},
+    "DeliverInput": {"key": "order-1", "task_id": "task_1", "kind": "full"},
     "Decision": {"action": "accept"},
     "CloseInput": {"key": "order-1"},
     "ClosedSubmission": {},
     "LedgerRegistration": {"ledger": "0123"},
-    "UncollectedExtension": {"number": 1, "reason": "GatewayLost: gone"},
+    "UncollectedExtension": {"number": 1, "reason": "TaskLost: gone"},
     "CarriedGeneration": {
         "request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
         "policy": {},
@@ -169,8 +169,8 @@ def test_defaults_of_old_payloads_are_the_cautious_ones() -> None:
 
 
 def test_each_payment_has_a_name_of_its_own_in_the_ledger() -> None:
-    first = SubmitOrder.model_validate(OLD["SubmitOrder"])
-    second = SubmitOrder.model_validate({**OLD["SubmitOrder"], "extension": OLD["ExtensionOrder"]})
+    first = SubmitInput.model_validate(OLD["SubmitInput"])
+    second = SubmitInput.model_validate({**OLD["SubmitInput"], "extension": OLD["ExtensionInput"]})
     assert (first.ledger_key, second.ledger_key) == ("order-1", "order-1#extend-1")
 
 
@@ -181,10 +181,10 @@ def test_prompts_and_image_addresses_show_in_no_repr() -> None:
         prompt_extend="the secret end",
         images=(ImageInput(uri="https://example.com/secret.png?signature=secret"),),
     )
-    for shown in (repr(request), str(request), repr(SubmitOrder(key="k", request=request))):
+    for shown in (repr(request), str(request), repr(SubmitInput(key="k", request=request))):
         assert "secret" not in shown
 
 
-@pytest.mark.parametrize("action", ["accept", "retry", "adopt", "submit_again", "abandon"])
+@pytest.mark.parametrize("action", ["accept", "retry", "adopt", "resubmit", "abandon"])
 def test_decisions_keep_their_words(action: str) -> None:
     assert Decision.model_validate({"action": action}).action == action

@@ -16,13 +16,13 @@ import pytest
 from moto.core.authorization import ActionAuthenticatorMixin
 
 from cli import known_ledgers
+from longtake.delivery.task_records import forget_links, load_record, save_record
 from longtake.gateway.wire import GatewayRecord
-from longtake.images import CheckedImage, store_image
-from longtake.ledger import SubmissionLedger
 from longtake.models import DeliveryKind, GenerateVideoInput, TaskState
-from longtake.prompts import read_prompts, store_prompts
-from longtake.records import forget_links, load_record, save_record
+from longtake.request.images import CheckedImage, store_image
+from longtake.request.prompts import read_prompts, store_prompts
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import SubmissionLedger
 from tests.longtake.s3_server import BUCKET, S3Server
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 """The environment: every variable is read, explained and checked, and no value is ever repeated in an error."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,8 +40,8 @@ GOOD_VALUES = {
     "STORE_URL": "s3://bucket/prefix",
     "DATA_DIR": "/data",
     "EXPECTED_SECONDS": "200.5",
-    "LOOK_FLOOR_SECONDS": "7",
-    "STALLED_AFTER_MINUTES": "30",
+    "MIN_POLL_INTERVAL_SECONDS": "7",
+    "OVERDUE_AFTER_MINUTES": "30",
     "GIVE_UP_AFTER_HOURS": "12",
     "HIDE_PROMPTS": "true",
     "SUBMIT_TIMEOUT_SECONDS": "60",
@@ -48,9 +49,9 @@ GOOD_VALUES = {
     "SUBMIT_CONCURRENCY": "2",
     "IMAGE_TRANSFER": "data_uri",
     "DELIVERY_WINDOW_HOURS": "3",
-    "LOST_WATCH_MINUTES": "4",
+    "LOST_GRACE_MINUTES": "4",
     "DECISION_DAYS": "0.5",
-    "UNDECIDED": "wait",
+    "ON_DECISION_TIMEOUT": "wait",
     "RESUBMIT_NOT_CHARGED": "true",
     "CONSOLE_TOKEN": "token",
     "CONSOLE_USER": "2",
@@ -76,16 +77,16 @@ GOOD_VALUES = {
 
 BAD_VALUES = {
     "EXPECTED_SECONDS": ["0", "-1", SECRET, "nan", "inf"],
-    "LOOK_FLOOR_SECONDS": ["0", SECRET, "inf"],
-    "STALLED_AFTER_MINUTES": ["0", SECRET, "inf"],
+    "MIN_POLL_INTERVAL_SECONDS": ["0", SECRET, "inf"],
+    "OVERDUE_AFTER_MINUTES": ["0", SECRET, "inf"],
     "GIVE_UP_AFTER_HOURS": ["0", SECRET, "inf"],
     "SUBMIT_TIMEOUT_SECONDS": ["0", "901", SECRET],
     "SUBMIT_WINDOW_MINUTES": ["0", SECRET, "inf"],
     "SUBMIT_CONCURRENCY": ["0", "101", "1.5", SECRET],
     "DELIVERY_WINDOW_HOURS": ["0", SECRET, "inf"],
-    "LOST_WATCH_MINUTES": ["0", SECRET, "inf"],
+    "LOST_GRACE_MINUTES": ["0", SECRET, "inf"],
     "DECISION_DAYS": ["-1", SECRET, "inf"],
-    "UNDECIDED": [SECRET],
+    "ON_DECISION_TIMEOUT": [SECRET],
     "RESUBMIT_NOT_CHARGED": ["perhaps", SECRET],
     "EXTEND_RETRIES": ["0", "11", SECRET],
     "ALLOW_PRIVATE_ADDRESSES": ["perhaps", SECRET],
@@ -285,18 +286,25 @@ def test_defaults_are_the_payloads_own() -> None:
 
 def test_policy_is_the_settings_as_data(environment: pytest.MonkeyPatch) -> None:
     policy = load(environment, **GOOD_VALUES).policy()
-    assert policy.pacing.expected == timedelta(seconds=200.5)
-    assert policy.pacing.floor == timedelta(seconds=7)
-    assert policy.stalled_after == timedelta(minutes=30)
+    assert policy.schedule.expected == timedelta(seconds=200.5)
+    assert policy.schedule.min_interval == timedelta(seconds=7)
+    assert policy.overdue_after == timedelta(minutes=30)
     assert policy.give_up_after == timedelta(hours=12)
     assert policy.submit_timeout == timedelta(seconds=60)
     assert policy.submit_window == timedelta(minutes=5)
     assert policy.delivery_window == timedelta(hours=3)
-    assert policy.lost_watch == timedelta(minutes=4)
+    assert policy.lost_grace == timedelta(minutes=4)
     assert policy.decision_window == timedelta(hours=12)
-    assert policy.wait_on_undecided is True
+    assert policy.wait_after_decision_timeout is True
     assert policy.extension_retries == 3
 
 
 def test_extensions_are_not_retried_where_nothing_says_how(environment: pytest.MonkeyPatch) -> None:
     assert load(environment, EXTEND_RETRIES="5").policy().extension_retries == 0
+
+
+@pytest.mark.parametrize("name", ["STORE_URL", "DATA_DIR", "EXPECTED_SECONDS", "ENCRYPTION_KEYS", "EXTEND_MODEL"])
+def test_a_value_that_is_not_utf8_is_named(environment: pytest.MonkeyPatch, name: str) -> None:
+    told = problem(environment, **{name: os.fsdecode(b"/srv/longtak\xe9")})
+    assert told.startswith(f"{PREFIX}{name}: ")
+    assert "longtak" not in told

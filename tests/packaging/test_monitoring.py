@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from longtake.metrics import CATALOGUE, OTHER, Kind, Metric
+from longtake.observability.metrics import METRICS, OTHER, Kind, Metric
 
 ROOT = Path(__file__).parents[2]
 RULES: list[dict[str, Any]] = [
@@ -35,8 +35,8 @@ def metric(name: str) -> Metric:
     Raises:
         KeyError: There is none.
     """
-    known = {one.exposed: one for one in CATALOGUE}
-    known |= {f"{one.exposed}_{part}": one for one in CATALOGUE if one.kind is Kind.HISTOGRAM for part in PARTS}
+    known = {one.exposed: one for one in METRICS}
+    known |= {f"{one.exposed}_{part}": one for one in METRICS if one.kind is Kind.HISTOGRAM for part in PARTS}
     return known[name]
 
 
@@ -79,11 +79,11 @@ def test_what_is_asked_exists(expression: str) -> None:
 
 def test_every_metric_is_asked_for() -> None:
     names = {name for expression in ASKED for name, _ in _SELECTOR.findall(expression)}
-    assert {metric(name).name for name in names} == {one.name for one in CATALOGUE}
+    assert {metric(name).name for name in names} == {one.name for one in METRICS}
 
 
 def test_gauges_are_never_summed_over_workers() -> None:
-    gauges = "|".join(one.exposed for one in CATALOGUE if one.kind is Kind.GAUGE)
+    gauges = "|".join(one.exposed for one in METRICS if one.kind is Kind.GAUGE)
     wrong = re.compile(rf"sum(?: by \([^)]*\))? ?\((?:{gauges})\b")
     assert wrong.search("sum by (stage) (longtake_running)")
     assert [expression for expression in ASKED if wrong.search(expression)] == []

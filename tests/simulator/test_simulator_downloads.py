@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import CATALOGUE
+from simulator.scenarios import METRICS
 from tests.simulator.requests_to_simulator import client
 
 
@@ -59,10 +59,10 @@ async def test_content_needs_the_key_and_a_finished_task(http: httpx.AsyncClient
     path = f"/v1/videos/{(await finished())['task_id']}/content"
     assert inspect((await http.get(path)).content)[0] == 15
     assert (await http.get(path, headers={"Authorization": "Bearer wrong"})).status_code == 401
-    for tag in ("never_finishes", "extend_failed", "gateway_lost"):
+    for tag in ("never_finishes", "extend_failed", "task_lost"):
         path = f"/v1/videos/{(await finished(tag))['task_id']}/content"
         assert (await http.get(path)).status_code == 400
-    path = f"/v1/videos/{(await finished('gateway_lost,recovers'))['task_id']}/content"
+    path = f"/v1/videos/{(await finished('task_lost,recovers'))['task_id']}/content"
     assert (await http.get(path)).status_code == 200
     assert (await http.get("/v1/videos/unknown/content")).status_code == 404
 
@@ -185,5 +185,5 @@ async def test_a_key_sent_to_the_cdn_is_a_violation(sim: Simulator, http: httpx.
 
 def test_every_delivery_word_is_used_in_these_tests() -> None:
     source = Path(__file__).read_text()
-    words = [row.name for row in CATALOGUE.values() if row.kind == "delivery"]
+    words = [row.name for row in METRICS.values() if row.kind == "delivery"]
     assert [word for word in words if word not in source] == []

@@ -12,14 +12,14 @@ import pytest
 
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import NEWAPI, PERSONALITIES
-from simulator.scenarios import CATALOGUE
+from simulator.scenarios import METRICS
 from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
 
 SERVER_ADDRESS = "http://localhost:3000"
 CONSOLE = {"Authorization": "simulator-access-token", "New-Api-User": "2"}
 LINKS = ("video_url", "result_url", "url")
 OWN_ERRORS = [
-    row for row in CATALOGUE.values() if row.fault and row.fault.paid and row.fault.shape in {"new_api", "relay"}
+    row for row in METRICS.values() if row.fault and row.fault.paid and row.fault.shape in {"new_api", "relay"}
 ]
 
 
@@ -115,7 +115,7 @@ async def test_the_envelope(http: httpx.AsyncClient, submit: Submit) -> None:
     done = await envelope(http, await task_of(submit, "ok"))
     assert (done["status"], done["model_name"], done["quota"]) == ("SUCCESS", "veo_3_1-fast-remix", 425_000)
     assert done["properties"] == {"input": ""}
-    for tag in ("extend_failed", "generate_failed", "gateway_lost", "cancelled"):
+    for tag in ("extend_failed", "generate_failed", "task_lost", "cancelled"):
         failed = await envelope(http, await task_of(submit, tag))
         assert (failed["status"], failed["quota"], failed["progress"]) == ("FAILURE", 0, "100%")
         assert failed["result_url"] == failed["fail_reason"] != ""
@@ -129,7 +129,7 @@ async def test_the_envelope(http: httpx.AsyncClient, submit: Submit) -> None:
 async def test_an_error_body_upstream_is_a_failure_at_once_and_replaces_the_record(
     http: httpx.AsyncClient, submit: Submit
 ) -> None:
-    task_id = await task_of(submit, "gateway_lost")
+    task_id = await task_of(submit, "task_lost")
     body = await flat(http, task_id)
     assert (body["status"], body["error"]["code"]) == ("failed", "bad_gateway")
     assert "remix_id" not in body

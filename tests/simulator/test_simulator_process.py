@@ -14,7 +14,7 @@ import simulator
 from cli import app as cli_app
 from simulator import Simulator
 from simulator.personalities import PERSONALITIES
-from simulator.scenarios import catalogue_table, parameter_table
+from simulator.scenarios import models_table, parameter_table
 from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -103,5 +103,5 @@ def test_the_demo_can_show_every_gateway() -> None:
 
 def test_the_readme_lists_exactly_what_the_code_plays() -> None:
     readme = (Path(os.fspath(simulator.__file__)).parent / "README.md").read_text()
-    assert catalogue_table() in readme
+    assert models_table() in readme
     assert parameter_table() in readme

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import CATALOGUE
+from simulator.scenarios import METRICS
 from simulator.tasks import Task
 from tests.simulator.requests_to_simulator import Submit
 
@@ -126,11 +126,11 @@ def test_late_success_and_never_finishes() -> None:
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        ("gateway_lost", "upstream returned error"),
-        ("gateway_lost_unrecognized", "upstream returned unrecognized message"),
-        ("gateway_lost_timeout", "任务超时（1440分钟）"),
-        ("gateway_lost_channel", "Failed to get channel info, channel ID: 7"),
-        ("gateway_lost_empty", ""),
+        ("task_lost", "upstream returned error"),
+        ("task_lost_unrecognized", "upstream returned unrecognized message"),
+        ("task_lost_timeout", "任务超时（1440分钟）"),
+        ("task_lost_channel", "Failed to get channel info, channel ID: 7"),
+        ("task_lost_empty", ""),
         ("cancelled", "cancelled"),
     ],
 )
@@ -140,28 +140,28 @@ async def test_a_failure_that_is_no_verdict(finished: Any, outcome: str, reason:
     data = body["data"] or {}
     verdict = data["error"]["code"] if isinstance(data.get("error"), dict) else ""
     assert verdict not in {"extend_failed", "generate_failed"}
-    assert ("remix_id" in data) is (outcome in {"gateway_lost_timeout", "gateway_lost_channel", "cancelled"})
+    assert ("remix_id" in data) is (outcome in {"task_lost_timeout", "task_lost_channel", "cancelled"})
 
 
 async def test_a_lost_job_goes_on_where_it_recovers(http: httpx.AsyncClient, submit: Submit) -> None:
-    for tag, status in (("gateway_lost", "FAILURE"), ("gateway_lost,recovers", "SUCCESS")):
+    for tag, status in (("task_lost", "FAILURE"), ("task_lost,recovers", "SUCCESS")):
         task_id = (await submit(tag)).json()["task_id"]
         assert (await http.get(f"/v1/videos/{task_id}")).json()["status"] == "FAILURE"
         second = (await http.get(f"/v1/video/generations/{task_id}")).json()
         assert (second["code"], second["data"]["status"]) == ("success", status)
-    task_id = (await submit("gateway_lost,heals")).json()["task_id"]
+    task_id = (await submit("task_lost,heals")).json()["task_id"]
     assert (await http.get(f"/v1/videos/{task_id}")).json()["status"] == "SUCCESS"
 
 
 @pytest.mark.parametrize("status", [400, 404])
 async def test_a_lost_row_is_never_found(http: httpx.AsyncClient, submit: Submit, status: int) -> None:
-    task_id = (await submit(f"task_lost,status={status}")).json()["task_id"]
+    task_id = (await submit(f"task_missing,status={status}")).json()["task_id"]
     for path in ("/v1/videos/", "/v1/videos/", "/v1/videos/", "/v1/video/generations/"):
         answer = await http.get(path + task_id)
         assert (answer.status_code, answer.json()["code"]) == (status, "task_not_exist")
 
 
-@pytest.mark.parametrize("word", [row.name for row in CATALOGUE.values() if row.kind == "query"])
+@pytest.mark.parametrize("word", [row.name for row in METRICS.values() if row.kind == "query"])
 async def test_a_query_fault_lasts_for_its_looks(
     sim: Simulator, http: httpx.AsyncClient, submit: Submit, word: str
 ) -> None:

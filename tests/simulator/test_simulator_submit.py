@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import CATALOGUE
+from simulator.scenarios import METRICS
 from tests.simulator.requests_to_simulator import KEY, Submit, parts
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 JPEG = b"\xff\xd8\xff and so on"
 IMAGE = "input_reference[]"
-FAULTS = [row for row in CATALOGUE.values() if row.kind == "submit fault"]
+FAULTS = [row for row in METRICS.values() if row.kind == "submit fault"]
 WIRE_ERRORS = {
     "submit_reset": httpx.ReadError,
     "submit_close": httpx.RemoteProtocolError,
@@ -61,7 +61,7 @@ async def test_an_accepted_submission_is_paid_answered_and_written_down(sim: Sim
         pytest.param([*parts("x"), text("a.png")], 400, id="neither URL nor data URI"),
         pytest.param([*parts("x"), text("data:image/png;base64,####")], 400, id="bad base64"),
         pytest.param(parts("x [sim:no_such_thing]"), 400, id="unknown scenario"),
-        pytest.param(parts("x [sim:query_500,query_502]"), 400, id="rivals"),
+        pytest.param(parts("x [sim:query_500,query_502]"), 400, id="others_in_doubt"),
     ],
 )
 async def test_what_the_contract_forbids_is_refused_and_free(
@@ -159,7 +159,7 @@ async def test_retry_after(submit: Submit, value: str) -> None:
     assert "Retry-After" not in (await submit("rate_limited")).headers
 
 
-@pytest.mark.parametrize("word", [row.name for row in CATALOGUE.values() if row.kind == "submit answer"])
+@pytest.mark.parametrize("word", [row.name for row in METRICS.values() if row.kind == "submit answer"])
 async def test_every_submit_answer_is_a_paid_200(sim: Simulator, submit: Submit, word: str) -> None:
     answer = await submit(word)
     assert answer.status_code == 200

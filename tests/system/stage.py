@@ -9,9 +9,9 @@ from pathlib import Path
 
 from longtake.client import Snapshot, VideoClient
 from longtake.models import GenerateVideoInput, Stage
-from longtake.prompts import store_prompts
+from longtake.request.prompts import store_prompts
 from longtake.storage import Store
-from longtake.temporal import connect
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import API_KEY, DevServer, SimulatorProcess, WorkerProcess, environment
 
 # key: model, what the simulated gateway does, what is to be done where the extension fails
@@ -76,7 +76,7 @@ async def performance(folder: Path) -> AsyncIterator[Play]:
             LONGTAKE_GATEWAY_API_KEY=API_KEY,
             LONGTAKE_STORE_URL=(folder / "store").as_uri(),
             # The looks of those that only wait would fill their pages.
-            LONGTAKE_LOOK_FLOOR_SECONDS="4",
+            LONGTAKE_MIN_POLL_INTERVAL_SECONDS="4",
         )
         worker = WorkerProcess(folder / "worker", env)
         worker.start()

@@ -19,8 +19,8 @@ import yaml
 from temporalio.service import RPCError
 
 from longtake.client import GenerationFailure, VideoClient
-from longtake.metrics import CATALOGUE, Kind
-from longtake.temporal import TASK_QUEUE, WORKFLOW_TYPE, connect, workflow_id
+from longtake.observability.metrics import METRICS, Kind
+from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, connect, workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -281,9 +281,9 @@ def test_seconds_by_stage_looks_verdicts_and_bytes(prometheus: Prometheus) -> No
         "extend_failed": 2,
         "generate_failed": 1,
     }
-    looks = prometheus.values("sum by (result) (longtake_looks_total)", "result")
-    assert looks["completed"] == 2
-    assert sum(looks.values()) >= 5
+    polls_of_task = prometheus.values("sum by (result) (longtake_polls_total)", "result")
+    assert polls_of_task["completed"] == 2
+    assert sum(polls_of_task.values()) >= 5
     delivered = prometheus.values("sum by (clip) (longtake_delivered_bytes_total)", "clip")
     assert delivered.keys() == {"full", "first"}
     assert prometheus.values("longtake:extension_failures:ratio1h", "") == {"": pytest.approx(0.5, abs=0.1)}
@@ -291,7 +291,7 @@ def test_seconds_by_stage_looks_verdicts_and_bytes(prometheus: Prometheus) -> No
 
 def test_a_count_goes_on_from_the_zero_that_the_worker_began_with(prometheus: Prometheus) -> None:
     """Other labels than the SDK adds would make a second series, whose first count is no increase."""
-    for metric in CATALOGUE:
+    for metric in METRICS:
         if metric.kind is Kind.COUNTER:
             by = ", ".join([*metric.labels, "activity_type", "instance"])
             assert prometheus.query(f"count by ({by}) ({metric.exposed})")
@@ -305,7 +305,7 @@ def test_the_sdks_own_metrics_are_there(prometheus: Prometheus) -> None:
 
 
 def test_every_metric_of_ours_is_described_and_nothing_else_is_served(scene: Scene) -> None:
-    known = {metric.exposed: metric for metric in CATALOGUE}
+    known = {metric.exposed: metric for metric in METRICS}
     metadata = scene.prometheus.api("metadata")
     ours = {name: told[0] for name, told in metadata.items() if name.startswith("longtake_")}
     assert ours.keys() == known.keys()

@@ -19,8 +19,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from temporalio.api.common.v1 import Payload, Payloads
 
-from longtake.encryption import EncryptionCodec
-from longtake.keyring import KeyRing, new_key, parse_keys
+from longtake.temporal.codec import EncryptionCodec
+from longtake.temporal.key_ring import KeyRing, new_key, parse_keys
 from tests.end_to_end.processes import free_port
 from tests.packaging.services import BARE, ROOT, ended, read_services
 

@@ -129,7 +129,7 @@ async def test_list_tells_the_state_of_every_generation(page: Page, play: Play) 
         "video-order-1004-refused": ["failed", "", "no", "SubmissionRefused", "veo_3_1-remix"],
         "video-order-1005-in-doubt": ["awaiting_decision", "needs_decision", "unknown", "", fast],
         "video-order-1006-ask": ["awaiting_decision", "needs_decision", "yes", "", fast],
-        "video-order-1007-needs-key": ["first_segment", "needs_key", "yes", "", "veo_3_1-fast-hd-remix"],
+        "video-order-1007-needs-key": ["first_segment", "needs_api_key", "yes", "", "veo_3_1-fast-hd-remix"],
         "video-order-1008-running": ["extending", "", "yes", "", fast],
         "video-order-1009-hidden": ["done", "", "yes", "full", fast],
     }
@@ -142,7 +142,7 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
     await expect(page.locator("table tbody tr")).to_have_count(len(play.runs) + 1)  # the ledger's registration
     await page.get_by_test_id("toggle-manual-query").click()
     query = page.get_by_test_id("workflow-manual-search-input")
-    await query.fill('VideoAttention IN ("needs_decision", "needs_key")')
+    await query.fill('VideoAttention IN ("needs_decision", "needs_api_key")')
     await query.press("Enter")
     await expect(page.locator("table tbody tr")).to_have_count(3)
     assert set(await rows(page)) == {
@@ -185,7 +185,7 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
                 "awaiting decision: it was sent and no answer came",
                 "look in the gateway's console",
                 "starter.py decide order-1005-in-doubt adopt TASK_ID --slot 1",
-                '{"action": "submit_again", "slot": 1}',
+                '{"action": "resubmit", "slot": 1}',
                 "paid: nobody knows",
                 "evidence: it was sent at",
             ],
@@ -196,7 +196,7 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
         ),
         (
             "order-1007-needs-key",
-            ["the gateway refuses the key", "LONGTAKE_GATEWAY_API_KEY", "starter.py resume order-1007-needs-key"],
+            ["the gateway refuses the key", "LONGTAKE_GATEWAY_API_KEY", "starter.py poll order-1007-needs-key"],
         ),
         ("order-1004-refused", ["failed: SubmissionRefused: ", "paid: no"]),
     ],
@@ -270,7 +270,7 @@ async def test_decision_that_is_not_offered_is_refused_with_the_reason(page: Pag
 async def test_resume_sent_from_the_page_looks_at_once(page: Page, play: Play) -> None:
     before = (await play.client.status("order-1007-needs-key")).polls
     await details(page, play, "order-1007-needs-key")
-    form = await update(page, "resume")
+    form = await update(page, "poll_now")
     await form.get_by_test_id("confirm-modal-button").click()
     await play.reaches("order-1007-needs-key", lambda seen: seen.status is not None and seen.status.polls > before)
 

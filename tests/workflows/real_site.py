@@ -20,13 +20,13 @@ from activities.delivery import DeliveryActivities
 from activities.polling import PollingActivities
 from activities.submission import SubmissionActivities
 from cli.embedded import temporal_binary
-from longtake.delivery import Fetcher
+from longtake.delivery.download import Fetcher
+from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.witnesses import Witnesses
-from longtake.ledger import SubmissionLedger
 from longtake.models import GenerateVideoInput, GenerationPolicy, GenerationStatus
 from longtake.storage import Store
-from longtake.temporal import (
+from longtake.submission.ledger import SubmissionLedger
+from longtake.temporal.connection import (
     DATA_CONVERTER,
     SEARCH_ATTRIBUTES,
     SUBMISSION_TASK_QUEUE,
@@ -106,7 +106,11 @@ class Site:
 
 @asynccontextmanager
 async def running_site(
-    folder: Path, *, policy: GenerationPolicy = POLICY, gateway_url: Callable[[str], str] = str
+    folder: Path,
+    *,
+    policy: GenerationPolicy = POLICY,
+    gateway_url: Callable[[str], str] = str,
+    clips: Path | None = None,
 ) -> AsyncIterator[Site]:
     """Everything, polling.
 
@@ -114,6 +118,7 @@ async def running_site(
         folder: For store and simulator.
         policy: The worker's.
         gateway_url: Where the worker is to find the gateway, given where it is.
+        clips: Where the simulator keeps the clips that it has made, for tests that share them.
     """
     environment = await WorkflowEnvironment.start_local(
         data_converter=DATA_CONVERTER,
@@ -121,7 +126,7 @@ async def running_site(
         dev_server_existing_path=str(temporal_binary()),
         dev_server_log_level="error",
     )
-    settings = SimulatorSettings(folder / "simulator", API_KEY, cache_dir=folder / "clips", seconds=1e-6)
+    settings = SimulatorSettings(folder / "simulator", API_KEY, cache_dir=clips or folder / "clips", seconds=1e-6)
     async with environment, serve(settings) as sim:
         store = Store.open(str(folder / "store"))
         ledger = SubmissionLedger(store, longest_exchange=EXCHANGE)
@@ -129,14 +134,14 @@ async def running_site(
         url = gateway_url(sim.url)
         async with (
             GatewayClient(base_url=url, api_keys=[SecretStr(API_KEY)], submit_timeout=EXCHANGE) as gateway,
-            Witnesses(base_url=url, api_key=SecretStr(API_KEY), console=None) as witnesses,
+            AccountClient(base_url=url, api_key=SecretStr(API_KEY), console=None) as account_client,
             Fetcher(sim.url, lambda: API_KEY, allow_private_addresses=True) as fetcher,
         ):
             submission = SubmissionActivities(
-                gateway=gateway, store=store, ledger=ledger, witnesses=witnesses, policy=policy
+                gateway=gateway, store=store, ledger=ledger, account_client=account_client, policy=policy
             )
-            polling = PollingActivities(gateway=gateway, store=store)
-            delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher)
+            polling = PollingActivities(gateway=gateway, store=store, account_client=account_client)
+            delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher, ledger=ledger)
             general = Worker(
                 environment.client,
                 task_queue=TASK_QUEUE,
@@ -145,7 +150,7 @@ async def running_site(
                     submission.record_submission,
                     submission.close_submission,
                     submission.reconcile_submission,
-                    submission.settle_submission,
+                    submission.resolve_submission,
                     polling.query_generation,
                     delivery.deliver_video,
                 ],

@@ -16,7 +16,7 @@ from unittest import mock
 
 from temporalio.api.enums.v1 import EventType
 
-from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Settlement, Stage
+from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Resolution, Stage
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -36,7 +36,7 @@ from tests.workflows.rig import (
     running,
     running_rig,
 )
-from workflows import watching
+from workflows.steps import poll as watching
 
 SHORT_RUN: Final = 3
 """Looks before the one that continues as new does so; 300 would be a megabyte."""
@@ -48,25 +48,32 @@ FULL = [delivered(FULL_VIDEO)]
 
 
 async def full(rig: Rig) -> Generation:
-    looks = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
-    return await rig.generate(Script(looks=looks, deliver=FULL), key="full", size="1920x1080")
+    polls_of_task = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    return await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="full", size="1920x1080")
 
 
 async def with_trouble(rig: Rig) -> Generation:
-    looks = [refusal("KeyRefused", "401"), refusal("AnswerUnreadable", "HTML"), lost(error_message="gone"), completed()]
-    script = Script(submit=[accepted(recorded=False)], record=[None], looks=looks, deliver=[*FULL, *FIRST])
+    polls_of_task = [
+        refusal("KeyRefused", "401"),
+        refusal("InvalidResponse", "HTML"),
+        lost(error_message="gone"),
+        completed(),
+    ]
+    script = Script(
+        submit=[accepted(recorded=False)], record=[None], polls_of_task=polls_of_task, deliver=[*FULL, *FIRST]
+    )
     generation = await rig.generate(script, key="with_trouble", keep_first=True)
     await rig.pass_time(timedelta(seconds=70))
-    await generation.handle.execute_update("resume")
+    await generation.handle.execute_update("poll_now")
     return generation
 
 
 async def fallback(rig: Rig) -> Generation:
-    return await rig.generate(Script(looks=[running(30), extend_failed()], deliver=FIRST), key="fallback")
+    return await rig.generate(Script(polls_of_task=[running(30), extend_failed()], deliver=FIRST), key="fallback")
 
 
 async def decided(rig: Rig) -> Generation:
-    script = Script(looks=[extend_failed()], deliver=FIRST)
+    script = Script(polls_of_task=[extend_failed()], deliver=FIRST)
     generation = await rig.generate(script, key="decided", on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
@@ -77,7 +84,7 @@ async def decided(rig: Rig) -> Generation:
 async def extension_retried(rig: Rig) -> Generation:
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        looks=[extend_failed(), running(40), completed()],
+        polls_of_task=[extend_failed(), running(40), completed()],
         extend=[accepted(task_id="task_extend_1")],
         deliver=[*FIRST, *FULL],
     )
@@ -85,12 +92,12 @@ async def extension_retried(rig: Rig) -> Generation:
 
 
 async def extension_failed(rig: Rig) -> Generation:
-    script = Script(looks=[extend_failed()], deliver=FIRST)
+    script = Script(polls_of_task=[extend_failed()], deliver=FIRST)
     return await rig.generate(script, key="extension_failed", on_extend_failed="fail")
 
 
 async def generation_failed(rig: Rig) -> Generation:
-    return await rig.generate(Script(looks=[running(20), generate_failed()]), key="generate_failed")
+    return await rig.generate(Script(polls_of_task=[running(20), generate_failed()]), key="generate_failed")
 
 
 async def invalid_request(rig: Rig) -> Generation:
@@ -111,15 +118,15 @@ async def unknown(rig: Rig) -> Generation:
 
 
 async def adopted(rig: Rig) -> Generation:
-    async def settled(order: Any) -> Settlement:
-        return Settlement(receipt=await accepted(task_id=order.task_id)(order))
+    async def resolved(input: Any) -> Resolution:
+        return Resolution(receipt=await accepted(task_id=input.task_id)(input))
 
     script = Script(
         prepare=[GenerationPolicy(decision_window=timedelta(days=7))],
         submit=[UNKNOWN],
         reconcile=again(Reconciliation(candidates=("task_a",))),
-        settle=[settled],
-        looks=[completed()],
+        resolve=[resolved],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script, key="adopted")
@@ -134,24 +141,24 @@ async def abandoned(rig: Rig) -> Generation:
     return await rig.generate(script, key="abandoned")
 
 
-async def gateway_lost(rig: Rig) -> Generation:
-    policy = GenerationPolicy(lost_watch=timedelta(minutes=2))
-    looks = again(lost(error_message="upstream returned error"))
-    return await rig.generate(Script(prepare=[policy], looks=looks), key="gateway_lost")
+async def task_lost(rig: Rig) -> Generation:
+    policy = GenerationPolicy(lost_grace=timedelta(minutes=2))
+    polls_of_task = again(lost(error_message="upstream returned error"))
+    return await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task), key="task_lost")
 
 
-async def stalled(rig: Rig) -> Generation:
-    policy = GenerationPolicy(stalled_after=timedelta(minutes=4), give_up_after=timedelta(minutes=20))
-    return await rig.generate(Script(prepare=[policy], looks=again(running(60))), key="stalled")
+async def overdue(rig: Rig) -> Generation:
+    policy = GenerationPolicy(overdue_after=timedelta(minutes=4), give_up_after=timedelta(minutes=20))
+    return await rig.generate(Script(prepare=[policy], polls_of_task=again(running(60))), key="stalled")
 
 
 async def delivery_failed(rig: Rig) -> Generation:
     no = refusal("DeliveryFailed", "every source says it is gone")
-    return await rig.generate(Script(looks=[completed()], deliver=[no]), key="delivery_failed")
+    return await rig.generate(Script(polls_of_task=[completed()], deliver=[no]), key="delivery_failed")
 
 
 async def cancelled(rig: Rig) -> Generation:
-    generation = await rig.generate(Script(looks=[running(10), running(20)]), key="cancelled")
+    generation = await rig.generate(Script(polls_of_task=[running(10), running(20)]), key="cancelled")
     await rig.pass_time(timedelta(seconds=70))
     await generation.handle.cancel()
     return generation
@@ -168,8 +175,8 @@ async def cancelled_while_submitting(rig: Rig) -> Generation:
 
 
 async def continued_as_new(rig: Rig) -> Generation:
-    looks = [*[running(60, remix_id="video_first")] * 4, completed()]
-    return await rig.generate(Script(looks=looks, deliver=FULL), key="continued_as_new")
+    polls_of_task = [*[running(60, remix_id="video_first")] * 4, completed()]
+    return await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="continued_as_new")
 
 
 RECORDINGS: Final[tuple[Callable[[Rig], Awaitable[Generation]], ...]] = (
@@ -186,8 +193,8 @@ RECORDINGS: Final[tuple[Callable[[Rig], Awaitable[Generation]], ...]] = (
     unknown,
     adopted,
     abandoned,
-    gateway_lost,
-    stalled,
+    task_lost,
+    overdue,
     delivery_failed,
     cancelled,
     cancelled_while_submitting,
@@ -209,14 +216,14 @@ async def record(rig: Rig, play: Callable[[Rig], Awaitable[Generation]]) -> str:
         The history of its first run, as JSON.
     """
     with mock.patch.object(
-        watching, "LOOKS_PER_RUN", SHORT_RUN if play is continued_as_new else watching.LOOKS_PER_RUN
+        watching, "POLLS_PER_RUN", SHORT_RUN if play is continued_as_new else watching.POLLS_PER_RUN
     ):
         generation = await play(rig)
-        ending = asyncio.create_task(generation.handle.result())
-        await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
-    if not ending.done():
+        failed = asyncio.create_task(generation.handle.result())
+        await asyncio.wait({failed}, timeout=PATIENCE_SECONDS)
+    if not failed.done():
         raise SystemExit(f"{play.__name__} does not end")
-    ending.exception()  # most of them end with one
+    failed.exception()  # most of them end with one
     run_id = generation.handle.first_execution_run_id
     history = await rig.client.get_workflow_handle(generation.handle.id, run_id=run_id).fetch_history()
     await rig.clean_up()

@@ -34,27 +34,27 @@ from longtake.models import (
     AwaitKeyInput,
     ClosedSubmission,
     CloseInput,
-    DeliverOrder,
+    DeliverInput,
     DeliveryReceipt,
     FailureDetails,
     GenerateVideoResult,
     GenerationPolicy,
     GenerationStatus,
     KeyTrial,
-    LookOrder,
-    PrepareOrder,
-    ReconcileOrder,
+    PollInput,
+    PrepareInput,
+    ReconcileInput,
     Reconciliation,
-    RecordOrder,
-    Settlement,
-    SettleOrder,
+    RecordInput,
+    Resolution,
+    ResolveInput,
     StoredVideo,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
     TaskRecord,
     TaskState,
 )
-from longtake.temporal import (
+from longtake.temporal.connection import (
     DATA_CONVERTER,
     SEARCH_ATTRIBUTES,
     SUBMISSION_TASK_QUEUE,
@@ -148,10 +148,10 @@ def delivered(video: StoredVideo, *warnings: str) -> DeliveryReceipt:
     return DeliveryReceipt(video=video, warnings=warnings, source="the link")
 
 
-def accepted(**fields: Any) -> Callable[[SubmitOrder], Awaitable[SubmissionReceipt]]:
+def accepted(**fields: Any) -> Callable[[SubmitInput], Awaitable[SubmissionReceipt]]:
     """A submission that the gateway took, at the server's time."""
 
-    async def answer(_: SubmitOrder) -> SubmissionReceipt:
+    async def answer(_: SubmitInput) -> SubmissionReceipt:
         known: dict[str, Any] = {"submitted_at": server_now(), "slot": 1, "nonce": "n1", "request_id": "req-1"}
         return SubmissionReceipt.model_validate({"task_id": TASK_ID, **known, **fields})
 
@@ -171,10 +171,10 @@ class Held:
         self._go_on = asyncio.Event()
         self._answer = answer
 
-    async def __call__(self, order: BaseModel) -> Any:
+    async def __call__(self, input: BaseModel) -> Any:
         self.begun.set()
         await self._go_on.wait()
-        return await _give(self._answer, order)
+        return await _give(self._answer, input)
 
     def let_go(self) -> None:
         self._go_on.set()
@@ -189,24 +189,24 @@ def changing(after: timedelta, before: Answer, then: Answer) -> Iterator[Answer]
     """One answer until so much time has passed since the first call, then another, for ever."""
     first: list[datetime] = []
 
-    async def answer(order: BaseModel) -> Any:
+    async def answer(input: BaseModel) -> Any:
         first.append(server_now())
-        return await _give(then if server_now() - first[0] >= after else before, order)
+        return await _give(then if server_now() - first[0] >= after else before, input)
 
     return again(answer)
 
 
-async def _give(answer: Answer, order: BaseModel) -> Any:
+async def _give(answer: Answer, input: BaseModel) -> Any:
     if isinstance(answer, BaseException):
         raise answer.with_traceback(None)  # raised again and again, it would grow a longer traceback each time
-    return await answer(order) if callable(answer) else answer
+    return await answer(input) if callable(answer) else answer
 
 
 @dataclass
 class Script:
     """What each activity answers, call by call (a retry is a call). A call too many fails the test."""
 
-    looks: Iterable[Answer] = ()
+    polls_of_task: Iterable[Answer] = ()
     deliver: Iterable[Answer] = ()
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
@@ -214,7 +214,7 @@ class Script:
     await_key: Iterable[Answer] = ()
     close: Iterable[Answer] = ()
     reconcile: Iterable[Answer] = ()
-    settle: Iterable[Answer] = ()
+    resolve: Iterable[Answer] = ()
     extend: Iterable[Answer] = ()
     calls: list[tuple[str, BaseModel]] = field(default_factory=list)
     """What was called, in order, with what."""
@@ -227,30 +227,30 @@ class Script:
             "prepare_generation": iter(self.prepare),
             "submit_generation": iter(self.submit),
             "record_submission": iter(self.record),
-            "query_generation": iter(self.looks),
+            "query_generation": iter(self.polls_of_task),
             "deliver_video": iter(self.deliver),
             "await_api_key": iter(self.await_key),
             "close_submission": iter(self.close),
             "reconcile_submission": iter(self.reconcile),
-            "settle_submission": iter(self.settle),
+            "resolve_submission": iter(self.resolve),
             "submit_extension": iter(self.extend),
         }
 
-    async def perform(self, name: str, order: BaseModel) -> Any:
-        self.calls.append((name, order))
+    async def perform(self, name: str, input: BaseModel) -> Any:
+        self.calls.append((name, input))
         self.called_at.append(server_now())
         try:
             answer = next(self._answers[name])
         except StopIteration:
             self.overruns.append(name)
             raise refusal("ScriptOverrun", f"{name} was called once too often") from None
-        return await _give(answer, order)
+        return await _give(answer, input)
 
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)
 
     def orders(self, name: str) -> list[Any]:
-        return [order for called, order in self.calls if called == name]
+        return [input for called, input in self.calls if called == name]
 
     def times(self, name: str) -> list[datetime]:
         return [at for (called, _), at in zip(self.calls, self.called_at, strict=True) if called == name]
@@ -262,49 +262,49 @@ class Fakes:
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
 
-    async def _perform(self, order: BaseModel) -> Any:
+    async def _perform(self, input: BaseModel) -> Any:
         info = activity.info()
-        return await self.scripts[info.workflow_id or ""].perform(info.activity_type, order)
+        return await self.scripts[info.workflow_id or ""].perform(info.activity_type, input)
 
     @activity.defn(name="prepare_generation")
-    async def prepare(self, order: PrepareOrder) -> GenerationPolicy:
-        return GenerationPolicy.model_validate(await self._perform(order))
+    async def prepare(self, input: PrepareInput) -> GenerationPolicy:
+        return GenerationPolicy.model_validate(await self._perform(input))
 
     @activity.defn(name="submit_generation")
-    async def submit(self, order: SubmitOrder) -> SubmissionReceipt:
-        return SubmissionReceipt.model_validate(await self._perform(order))
+    async def submit(self, input: SubmitInput) -> SubmissionReceipt:
+        return SubmissionReceipt.model_validate(await self._perform(input))
 
     @activity.defn(name="record_submission")
-    async def record(self, order: RecordOrder) -> None:
-        await self._perform(order)
+    async def record(self, input: RecordInput) -> None:
+        await self._perform(input)
 
     @activity.defn(name="await_api_key")
-    async def await_key(self, order: AwaitKeyInput) -> KeyTrial:
-        return KeyTrial.model_validate(await self._perform(order))
+    async def await_key(self, input: AwaitKeyInput) -> KeyTrial:
+        return KeyTrial.model_validate(await self._perform(input))
 
     @activity.defn(name="close_submission")
-    async def close(self, order: CloseInput) -> ClosedSubmission:
-        return ClosedSubmission.model_validate(await self._perform(order))
+    async def close(self, input: CloseInput) -> ClosedSubmission:
+        return ClosedSubmission.model_validate(await self._perform(input))
 
     @activity.defn(name="reconcile_submission")
-    async def reconcile(self, order: ReconcileOrder) -> Reconciliation:
-        return Reconciliation.model_validate(await self._perform(order))
+    async def reconcile(self, input: ReconcileInput) -> Reconciliation:
+        return Reconciliation.model_validate(await self._perform(input))
 
-    @activity.defn(name="settle_submission")
-    async def settle(self, order: SettleOrder) -> Settlement:
-        return Settlement.model_validate(await self._perform(order))
+    @activity.defn(name="resolve_submission")
+    async def resolve(self, input: ResolveInput) -> Resolution:
+        return Resolution.model_validate(await self._perform(input))
 
     @activity.defn(name="submit_extension")
-    async def extend(self, order: SubmitOrder) -> SubmissionReceipt:
-        return SubmissionReceipt.model_validate(await self._perform(order))
+    async def extend(self, input: SubmitInput) -> SubmissionReceipt:
+        return SubmissionReceipt.model_validate(await self._perform(input))
 
     @activity.defn(name="query_generation")
-    async def query(self, order: LookOrder) -> TaskRecord:
-        return TaskRecord.model_validate(await self._perform(order))
+    async def query(self, input: PollInput) -> TaskRecord:
+        return TaskRecord.model_validate(await self._perform(input))
 
     @activity.defn(name="deliver_video")
-    async def deliver(self, order: DeliverOrder) -> DeliveryReceipt:
-        return DeliveryReceipt.model_validate(await self._perform(order))
+    async def deliver(self, input: DeliverInput) -> DeliveryReceipt:
+        return DeliveryReceipt.model_validate(await self._perform(input))
 
 
 # --- One generation under test ---------------------------------------------------------------------------------------
@@ -347,15 +347,15 @@ class Generation:
 
     async def skip_to(self, held: Held) -> None:
         """Let time pass until that activity is under way; from then on it stands still."""
-        ending = asyncio.create_task(self.handle.result())
+        failed = asyncio.create_task(self.handle.result())
         begun = asyncio.create_task(held.begun.wait())
         try:
-            await asyncio.wait({ending, begun}, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({failed, begun}, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             assert begun.done(), "it ended, or stood still, before that activity"
         finally:
-            for task in (ending, begun):
+            for task in (failed, begun):
                 task.cancel()
-            await asyncio.gather(ending, begun, return_exceptions=True)
+            await asyncio.gather(failed, begun, return_exceptions=True)
 
     async def reaches(self, wanted: Callable[[GenerationStatus], object]) -> GenerationStatus:
         """Wait, without skipping time, until the status is as wanted."""
@@ -578,7 +578,7 @@ async def rig_on(environment: WorkflowEnvironment, *, cached: int = 1000) -> Asy
                 fakes.record,
                 fakes.close,
                 fakes.reconcile,
-                fakes.settle,
+                fakes.resolve,
                 fakes.query,
                 fakes.deliver,
             ],

@@ -7,6 +7,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 
+from longtake.display import after_cancelling
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -46,7 +47,7 @@ async def cancelled(generation: Generation, *, task_id: str | None, paid: str = 
     await generation.cancellation()
     status = await generation.status()
     assert (status.stage, status.outcome, status.task_id) == (Stage.CANCELLED, None, task_id)
-    assert "may still be made, and cost" in status.message
+    assert status.message.endswith(after_cancelling(paid))
     attributes = await generation.attributes()
     assert attributes.pop("VideoModel")
     known = {"VideoStage": "cancelled", "VideoPaid": paid}
@@ -225,8 +226,8 @@ async def test_while_the_ledger_is_written_and_does_not_take_it(own_rig: Rig) ->
 
 
 async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(looks=[running(10)]))
-    await generation.reaches(lambda status: status.next_look_at)
+    generation = await own_rig.generate(Script(polls_of_task=[running(10)]))
+    await generation.reaches(lambda status: status.next_poll_at)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
     assert generation.script.count("query_generation") == 0
@@ -234,7 +235,7 @@ async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
 
 async def test_while_looking(own_rig: Rig) -> None:
     held = Held(completed())
-    generation = await own_rig.generate(Script(looks=[held]))
+    generation = await own_rig.generate(Script(polls_of_task=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -243,19 +244,19 @@ async def test_while_looking(own_rig: Rig) -> None:
 
 
 async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
-    trouble = refusal("GatewayTrouble", "502", retried=True, after=timedelta(minutes=1))
-    generation = await own_rig.generate(Script(looks=[running(10), trouble]))
+    trouble = refusal("PollFailing", "502", retried=True, after=timedelta(minutes=1))
+    generation = await own_rig.generate(Script(polls_of_task=[running(10), trouble]))
     await own_rig.pass_time(timedelta(seconds=70))
-    await generation.handle.execute_update("resume")
+    await generation.handle.execute_update("poll_now")
     await generation.reaches(lambda _: generation.script.count("query_generation") == 2)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
 
 
 async def test_while_a_key_is_needed(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(looks=[refusal("KeyRefused", "401")]))
+    generation = await own_rig.generate(Script(polls_of_task=[refusal("KeyRefused", "401")]))
     await own_rig.pass_time(timedelta(seconds=70))
-    await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY)
+    await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
 
@@ -265,7 +266,7 @@ async def test_while_a_key_is_needed(own_rig: Rig) -> None:
 )
 async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
     held = Held(delivered(clip))
-    generation = await own_rig.generate(Script(looks=[verdict], deliver=[held]))
+    generation = await own_rig.generate(Script(polls_of_task=[verdict], deliver=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -277,12 +278,14 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
     held = Held()
     trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
 
-    async def answer(order: Any) -> Any:
-        if order.kind is DeliveryKind.FIRST:
-            return await held(order)
+    async def answer(input: Any) -> Any:
+        if input.kind is DeliveryKind.FIRST:
+            return await held(input)
         raise trouble.with_traceback(None)
 
-    generation = await own_rig.generate(Script(looks=[completed(has_first_video_link=True)], deliver=again(answer)))
+    generation = await own_rig.generate(
+        Script(polls_of_task=[completed(has_first_video_link=True)], deliver=again(answer))
+    )
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -290,7 +293,7 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
 
 
 async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> None:
-    script = Script(looks=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
+    script = Script(polls_of_task=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
     generation = await own_rig.generate(script, on_extend_failed="ask")
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
@@ -324,7 +327,7 @@ async def test_while_a_retried_extension_is_submitted(own_rig: Rig) -> None:
     held = Held(accepted(task_id="task_extend_1"))
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        looks=[extend_failed()],
+        polls_of_task=[extend_failed()],
         deliver=[delivered(FIRST_CLIP)],
         extend=[held],
     )

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 from temporalio.api.enums.v1 import EventType
 
-from longtake.catalog import MODELS
 from longtake.models import (
     CarriedGeneration,
     GenerationPolicy,
@@ -17,6 +16,7 @@ from longtake.models import (
     TaskRecord,
     TaskState,
 )
+from longtake.request.rules import MODELS
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -35,8 +35,8 @@ from tests.workflows.rig import (
     running,
     server_now,
 )
-from workflows import generation as generation_module
-from workflows import watching
+from workflows import state as generation_module
+from workflows.steps import poll as watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -48,13 +48,15 @@ TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 
 
 async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
 
     async def retired(_: Any) -> TaskRecord:
         monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
         return running(10)
 
-    generation = await rig.generate(Script(looks=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
+    generation = await rig.generate(
+        Script(polls_of_task=[retired, running(20), completed()], deliver=[FULL]), size="1280x720"
+    )
 
     result = await generation.result()
 
@@ -73,7 +75,7 @@ async def test_state_of_a_later_form_waits_for_a_newer_worker(own_rig: Rig, monk
 
 
 async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, newer: dict[str, Any]) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
     ours: Callable[..., CarriedGeneration] = generation_module.Generation.carried
     known: dict[str, Any] = {}
 
@@ -82,20 +84,20 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
         return known | newer
 
     monkeypatch.setattr(generation_module.Generation, "carried", as_a_newer_worker_writes_it)
-    generation = await rig.generate(Script(looks=[running(10), completed()], deliver=[FULL]))
-    ending = asyncio.create_task(generation.result())  # lets time pass
+    generation = await rig.generate(Script(polls_of_task=[running(10), completed()], deliver=[FULL]))
+    failed = asyncio.create_task(generation.result())  # lets time pass
     await generation.has_event(TASK_FAILED)
     assert generation.script.count("query_generation") == 1
 
     read = CarriedGeneration.model_validate
     monkeypatch.setattr(CarriedGeneration, "model_validate", lambda _: read(known))
-    result = await ending
+    result = await failed
     assert (result.outcome, result.polls) == ("full", 2)
 
 
 async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
     """A cron schedule starts the same request once more: that is a request, and is judged as one."""
-    script = Script(looks=[completed()], deliver=[FULL])
+    script = Script(polls_of_task=[completed()], deliver=[FULL])
     forged = {"request": REQUEST, "carried": 1, "policy": {}}
     error, _ = await (await own_rig.start(script, forged)).failure()
     assert error.type == "InvalidRequest", "nothing was continued as new here"
@@ -103,8 +105,8 @@ async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig)
 
 # --- Nothing is lost -------------------------------------------------------------------------------------------------
 
-RETRYING = GenerationPolicy(extension_retries=2, lost_watch=timedelta(0))
-_TIMES = {"next_look_at", "submitted_at"}
+RETRYING = GenerationPolicy(extension_retries=2, lost_grace=timedelta(0))
+_TIMES = {"next_poll_at", "submitted_at"}
 """They differ from run to run by chance."""
 
 
@@ -116,13 +118,13 @@ class Watched:
         self.statuses: list[dict[str, Any]] = []
 
     def __call__(self, answer: Any) -> Callable[[Any], Any]:
-        async def noting(order: Any) -> Any:
+        async def noting(input: Any) -> Any:
             assert self.generation is not None
             status = await self.generation.status()
             self.statuses.append(_comparable(status))
             if isinstance(answer, BaseException):
                 raise answer
-            return await answer(order) if callable(answer) else answer
+            return await answer(input) if callable(answer) else answer
 
         return noting
 
@@ -205,7 +207,7 @@ async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
 ) -> None:
     whole = await played(rig, SCRIPTS[name])
     for limit in (1, 2, 3):
-        monkeypatch.setattr(watching, "LOOKS_PER_RUN", limit)
+        monkeypatch.setattr(watching, "POLLS_PER_RUN", limit)
         end, statuses = await played(rig, SCRIPTS[name])
         assert [differing(one, other) for one, other in zip(statuses, whole[1], strict=False)] == [{}] * len(statuses)
         assert (end, len(statuses)) == (whole[0], len(whole[1]))
@@ -214,12 +216,14 @@ async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
 async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
-    looks = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
-    script = Script(prepare=[RETRYING], looks=looks, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL])
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
+    polls_of_task = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
+    script = Script(
+        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
+    )
     await (await rig.generate(script, on_extend_failed="retry")).result()
     *_, refused, last = script.times("query_generation")
-    assert last - refused >= RETRYING.pacing.expected
+    assert last - refused >= RETRYING.schedule.expected
 
 
 async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
@@ -239,34 +243,34 @@ SLOW = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}})
 def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
     """A key that is started again: the ledger knows its task."""
 
-    async def answer(order: Any) -> Any:
-        return await accepted(submitted_at=server_now() - age, attached=True)(order)
+    async def answer(input: Any) -> Any:
+        return await accepted(submitted_at=server_now() - age, attached=True)(input)
 
     return answer
 
 
 async def test_one_failed_look_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
-    script = Script(submit=[submitted_long_ago(50 * HOUR)], looks=[REFUSED, completed()], deliver=[FULL])
+    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls_of_task=[REFUSED, completed()], deliver=[FULL])
     assert (await (await rig.generate(script)).result()).outcome == "full"
 
 
 async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watch(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 7)
-    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], looks=again(refusal("Defect", "?")))
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 7)
+    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], polls_of_task=again(refusal("Defect", "?")))
     error, details = await (await rig.generate(script)).failure()
-    assert (error.type, details.task_id) == ("GenerationStalled", TASK_ID)
+    assert (error.type, details.task_id) == ("GenerationTimedOut", TASK_ID)
     times = script.times("query_generation")
     assert 22 * HOUR < times[-1] - times[0] < 26 * HOUR
 
 
 @pytest.mark.parametrize("last", [lost(error_message="upstream"), refusal("Defect", "?")], ids=["lost", "trouble"])
 async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig, last: Any) -> None:
-    policy = SLOW.model_copy(update={"lost_watch": timedelta(days=30), "give_up_after": HOUR})
-    script = Script(prepare=[policy], looks=chain([lost(error_message="upstream")], again(last)))
+    policy = SLOW.model_copy(update={"lost_grace": timedelta(days=30), "give_up_after": HOUR})
+    script = Script(prepare=[policy], polls_of_task=chain([lost(error_message="upstream")], again(last)))
     error, details = await (await rig.generate(script)).failure()
-    assert error.type == "GatewayLost"
+    assert error.type == "TaskLost"
     assert details.last_record is not None
     assert details.last_record.state is TaskState.LOST
 
@@ -279,11 +283,11 @@ async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig
 async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
     """The worker that submitted had a clock that was ten minutes off."""
 
-    async def off(order: Any) -> Any:
+    async def off(input: Any) -> Any:
         at = server_now() + timedelta(minutes=minutes)
-        return await accepted(submitted_at=at, attached=attached)(order)
+        return await accepted(submitted_at=at, attached=attached)(input)
 
-    script = Script(submit=[off], looks=[running(10), completed()], deliver=[FULL])
+    script = Script(submit=[off], polls_of_task=[running(10), completed()], deliver=[FULL])
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     (submitted,) = script.times("submit_generation")
@@ -298,11 +302,14 @@ async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: boo
 
 
 async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> None:
-    async def ahead(order: Any) -> Any:
-        return await accepted(**EXTENDED, submitted_at=server_now() + timedelta(minutes=10))(order)
+    async def ahead(input: Any) -> Any:
+        return await accepted(**EXTENDED, submitted_at=server_now() + timedelta(minutes=10))(input)
 
     script = Script(
-        prepare=[RETRYING], looks=[extend_failed(), completed(**EXTENDED)], extend=[ahead], deliver=[FIRST, FULL]
+        prepare=[RETRYING],
+        polls_of_task=[extend_failed(), completed(**EXTENDED)],
+        extend=[ahead],
+        deliver=[FIRST, FULL],
     )
     await (await rig.generate(script, on_extend_failed="retry")).result()
     (submitted,) = script.times("submit_extension")

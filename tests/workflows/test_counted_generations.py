@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from temporalio.worker import Replayer
 
-from longtake.models import GenerationPolicy, Reconciliation, Settlement, TaskRecord
-from longtake.temporal import DATA_CONVERTER, sdk_runtime
+from longtake.models import GenerationPolicy, Reconciliation, Resolution, TaskRecord
+from longtake.temporal.connection import DATA_CONVERTER, sdk_runtime
 from tests.end_to_end.processes import free_port
 from tests.exposition import Exposition
 from tests.workflows import rig as rig_module
@@ -31,7 +31,7 @@ from tests.workflows.rig import (
     running_rig,
 )
 from worker import workflow_setup
-from workflows import watching
+from workflows.steps import poll as watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -62,14 +62,14 @@ async def seen() -> Exposition:
 
 async def test_a_generation_counts_its_end_its_looks_its_verdict_and_what_it_cost(rig: Rig) -> None:
     before = await seen()
-    looks = [running(10, quota=425_000), refusal("GatewayTrouble", "502"), running(61), completed()]
-    await (await rig.generate(Script(looks=looks, deliver=FULL))).result()
+    polls_of_task = [running(10, quota=425_000), refusal("PollFailing", "502"), running(61), completed()]
+    await (await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))).result()
     after = await seen()
 
     assert after.added(before, "longtake_generations_total", "outcome", "model") == {("full", MODEL): 1}
-    assert after.added(before, "longtake_looks_total", "result") == {
+    assert after.added(before, "longtake_polls_total", "result") == {
         ("running",): 2,
-        ("GatewayTrouble",): 1,
+        ("PollFailing",): 1,
         ("completed",): 1,
     }
     assert after.added(before, "longtake_verdicts_total", "verdict", "task", "model") == {
@@ -84,7 +84,7 @@ async def test_a_generation_counts_its_end_its_looks_its_verdict_and_what_it_cos
 
 async def test_every_stage_is_timed(rig: Rig) -> None:
     before = await seen()
-    generation = await rig.generate(Script(looks=[running(10), running(61), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[running(10), running(61), completed()], deliver=FULL))
     await generation.result()
     after = await seen()
 
@@ -99,9 +99,9 @@ async def test_every_stage_is_timed(rig: Rig) -> None:
 
 
 async def test_a_stage_is_timed_across_continue_as_new(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 2)
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
     before = await seen()
-    generation = await rig.generate(Script(looks=[*[running(10)] * 5, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[*[running(10)] * 5, completed()], deliver=FULL))
     await generation.result()
     after = await seen()
 
@@ -116,14 +116,15 @@ async def test_a_stage_is_timed_across_continue_as_new(rig: Rig, monkeypatch: py
 
 async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     before = await seen()
-    await (await rig.generate(Script(looks=[generate_failed()]))).failure()
-    await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST))).result()
-    await (await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="fail")).failure()
+    await (await rig.generate(Script(polls_of_task=[generate_failed()]))).failure()
+    await (await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST))).result()
+    await (
+        await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="fail")
+    ).failure()
     unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
-    await (
-        await rig.start(Script(prepare=[], submit=[]), {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})
-    ).failure()
+    not_offered = Script(prepare=[refusal("InvalidRequest", "no such model", paid="no")], submit=[])
+    await (await rig.start(not_offered, {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})).failure()
     await (await rig.start(Script(prepare=[], submit=[]), REQUEST, "and more")).failure()
     after = await seen()
 
@@ -155,10 +156,10 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     ],
 )
 async def test_a_refund_is_counted_where_the_charge_was(
-    rig: Rig, looks: list[TaskRecord], charged: int | None, given_back: int | None
+    rig: Rig, polls_of_task: list[TaskRecord], charged: int | None, given_back: int | None
 ) -> None:
     before = await seen()
-    await (await rig.generate(Script(looks=looks, deliver=FIRST))).result()
+    await (await rig.generate(Script(polls_of_task=polls_of_task, deliver=FIRST))).result()
     after = await seen()
     for name, amount in (("longtake_quota_total", charged), ("longtake_refunded_quota_total", given_back)):
         assert after.added(before, name, "task") == ({("generation",): amount} if amount else {}), name
@@ -166,7 +167,7 @@ async def test_a_refund_is_counted_where_the_charge_was(
 
 async def test_a_cancelled_generation_is_counted(rig: Rig) -> None:
     before = await seen()
-    generation = await rig.generate(Script(looks=[]))
+    generation = await rig.generate(Script(polls_of_task=[]))
     await generation.reaches(lambda status: status.stage == "first_segment")
     await generation.handle.cancel()
     await generation.cancellation()
@@ -183,8 +184,8 @@ async def test_a_doubt_is_counted_and_what_comes_of_it(rig: Rig) -> None:
             prepare=[policy],
             submit=[unknown],
             reconcile=[Reconciliation(candidates=("task_x",))],
-            settle=[settled],
-            looks=[completed()],
+            resolve=[resolved],
+            polls_of_task=[completed()],
             deliver=FULL,
         )
     )
@@ -200,9 +201,9 @@ async def test_a_doubt_is_counted_and_what_comes_of_it(rig: Rig) -> None:
     assert after.added(before, "longtake_quota_total", "task") == {("generation",): 425_000}
 
 
-async def settled(_: object) -> Settlement:
+async def resolved(_: object) -> Resolution:
     receipt = await accepted(attached=True)(_)  # type: ignore[arg-type] # it does not look at the order
-    return Settlement(receipt=receipt)
+    return Resolution(receipt=receipt)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ async def test_what_this_run_did_not_pay_is_not_counted_again(
 ) -> None:
     policy = GenerationPolicy(give_up_after=timedelta(days=100_000))
     before = await seen()
-    script = Script(prepare=[policy], submit=[accepted(**receipt)], looks=[completed()], deliver=FULL)
+    script = Script(prepare=[policy], submit=[accepted(**receipt)], polls_of_task=[completed()], deliver=FULL)
     await (await rig.generate(script, **fields)).result()
     after = await seen()
     assert after.added(before, "longtake_generations_total", "outcome") == {("full",): 1}
@@ -228,17 +229,17 @@ async def test_what_this_run_did_not_pay_is_not_counted_again(
     assert after.added(before, "longtake_quota_total", "task") == {}
 
 
-@pytest.mark.parametrize("looks_per_run", [1, 300])
+@pytest.mark.parametrize("polls_per_run", [1, 300])
 async def test_an_extension_that_is_paid_for_again_is_told_apart(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, looks_per_run: int
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, polls_per_run: int
 ) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", looks_per_run)
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", polls_per_run)
     policy = GenerationPolicy(extension_retries=1)
     before = await seen()
     generation = await rig.generate(
         Script(
             prepare=[policy],
-            looks=[
+            polls_of_task=[
                 running(10, quota=425_000),
                 extend_failed(),
                 running(60, task_id="task_second", quota=200_000),
@@ -261,7 +262,7 @@ async def test_an_extension_that_is_paid_for_again_is_told_apart(
 
 async def test_a_replay_counts_and_logs_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    generation = await rig.generate(Script(looks=[running(61), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[running(61), completed()], deliver=FULL))
     await generation.result()
     before = await seen()
     assert "stage done" in caplog.text

@@ -12,8 +12,8 @@ import pytest_asyncio
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
-from longtake.models import GenerationPolicy, GenerationStatus, PacingPolicy, Paid
-from longtake.temporal import connect
+from longtake.models import GenerationPolicy, GenerationStatus, Paid, PollSchedule
+from longtake.temporal.connection import connect
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,
@@ -33,15 +33,16 @@ from tests.workflows.rig import (
     rig_on,
     running,
 )
-from workflows import delivering
+from workflows.steps import deliver as delivering
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 DOCS = Path(__file__).parents[2] / "docs" / "ui.md"
 POLICY = GenerationPolicy(
-    pacing=PacingPolicy(expected=timedelta(seconds=1), floor=timedelta(seconds=1)), decision_window=timedelta(days=1)
+    schedule=PollSchedule(expected=timedelta(seconds=1), min_interval=timedelta(seconds=1)),
+    decision_window=timedelta(days=1),
 )
-STALLED_AT_ONCE = POLICY.model_copy(update={"stalled_after": timedelta(0)})
+OVERDUE_AT_ONCE = POLICY.model_copy(update={"overdue_after": timedelta(0)})
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
 FRAMES = {"model": "veo_3_1-fast-fl-remix", "images": [{"uri": "https://example.com/dawn.jpg"}]}
 
@@ -56,9 +57,9 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "doubt ended": ({"submit": [UNKNOWN], "reconcile": again({}), "prepare": [GenerationPolicy()]}, {}),
     "asking": ({"looks": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {"on_extend_failed": "ask"}),
     "key refused": ({"looks": again(refusal("KeyRefused", "401"))}, {}),
-    "stalled": ({"looks": again(running(61)), "prepare": [STALLED_AT_ONCE]}, {}),
+    "stalled": ({"looks": again(running(61)), "prepare": [OVERDUE_AT_ONCE]}, {}),
     "lost": ({"looks": again(lost(error_message="upstream returned error"))}, {}),
-    "troubled": ({"looks": again(refusal("AnswerUnreadable", "a web page"))}, {}),
+    "troubled": ({"looks": again(refusal("InvalidResponse", "a web page"))}, {}),
     "undelivered": ({"looks": [completed()], "deliver": again(refusal("StoreRefused", "disk full", retried=True))}, {}),
     "delivery failed": ({"looks": [completed()], "deliver": [refusal("DeliveryFailed", "gone", paid=Paid.YES)]}, {}),
     "frames": ({"looks": again(running(10)), "submit": [accepted(task_id="task_8ca26cbf")]}, FRAMES),
@@ -112,11 +113,11 @@ async def _make(rig: Rig) -> None:
     wanted = {
         "in doubt": "needs_decision",
         "asking": "needs_decision",
-        "key refused": "needs_key",
+        "key refused": "needs_api_key",
         "stalled": "stalled",
-        "lost": "gateway_lost",
-        "troubled": "gateway_trouble",
-        "undelivered": "delivery_trouble",
+        "lost": "task_lost",
+        "troubled": "poll_failing",
+        "undelivered": "delivery_failing",
     }
     for kind, attention in wanted.items():
         await generations[kind].reaches(_shows(attention))

@@ -11,7 +11,6 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from longtake.catalog import extension_digest, prompt_path, request_digest
 from longtake.display import prose
 from longtake.models import (
     Attention,
@@ -19,23 +18,24 @@ from longtake.models import (
     CloseInput,
     DecisionAction,
     DeliveryKind,
-    ExtensionOrder,
+    ExtensionInput,
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
-    PacingPolicy,
     Paid,
-    PrepareOrder,
-    ReconcileOrder,
+    PollSchedule,
+    PrepareInput,
+    ReconcileInput,
     Reconciliation,
-    RecordOrder,
-    Settlement,
-    SettleOrder,
+    RecordInput,
+    Resolution,
+    ResolveInput,
     Stage,
     SubmissionReceipt,
-    SubmitOrder,
+    SubmitInput,
     TaskState,
 )
+from longtake.request.rules import extension_digest, prompt_path, request_digest
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -57,8 +57,8 @@ from tests.workflows.rig import (
     running,
     server_now,
 )
-from workflows import watching
-from workflows.settling import CONFIRM_NOT_CHARGED
+from workflows.steps import poll as watching
+from workflows.steps.resolve import CONFIRM_NOT_CHARGED
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -70,9 +70,9 @@ NOTHING_SENT = ClosedSubmission()
 FIRST = (delivered(FIRST_CLIP),)
 
 
-async def closed_as_paid(order: Any) -> ClosedSubmission:
+async def closed_as_paid(input: Any) -> ClosedSubmission:
     """An attempt that nobody heard of was paid."""
-    return ClosedSubmission(receipt=await accepted(attached=True)(order))
+    return ClosedSubmission(receipt=await accepted(attached=True)(input))
 
 
 def summaries(generation_events: Any) -> list[str]:
@@ -85,8 +85,8 @@ def summaries(generation_events: Any) -> list[str]:
 
 
 async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig) -> None:
-    looks = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
-    generation = await rig.generate(Script(looks=looks, deliver=FULL), key="order-17")
+    polls_of_task = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="order-17")
 
     result = await generation.result()
 
@@ -107,9 +107,9 @@ async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig)
     ]
     (submitted,) = generation.script.orders("submit_generation")
     assert (submitted.key, submitted.request) == ("order-17", GenerateVideoInput(**REQUEST))
-    (order,) = generation.script.orders("deliver_video")
-    assert (order.key, order.task_id, order.kind) == ("order-17", TASK_ID, DeliveryKind.FULL)
-    assert (order.width, order.height) == (None, None)
+    (input,) = generation.script.orders("deliver_video")
+    assert (input.key, input.task_id, input.kind) == ("order-17", TASK_ID, DeliveryKind.FULL)
+    assert (input.width, input.height) == (None, None)
     assert await generation.attributes() == {
         "VideoModel": REQUEST["model"],
         "VideoStage": "done",
@@ -126,7 +126,7 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
         Script(
             prepare=(GenerationPolicy(extension_retries=1),),
             submit=(accepted(**home),),
-            looks=[extend_failed(), completed(task_id="task_extend")],
+            polls_of_task=[extend_failed(), completed(task_id="task_extend")],
             deliver=(delivered(FIRST_CLIP), delivered(FULL_VIDEO)),
             extend=(accepted(task_id="task_extend", **retried),),
         ),
@@ -145,17 +145,17 @@ async def test_where_the_task_lives_goes_with_every_look_and_delivery(rig: Rig) 
 async def test_a_worker_that_cannot_see_the_task_never_makes_it_lost(rig: Rig, kind: str) -> None:
     """`TaskNotFound` for that long would end it: its row is missing."""
     elsewhere = refusal(kind, "the task lives at https://elsewhere.example", retried=True, paid=Paid.YES)
-    generation = await rig.generate(Script(looks=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=changing(6 * HOUR, elsewhere, completed()), deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
 async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
     await generation.result()
 
     status = await generation.status()
     assert (status.stage, status.outcome, status.video, status.polls) == (Stage.DONE, "full", FULL_VIDEO, 1)
-    assert (status.task_id, status.remix_id, status.next_look_at) == (TASK_ID, "video_first", None)
+    assert (status.task_id, status.remix_id, status.next_poll_at) == (TASK_ID, "video_first", None)
     page = await generation.page()
     assert page.startswith("**done**: the 15 s video is stored")
     for told in (TASK_ID, "video_first", "video_second", FULL_VIDEO.uri, "outcome: full"):
@@ -163,21 +163,23 @@ async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig:
 
 
 async def test_page_of_a_running_generation_names_stage_task_and_next_look(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[running(61, remix_id="video_first"), completed()], deliver=FULL))
+    generation = await rig.generate(
+        Script(polls_of_task=[running(61, remix_id="video_first"), completed()], deliver=FULL)
+    )
     await rig.pass_time(timedelta(seconds=70))
 
-    status = await generation.reaches(lambda status: status.polls == 1 and status.next_look_at)
+    status = await generation.reaches(lambda status: status.polls == 1 and status.next_poll_at)
     assert (status.stage, status.progress) == (Stage.EXTENDING, 61)
     page = await generation.page()
     assert page.startswith("**extending** 61 %: the extension (7 s) is being made")
-    assert f"- next look: {status.next_look_at:%H:%M:%S} UTC" in page
+    assert f"- next look: {status.next_poll_at:%H:%M:%S} UTC" in page
     assert f"- task: `{TASK_ID}`" in page
     assert "- first segment: `video_first`" in page
     await generation.result()
 
 
 async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
     await generation.result()
     assert "**What to do:** nothing." in await generation.page()
 
@@ -185,17 +187,17 @@ async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
 @pytest.mark.parametrize("hidden", [True, False])
 async def test_prompts_that_were_to_be_hidden_and_are_not_are_warned_of(rig: Rig, hidden: bool) -> None:
     prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
-    script = Script(prepare=[GenerationPolicy(hide_prompts=True)], looks=[completed()], deliver=FULL)
+    script = Script(prepare=[GenerationPolicy(hide_prompts=True)], polls_of_task=[completed()], deliver=FULL)
     generation = await rig.generate(script, **prompts)
     assert [("LONGTAKE_HIDE_PROMPTS" in warning) for warning in (await generation.result()).warnings] == [True] * (
         not hidden
     )
     (look,) = script.orders("query_generation")
-    assert look.hidden_prompts == tuple(prompts.values())
+    assert look.hide_words is hidden
 
 
 async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[running(10), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[running(10), completed()], deliver=FULL))
     await generation.result()
 
     events = await generation.events()
@@ -220,24 +222,24 @@ async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: 
 async def test_the_picture_asked_for_is_checked_unless_the_model_cannot_make_it(
     rig: Rig, fields: dict[str, str], picture: tuple[int | None, int | None], warned: bool
 ) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL), **fields)
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL), **fields)
 
     result = await generation.result()
 
-    (order,) = generation.script.orders("deliver_video")
-    assert (order.width, order.height) == picture
+    (input,) = generation.script.orders("deliver_video")
+    assert (input.width, input.height) == picture
     assert [("not an -hd model" in warning) for warning in result.warnings] == [True] * warned
 
 
 async def test_warnings_of_the_delivery_are_in_the_result(rig: Rig) -> None:
     late = [delivered(FULL_VIDEO, "the video has 1280x720, 1920x1080 was asked for")]
-    generation = await rig.generate(Script(looks=[completed()], deliver=late))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=late))
     assert (await generation.result()).warnings == ("the video has 1280x720, 1920x1080 was asked for",)
 
 
 async def test_delivery_is_tried_until_it_works(rig: Rig) -> None:
     trouble = [refusal("DeliveryFailed", "no source gives a whole video", retried=True)] * 5
-    generation = await rig.generate(Script(looks=[completed()], deliver=[*trouble, *FULL]))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*trouble, *FULL]))
     assert (await generation.result()).outcome == "full"
     assert generation.script.count("deliver_video") == 6
 
@@ -247,13 +249,13 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
     no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES)
     shown = Held(delivered(FULL_VIDEO))
     deliver = chain(changing_until(timedelta(minutes=11), no), [shown])
-    generation = await rig.generate(Script(looks=[completed(link_expires_at=dies)], deliver=deliver))
+    generation = await rig.generate(Script(polls_of_task=[completed(link_expires_at=dies)], deliver=deliver))
     await generation.skip_to(shown)
 
     status = await generation.status()
-    assert (status.stage, status.attention) == (Stage.DELIVERING, Attention.DELIVERY_TROUBLE)
+    assert (status.stage, status.attention) == (Stage.DELIVERING, Attention.DELIVERY_FAILING)
     assert status.last_problem
-    assert (await generation.attributes())["VideoAttention"] == "delivery_trouble"
+    assert (await generation.attributes())["VideoAttention"] == "delivery_failing"
     page = await generation.page()
     for told in (prose(status.last_problem), "it dies at 2030-01-02 03:04:05 UTC"):
         assert told in page
@@ -269,7 +271,7 @@ async def test_delivery_that_takes_long_is_shown_and_goes_on(rig: Rig) -> None:
 async def test_one_attempt_of_a_delivery_may_take_the_whole_window(rig: Rig) -> None:
     """What is slow and well is not begun again at its first byte."""
     policy = GenerationPolicy(delivery_window=timedelta(hours=5))
-    generation = await rig.generate(Script(prepare=[policy], looks=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(prepare=[policy], polls_of_task=[completed()], deliver=FULL))
     await generation.result()
     ((attempt, all_attempts),) = [
         (step.start_to_close_timeout.ToTimedelta(), step.schedule_to_close_timeout.ToTimedelta())
@@ -298,11 +300,11 @@ def by_kind(full: Any, first: Any) -> Iterator[Any]:
         for kind, answer in ((DeliveryKind.FULL, full), (DeliveryKind.FIRST, first))
     }
 
-    async def answer(order: Any) -> Any:
-        given = next(answers[order.kind])
+    async def answer(input: Any) -> Any:
+        given = next(answers[input.kind])
         if isinstance(given, BaseException):
             raise given.with_traceback(None)
-        return await given(order) if callable(given) else given
+        return await given(input) if callable(given) else given
 
     return again(answer)
 
@@ -311,7 +313,7 @@ NO_FULL = refusal("DeliveryFailed", "the full video could not be downloaded", re
 
 
 async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(rig: Rig) -> None:
-    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
+    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(NO_FULL, delivered(FIRST_CLIP)))
     generation = await rig.generate(script, key="order-19")
 
     error, details = await generation.failure()
@@ -321,7 +323,7 @@ async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(ri
     status = await generation.status()
     assert status.first_video == FIRST_CLIP
     began = generation.script.times("deliver_video")
-    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    kinds = [input.kind for input in generation.script.orders("deliver_video")]
     assert kinds.count(DeliveryKind.FIRST) == 1
     assert began[kinds.index(DeliveryKind.FIRST)] - began[0] < timedelta(minutes=11), "while its link lives"
     assert began[-1] - began[0] > timedelta(hours=23), "the full one is tried to the end of its window"
@@ -330,11 +332,11 @@ async def test_the_first_clip_is_stored_where_the_full_video_can_never_be_had(ri
 async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: Rig) -> None:
     held = Held(delivered(FULL_VIDEO))
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), [held])
-    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
     generation = await rig.generate(script)
     await generation.skip_to(held)
     status = await generation.status()
-    assert (status.first_video, status.attention) == (FIRST_CLIP, Attention.DELIVERY_TROUBLE)
+    assert (status.first_video, status.attention) == (FIRST_CLIP, Attention.DELIVERY_FAILING)
     assert FIRST_CLIP.uri in await generation.page()
 
     held.let_go()
@@ -347,10 +349,10 @@ async def test_the_first_clip_is_shown_while_the_full_video_is_still_tried(rig: 
 @pytest.mark.parametrize("keep_first", [False, True])
 async def test_a_first_clip_that_was_saved_meanwhile_is_not_stored_again(rig: Rig, *, keep_first: bool) -> None:
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
-    script = Script(looks=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
+    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, delivered(FIRST_CLIP)))
     generation = await rig.generate(script, keep_first=keep_first)
     assert (await generation.result()).first_video == FIRST_CLIP
-    kinds = [order.kind for order in generation.script.orders("deliver_video")]
+    kinds = [input.kind for input in generation.script.orders("deliver_video")]
     assert kinds.count(DeliveryKind.FIRST) == 1
 
 
@@ -358,24 +360,24 @@ async def test_a_full_video_that_is_gone_for_good_leaves_the_first_clip(rig: Rig
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
     trouble = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
     first = chain([trouble] * 5, again(delivered(FIRST_CLIP)))
-    generation = await rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(gone, first)))
+    generation = await rig.generate(Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(gone, first)))
     error, details = await generation.failure()
     assert (error.type, error.message, details.first_video) == ("DeliveryFailed", "gone", FIRST_CLIP)
 
 
 async def test_neither_clip_can_be_had(rig: Rig) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    script = Script(looks=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
+    script = Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(NO_FULL, gone))
     generation = await rig.generate(script)
     error, details = await generation.failure()
     assert (error.type, details.first_video) == ("DeliveryFailed", None)
-    assert [order.kind for order in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
+    assert [input.kind for input in generation.script.orders("deliver_video")].count(DeliveryKind.FIRST) == 1
 
 
 async def test_a_full_video_that_comes_ends_the_search_for_the_first_clip(own_rig: Rig) -> None:
     full = chain(changing_until(timedelta(minutes=40), NO_FULL), again(delivered(FULL_VIDEO)))
     never = refusal("DeliveryFailed", "502", retried=True, paid=Paid.YES)
-    generation = await own_rig.generate(Script(looks=[completed(**BOTH)], deliver=by_kind(full, never)))
+    generation = await own_rig.generate(Script(polls_of_task=[completed(**BOTH)], deliver=by_kind(full, never)))
     result = await generation.result()
     assert (result.outcome, result.first_video, result.warnings) == ("full", None, ())
 
@@ -399,7 +401,7 @@ def _noting(times: list[datetime], answer: Any) -> Any:
 
 
 async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[running(30), extend_failed()], deliver=FIRST))
+    generation = await rig.generate(Script(polls_of_task=[running(30), extend_failed()], deliver=FIRST))
 
     result = await generation.result()
 
@@ -407,7 +409,7 @@ async def test_fallback_is_the_8_s_clip_with_the_reason(rig: Rig) -> None:
     assert result.video == result.first_video == FIRST_CLIP
     assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
     assert (result.remix_id, result.remix_id_extend) == ("video_first", "video_second")
-    assert [order.kind for order in generation.script.orders("deliver_video")] == [DeliveryKind.FIRST]
+    assert [input.kind for input in generation.script.orders("deliver_video")] == [DeliveryKind.FIRST]
     attributes = await generation.attributes()
     assert (attributes["VideoOutcome"], attributes["VideoStage"]) == ("fallback", "done")
 
@@ -422,30 +424,32 @@ REFUNDED = extend_failed(quota=0, refunded=True)
         ([REFUNDED], {}, (0, True)),
         ([CHARGED, REFUNDED], {}, (0, True)),
         ([CHARGED, CHARGED], {}, (425_000, False)),
-        ([CHARGED, *[refusal("GatewayTrouble", "502", retried=True)] * 2], {}, (425_000, False)),
+        ([CHARGED, *[refusal("PollFailing", "502", retried=True)] * 2], {}, (425_000, False)),
         ([CHARGED, refusal("TaskNotFound", "its row was lost")], {}, (425_000, False)),
         ([CHARGED], {"quota": 0, "refunded": True}, (0, True)),
         ([running(10, quota=425_000), extend_failed()], {}, (425_000, None)),
         ([extend_failed()], {"quota": 0, "refunded": True}, (0, True)),
         # An answer of another state knows nothing of refunds.
         ([REFUNDED], {"quota": 425_000}, (0, True)),
+        # What the usage log told is not taken back by the task's own record.
+        ([REFUNDED], {"quota": 425_000, "refunded": False}, (0, True)),
         ([extend_failed()], {}, (None, None)),
     ],
 )
 @pytest.mark.parametrize("wish", ["fallback", "fail"])
 async def test_what_a_failed_extension_cost_in_the_end(
-    rig: Rig, looks: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
+    rig: Rig, polls_of_task: list[Any], receipt: dict[str, Any], cost: tuple[int | None, bool | None], wish: str
 ) -> None:
     clip = delivered(FIRST_CLIP).model_copy(update=receipt)
-    generation = await rig.generate(Script(looks=looks, deliver=[clip]), on_extend_failed=wish)
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=[clip]), on_extend_failed=wish)
     end = await generation.result() if wish == "fallback" else (await generation.failure())[1]
     assert (end.quota, end.refunded) == cost
     assert end.first_video == FIRST_CLIP
-    assert generation.script.count("query_generation") == len(looks)
+    assert generation.script.count("query_generation") == len(polls_of_task)
 
 
 async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
-    script = Script(looks=[extend_failed(quota=425_000)], deliver=FIRST)
+    script = Script(polls_of_task=[extend_failed(quota=425_000)], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="fail", key="order-18")
 
     error, details = await generation.failure()
@@ -463,7 +467,7 @@ async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
 
 
 async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
+    generation = await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="retry")
     result = await generation.result()
     assert result.outcome == "fallback"
     assert result.warnings == ("the extension was not retried: no gateway that does it is configured",)
@@ -472,7 +476,7 @@ async def test_retry_is_not_configured_and_says_so(rig: Rig) -> None:
 
 async def asking(rig: Rig) -> Generation:
     """A generation that awaits a decision."""
-    generation = await rig.generate(Script(looks=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
+    generation = await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     return generation
@@ -529,8 +533,8 @@ async def test_wrong_decision_is_rejected_and_leaves_no_trace(rig: Rig, decision
 
 
 async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
-    await generation.reaches(lambda status: status.next_look_at)
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
+    await generation.reaches(lambda status: status.next_poll_at)
 
     with pytest.raises(WorkflowUpdateFailedError) as rejection:
         await generation.handle.execute_update("decide", {"action": "accept"})
@@ -541,7 +545,7 @@ async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
 
 
 async def test_nobody_decides_about_the_extension_in_time(rig: Rig) -> None:
-    script = Script(prepare=[PATIENT], looks=[extend_failed()], deliver=FIRST)
+    script = Script(prepare=[PATIENT], polls_of_task=[extend_failed()], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="ask")
     result = await generation.result()
     assert (result.outcome, result.warnings) == ("fallback", ("nobody decided in time: the 8 s clip is the result",))
@@ -558,8 +562,10 @@ def again_extended(number: int = 1) -> Any:
 
 
 async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
-    looks = [extend_failed(), running(40), completed(task_id="task_extend_1")]
-    script = Script(prepare=[RETRYING], looks=looks, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    polls_of_task = [extend_failed(), running(40), completed(task_id="task_extend_1")]
+    script = Script(
+        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+    )
     generation = await rig.generate(script, on_extend_failed="retry", key="order-40")
 
     result = await generation.result()
@@ -567,8 +573,8 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, FIRST_CLIP)
     assert (result.task_id, result.extension_task_id, result.warnings) == (TASK_ID, "task_extend_1", ())
     assert result.remix_id_extend == "video_second", "an upstream id, never a task of the gateway"
-    (order,) = generation.script.orders("submit_extension")
-    assert (order.ledger_key, order.extension.remix_id) == ("order-40#extend-1", "video_first")
+    (input,) = generation.script.orders("submit_extension")
+    assert (input.ledger_key, input.extension.remix_id) == ("order-40#extend-1", "video_first")
     first, *later = generation.script.orders("query_generation")
     assert [(look.task_id, look.extension) for look in (first, *later)] == [
         (TASK_ID, False),
@@ -587,7 +593,10 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
 
 async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None:
     script = Script(
-        prepare=[RETRYING], looks=[extend_failed(), completed()], extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+        prepare=[RETRYING],
+        polls_of_task=[extend_failed(), completed()],
+        extend=[again_extended()],
+        deliver=[*FIRST, EXTENDED],
     )
     generation = await rig.generate(script, on_extend_failed="retry")
     await generation.result()
@@ -598,7 +607,11 @@ async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None
 async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the_result(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        looks=[extend_failed(), generate_failed(error_message="busy"), extend_failed(error_message="still busy")],
+        polls_of_task=[
+            extend_failed(),
+            generate_failed(error_message="busy"),
+            extend_failed(error_message="still busy"),
+        ],
         extend=[again_extended(1), again_extended(2)],
         deliver=FIRST,
     )
@@ -610,7 +623,7 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
         "retry 2 of the extension (task task_extend_2) failed: still busy",
     )
     assert (result.extend_error_code, result.extend_error_message) == ("extend_failed", "线路繁忙,请重试 (E-2003)")
-    assert [order.ledger_key for order in generation.script.orders("submit_extension")] == [
+    assert [input.ledger_key for input in generation.script.orders("submit_extension")] == [
         "order-41#extend-1",
         "order-41#extend-2",
     ]
@@ -618,7 +631,10 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
 
 async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
     script = Script(
-        prepare=[RETRYING], looks=[extend_failed(), completed()], extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+        prepare=[RETRYING],
+        polls_of_task=[extend_failed(), completed()],
+        extend=[again_extended()],
+        deliver=[*FIRST, EXTENDED],
     )
     generation = await rig.generate(script, on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
@@ -629,14 +645,16 @@ async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
 
 
 async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
-    script = Script(prepare=[RETRYING], looks=[extend_failed(remix_id=None)], deliver=FIRST)
+    script = Script(prepare=[RETRYING], polls_of_task=[extend_failed(remix_id=None)], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
 
 
 async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) -> None:
-    looks = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
-    script = Script(prepare=[RETRYING], looks=looks, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    polls_of_task = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
+    script = Script(
+        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+    )
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).outcome == "full"
     assert generation.script.orders("submit_extension")[0].extension.remix_id == "video_first"
@@ -646,7 +664,7 @@ async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: R
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     script = Script(
         prepare=[RETRYING],
-        looks=[extend_failed(), completed()],
+        polls_of_task=[extend_failed(), completed()],
         extend=[unknown, again_extended(2)],
         reconcile=[Reconciliation()],
         deliver=[*FIRST, EXTENDED],
@@ -662,7 +680,7 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
     gone = refusal("DeliveryFailed", "every source says it is gone")
     script = Script(
         prepare=[RETRYING],
-        looks=[extend_failed(), completed(task_id="task_extend_1")],
+        polls_of_task=[extend_failed(), completed(task_id="task_extend_1")],
         extend=[again_extended(1), again_extended(2)],
         deliver=[*FIRST, gone],
     )
@@ -676,7 +694,7 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
 async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) -> None:
     script = Script(
         prepare=[RETRYING],
-        looks=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
+        polls_of_task=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
         extend=[again_extended(1), again_extended(2)],
         deliver=FIRST,
     )
@@ -687,9 +705,11 @@ async def test_extension_that_is_not_heard_of_again_is_not_paid_twice(rig: Rig) 
 
 
 async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 2)
-    looks = [extend_failed(), running(20), running(30), running(40), completed(task_id="task_extend_1")]
-    script = Script(prepare=[RETRYING], looks=looks, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
+    polls_of_task = [extend_failed(), running(20), running(30), running(40), completed(task_id="task_extend_1")]
+    script = Script(
+        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[again_extended()], deliver=[*FIRST, EXTENDED]
+    )
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
     assert (result.outcome, result.polls, result.first_video) == ("full", 5, FIRST_CLIP)
@@ -707,10 +727,10 @@ async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, mon
 
 
 async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*FULL, *FIRST]), keep_first=True)
     result = await generation.result()
     assert (result.video, result.first_video) == (FULL_VIDEO, FIRST_CLIP)
-    assert [order.kind for order in generation.script.orders("deliver_video")] == [
+    assert [input.kind for input in generation.script.orders("deliver_video")] == [
         DeliveryKind.FULL,
         DeliveryKind.FIRST,
     ]
@@ -718,7 +738,7 @@ async def test_first_clip_is_kept_where_it_is_asked_for(rig: Rig) -> None:
 
 async def test_first_clip_that_cannot_be_kept_is_a_warning(rig: Rig) -> None:
     gone = refusal("DeliveryFailed", "it is gone")
-    generation = await rig.generate(Script(looks=[completed()], deliver=[*FULL, gone]), keep_first=True)
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[*FULL, gone]), keep_first=True)
     result = await generation.result()
     assert (result.outcome, result.video, result.first_video) == ("full", FULL_VIDEO, None)
     assert result.warnings == ("the first 8 s could not be stored beside the full video: it is gone",)
@@ -728,7 +748,7 @@ async def test_first_clip_that_cannot_be_kept_is_a_warning(rig: Rig) -> None:
 
 
 async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[running(20), generate_failed()]), key="order-19")
+    generation = await rig.generate(Script(polls_of_task=[running(20), generate_failed()]), key="order-19")
 
     error, details = await generation.failure()
 
@@ -758,7 +778,7 @@ async def test_generate_failed_names_code_message_and_remix_id(rig: Rig) -> None
 
 
 async def test_verdict_without_a_message_still_has_one(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[generate_failed(error_message=None)]))
+    generation = await rig.generate(Script(polls_of_task=[generate_failed(error_message=None)]))
     error, _ = await generation.failure()
     assert error.message == "the first segment failed"
 
@@ -868,7 +888,7 @@ async def test_gateway_that_takes_nothing_within_the_window_means_not_submitted(
 
 async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
     patience = refusal("GatewayBusy", "slowly", retried=True, after=timedelta(minutes=7))
-    generation = await rig.generate(Script(submit=[patience, accepted()], looks=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(submit=[patience, accepted()], polls_of_task=[completed()], deliver=FULL))
     assert (await generation.result()).outcome == "full"
     first, second = generation.script.times("submit_generation")
     assert second - first >= timedelta(minutes=7)
@@ -876,18 +896,18 @@ async def test_submission_waits_as_long_as_the_gateway_asks(rig: Rig) -> None:
 
 async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(rig: Rig) -> None:
     unreachable = refusal("GatewayUnreachable", "nothing was sent", retried=True, paid=Paid.NO)
-    trouble = refusal("GatewayTrouble", "connection refused", retried=True, paid=Paid.YES)
+    trouble = refusal("PollFailing", "connection refused", retried=True, paid=Paid.YES)
     script = Script(
         submit=changing(50 * MINUTE, unreachable, accepted()),
-        looks=chain([running(30)], changing(HOUR, trouble, completed())),
+        polls_of_task=chain([running(30)], changing(HOUR, trouble, completed())),
         deliver=FULL,
     )
     generation = await rig.generate(script)
     result = await generation.result()
     assert (result.outcome, result.task_id) == ("full", TASK_ID)
-    sent, looks = script.times("submit_generation"), script.times("query_generation")
+    sent, polls_of_task = script.times("submit_generation"), script.times("query_generation")
     assert sent[-1] - sent[0] >= 50 * MINUTE
-    assert looks[-1] - looks[0] >= HOUR
+    assert polls_of_task[-1] - polls_of_task[0] >= HOUR
     assert script.count("reconcile_submission") == 0, "nothing was ever in doubt"
 
 
@@ -896,19 +916,19 @@ async def test_gateway_that_is_down_for_an_hour_costs_an_hour_and_nothing_else(r
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
 TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
-NO_WITNESS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
+NO_RECORDS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
 
 
 async def receipt(_: Any) -> SubmissionReceipt:
     return await accepted(task_id="task_found")(_)
 
 
-async def found(order: Any) -> Reconciliation:
-    return Reconciliation(receipt=await receipt(order))
+async def found(input: Any) -> Reconciliation:
+    return Reconciliation(receipt=await receipt(input))
 
 
-async def adopted(order: Any) -> Settlement:
-    return Settlement(receipt=await accepted(task_id=order.task_id)(order))
+async def adopted(input: Any) -> Resolution:
+    return Resolution(receipt=await accepted(task_id=input.task_id)(input))
 
 
 @pytest.mark.parametrize(
@@ -929,7 +949,7 @@ async def adopted(order: Any) -> Settlement:
 )
 async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: ApplicationError) -> None:
     asked = [] if unknown is UNKNOWN else [ClosedSubmission(in_doubt=FailureDetails(slot=1))]
-    generation = await rig.generate(Script(submit=[unknown], close=asked, reconcile=[NO_WITNESS]))
+    generation = await rig.generate(Script(submit=[unknown], close=asked, reconcile=[NO_RECORDS]))
 
     error, details = await generation.failure()
 
@@ -951,7 +971,7 @@ async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: A
 async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
     doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=2 * MINUTE, paid=Paid.UNKNOWN)
     closed = ClosedSubmission(in_doubt=FailureDetails(slot=1))
-    generation = await rig.generate(Script(submit=again(doubt), close=[closed], reconcile=[NO_WITNESS]))
+    generation = await rig.generate(Script(submit=again(doubt), close=[closed], reconcile=[NO_RECORDS]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == ("SubmissionOutcomeUnknown", "still sending?", Paid.UNKNOWN)
     tries = generation.script.times("submit_generation")
@@ -960,11 +980,11 @@ async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> Non
 
 async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
     generation = await rig.generate(
-        Script(submit=[UNKNOWN], reconcile=[found], looks=[completed()], deliver=FULL), key="order-30"
+        Script(submit=[UNKNOWN], reconcile=[found], polls_of_task=[completed()], deliver=FULL), key="order-30"
     )
     assert (await generation.result()).task_id == "task_found"
-    (order,) = generation.script.orders("reconcile_submission")
-    assert (order.key, order.model) == ("order-30", REQUEST["model"])
+    (input,) = generation.script.orders("reconcile_submission")
+    assert (input.key, input.model) == ("order-30", REQUEST["model"])
     assert generation.script.count("submit_generation") == 1
     assert generation.script.orders("query_generation")[0].task_id == "task_found"
     assert (await generation.attributes())["GatewayTaskId"] == "task_found"
@@ -972,7 +992,7 @@ async def test_task_that_the_witnesses_find_is_adopted(rig: Rig) -> None:
 
 async def test_ledger_without_doubt_lets_it_be_submitted_once_more(rig: Rig) -> None:
     clear = Reconciliation(clear=True)
-    script = Script(submit=[UNKNOWN, accepted()], reconcile=[clear], looks=[completed()], deliver=FULL)
+    script = Script(submit=[UNKNOWN, accepted()], reconcile=[clear], polls_of_task=[completed()], deliver=FULL)
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     assert generation.script.count("submit_generation") == 2
@@ -1006,7 +1026,7 @@ async def test_nothing_sent_within_its_time_is_not_submitted(rig: Rig, failure: 
 
 async def test_paid_attempt_whose_answer_got_lost_is_found_in_the_ledger(rig: Rig) -> None:
     script = Script(
-        submit=[refusal("Defect", "?")], close=[closed_as_paid], looks=[completed()], deliver=FULL, reconcile=[]
+        submit=[refusal("Defect", "?")], close=[closed_as_paid], polls_of_task=[completed()], deliver=FULL, reconcile=[]
     )
     generation = await rig.generate(script)
     assert (await generation.result()).task_id == TASK_ID
@@ -1041,7 +1061,7 @@ async def test_while_the_ledger_is_away_nobody_is_asked_about_a_submission_that_
     assert (status.stage, status.paid, status.decisions) == (Stage.SUBMITTING, Paid.UNKNOWN, ())
     assert status.last_problem == "the store is away"
     with pytest.raises(WorkflowUpdateFailedError):
-        await generation.handle.execute_update("decide", {"action": "submit_again"})
+        await generation.handle.execute_update("decide", {"action": "resubmit"})
     error, details = await generation.failure()
     assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
     assert len(await generation.events()) < 60, "an outage must not fill the history"
@@ -1058,19 +1078,19 @@ async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig
 async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
     """After another one the ledger is asked about that one: an old decision says nothing about it."""
     second = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=2)
-    script = {"submit": [UNKNOWN, second, accepted()], "settle": [Settlement()] * 2}
-    generation = await in_doubt(rig, **script, looks=[completed()], deliver=FULL)
+    script = {"submit": [UNKNOWN, second, accepted()], "settle": [Resolution()] * 2}
+    generation = await in_doubt(rig, **script, polls_of_task=[completed()], deliver=FULL)
     assert (await generation.status()).slot == 1
-    await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+    await generation.handle.execute_update("decide", {"action": "resubmit", "slot": 1})
     await generation.reaches(lambda status: status.slot == 2)
     with pytest.raises(WorkflowUpdateFailedError) as rejection:
-        await generation.handle.execute_update("decide", {"action": "submit_again", "slot": 1})
+        await generation.handle.execute_update("decide", {"action": "resubmit", "slot": 1})
     assert isinstance(rejection.value.cause, ApplicationError)
     assert rejection.value.cause.type == "NotOffered"
-    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    await generation.handle.execute_update("decide", {"action": "resubmit"})
     assert (await generation.result()).outcome == "full"
-    assert [order.slot for order in generation.script.orders("settle_submission")] == [1, 2]
-    assert [order.slot for order in generation.script.orders("reconcile_submission")] == [1, 2]
+    assert [input.slot for input in generation.script.orders("resolve_submission")] == [1, 2]
+    assert [input.slot for input in generation.script.orders("reconcile_submission")] == [1, 2]
     assert (await generation.status()).slot is None
 
 
@@ -1081,9 +1101,9 @@ async def test_decision_refused_in_the_last_wait_is_asked_for_again(rig: Rig) ->
     script = Script(
         prepare=[GenerationPolicy(decision_window=MINUTE)],
         submit=[UNKNOWN],
-        reconcile=again(NO_WITNESS),
-        settle=[away, no, adopted],
-        looks=[completed()],
+        reconcile=again(NO_RECORDS),
+        resolve=[away, no, adopted],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1105,7 +1125,7 @@ async def test_witnesses_are_heard_at_once_and_more_often_at_first(rig: Rig) -> 
 
 
 async def test_finding_says_when_hearing_again_is_worthwhile(rig: Rig) -> None:
-    soon = NO_WITNESS.model_copy(update={"retry_after": timedelta(seconds=20)})
+    soon = NO_RECORDS.model_copy(update={"retry_after": timedelta(seconds=20)})
     generation = await in_doubt(rig, reconcile=again(soon))
     await rig.pass_time(timedelta(days=6))
     heard = generation.script.times("reconcile_submission")
@@ -1119,15 +1139,15 @@ NOT_CHARGED = Reconciliation(charged=Paid.NO, resubmittable=True, evidence=("not
 async def test_what_was_not_charged_is_submitted_again_once_a_later_check_confirms_it(rig: Rig) -> None:
     orders: list[tuple[datetime, bool]] = []
 
-    async def reconcile(order: ReconcileOrder) -> Reconciliation:
-        orders.append((server_now(), order.confirms_not_charged))
-        return Reconciliation(clear=True, resubmissions=1) if order.confirms_not_charged else NOT_CHARGED
+    async def reconcile(input: ReconcileInput) -> Reconciliation:
+        orders.append((server_now(), input.confirms_not_charged))
+        return Reconciliation(clear=True, resubmissions=1) if input.confirms_not_charged else NOT_CHARGED
 
     script = Script(
         prepare=[PATIENT],
         submit=[UNKNOWN, accepted()],
         reconcile=again(reconcile),
-        looks=[completed()],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1136,7 +1156,7 @@ async def test_what_was_not_charged_is_submitted_again_once_a_later_check_confir
     assert len(confirmed) == 1
     assert confirmed[0] - orders[0][0] >= CONFIRM_NOT_CHARGED
     assert generation.script.count("submit_generation") == 2
-    assert generation.script.count("settle_submission") == 0
+    assert generation.script.count("resolve_submission") == 0
     assert any("by itself once" in warning for warning in result.warnings)
     status = await generation.status()
     assert (status.paid, status.charged, status.warnings) == (Paid.YES, None, result.warnings)
@@ -1146,13 +1166,15 @@ async def test_a_check_that_says_otherwise_in_between_begins_the_confirmation_an
     orders: list[tuple[datetime, bool]] = []
     unclear = Reconciliation(charged=Paid.UNKNOWN)
 
-    async def reconcile(order: ReconcileOrder) -> Reconciliation:
-        orders.append((server_now(), order.confirms_not_charged))
-        if order.confirms_not_charged:
-            return Reconciliation(receipt=await receipt(order))
+    async def reconcile(input: ReconcileInput) -> Reconciliation:
+        orders.append((server_now(), input.confirms_not_charged))
+        if input.confirms_not_charged:
+            return Reconciliation(receipt=await receipt(input))
         return unclear if len(orders) == 3 else NOT_CHARGED
 
-    script = Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(reconcile), looks=[completed()], deliver=FULL)
+    script = Script(
+        prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(reconcile), polls_of_task=[completed()], deliver=FULL
+    )
     generation = await rig.generate(script)
     await generation.result()
     (confirmed,) = [at for at, confirms in orders if confirms]
@@ -1173,7 +1195,7 @@ async def test_generation_in_doubt_shows_whether_it_was_charged(rig: Rig, charge
 
 async def in_doubt(rig: Rig, **script: Any) -> Generation:
     """A generation that asks what became of its submission."""
-    known: dict[str, Any] = {"prepare": [PATIENT], "submit": [UNKNOWN], "reconcile": again(NO_WITNESS)}
+    known: dict[str, Any] = {"prepare": [PATIENT], "submit": [UNKNOWN], "reconcile": again(NO_RECORDS)}
     generation = await rig.generate(Script(**{**known, **script}), key=script.pop("key", None))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     return generation
@@ -1185,8 +1207,8 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
     status = await generation.status()
 
     assert (status.attention, status.last_problem) == (Attention.NEEDS_DECISION, "no answer")
-    assert status.decisions == ("adopt", "submit_again", "abandon")
-    assert (status.candidates, status.evidence) == (NO_WITNESS.candidates, NO_WITNESS.evidence)
+    assert status.decisions == ("adopt", "resubmit", "abandon")
+    assert (status.candidates, status.evidence) == (NO_RECORDS.candidates, NO_RECORDS.evidence)
     attributes = await generation.attributes()
     assert (attributes["VideoAttention"], attributes["VideoPaid"]) == ("needs_decision", "unknown")
     assert status.decide_by is not None
@@ -1205,13 +1227,13 @@ async def test_generation_in_doubt_shows_what_is_known_and_what_can_be_decided(r
 
 
 async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
-    generation = await in_doubt(rig, settle=[adopted], looks=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[adopted], polls_of_task=[completed()], deliver=FULL)
 
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
 
     assert (await generation.result()).task_id == "task_a"
-    (order,) = generation.script.orders("settle_submission")
-    assert order.task_id == "task_a"
+    (input,) = generation.script.orders("resolve_submission")
+    assert input.task_id == "task_a"
     assert generation.script.count("submit_generation") == 1
     attributes = await generation.attributes()
     assert (attributes["GatewayTaskId"], attributes["VideoPaid"]) == ("task_a", "yes")
@@ -1219,18 +1241,18 @@ async def test_decision_to_adopt_is_written_down_and_watched(rig: Rig) -> None:
 
 async def test_decision_to_submit_again_is_written_down_first(rig: Rig) -> None:
     generation = await in_doubt(
-        rig, submit=[UNKNOWN, accepted()], settle=[Settlement()], looks=[completed()], deliver=FULL
+        rig, submit=[UNKNOWN, accepted()], resolve=[Resolution()], polls_of_task=[completed()], deliver=FULL
     )
-    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    await generation.handle.execute_update("decide", {"action": "resubmit"})
     assert (await generation.result()).outcome == "full"
-    names = [name for name, _ in generation.script.calls if name in {"settle_submission", "submit_generation"}]
-    assert names == ["submit_generation", "settle_submission", "submit_generation"]
-    assert generation.script.orders("settle_submission")[0].task_id is None
+    names = [name for name, _ in generation.script.calls if name in {"resolve_submission", "submit_generation"}]
+    assert names == ["submit_generation", "resolve_submission", "submit_generation"]
+    assert generation.script.orders("resolve_submission")[0].task_id is None
 
 
 async def test_decision_that_the_ledger_refuses_is_asked_for_again(rig: Rig) -> None:
     owned = refusal("TaskOwned", "task_a belongs to order-1")
-    generation = await in_doubt(rig, settle=[owned, adopted], looks=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[owned, adopted], polls_of_task=[completed()], deliver=FULL)
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
     await generation.reaches(lambda status: status.last_problem == "task_a belongs to order-1" and status.decisions)
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_b"})
@@ -1250,7 +1272,7 @@ async def test_decision_to_abandon_ends_it(rig: Rig) -> None:
 
 
 async def test_nobody_decides_for_a_week(rig: Rig) -> None:
-    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_WITNESS)))
+    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_RECORDS)))
     error, details = await generation.failure()
     assert (error.type, details.paid) == ("Abandoned", Paid.UNKNOWN)
     heard = generation.script.times("reconcile_submission")
@@ -1265,8 +1287,8 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
     script = Script(
         prepare=[PATIENT],
         submit=[UNKNOWN],
-        reconcile=[NO_WITNESS, NO_WITNESS, found],
-        looks=[completed()],
+        reconcile=[NO_RECORDS, NO_RECORDS, found],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
@@ -1277,19 +1299,19 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
 
 async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig: Rig) -> None:
     """The list may take minutes to come, and two people may look at the same page."""
-    held = Held(NO_WITNESS)
+    held = Held(NO_RECORDS)
     script = Script(
         prepare=[PATIENT],
         submit=[UNKNOWN],
-        reconcile=[NO_WITNESS, held],
-        settle=[adopted],
-        looks=[completed()],
+        reconcile=[NO_RECORDS, held],
+        resolve=[adopted],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script)
     await generation.skip_to(held)
     await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_a"})
-    for second in ({"action": "submit_again"}, {"action": "adopt", "task_id": "task_b"}):
+    for second in ({"action": "resubmit"}, {"action": "adopt", "task_id": "task_b"}):
         with pytest.raises(WorkflowUpdateFailedError) as rejection:
             await generation.handle.execute_update("decide", second)
         assert isinstance(rejection.value.cause, ApplicationError)
@@ -1299,12 +1321,12 @@ async def test_decision_is_taken_while_the_witnesses_are_heard_and_only_one(rig:
         )
     held.let_go()
     assert (await generation.result()).task_id == "task_a"
-    assert [order.task_id for order in script.orders("settle_submission")] == ["task_a"]
+    assert [input.task_id for input in script.orders("resolve_submission")] == ["task_a"]
     assert script.count("submit_generation") == 1
 
 
 async def test_of_two_decisions_at_once_one_is_taken(rig: Rig) -> None:
-    generation = await in_doubt(rig, settle=[adopted] * 2, looks=[completed()], deliver=FULL)
+    generation = await in_doubt(rig, resolve=[adopted] * 2, polls_of_task=[completed()], deliver=FULL)
     choices = ("task_a", "task_b")
     ends = await asyncio.gather(
         *(generation.handle.execute_update("decide", {"action": "adopt", "task_id": choice}) for choice in choices),
@@ -1313,7 +1335,7 @@ async def test_of_two_decisions_at_once_one_is_taken(rig: Rig) -> None:
     taken = [choice for choice, end in zip(choices, ends, strict=True) if not isinstance(end, BaseException)]
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [WorkflowUpdateFailedError]
     assert [(await generation.result()).task_id] == taken
-    assert generation.script.count("settle_submission") == 1
+    assert generation.script.count("resolve_submission") == 1
 
 
 async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
@@ -1325,7 +1347,7 @@ async def test_witnesses_that_cannot_be_heard_are_evidence(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("decision", "said"),
     [
-        ({"action": "accept"}, "accept is not offered now; choose one of: adopt, submit_again, abandon"),
+        ({"action": "accept"}, "accept is not offered now; choose one of: adopt, resubmit, abandon"),
         ({"action": "adopt"}, "adopt needs a task_id, and nothing else takes one"),
         ({"action": "abandon", "task_id": "task_a"}, "adopt needs a task_id, and nothing else takes one"),
         *(
@@ -1345,7 +1367,7 @@ async def test_decision_that_does_not_fit_the_doubt_is_rejected(rig: Rig, decisi
 
 
 async def test_request_may_name_a_task_to_take_over(rig: Rig) -> None:
-    script = Script(submit=[accepted(task_id="task_old")], looks=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(task_id="task_old")], polls_of_task=[completed()], deliver=FULL)
     generation = await rig.generate(script, task_id="task_old")
     assert (await generation.result()).task_id == "task_old"
     assert generation.script.orders("submit_generation")[0].request.task_id == "task_old"
@@ -1367,39 +1389,39 @@ async def test_every_step_around_a_doubt_is_asked_with_all_that_is_known(rig: Ri
         submit=[refusal("Defect", "?"), accepted(recorded=False)],
         close=[ClosedSubmission(in_doubt=FailureDetails(slot=4, sent_at=NOON))],
         reconcile=again(Reconciliation(candidates=("task_a",))),
-        settle=[Settlement()],
+        resolve=[Resolution()],
         record=[None],
-        looks=[completed()],
+        polls_of_task=[completed()],
         deliver=FULL,
     )
     key = f"whole-{hidden}"
     generation = await rig.generate(script, key=key, **prompts)
     status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     assert "2026-07-01 12:00:00 UTC" in status.evidence[0]
-    await generation.handle.execute_update("decide", {"action": "submit_again"})
+    await generation.handle.execute_update("decide", {"action": "resubmit"})
     assert (await generation.result()).outcome == "full"
 
     asked = {name: script.orders(name) for name, _ in script.calls}
     digest, known = request_digest(request), {"key": key, "ledger_id": LEDGER}
-    assert asked["prepare_generation"] == [PrepareOrder(key=key, request=request)]
-    assert asked["submit_generation"] == [SubmitOrder(request=request, **known)] * 2
+    assert asked["prepare_generation"] == [PrepareInput(key=key, request=request)]
+    assert asked["submit_generation"] == [SubmitInput(request=request, **known)] * 2
     assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
     whose = {"model": request.model, "slot": 4, "digest": digest}
     first, *_ = asked["reconcile_submission"]
-    assert first == ReconcileOrder(hide_words=hidden, stage=Stage.SUBMITTING, **whose, **known)
-    assert asked["settle_submission"] == [SettleOrder(**whose, **known)]
+    assert first == ReconcileInput(hide_words=hidden, stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(**whose, **known)]
     (recorded,) = asked["record_submission"]
-    assert recorded == RecordOrder(receipt=recorded.receipt, **known)
+    assert recorded == RecordInput(receipt=recorded.receipt, **known)
 
 
 async def test_every_step_around_a_doubt_about_an_extension_is_asked_with_all_that_is_known(rig: Rig) -> None:
     script = Script(
         prepare=[WHOLE],
-        looks=[extend_failed(), completed(task_id="task_extend_1")],
+        polls_of_task=[extend_failed(), completed(task_id="task_extend_1")],
         extend=[refusal("Defect", "?")],
         close=[ClosedSubmission(in_doubt=FailureDetails(slot=1))],
         reconcile=again(Reconciliation()),
-        settle=[adopted],
+        resolve=[adopted],
         deliver=[*FIRST, EXTENDED],
     )
     generation = await rig.generate(script, key="whole-extension", on_extend_failed="retry")
@@ -1416,38 +1438,38 @@ async def test_every_step_around_a_doubt_about_an_extension_is_asked_with_all_th
     whose = {"model": request.model, "slot": 1, "digest": digest, "extension": True}
     asked = {name: script.orders(name) for name, _ in script.calls}
     (extension,) = asked["submit_extension"]
-    assert extension == SubmitOrder(
+    assert extension == SubmitInput(
         key="whole-extension",
         request=request,
-        extension=ExtensionOrder(remix_id="video_first", number=1),
+        extension=ExtensionInput(remix_id="video_first", number=1),
         ledger_id=LEDGER,
     )
     assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
-    assert asked["reconcile_submission"][0] == ReconcileOrder(stage=Stage.SUBMITTING, **whose, **known)
-    assert asked["settle_submission"] == [SettleOrder(task_id="task_extend_1", **whose, **known)]
+    assert asked["reconcile_submission"][0] == ReconcileInput(stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(task_id="task_extend_1", **whose, **known)]
 
 
 # --- The ledger ------------------------------------------------------------------------------------------------------
 
 
 async def test_outcome_that_the_ledger_did_not_take_is_recorded(rig: Rig) -> None:
-    script = Script(submit=[accepted(recorded=False)], record=[None], looks=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(recorded=False)], record=[None], polls_of_task=[completed()], deliver=FULL)
     generation = await rig.generate(script, key="order-21")
     assert (await generation.result()).warnings == ()
-    (order,) = generation.script.orders("record_submission")
-    assert (order.key, order.receipt.task_id, order.receipt.nonce) == ("order-21", TASK_ID, "n1")
-    assert order.receipt.recorded is False
+    (input,) = generation.script.orders("record_submission")
+    assert (input.key, input.receipt.task_id, input.receipt.nonce) == ("order-21", TASK_ID, "n1")
+    assert input.receipt.recorded is False
 
 
 async def test_recorded_outcome_is_not_recorded_again(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL))
     await generation.result()
     assert generation.script.count("record_submission") == 0
 
 
 async def test_ledger_that_refuses_is_a_warning(rig: Rig) -> None:
     no = refusal("StoreRefused", "read only")
-    script = Script(submit=[accepted(recorded=False)], record=[no], looks=[completed()], deliver=FULL)
+    script = Script(submit=[accepted(recorded=False)], record=[no], polls_of_task=[completed()], deliver=FULL)
     generation = await rig.generate(script)
     assert (await generation.result()).warnings == ("the ledger has no outcome for this submission: read only",)
 
@@ -1457,31 +1479,31 @@ async def test_ledger_that_refuses_is_a_warning(rig: Rig) -> None:
 
 async def test_refused_key_is_shown_and_the_generation_goes_on_by_itself(rig: Rig) -> None:
     no = refusal("KeyRefused", "401: wrong key", http_status=401)
-    generation = await rig.generate(Script(looks=[no, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[no, completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
 
-    status = await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY)
+    status = await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
     assert (status.polls, status.last_problem) == (1, "401: wrong key")
     assert "LONGTAKE_GATEWAY_API_KEY" in status.advice
-    assert (await generation.attributes())["VideoAttention"] == "needs_key"
+    assert (await generation.attributes())["VideoAttention"] == "needs_api_key"
 
     assert (await generation.result()).outcome == "full"
     first, second = generation.script.times("query_generation")
-    assert second - first >= PacingPolicy().expected, "asking with a dead key helps nobody"
+    assert second - first >= PollSchedule().expected, "asking with a dead key helps nobody"
     assert "VideoAttention" not in await generation.attributes()
     assert (await generation.status()).last_problem is None
 
 
 async def test_resume_looks_at_once(rig: Rig) -> None:
     no = refusal("KeyRefused", "401: wrong key", http_status=401)
-    generation = await rig.generate(Script(looks=[no, running(70), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[no, running(70), completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
-    await generation.reaches(lambda status: status.attention is Attention.NEEDS_KEY and status.next_look_at)
+    await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY and status.next_poll_at)
 
-    answer = await generation.handle.execute_update("resume")
+    answer = await generation.handle.execute_update("poll_now")
 
-    assert answer["attention"] == "needs_key"
-    status = await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)
+    assert answer["attention"] == "needs_api_key"
+    status = await generation.reaches(lambda status: status.polls == 2 and status.next_poll_at)
     assert (status.attention, status.progress) == (None, 70)
     assert (await generation.result()).polls == 3
     first, second, _ = generation.script.times("query_generation")
@@ -1490,11 +1512,11 @@ async def test_resume_looks_at_once(rig: Rig) -> None:
 
 async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
     slow = Held(running(10))
-    generation = await rig.generate(Script(looks=[slow, running(20), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[slow, running(20), completed()], deliver=FULL))
     await generation.skip_to(slow)
-    await generation.handle.execute_update("resume")
+    await generation.handle.execute_update("poll_now")
     slow.let_go()
-    assert (await generation.reaches(lambda status: status.polls == 2 and status.next_look_at)).progress == 20
+    assert (await generation.reaches(lambda status: status.polls == 2 and status.next_poll_at)).progress == 20
     await generation.result()
 
 
@@ -1502,9 +1524,9 @@ async def test_resume_during_a_look_brings_another_one(rig: Rig) -> None:
 async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage: str) -> None:
     held = Held(GenerationPolicy() if stage == "preparing" else FULL[0])
     script = {
-        "preparing": Script(prepare=[held], looks=[completed()], deliver=FULL),
-        "delivering": Script(looks=[completed()], deliver=[held]),
-        "awaiting_decision": Script(looks=[extend_failed()], deliver=FIRST),
+        "preparing": Script(prepare=[held], polls_of_task=[completed()], deliver=FULL),
+        "delivering": Script(polls_of_task=[completed()], deliver=[held]),
+        "awaiting_decision": Script(polls_of_task=[extend_failed()], deliver=FIRST),
     }[stage]
     generation = await own_rig.generate(script, on_extend_failed="ask")
     if stage == "awaiting_decision":
@@ -1514,7 +1536,7 @@ async def test_resume_is_rejected_where_nothing_is_looked_at(own_rig: Rig, stage
         await generation.skip_to(held)
 
     with pytest.raises(WorkflowUpdateFailedError) as rejection:
-        await generation.handle.execute_update("resume")
+        await generation.handle.execute_update("poll_now")
 
     assert isinstance(rejection.value.cause, ApplicationError)
     assert rejection.value.cause.type == "NotWatched"
@@ -1526,13 +1548,13 @@ async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wai
     policy = GenerationPolicy(extension_retries=1)
     script = Script(
         prepare=[policy],
-        looks=[verdict, completed(task_id="task_extend_1")],
+        polls_of_task=[verdict, completed(task_id="task_extend_1")],
         extend=[accepted(task_id="task_extend_1")],
         deliver=[*FIRST, *FULL],
     )
     generation = await own_rig.generate(script, on_extend_failed="retry")
     await generation.skip_to(verdict)
-    await generation.handle.execute_update("resume")
+    await generation.handle.execute_update("poll_now")
     verdict.let_go()
     assert (await generation.result()).outcome == "full"
     (submitted,) = script.times("submit_extension")
@@ -1544,7 +1566,7 @@ async def test_resume_during_the_look_that_brings_the_verdict_skips_no_later_wai
 
 async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
     """A week went by and nobody decided: what can be done now is something else."""
-    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_WITNESS)))
+    generation = await rig.generate(Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(NO_RECORDS)))
     await generation.failure()
     status = await generation.status()
     assert (status.decisions, status.decide_by) == ((), None)
@@ -1557,7 +1579,7 @@ async def test_an_ended_page_asks_nobody_to_decide(rig: Rig) -> None:
 async def test_a_fallback_that_nobody_decided_about_asks_no_more(rig: Rig) -> None:
     policy = GenerationPolicy(decision_window=timedelta(days=1))
     generation = await rig.generate(
-        Script(prepare=[policy], looks=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
+        Script(prepare=[policy], polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="ask"
     )
     assert (await generation.result()).outcome == "fallback"
     status = await generation.status()
@@ -1576,15 +1598,15 @@ async def test_a_cancelled_generation_asks_nobody_to_decide(own_rig: Rig) -> Non
     assert "starter.py decide" not in await generation.page()
 
 
-@pytest.mark.parametrize("kind", ["AnswerUnreadable", "TaskNotFound", "Defect", "NeverHeardOf"])
+@pytest.mark.parametrize("kind", ["InvalidResponse", "TaskNotFound", "Defect", "NeverHeardOf"])
 async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, kind: str) -> None:
     third = Held(completed(remix_id=None))
-    looks = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
-    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    polls_of_task = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
     await generation.skip_to(third)
 
     status = await generation.status()
-    assert (status.attention, status.last_problem) == (Attention.GATEWAY_TROUBLE, "an HTML page")
+    assert (status.attention, status.last_problem) == (Attention.POLL_FAILING, "an HTML page")
     assert (status.stage, status.remix_id) == (Stage.EXTENDING, "video_first")
 
     third.let_go()
@@ -1595,37 +1617,37 @@ async def test_look_that_tells_nothing_is_shown_and_looked_at_again(rig: Rig, ki
 
 
 async def test_look_is_tried_four_times_and_counts_once(rig: Rig) -> None:
-    trouble = [refusal("GatewayTrouble", "502", retried=True)] * 8
-    generation = await rig.generate(Script(looks=[*trouble, completed()], deliver=FULL))
+    trouble = [refusal("PollFailing", "502", retried=True)] * 8
+    generation = await rig.generate(Script(polls_of_task=[*trouble, completed()], deliver=FULL))
     assert (await generation.result()).polls == 3
     assert generation.script.count("query_generation") == 9
 
 
 async def test_task_that_is_not_found_for_a_while_is_waited_for(rig: Rig) -> None:
-    looks = changing(timedelta(minutes=40), refusal("TaskNotFound", "task_not_exist"), completed())
-    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    polls_of_task = changing(timedelta(minutes=40), refusal("TaskNotFound", "task_not_exist"), completed())
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
 async def test_task_that_is_never_found_is_lost(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=again(refusal("TaskNotFound", "task_not_exist"))))
+    generation = await rig.generate(Script(polls_of_task=again(refusal("TaskNotFound", "task_not_exist"))))
 
     error, details = await generation.failure()
 
-    assert error.type == "GatewayLost"
+    assert error.type == "TaskLost"
     assert error.message == f"the gateway does not know the task {TASK_ID}: task_not_exist"
     assert (details.paid, details.task_id, details.request_id) == (Paid.YES, TASK_ID, "req-1")
     times = generation.script.times("query_generation")
     assert timedelta(minutes=45) <= times[-1] - times[0] < timedelta(minutes=60)
-    assert (await generation.attributes())["VideoOutcome"] == "GatewayLost"
+    assert (await generation.attributes())["VideoOutcome"] == "TaskLost"
 
 
 async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) -> None:
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=MINUTE), stalled_after=10 * MINUTE)
+    policy = GenerationPolicy(schedule=PollSchedule(expected=MINUTE), overdue_after=10 * MINUTE)
     missing = refusal("TaskNotFound", "task_not_exist")
     found = Held(running(10))
-    looks = chain([missing, found], changing(9 * MINUTE, missing, completed()))
-    generation = await rig.generate(Script(prepare=[policy], looks=looks, deliver=FULL))
+    polls_of_task = chain([missing, found], changing(9 * MINUTE, missing, completed()))
+    generation = await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task, deliver=FULL))
     await generation.skip_to(found)
     found.let_go()
     assert (await generation.result()).outcome == "full"
@@ -1638,17 +1660,17 @@ async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(ri
     good = running(61, remix_id="video_first", remix_id_extend="video_second", upstream_task_id="up-1", quota=7)
     gone = lost(error_message="upstream returned error")
     third = Held(gone)
-    generation = await rig.generate(Script(looks=chain([good, gone, third], again(gone))))
+    generation = await rig.generate(Script(polls_of_task=chain([good, gone, third], again(gone))))
     await generation.skip_to(third)
     status = await generation.status()
-    assert (status.attention, status.last_problem) == (Attention.GATEWAY_LOST, "upstream returned error")
+    assert (status.attention, status.last_problem) == (Attention.TASK_LOST, "upstream returned error")
     assert (status.remix_id, status.stage) == ("video_first", Stage.EXTENDING)
-    assert (await generation.attributes())["VideoAttention"] == "gateway_lost"
+    assert (await generation.attributes())["VideoAttention"] == "task_lost"
     third.let_go()
 
     error, details = await generation.failure()
 
-    assert error.type == "GatewayLost"
+    assert error.type == "TaskLost"
     assert "upstream returned error" in error.message
     assert error.category is ApplicationErrorCategory.UNSPECIFIED
     assert (details.paid, details.task_id, details.quota) == (Paid.YES, TASK_ID, 7)
@@ -1661,23 +1683,23 @@ async def test_task_given_up_without_a_verdict_is_still_watched_and_then_lost(ri
 
 
 async def test_lost_without_a_reason_says_what_the_gateway_said(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=again(lost())))
+    generation = await rig.generate(Script(polls_of_task=again(lost())))
     error, _ = await generation.failure()
     assert "the gateway says FAILURE, without a verdict" in error.message
 
 
 async def test_task_given_up_and_found_again_is_delivered(rig: Rig) -> None:
     gone = lost(error_message="upstream returned error")
-    looks = chain([running(20)], changing(timedelta(minutes=8), gone, completed()))
-    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    polls_of_task = chain([running(20)], changing(timedelta(minutes=8), gone, completed()))
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
     assert (await generation.result()).outcome == "full"
     assert (await generation.status()).last_problem is None
 
 
 async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
     gone = lost(error_message="upstream returned error")
-    looks = chain([gone, running(20)], changing(timedelta(minutes=9), gone, completed()))
-    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    polls_of_task = chain([gone, running(20)], changing(timedelta(minutes=9), gone, completed()))
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
     assert (await generation.result()).outcome == "full"
 
 
@@ -1685,12 +1707,12 @@ async def test_task_given_up_twice_is_watched_twice(rig: Rig) -> None:
 
 
 async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collected(rig: Rig) -> None:
-    looks = changing(timedelta(hours=5), running(60), completed())
-    generation = await rig.generate(Script(looks=looks, deliver=FULL))
+    polls_of_task = changing(timedelta(hours=5), running(60), completed())
+    generation = await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))
     await rig.pass_time(timedelta(minutes=44))
     assert (await generation.status()).attention is None
     await rig.pass_time(timedelta(minutes=15))
-    await generation.reaches(lambda status: status.attention is Attention.STALLED)
+    await generation.reaches(lambda status: status.attention is Attention.OVERDUE)
     assert (await generation.attributes())["VideoAttention"] == "stalled"
     assert "Never start it again elsewhere" in (await generation.status()).advice
 
@@ -1706,19 +1728,19 @@ async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collecte
 
 async def test_no_verdict_within_a_day_ends_as_stalled_with_everything_known(rig: Rig) -> None:
     # Believed to be slow, so that it is looked at every half an hour once it is stalled, and the day passes quickly.
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=5 * HOUR))
-    script = Script(prepare=[policy], looks=again(running(60, remix_id="video_first")))
+    policy = GenerationPolicy(schedule=PollSchedule(expected=5 * HOUR))
+    script = Script(prepare=[policy], polls_of_task=again(running(60, remix_id="video_first")))
     generation = await rig.generate(script)
 
     error, details = await generation.failure()
 
-    assert (error.type, error.message) == ("GenerationStalled", "no verdict within 1 day, 0:00:00")
+    assert (error.type, error.message) == ("GenerationTimedOut", "no verdict within 1 day, 0:00:00")
     assert (details.paid, details.task_id, details.remix_id) == (Paid.YES, TASK_ID, "video_first")
     assert "pays nothing" in details.advice
     times = generation.script.times("query_generation")
     assert 21 * HOUR < times[-1] - times[0] < 24 * HOUR
     assert details.polls == len(times)
-    assert (await generation.attributes())["VideoOutcome"] == "GenerationStalled"
+    assert (await generation.attributes())["VideoOutcome"] == "GenerationTimedOut"
 
 
 @pytest.mark.parametrize(("verdict", "kind"), [(completed(), DeliveryKind.FULL), (extend_failed(), DeliveryKind.FIRST)])
@@ -1727,14 +1749,14 @@ async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
 ) -> None:
     no = refusal("StoreRefused", "the disk is full", retried=True, paid=Paid.YES, advice="overruled")
     policy = GenerationPolicy(delivery_window=3 * HOUR)
-    generation = await rig.generate(Script(prepare=[policy], looks=[verdict], deliver=again(no)))
+    generation = await rig.generate(Script(prepare=[policy], polls_of_task=[verdict], deliver=again(no)))
 
     error, details = await generation.failure()
 
     assert (error.type, error.message) == ("DeliveryFailed", "the disk is full")
     assert (details.paid, details.task_id, details.remix_id) == (Paid.YES, TASK_ID, "video_first")
     assert "without paying again" in details.advice
-    assert {order.kind for order in generation.script.orders("deliver_video")} == {kind}
+    assert {input.kind for input in generation.script.orders("deliver_video")} == {kind}
     times = generation.script.times("deliver_video")
     assert 2 * HOUR + 50 * MINUTE < times[-1] - times[0] <= 3 * HOUR
     assert generation.script.count("submit_generation") == 1
@@ -1743,7 +1765,7 @@ async def test_delivery_that_fails_for_its_whole_window_ends_with_the_ids(
 
 async def test_delivery_that_is_hopeless_ends_at_once(rig: Rig) -> None:
     no = refusal("DeliveryFailed", "every source says it is gone")
-    generation = await rig.generate(Script(looks=[completed()], deliver=[no]))
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=[no]))
     error, details = await generation.failure()
     assert (error.type, error.message, details.paid) == (
         "DeliveryFailed",
@@ -1756,9 +1778,9 @@ async def test_delivery_that_is_hopeless_ends_at_once(rig: Rig) -> None:
 
 
 async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -> None:
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=timedelta(hours=1), floor=timedelta(minutes=9)))
-    looks = changing(HOUR, running(10), completed())
-    generation = await rig.generate(Script(prepare=[policy], looks=looks, deliver=FULL))
+    policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=timedelta(minutes=9)))
+    polls_of_task = changing(HOUR, running(10), completed())
+    generation = await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task, deliver=FULL))
     await generation.result()
     submitted = generation.script.times("submit_generation")[0]
     times = generation.script.times("query_generation")
@@ -1767,11 +1789,11 @@ async def test_looks_are_paced_by_the_policy_that_the_worker_brought(rig: Rig) -
 
 
 async def test_hd_generations_are_looked_at_later(rig: Rig) -> None:
-    generation = await rig.generate(Script(looks=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
+    generation = await rig.generate(Script(polls_of_task=[completed()], deliver=FULL), model="veo_3_1-hd-remix")
     await generation.result()
     (submitted,) = generation.script.times("submit_generation")
-    (looked,) = generation.script.times("query_generation")
-    assert looked - submitted > timedelta(seconds=120)
+    (polled,) = generation.script.times("query_generation")
+    assert polled - submitted > timedelta(seconds=120)
 
 
 # --- Continue as new -------------------------------------------------------------------------------------------------
@@ -1789,12 +1811,12 @@ async def first_run_status(rig: Rig, generation: Generation) -> WorkflowExecutio
 async def test_long_generation_continues_as_new_with_everything_it_knows(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_limit = watching.LOOKS_PER_RUN
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 40)
-    policy = GenerationPolicy(pacing=PacingPolicy(expected=MINUTE), stalled_after=20 * HOUR)
+    real_limit = watching.POLLS_PER_RUN
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 40)
+    policy = GenerationPolicy(schedule=PollSchedule(expected=MINUTE), overdue_after=20 * HOUR)
     told = running(70, remix_id="video_first", remix_id_extend="video_second", quota=7)
     forgetful = completed(remix_id=None, remix_id_extend=None, quota=None)
-    script = Script(prepare=[policy], looks=[told, *[running(70)] * 84, forgetful], deliver=FULL)
+    script = Script(prepare=[policy], polls_of_task=[told, *[running(70)] * 84, forgetful], deliver=FULL)
     generation = await rig.generate(script, size="1920x1080")
 
     result = await generation.result()
@@ -1816,13 +1838,13 @@ async def test_long_generation_continues_as_new_with_everything_it_knows(
 
 
 async def test_clocks_that_were_running_go_on_in_the_next_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 3)
-    script = Script(looks=chain([running(60, remix_id="video_first")], again(lost(error_message="gone"))))
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 3)
+    script = Script(polls_of_task=chain([running(60, remix_id="video_first")], again(lost(error_message="gone"))))
     generation = await rig.generate(script)
 
     error, details = await generation.failure()
 
-    assert (error.type, details.remix_id, details.request_id) == ("GatewayLost", "video_first", "req-1")
+    assert (error.type, details.remix_id, details.request_id) == ("TaskLost", "video_first", "req-1")
     times = script.times("query_generation")
     assert len(times) > 6
     assert 10 * MINUTE <= times[-1] - times[1] < 12 * MINUTE, "the ten minutes began in the first run"
@@ -1830,13 +1852,13 @@ async def test_clocks_that_were_running_go_on_in_the_next_run(rig: Rig, monkeypa
 
 
 async def test_what_needs_attention_is_still_shown_in_the_next_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS_PER_RUN", 1)
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
     last = Held(completed())
-    generation = await rig.generate(Script(looks=[refusal("KeyRefused", "401"), last], deliver=FULL))
+    generation = await rig.generate(Script(polls_of_task=[refusal("KeyRefused", "401"), last], deliver=FULL))
     await generation.skip_to(last)
     status = await generation.status()
-    assert (status.attention, status.last_problem, status.polls) == (Attention.NEEDS_KEY, "401", 2)
+    assert (status.attention, status.last_problem, status.polls) == (Attention.NEEDS_API_KEY, "401", 2)
     last.let_go()
     assert (await generation.result()).outcome == "full"
     first, second = generation.script.times("query_generation")
-    assert second - first >= PacingPolicy().expected, "a dead key is not asked with any sooner"
+    assert second - first >= PollSchedule().expected, "a dead key is not asked with any sooner"

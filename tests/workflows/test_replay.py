@@ -14,12 +14,12 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from longtake.temporal import DATA_CONVERTER, workflow_id
+from longtake.temporal.connection import DATA_CONVERTER, workflow_id
 from tests.workflows.changed_workflows import WithAnotherCommandAtTheEnd, WithAnotherEnd, WithAnotherTimer
 from tests.workflows.record_histories import FOLDER, RECORDINGS, SHORT_RUN
 from tests.workflows.rig import IDENTITY, without_summary
 from worker import workflow_setup
-from workflows import watching
+from workflows.steps import poll as watching
 
 HISTORIES = sorted(FOLDER.glob("*.json"))
 
@@ -40,8 +40,8 @@ ENDS = {
     "unknown": (FAILED, "SubmissionOutcomeUnknown"),
     "adopted": (COMPLETED, "full"),
     "abandoned": (FAILED, "Abandoned"),
-    "gateway_lost": (FAILED, "GatewayLost"),
-    "stalled": (FAILED, "GenerationStalled"),
+    "task_lost": (FAILED, "TaskLost"),
+    "stalled": (FAILED, "GenerationTimedOut"),
     "delivery_failed": (FAILED, "DeliveryFailed"),
     "cancelled": (CANCELLED, None),
     "cancelled_while_submitting": (CANCELLED, None),
@@ -82,13 +82,13 @@ def test_history_is_what_it_says(path: Path) -> None:
 
 
 @pytest.fixture
-def looks_per_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def polls_per_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one history that continues as new was recorded with few looks, to be short."""
     if path.stem == "continued_as_new":
-        monkeypatch.setattr(watching, "LOOKS_PER_RUN", SHORT_RUN)
+        monkeypatch.setattr(watching, "POLLS_PER_RUN", SHORT_RUN)
 
 
-@pytest.mark.usefixtures("looks_per_run")
+@pytest.mark.usefixtures("polls_per_run")
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_history_can_still_be_followed(path: Path) -> None:
     await replayer().replay_workflow(history(path))

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
-from longtake import ledger as ledger_module
 from longtake.models import Stage
-from longtake.temporal import workflow_id
+from longtake.submission import ledger as ledger_module
+from longtake.temporal.connection import workflow_id
 from tests.workflows.real_site import PATIENCE_SECONDS, running_site
-from workflows import settling
+from workflows.steps import resolve as resolving
 
 ENDED = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
 
@@ -23,7 +23,7 @@ ENDED = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
 def _no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its owner is given up as soon as its exchange must be over."""
     monkeypatch.setattr(ledger_module, "MARGIN", timedelta(0))
-    monkeypatch.setattr(settling, "HEAR_WITNESSES_AGAIN", (timedelta(seconds=2),))
+    monkeypatch.setattr(resolving, "CHECK_ACCOUNT_AGAIN", (timedelta(seconds=2),))
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with its slot", "typed into the UI"])
@@ -35,7 +35,7 @@ async def test_reset_at_any_workflow_task_never_pays_unasked(tmp_path: Path, dec
         run_id = await site.start(key, "submit_reset,unpaid,times=9")
         for number in range(1, asked):
             await site.reaches(key, lambda status: status.stage is Stage.AWAITING_DECISION)
-            await site.decide(key, action="submit_again", **({"slot": number} if named else {}))
+            await site.decide(key, action="resubmit", **({"slot": number} if named else {}))
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while site.posts() <= number:  # noqa: ASYNC110 - the simulator's ledger tells nobody
                     await asyncio.sleep(0.02)

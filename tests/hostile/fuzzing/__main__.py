@@ -18,7 +18,7 @@ _CORPUS = Path(__file__).parents[1] / "corpus"
 _TARGETS = sorted(path.name for path in _CORPUS.iterdir())
 _HANG_SECONDS = 60
 """On the clock, for an input that never returns; what holds up the loop for less is the watchdog's to find."""
-_MOST_INPUT_BYTES = 16_384
+_MAX_INPUT_BYTES = 16_384
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def _one(target: str, work: Path, seconds: int) -> tuple[int, str]:
             [
                 *(sys.executable, "-m", "tests.hostile.fuzzing", "--run", target),
                 *(f"-max_total_time={seconds}", f"-timeout={_HANG_SECONDS}", "-rss_limit_mb=0"),
-                *(f"-max_len={_MOST_INPUT_BYTES}", f"-artifact_prefix={broken}/{target}-", "-print_final_stats=1"),
+                *(f"-max_len={_MAX_INPUT_BYTES}", f"-artifact_prefix={broken}/{target}-", "-print_final_stats=1"),
                 *(str(kept), str(_CORPUS / target)),
             ],
             stdout=output,

@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from longtake.gateway import wire
-from longtake.keyring import KeyRing, parse_keys
-from longtake.ledger import Intent, Outcome, Response
+from longtake.submission.ledger import Intent, Outcome, Response
+from longtake.temporal.key_ring import KeyRing, parse_keys
 from tests.hostile.fuzzing.replayed import CUT
 from tests.hostile.fuzzing.targets import CORPUS, ENCRYPTION_KEYS, FORM, KEY, TASK
 from tests.longtake.media_samples import mp4

@@ -13,6 +13,8 @@ import math
 import os
 import re
 import shlex
+import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,8 +27,21 @@ from obstore.store import MemoryStore
 from pydantic import SecretStr, ValidationError
 from temporalio.api.common.v1 import Payload
 
-from longtake import delivery, display, ledger, public_network
-from longtake.catalog import (
+from longtake import display
+from longtake.delivery import download as delivery
+from longtake.delivery import public_network
+from longtake.delivery.download import DownloadFailed, Fetcher, Source, SourceFailed
+from longtake.delivery.mp4 import Mp4Reader, NotAWholeVideo
+from longtake.delivery.task_records import _path, forget_links, load_record, video_directory
+from longtake.gateway import wire
+from longtake.gateway.account import AccountClient, AccountRecords, ConsoleAccess
+from longtake.gateway.client import GatewayClient, SubmissionForm
+from longtake.gateway.errors import GatewayError, GatewayUnreachable
+from longtake.gateway.links import expires_at
+from longtake.models import CarriedGeneration, Decision, DeliveryKind, GenerateVideoInput, MediaInfo
+from longtake.observability.logs import JsonFormatter, TextFormatter
+from longtake.request.images import ImageProblem, check_image_bytes, check_image_url, read_data_uri
+from longtake.request.rules import (
     MAX_PROBLEMS,
     InvalidRequest,
     check_request,
@@ -36,23 +51,13 @@ from longtake.catalog import (
     request_digest,
     warnings_for,
 )
-from longtake.delivery import DownloadFailed, Fetcher, Source, SourceFailed
-from longtake.encryption import EncryptionCodec, Place
-from longtake.gateway import wire
-from longtake.gateway.client import GatewayClient, SubmissionForm
-from longtake.gateway.errors import GatewayError, GatewayUnreachable
-from longtake.gateway.links import expires_at
-from longtake.gateway.witnesses import ConsoleAccess, Testimony, Witnesses
-from longtake.images import ImageProblem, check_image_bytes, check_image_url, read_data_uri
-from longtake.keyring import KeyRing, PayloadUnreadable, parse_keys
-from longtake.ledger import Answer, Arm, LedgerError, SubmissionLedger
-from longtake.logs import JsonFormatter, TextFormatter
-from longtake.media import Mp4Reader, NotAWholeVideo
-from longtake.models import CarriedGeneration, Decision, DeliveryKind, GenerateVideoInput, MediaInfo
-from longtake.records import _path, forget_links, load_record, video_directory
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.temporal import DATA_CONVERTER
+from longtake.submission import ledger
+from longtake.submission.ledger import Answer, CreateIntent, LedgerError, SubmissionLedger
+from longtake.temporal.codec import EncryptionCodec, Place
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, parse_keys
 from tests.hostile.fuzzing.replayed import Replay, parts
 
 KEY: Final = "sk-fuzzed0123456789"
@@ -63,8 +68,8 @@ FORM: Final = SubmissionForm(
 GATEWAY_HOST: Final = "gateway.example"
 PUBLIC_ADDRESS: Final = "93.184.215.14"
 ENCRYPTION_KEYS: Final = "k1:" + "A" * 43 + "="
-_MOST_ERROR_CHARS = 2_000
-_LONGEST_FAILURE_CHARS = 100_000
+_MAX_ERROR_CHARS = 2_000
+_MAX_FAILURE_CHARS = 100_000
 _WINDOW = (datetime(2026, 7, 1, tzinfo=UTC), datetime(2026, 7, 2, tzinfo=UTC))
 # One name of a store for the lot: its backend is made anew for each input.
 _STORE_URL = "memory:"
@@ -81,12 +86,12 @@ def one_line(text: str | None, most: int) -> None:
 
 def told(error: GatewayError) -> None:
     """An error of the gateway's, as people and Temporal get it."""
-    one_line(str(error), _MOST_ERROR_CHARS)
+    one_line(str(error), _MAX_ERROR_CHARS)
     one_line(error.gateway_message, 300)
     one_line(error.code, 256)
-    one_line(error.excerpt, wire.MOST_EXCERPT_CHARS)
+    one_line(error.excerpt, wire.MAX_EXCERPT_CHARS)
     assert error.request_id is None or is_task_id(error.request_id)
-    assert error.retry_after is None or timedelta(0) < error.retry_after <= wire.LONGEST_RETRY_AFTER
+    assert error.retry_after is None or timedelta(0) < error.retry_after <= wire.MAX_RETRY_AFTER
 
 
 def sane_record(record: wire.GatewayRecord) -> None:
@@ -121,12 +126,16 @@ class Readers:
                 patch.delenv(name)
         patch.setattr(public_network, "_resolve", self._resolve)  # no name is looked up
         patch.setattr(ledger, "_WRITE_TRIES", 1)  # it waits between them
+        patch.setattr(delivery, "_BREAK_PAUSE_SECONDS", 0)
+        patch.setitem(sys.modules, "trio", None)  # for each request httpcore looks whether it has been installed since
+        tls = ssl.create_default_context()
+        patch.setattr(ssl, "create_default_context", lambda *_, **__: tls)  # to load the authorities takes 70 ms
         patch.setattr(logging.getLogger("longtake"), "disabled", True)
         patch.setattr(logging.getLogger("longtake.gateway"), "disabled", True)
         keys = [SecretStr(KEY)]
         base = f"https://{GATEWAY_HOST}"
         self.gateway = GatewayClient(base_url=base, api_keys=keys, transport=self.replay.transport())
-        self.witnesses = Witnesses(
+        self.account_client = AccountClient(
             base_url=base,
             api_key=keys[0],
             console=ConsoleAccess(SecretStr("console0123456789"), "7"),
@@ -197,15 +206,15 @@ class Readers:
     async def lists(self, data: bytes) -> None:
         self.replay.give(parts(data, 4))
         since, until = _WINDOW
-        said = await self.witnesses.ask(model="veo_3_1-fast-remix", since=since, until=until)
-        newest = await self.witnesses.ask_newest()
-        for testimony in (said, newest):
-            assert Testimony.model_validate_json(testimony.model_dump_json()) == testimony
-            for note in testimony.notes:
-                one_line(note, _MOST_ERROR_CHARS)
-            assert all(is_task_id(task.task_id) for task in testimony.tasks or ())
-            assert all(is_task_id(task.task_id) for task in testimony.seen)
-            assert testimony.retry_after is None or testimony.retry_after > timedelta(0)
+        said = await self.account_client.ask(model="veo_3_1-fast-remix", since=since, until=until)
+        newest = await self.account_client.ask_newest()
+        for reported in (said, newest):
+            assert AccountRecords.model_validate_json(reported.model_dump_json()) == reported
+            for note in reported.notes:
+                one_line(note, _MAX_ERROR_CHARS)
+            assert all(is_task_id(task.task_id) for task in reported.tasks or ())
+            assert all(is_task_id(task.task_id) for task in reported.seen)
+            assert reported.retry_after is None or reported.retry_after > timedelta(0)
         try:
             assert all(isinstance(name, str) for name in await self.gateway.list_models())
             await self.gateway.check_key()
@@ -221,13 +230,13 @@ class Readers:
             one_line(facts.type, 256)
             assert FORM.prompt not in str(facts)
         excerpt = wire.read_excerpt(data, secrets=secrets)
-        one_line(excerpt, wire.MOST_EXCERPT_CHARS)
+        one_line(excerpt, wire.MAX_EXCERPT_CHARS)
         assert FORM.prompt not in excerpt
 
     async def headers(self, data: bytes) -> None:
         text = data.decode("latin-1")
         wait = wire.read_retry_after({"Retry-After": text})
-        assert wait is None or timedelta(0) < wait <= wire.LONGEST_RETRY_AFTER
+        assert wait is None or timedelta(0) < wait <= wire.MAX_RETRY_AFTER
         name = wire.read_request_id({"x-oneapi-request-id": text}, "x-oneapi-request-id")
         assert name is None or is_task_id(name)
 
@@ -268,7 +277,7 @@ class Readers:
             assert await there.head(path) == receipt.video.bytes
             sane_media(receipt.video)
         except DownloadFailed as error:
-            one_line(str(error), _MOST_ERROR_CHARS)
+            one_line(str(error), _MAX_ERROR_CHARS)
         for host, sent in self.replay.sent:
             assert host == GATEWAY_HOST or public_network.is_public(host)
             assert host == GATEWAY_HOST or KEY.encode() not in sent
@@ -338,9 +347,9 @@ class Readers:
         records = SubmissionLedger(there, longest_exchange=timedelta(seconds=1))
         sent = 0
 
-        async def send(arm: Arm) -> Answer:
+        async def send(create_intent: CreateIntent) -> Answer:
             nonlocal sent
-            await arm()
+            await create_intent()
             sent += 1
             raise GatewayUnreachable("nothing was sent")
 
@@ -352,9 +361,9 @@ class Readers:
             lambda: records.open_slot("fuzzed"),
             lambda: records.doubt("fuzzed", 1),
             lambda: records.owners_of([TASK, "task_other"]),
-            lambda: records.rivals("another", "veo_3_1-fast-remix"),
+            lambda: records.others_in_doubt("another", "veo_3_1-fast-remix"),
             lambda: records.submit("fuzzed", digest="d", send=send, owner="fuzz", model="m"),
-            lambda: records.settle("fuzzed", 1, task_id=TASK, reason="fuzz"),
+            lambda: records.resolve("fuzzed", 1, task_id=TASK, reason="fuzz"),
             lambda: records.close_unsent("fuzzed", fence=datetime.now(UTC), owner="fuzz"),
             lambda: records.adopt("fuzzed", digest="d", task_id="task_b", owner="fuzz", model="m"),
         ]
@@ -408,7 +417,7 @@ class Readers:
             try:
                 opened = await EncryptionCodec(self.ring, strict=strict, place=place).decode([payload])
             except PayloadUnreadable as error:
-                assert len(str(error)) < _LONGEST_FAILURE_CHARS
+                assert len(str(error)) < _MAX_FAILURE_CHARS
                 continue
             assert not strict
             assert opened == [payload]
@@ -429,7 +438,7 @@ class Readers:
             request = check_request(decoded)
         except InvalidRequest as error:
             assert 0 < len(error.problems) <= MAX_PROBLEMS
-            assert len(str(error)) < _LONGEST_FAILURE_CHARS
+            assert len(str(error)) < _MAX_FAILURE_CHARS
             str(error).encode()
         else:
             assert GenerateVideoInput.model_validate_json(request.model_dump_json()) == request
@@ -444,7 +453,7 @@ class Readers:
         try:
             decision = DATA_CONVERTER.payload_converter.from_payload(payload, Decision)
         except Exception as error:  # noqa: BLE001 - the SDK refuses the update with it
-            assert len(str(error)) < _LONGEST_FAILURE_CHARS
+            assert len(str(error)) < _MAX_FAILURE_CHARS
         else:
             assert isinstance(decision, Decision)
 

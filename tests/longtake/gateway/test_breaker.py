@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from longtake.gateway.breaker import LONGEST_TRIAL_PAUSE, TRIAL_PAUSE, KeyBreaker
+from longtake.gateway.breaker import MAX_TRIAL_PAUSE, TRIAL_PAUSE, KeyBreaker
 from longtake.gateway.errors import KeyRefused, QuotaExhausted
 
 EMPTY = QuotaExhausted("out of quota", status=403, code="insufficient_user_quota", retry_after=timedelta(seconds=1))
@@ -78,7 +78,7 @@ def test_a_refusal_that_lasts_is_tried_more_rarely(breaker: KeyBreaker, clock: C
             breaker.refused(EMPTY)
     pauses = [after - before for before, after in pairwise(tried)]
     assert min(pauses) >= PAUSE
-    assert max(pauses) == LONGEST_TRIAL_PAUSE.total_seconds()
+    assert max(pauses) == MAX_TRIAL_PAUSE.total_seconds()
     assert len(tried) < 250, "each may use up one of the thousand slots of a generation"
 
 

@@ -24,13 +24,13 @@ from pydantic import SecretStr
 
 from longtake.gateway.client import GatewayClient, SendHookDidNotFire, SubmissionForm
 from longtake.gateway.errors import (
-    AnswerLost,
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
     RequestRefused,
+    ResponseLost,
     TaskNotFound,
 )
 from longtake.models import TaskState
@@ -161,7 +161,7 @@ def connect(url: str, *keys: str, **options: Any) -> GatewayClient:
     return GatewayClient(base_url=url, api_keys=[SecretStr(key) for key in keys or ("sk-first",)], **options)
 
 
-class Arm:
+class CreateIntent:
     """A `before_send` that counts, and may refuse."""
 
     def __init__(self, error: BaseException | None = None) -> None:
@@ -202,7 +202,7 @@ class TestForm:
     async def test_text_to_video(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(200, ACCEPTED))
         form = SubmissionForm(model="veo_3_1-remix", prompt="猫 \r\n--x", prompt_extend="跳", size="1280x720")
-        sent = await client.submit(form, before_send=Arm())
+        sent = await client.submit(form, before_send=CreateIntent())
         assert (sent.task_id, sent.request_id, sent.status) == (TASK, "req-1", 200)
         request = gateway.requests[0]
         assert (request.method, request.target) == ("POST", "/v1/videos")
@@ -222,7 +222,8 @@ class TestForm:
             Part(filename="image-2.jpg", media_type="image/jpeg", content=b"last"),
         ]
         await client.submit(
-            SubmissionForm(model="veo_3_1-fl-remix", prompt="a", prompt_extend="b", images=images), before_send=Arm()
+            SubmissionForm(model="veo_3_1-fl-remix", prompt="a", prompt_extend="b", images=images),
+            before_send=CreateIntent(),
         )
         assert parts_of(gateway.requests[0])[3:] == [
             ("input_reference[]", "image-1.png", "image/png", b"first\r\n\x00\xff"),
@@ -233,7 +234,8 @@ class TestForm:
         gateway.will(answer(200, ACCEPTED))
         images = [Part(text="https://example.com/2.png"), Part(text="data:image/png;base64,AAAA")]
         await client.submit(
-            SubmissionForm(model="veo_3_1-remix", prompt="a", prompt_extend="b", images=images), before_send=Arm()
+            SubmissionForm(model="veo_3_1-remix", prompt="a", prompt_extend="b", images=images),
+            before_send=CreateIntent(),
         )
         assert parts_of(gateway.requests[0])[3:] == [
             ("input_reference[]", None, None, b"https://example.com/2.png"),
@@ -248,11 +250,13 @@ class TestForm:
             SubmissionForm(model="m", prompt="a", prompt_extend="b", images=images)
 
     async def test_text_that_cannot_be_sent(self, gateway: RawGateway, client: GatewayClient) -> None:
-        arm = Arm()
+        create_intent = CreateIntent()
         with pytest.raises(RequestRefused, match=r"prompt_extend is not valid Unicode") as caught:
-            await client.submit(SubmissionForm(model="m", prompt="a", prompt_extend="cat \ud800"), before_send=arm)
+            await client.submit(
+                SubmissionForm(model="m", prompt="a", prompt_extend="cat \ud800"), before_send=create_intent
+            )
         assert "cat" not in str(caught.value)
-        assert (arm.fired, gateway.connections) == (0, 0)
+        assert (create_intent.fired, gateway.connections) == (0, 0)
 
     def test_prompts_are_not_shown(self) -> None:
         assert "cat" not in repr(FORM)
@@ -290,7 +294,7 @@ class TestBeforeTheFirstByte:
         gateway.will(answer(200, ACCEPTED))
         async with connect(gateway.url, submit_timeout=timedelta(seconds=0.5)) as client:
             with pytest.raises(type(error)) as caught:
-                await client.submit(FORM, before_send=Arm(error))
+                await client.submit(FORM, before_send=CreateIntent(error))
         assert caught.value is error
         await gateway.disconnected.wait()
         assert (gateway.connections, gateway.bytes_read) == (1, 0)
@@ -324,10 +328,10 @@ class TestBeforeTheFirstByte:
         self, gateway: RawGateway, client: GatewayClient
     ) -> None:
         gateway.will(answer(200, ACCEPTED))
-        arm = Arm()
-        await client.submit(FORM, before_send=arm)
-        await client.submit(FORM, before_send=arm)
-        assert (gateway.connections, arm.fired) == (2, 2)
+        create_intent = CreateIntent()
+        await client.submit(FORM, before_send=create_intent)
+        await client.submit(FORM, before_send=create_intent)
+        assert (gateway.connections, create_intent.fired) == (2, 2)
 
     async def test_a_second_transmission_is_refused(self, gateway: RawGateway) -> None:
         class Twice(httpx.AsyncHTTPTransport):
@@ -336,18 +340,18 @@ class TestBeforeTheFirstByte:
                 return await super().handle_async_request(request)
 
         gateway.will(answer(200, ACCEPTED))
-        arm = Arm()
+        create_intent = CreateIntent()
         async with connect(gateway.url, transport=Twice()) as client:
-            with pytest.raises(AnswerLost, match="second time was refused"):
-                await client.submit(FORM, before_send=arm)
-        assert (len(gateway.requests), arm.fired) == (1, 1)
+            with pytest.raises(ResponseLost, match="second time was refused"):
+                await client.submit(FORM, before_send=create_intent)
+        assert (len(gateway.requests), create_intent.fired) == (1, 1)
 
     @pytest.mark.parametrize("status", [200, 400, 502])
     async def test_an_answer_without_the_hook_is_a_defect(self, status: int) -> None:
         transport = UnreadAnswers(lambda _: httpx.Response(status, json=ACCEPTED))
         async with connect("http://gateway.example", transport=transport) as client:
             with pytest.raises(SendHookDidNotFire) as caught:
-                await client.submit(FORM, before_send=Arm())
+                await client.submit(FORM, before_send=CreateIntent())
         assert not isinstance(caught.value, GatewayError)
 
     async def test_after_an_answer_without_the_hook_it_never_sends_again(self) -> None:
@@ -359,10 +363,10 @@ class TestBeforeTheFirstByte:
 
         async with connect("http://gateway.example", transport=UnreadAnswers(handle)) as client:
             with pytest.raises(SendHookDidNotFire):
-                await client.submit(FORM, before_send=Arm())
+                await client.submit(FORM, before_send=CreateIntent())
             for _ in range(2):
                 with pytest.raises(GatewayUnreachable, match="nothing is sent by this worker any more"):
-                    await client.submit(FORM, before_send=Arm())
+                    await client.submit(FORM, before_send=CreateIntent())
         assert len(sent) == 1
 
 
@@ -372,12 +376,12 @@ class TestNothingWasSent:
             closed.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
             async with connect(url) as client:
-                arm = Arm()
+                create_intent = CreateIntent()
                 with pytest.raises(GatewayUnreachable, match="nothing was sent"):
-                    await client.submit(FORM, before_send=arm)
+                    await client.submit(FORM, before_send=create_intent)
                 with pytest.raises(GatewayUnreachable):
                     await client.query(TASK)
-        assert arm.fired == 0
+        assert create_intent.fired == 0
 
     async def test_no_tls_there(self, gateway: RawGateway) -> None:
         async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -386,29 +390,29 @@ class TestNothingWasSent:
 
         server = await asyncio.start_server(plain, "127.0.0.1", 0)
         async with server, connect(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-            arm = Arm()
+            create_intent = CreateIntent()
             with pytest.raises(GatewayUnreachable, match="nothing was sent"):
-                await client.submit(FORM, before_send=arm)
-        assert arm.fired == 0
+                await client.submit(FORM, before_send=create_intent)
+        assert create_intent.fired == 0
 
     async def test_a_certificate_that_nobody_signed(self, gateway: RawGateway, tmp_path: Path) -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(make_certificate(tmp_path, "localhost"))
         server = await asyncio.start_server(gateway.serve, "127.0.0.1", 0, ssl=tls)
         async with server, connect(f"https://localhost:{server.sockets[0].getsockname()[1]}") as client:
-            arm = Arm()
+            create_intent = CreateIntent()
             with pytest.raises(GatewayUnreachable, match="nothing was sent"):
-                await client.submit(FORM, before_send=arm)
-        assert (arm.fired, gateway.bytes_read) == (0, 0)
+                await client.submit(FORM, before_send=create_intent)
+        assert (create_intent.fired, gateway.bytes_read) == (0, 0)
 
     async def test_proxy_refuses(self, gateway: RawGateway, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTPS_PROXY", gateway.url)
         gateway.will(answer(503, b"no"))
         async with connect("https://gateway.example") as client:
-            arm = Arm()
+            create_intent = CreateIntent()
             with pytest.raises(GatewayUnreachable, match="ProxyError"):
-                await client.submit(FORM, before_send=arm)
-        assert (arm.fired, [request.method for request in gateway.requests]) == (0, ["CONNECT"])
+                await client.submit(FORM, before_send=create_intent)
+        assert (create_intent.fired, [request.method for request in gateway.requests]) == (0, ["CONNECT"])
 
     async def test_through_a_proxy_the_hook_fires_after_tls(
         self, gateway: RawGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -450,12 +454,12 @@ class TestOutcomeUnknown:
     async def test_sent_and_no_whole_answer(self, gateway: RawGateway, behaviour: Behaviour) -> None:
         gateway.will(behaviour)
         async with connect(gateway.url, submit_timeout=timedelta(seconds=0.5)) as client:
-            arm = Arm()
-            with pytest.raises(AnswerLost) as caught:
-                await client.submit(FORM, before_send=arm)
-            with pytest.raises(AnswerLost):
+            create_intent = CreateIntent()
+            with pytest.raises(ResponseLost) as caught:
+                await client.submit(FORM, before_send=create_intent)
+            with pytest.raises(ResponseLost):
                 await connect_quickly(gateway).query(TASK)
-        assert (arm.fired, gateway.requests[0].method) == (1, "POST")
+        assert (create_intent.fired, gateway.requests[0].method) == (1, "POST")
         assert sum(request.method == "POST" for request in gateway.requests) == 1
         assert "moon" not in str(caught.value)
         if behaviour is HALF_ANSWER:
@@ -471,14 +475,14 @@ class TestOutcomeUnknown:
 
         gateway.will(trickle)
         async with connect(gateway.url, submit_timeout=timedelta(seconds=0.3)) as client:
-            with pytest.raises(AnswerLost):
-                await client.submit(FORM, before_send=Arm())
+            with pytest.raises(ResponseLost):
+                await client.submit(FORM, before_send=CreateIntent())
 
     @pytest.mark.parametrize("body", [b"<html><title>Welcome</title>", b"", b'{"status": "queued"}', b"[1]"])
     async def test_200_without_an_id(self, gateway: RawGateway, client: GatewayClient, body: bytes) -> None:
         gateway.will(answer(200, body))
-        with pytest.raises(AnswerUnreadable) as caught:
-            await client.submit(FORM, before_send=Arm())
+        with pytest.raises(InvalidResponse) as caught:
+            await client.submit(FORM, before_send=CreateIntent())
         assert (caught.value.status, caught.value.request_id) == (200, "req-1")
 
     @pytest.mark.parametrize(
@@ -494,8 +498,8 @@ class TestOutcomeUnknown:
         self, gateway: RawGateway, client: GatewayClient, status: int, body: object, shows: str
     ) -> None:
         gateway.will(answer(status, body))
-        with pytest.raises((AnswerUnreadable, AnswerLost)) as caught:
-            await client.submit(FORM, before_send=Arm())
+        with pytest.raises((InvalidResponse, ResponseLost)) as caught:
+            await client.submit(FORM, before_send=CreateIntent())
         assert caught.value.excerpt
         assert shows in caught.value.excerpt
         for secret in ("cat", "jumps", "sk-first"):
@@ -503,16 +507,16 @@ class TestOutcomeUnknown:
 
     async def test_an_answer_without_end(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(200, b" " * (4 * 1024 * 1024 + 1)))
-        with pytest.raises(AnswerUnreadable, match="larger than"):
-            await client.submit(FORM, before_send=Arm())
-        with pytest.raises(AnswerUnreadable, match="larger than"):
+        with pytest.raises(InvalidResponse, match="larger than"):
+            await client.submit(FORM, before_send=CreateIntent())
+        with pytest.raises(InvalidResponse, match="larger than"):
             await client.query(TASK)
 
     @pytest.mark.parametrize("status", [307, 308])
     async def test_redirects_are_not_followed(self, gateway: RawGateway, client: GatewayClient, status: int) -> None:
         gateway.will(answer(status, b"", Location=f"{gateway.url}/elsewhere"))
-        with pytest.raises(AnswerLost):
-            await client.submit(FORM, before_send=Arm())
+        with pytest.raises(ResponseLost):
+            await client.submit(FORM, before_send=CreateIntent())
         assert len(gateway.requests) == 1
 
 
@@ -521,7 +525,7 @@ class TestRefusal:
         message = f"bad prompt: {FORM.prompt}, key sk-first, see https://gw.example/x?token=SECRET"
         gateway.will(answer(400, {"code": "invalid_request", "message": message, "data": None}))
         with pytest.raises(RequestRefused) as caught:
-            await client.submit(FORM, before_send=Arm())
+            await client.submit(FORM, before_send=CreateIntent())
         error = caught.value
         assert str(error).startswith("[req-1] ")
         assert error.gateway_message == "bad prompt: …, key …, see https://gw.example/x?…"
@@ -530,7 +534,7 @@ class TestRefusal:
     async def test_wait_as_long_as_asked(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(429, {}, Retry_After="7"))
         with pytest.raises(GatewayBusy) as caught:
-            await client.submit(FORM, before_send=Arm())
+            await client.submit(FORM, before_send=CreateIntent())
         assert caught.value.retry_after == timedelta(seconds=7)
 
 
@@ -570,17 +574,17 @@ class TestQuery:
             (404, b"<html>", TaskNotFound),
             (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None}, TaskNotFound),
             (200, {"code": "task_not_exist", "message": "task_not_exist", "data": None}, TaskNotFound),
-            (400, {"code": "something_else", "message": "no"}, AnswerUnreadable),
-            (405, b"", AnswerUnreadable),
-            (302, b"", AnswerUnreadable),
-            (200, b"<html><title>Console</title></html>", AnswerUnreadable),
-            (200, b"", AnswerUnreadable),
-            (200, {"code": "success", "data": None}, AnswerUnreadable),
+            (400, {"code": "something_else", "message": "no"}, InvalidResponse),
+            (405, b"", InvalidResponse),
+            (302, b"", InvalidResponse),
+            (200, b"<html><title>Console</title></html>", InvalidResponse),
+            (200, b"", InvalidResponse),
+            (200, {"code": "success", "data": None}, InvalidResponse),
             (429, {}, GatewayBusy),
-            (500, {"code": "do_request_failed"}, AnswerLost),
-            (503, b"", AnswerLost),
+            (500, {"code": "do_request_failed"}, ResponseLost),
+            (503, b"", ResponseLost),
             (522, b"", GatewayUnreachable),
-            (524, {"status": 524, "title": "timeout"}, AnswerLost),
+            (524, {"status": 524, "title": "timeout"}, ResponseLost),
             (401, {"error": {"message": "无效的令牌"}}, KeyRefused),
             (403, b"", KeyRefused),
         ],
@@ -599,7 +603,7 @@ class TestQuery:
 
     async def test_html_points_at_the_url(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(200, b"<html><title>Console</title></html>"))
-        with pytest.raises(AnswerUnreadable, match=r"an HTML page: Console; is LONGTAKE_GATEWAY_URL right\?"):
+        with pytest.raises(InvalidResponse, match=r"an HTML page: Console; is LONGTAKE_GATEWAY_URL right\?"):
             await client.query(TASK)
 
     async def test_as_many_at_once_as_wanted(self, gateway: RawGateway, client: GatewayClient) -> None:
@@ -632,7 +636,7 @@ class TestKeyRing:
         gateway.will(answer(401), answer(200, RUNNING), answer(200, ACCEPTED))
         async with connect(gateway.url, "sk-one", "sk-two") as client:
             await client.query(TASK)
-            await client.submit(FORM, before_send=Arm())
+            await client.submit(FORM, before_send=CreateIntent())
         assert gateway.requests[-1].headers["Authorization"] == "Bearer sk-one"
 
     async def test_other_troubles_do_not_try_other_keys(self, gateway: RawGateway) -> None:
@@ -660,12 +664,12 @@ class TestDoctor:
     @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": null}'])
     async def test_no_list(self, gateway: RawGateway, client: GatewayClient, body: bytes) -> None:
         gateway.will(answer(200, body))
-        with pytest.raises(AnswerUnreadable, match="LONGTAKE_GATEWAY_URL"):
+        with pytest.raises(InvalidResponse, match="LONGTAKE_GATEWAY_URL"):
             await client.list_models()
 
     async def test_no_such_route(self, gateway: RawGateway, client: GatewayClient) -> None:
         gateway.will(answer(404, b"<html>"))
-        with pytest.raises(AnswerUnreadable, match="LONGTAKE_GATEWAY_URL"):
+        with pytest.raises(InvalidResponse, match="LONGTAKE_GATEWAY_URL"):
             await client.list_models()
 
     async def test_every_key_is_checked(self, gateway: RawGateway) -> None:
@@ -744,9 +748,9 @@ class TestLog:
     ) -> None:
         caplog.set_level(logging.INFO)
         gateway.will(answer(200, ACCEPTED), answer(200, RUNNING), reset)
-        await client.submit(FORM, before_send=Arm())
+        await client.submit(FORM, before_send=CreateIntent())
         await client.query(TASK)
-        with pytest.raises(AnswerLost):
+        with pytest.raises(ResponseLost):
             await client.query(TASK)
         lines = [
             vars(entry) | {"event": entry.getMessage()} for entry in caplog.records if entry.name == "longtake.gateway"

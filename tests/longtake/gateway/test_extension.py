@@ -14,19 +14,19 @@ from pydantic import SecretStr
 
 from longtake.gateway.client import GatewayClient, SendHookDidNotFire, SubmissionForm
 from longtake.gateway.errors import (
-    AnswerLost,
-    AnswerUnreadable,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
+    InvalidResponse,
     KeyRefused,
     QuotaExhausted,
     RequestRefused,
+    ResponseLost,
 )
 from longtake.gateway.extension import ExtensionClient
 from longtake.models import TaskState
 from simulator import Simulator, SimulatorSettings, serve
-from tests.longtake.gateway.test_client import Arm, Behaviour, RawGateway, answer, hang, reset, say
+from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, reset, say
 from tests.unread import UnreadAnswers
 
 KEY = "sk-simulator-key"
@@ -68,11 +68,11 @@ class TestSimulator:
         settings = SimulatorSettings(tmp_path, KEY, seconds=1e-6, speed=50, remix=True)
         async with serve(settings) as sim, connect(sim.url) as client:
             task_id, remix_id = await fail_to_extend(sim)
-            arm = Arm()
-            sent = await client.submit(remix_id, PROMPT, before_send=arm)
+            create_intent = CreateIntent()
+            sent = await client.submit(remix_id, PROMPT, before_send=create_intent)
             record = await client.query(sent.task_id)
             assert (await client.query(sent.task_id, second_path=True)).state is TaskState.COMPLETED
-            assert (arm.fired, sim.ledger.paid()["total"]) == (1, 2)
+            assert (create_intent.fired, sim.ledger.paid()["total"]) == (1, 2)
             assert sent.task_id != task_id
             assert (record.state, record.task_id) == (TaskState.COMPLETED, sent.task_id)
             assert record.video_url
@@ -84,7 +84,7 @@ class TestSimulator:
         async with serve(SimulatorSettings(tmp_path, KEY, seconds=1e-6, speed=50)) as sim, connect(sim.url) as client:
             _, remix_id = await fail_to_extend(sim)
             with pytest.raises(RequestRefused, match="this gateway cannot retry extensions") as caught:
-                await client.submit(remix_id, PROMPT, before_send=Arm())
+                await client.submit(remix_id, PROMPT, before_send=CreateIntent())
             assert (caught.value.status, caught.value.code) == (400, "task_origin_not_exist")
             assert "LONGTAKE_EXTEND_URL" in str(caught.value)
             assert sim.ledger.paid()["total"] == 1
@@ -92,11 +92,11 @@ class TestSimulator:
     @pytest.mark.parametrize(
         ("fault", "error", "paid"),
         [
-            ("submit_reset", AnswerLost, 1),
-            ("submit_half", AnswerLost, 1),
-            ("submit_504", AnswerLost, 1),
-            ("fail_to_fetch_task", AnswerLost, 1),
-            ("submit_no_id", AnswerUnreadable, 1),
+            ("submit_reset", ResponseLost, 1),
+            ("submit_half", ResponseLost, 1),
+            ("submit_504", ResponseLost, 1),
+            ("fail_to_fetch_task", ResponseLost, 1),
+            ("submit_no_id", InvalidResponse, 1),
             ("rate_limited", GatewayBusy, 0),
             ("submit_522", GatewayUnreachable, 0),
             ("insufficient_quota", QuotaExhausted, 0),
@@ -108,7 +108,7 @@ class TestSimulator:
         async with serve(settings) as sim, connect(sim.url) as client:
             _, remix_id = await fail_to_extend(sim)
             with pytest.raises(GatewayError) as caught:
-                await client.submit(remix_id, f"{PROMPT} [sim:{fault}]", before_send=Arm())
+                await client.submit(remix_id, f"{PROMPT} [sim:{fault}]", before_send=CreateIntent())
             assert type(caught.value) is error
             remixes = [entry for entry in sim.ledger.submissions() if entry["kind"] == "remix"]
             assert [entry["paid"] for entry in remixes] == [bool(paid)]
@@ -117,7 +117,7 @@ class TestSimulator:
 class TestRequest:
     async def test_what_is_sent(self, gateway: RawGateway, client: ExtensionClient) -> None:
         gateway.will(answer(200, FLAT))
-        await client.submit(CLIP, "猫 \r\n", before_send=Arm())
+        await client.submit(CLIP, "猫 \r\n", before_send=CreateIntent())
         request = gateway.requests[0]
         assert (request.method, request.target) == ("POST", f"/v1/videos/{CLIP}/remix")
         assert request.headers["Authorization"] == f"Bearer {KEY}"
@@ -128,7 +128,7 @@ class TestRequest:
         gateway.will(answer(200, FLAT))
         url = f"{gateway.url}/api/v1/"
         async with connect(url, path="/v2/{remix_id}:extend", model="veo_3_1-fast-remix") as client:
-            await client.submit("a/../b?c#d", PROMPT, before_send=Arm())
+            await client.submit("a/../b?c#d", PROMPT, before_send=CreateIntent())
             assert client.model == "veo_3_1-fast-remix"
         assert gateway.requests[0].target == "/api/v2/a%2F..%2Fb%3Fc%23d:extend"
         assert json.loads(gateway.requests[0].body)["model"] == "veo_3_1-fast-remix"
@@ -136,18 +136,18 @@ class TestRequest:
     @pytest.mark.parametrize("body", [FLAT, WRAPPED, {"code": "success", "data": "task_new"}])
     async def test_answers(self, gateway: RawGateway, client: ExtensionClient, body: object) -> None:
         gateway.will(answer(200, body))
-        sent = await client.submit(CLIP, PROMPT, before_send=Arm())
+        sent = await client.submit(CLIP, PROMPT, before_send=CreateIntent())
         assert (sent.task_id, sent.request_id, sent.status) == ("task_new", "req-1", 200)
 
     async def test_text_that_cannot_be_sent(self, gateway: RawGateway, client: ExtensionClient) -> None:
-        arm = Arm()
+        create_intent = CreateIntent()
         with pytest.raises(RequestRefused, match="prompt_extend is not valid Unicode") as caught:
-            await client.submit(CLIP, "cat \ud800", before_send=arm)
+            await client.submit(CLIP, "cat \ud800", before_send=create_intent)
         assert "cat" not in str(caught.value)
         for nonsense in ("", "."):
             with pytest.raises(RequestRefused, match="nothing was sent"):
-                await client.submit(nonsense, PROMPT, before_send=arm)
-        assert (arm.fired, gateway.connections) == (0, 0)
+                await client.submit(nonsense, PROMPT, before_send=create_intent)
+        assert (create_intent.fired, gateway.connections) == (0, 0)
 
 
 class TestBeforeTheFirstByte:
@@ -162,7 +162,7 @@ class TestBeforeTheFirstByte:
             seen.append(gateway.bytes_read)
 
         await client.submit(CLIP, PROMPT, before_send=before_send)
-        await client.submit(CLIP, PROMPT, before_send=Arm())
+        await client.submit(CLIP, PROMPT, before_send=CreateIntent())
         assert seen == [0]
         assert (gateway.connections, len(gateway.requests)) == (2, 2)  # a connection of its own for each
 
@@ -175,7 +175,7 @@ class TestBeforeTheFirstByte:
         self, gateway: RawGateway, client: ExtensionClient, error: BaseException
     ) -> None:
         with pytest.raises(type(error)) as caught:
-            await client.submit(CLIP, PROMPT, before_send=Arm(error))
+            await client.submit(CLIP, PROMPT, before_send=CreateIntent(error))
         assert caught.value is error
         await gateway.disconnected.wait()
         assert (gateway.connections, gateway.bytes_read) == (1, 0)
@@ -184,16 +184,16 @@ class TestBeforeTheFirstByte:
         transport = UnreadAnswers(lambda _: httpx.Response(200, json=FLAT))
         async with connect("http://gateway.example", transport=transport) as client:
             with pytest.raises(SendHookDidNotFire):
-                await client.submit(CLIP, PROMPT, before_send=Arm())
+                await client.submit(CLIP, PROMPT, before_send=CreateIntent())
 
     async def test_connection_refused(self) -> None:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             async with connect(f"http://127.0.0.1:{closed.getsockname()[1]}") as client:
-                arm = Arm()
+                create_intent = CreateIntent()
                 with pytest.raises(GatewayUnreachable, match=r"nothing was sent.*is LONGTAKE_EXTEND_URL right"):
-                    await client.submit(CLIP, PROMPT, before_send=arm)
-        assert arm.fired == 0
+                    await client.submit(CLIP, PROMPT, before_send=create_intent)
+        assert create_intent.fired == 0
 
 
 class TestAfterIt:
@@ -205,21 +205,21 @@ class TestAfterIt:
     async def test_sent_and_no_whole_answer(self, gateway: RawGateway, behaviour: Behaviour) -> None:
         gateway.will(behaviour)
         async with connect(gateway.url, submit_timeout=timedelta(seconds=0.5)) as client:
-            arm = Arm()
-            with pytest.raises(AnswerLost) as caught:
-                await client.submit(CLIP, PROMPT, before_send=arm)
-        assert (arm.fired, len(gateway.requests)) == (1, 1)
+            create_intent = CreateIntent()
+            with pytest.raises(ResponseLost) as caught:
+                await client.submit(CLIP, PROMPT, before_send=create_intent)
+        assert (create_intent.fired, len(gateway.requests)) == (1, 1)
         assert "moon" not in str(caught.value)
 
     @pytest.mark.parametrize("body", [b"<html><title>Welcome</title>", b"", b'{"status": "queued"}', b"[]"])
     async def test_200_without_an_id(self, gateway: RawGateway, client: ExtensionClient, body: bytes) -> None:
         gateway.will(answer(200, body))
-        with pytest.raises(AnswerUnreadable):
-            await client.submit(CLIP, PROMPT, before_send=Arm())
+        with pytest.raises(InvalidResponse):
+            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
 
     @pytest.mark.parametrize(
         ("location", "error"),
-        [("/v1/videos/video_0b8f/remix", RequestRefused), ("/v1/videos/task_new", AnswerLost)],
+        [("/v1/videos/video_0b8f/remix", RequestRefused), ("/v1/videos/task_new", ResponseLost)],
         ids=["the same route", "another"],
     )
     async def test_redirects_are_not_followed(
@@ -227,7 +227,7 @@ class TestAfterIt:
     ) -> None:
         gateway.will(answer(307, b"", Location=f"https://gw.example{location}"))
         with pytest.raises(error) as caught:
-            await client.submit(CLIP, PROMPT, before_send=Arm())
+            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
         assert len(gateway.requests) == 1
         if error is RequestRefused:
             assert "set LONGTAKE_EXTEND_URL to https://gw.example" in str(caught.value)
@@ -236,14 +236,14 @@ class TestAfterIt:
     async def test_no_such_route(self, gateway: RawGateway, client: ExtensionClient, status: int) -> None:
         gateway.will(answer(status, b"<html>"))
         with pytest.raises(RequestRefused, match="cannot retry extensions"):
-            await client.submit(CLIP, PROMPT, before_send=Arm())
+            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
 
     async def test_a_refusal_names_the_setting_and_not_the_prompt(
         self, gateway: RawGateway, client: ExtensionClient
     ) -> None:
         gateway.will(answer(401, {"error": {"message": f"no: {PROMPT}, {KEY}"}}))
         with pytest.raises(KeyRefused, match="check LONGTAKE_EXTEND_API_KEY") as caught:
-            await client.submit(CLIP, PROMPT, before_send=Arm())
+            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
         with pytest.raises(KeyRefused, match="check LONGTAKE_EXTEND_API_KEY"):
             await client.query("task_new")
         assert str(caught.value).startswith("[req-1] ")
@@ -281,7 +281,7 @@ async def fail_to_extend(sim: Simulator) -> tuple[str, str]:
     """A generation whose extension failed: its task id and the first segment's id."""
     form = SubmissionForm(model="veo_3_1-remix", prompt="a cat [sim:extend_failed]", prompt_extend="b")
     async with GatewayClient(base_url=sim.url, api_keys=[SecretStr(KEY)]) as client:
-        task_id = (await client.submit(form, before_send=Arm())).task_id
+        task_id = (await client.submit(form, before_send=CreateIntent())).task_id
         record = await client.query(task_id)
     assert record.state is TaskState.EXTEND_FAILED
     assert record.remix_id

@@ -7,7 +7,6 @@ import pytest
 
 from longtake.gateway.client import PAID_TABLE, classify_submission
 from longtake.gateway.errors import (
-    AnswerLost,
     GatewayBusy,
     GatewayError,
     GatewayUnreachable,
@@ -15,6 +14,7 @@ from longtake.gateway.errors import (
     MediaRefused,
     QuotaExhausted,
     RequestRefused,
+    ResponseLost,
 )
 
 NO_JOB = (GatewayUnreachable, GatewayBusy, RequestRefused)
@@ -47,6 +47,8 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
     (405, b"", RequestRefused),
     (409, b"", RequestRefused),
     (451, b"", RequestRefused),
+    # The gateway's own key was refused upstream: ours is good.
+    *[(status, relay("fail_to_fetch_task"), RequestRefused) for status in (401, 402, 403)],
     # Nothing was made until an operator acts.
     *[(status, body, KeyRefused) for status in (401, 403) for body in (relay("x"), routing("x"), HTML, b"")],
     *[(402, body, QuotaExhausted) for body in (relay("x"), routing("x"), HTML, b"")],
@@ -65,7 +67,7 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
     (500, relay("build_request_failed"), GatewayBusy),
     # Unknown.
     *[
-        (500, relay(code), AnswerLost)
+        (500, relay(code), ResponseLost)
         for code in (
             "get_channel_failed",  # in stock it hides the error of a first try, `do_request_failed` perhaps
             "do_request_failed",
@@ -76,18 +78,18 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
             "never_heard_of",
         )
     ],
-    *[(status, relay("fail_to_fetch_task"), AnswerLost) for status in (500, 502, 503, 504)],
-    *[(status, HTML, AnswerLost) for status in (500, 502, 503, 504, 520, 524, 527, 530, 599)],
+    *[(status, relay("fail_to_fetch_task"), ResponseLost) for status in (500, 502, 503, 504)],
+    *[(status, HTML, ResponseLost) for status in (500, 502, 503, 504, 520, 524, 527, 530, 599)],
     # The codes that are harmless at one status prove nothing at another.
-    (500, routing("model_not_found"), AnswerLost),
-    (502, relay("get_channel_failed"), AnswerLost),
-    (503, relay("build_request_failed"), AnswerLost),
-    (500, relay("insufficient_user_quota"), AnswerLost),
+    (500, routing("model_not_found"), ResponseLost),
+    (502, relay("get_channel_failed"), ResponseLost),
+    (503, relay("build_request_failed"), ResponseLost),
+    (500, relay("insufficient_user_quota"), ResponseLost),
     # Time-outs under a 4xx number.
-    (408, b"", AnswerLost),
-    (499, b"", AnswerLost),
+    (408, b"", ResponseLost),
+    (499, b"", ResponseLost),
     # Outside of HTTP as we know it.
-    *[(status, b"", AnswerLost) for status in (100, 101, 300, 304, 600, 999)],
+    *[(status, b"", ResponseLost) for status in (100, 101, 300, 304, 600, 999)],
 ]
 
 
@@ -111,12 +113,12 @@ def test_accepted(status: int) -> None:
         *[(status, "https://gw.example/v1/videos", RequestRefused) for status in (301, 302, 307, 308)],
         (308, "https://gw.example/api/v1/videos/?x=1", RequestRefused),
         # "See other" is what an application says after it has processed a POST.
-        (303, "https://gw.example/v1/videos", AnswerLost),
-        (302, "https://gw.example/login", AnswerLost),
-        (307, "https://gw.example/v1/videos/task_1", AnswerLost),
-        (307, "/v1/videos", AnswerLost),
-        (301, "http://[", AnswerLost),
-        (301, "", AnswerLost),
+        (303, "https://gw.example/v1/videos", ResponseLost),
+        (302, "https://gw.example/login", ResponseLost),
+        (307, "https://gw.example/v1/videos/task_1", ResponseLost),
+        (307, "/v1/videos", ResponseLost),
+        (301, "http://[", ResponseLost),
+        (301, "", ResponseLost),
     ],
 )
 def test_redirects(status: int, location: str, means: type[GatewayError]) -> None:
@@ -161,6 +163,6 @@ def test_every_row_of_the_code_is_exercised() -> None:
 def test_every_status_is_decided_and_no_5xx_is_a_refusal_for_good() -> None:
     for status in (*range(100, 200), *range(300, 1000)):
         error = classify_submission(status, {}, b"")
-        assert isinstance(error, (*NO_JOB, AnswerLost))
+        assert isinstance(error, (*NO_JOB, ResponseLost))
         if status >= 500:
             assert not isinstance(error, RequestRefused)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.errors import AnswerUnreadable, GatewayError, KeyRefused
+from longtake.gateway.errors import GatewayError, InvalidResponse, KeyRefused
 from longtake.gateway.preflight import Preflight
 from tests.unread import UnreadAnswers
 
@@ -57,9 +57,9 @@ async def test_what_fails_by_itself_proves_nothing(status: int) -> None:
 @pytest.mark.parametrize(
     ("answers", "error"),
     [
-        ({MODELS: (200, PAGE)}, AnswerUnreadable),
-        ({MODELS: (404, PAGE), TASK: (404, PAGE)}, AnswerUnreadable),
-        ({MODELS: (404, PAGE), TASK: (200, PAGE)}, AnswerUnreadable),
+        ({MODELS: (200, PAGE)}, InvalidResponse),
+        ({MODELS: (404, PAGE), TASK: (404, PAGE)}, InvalidResponse),
+        ({MODELS: (404, PAGE), TASK: (200, PAGE)}, InvalidResponse),
         ({MODELS: (401, {"error": {"message": "invalid token"}})}, KeyRefused),
         ({MODELS: (404, PAGE), TASK: (401, {"error": {"message": "invalid token"}})}, KeyRefused),
     ],

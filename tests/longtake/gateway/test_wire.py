@@ -13,10 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from longtake.catalog import is_task_id
-from longtake.gateway.errors import AnswerUnreadable, TaskNotFound
+from longtake.gateway.errors import InvalidResponse, TaskNotFound
 from longtake.gateway.wire import (
-    LONGEST_RETRY_AFTER,
+    MAX_RETRY_AFTER,
     ErrorFacts,
     GatewayRecord,
     read_error,
@@ -28,6 +27,7 @@ from longtake.gateway.wire import (
     redact,
 )
 from longtake.models import Stage, TaskState
+from longtake.request.rules import is_task_id
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_bytes()) for path in sorted((Path(__file__).parent / "examples").glob("*.json"))
@@ -225,7 +225,7 @@ class TestShapes:
         ],
     )
     def test_no_task_in_it(self, body: object) -> None:
-        with pytest.raises(AnswerUnreadable) as caught:
+        with pytest.raises(InvalidResponse) as caught:
             read(body)
         assert caught.value.request_id == "req-1"
 
@@ -452,13 +452,13 @@ class TestSubmission:
         ],
     )
     def test_no_id(self, body: object) -> None:
-        with pytest.raises(AnswerUnreadable) as caught:
+        with pytest.raises(InvalidResponse) as caught:
             read_submission(body, status=200, request_id="req-9")
         assert str(caught.value).startswith("[req-9] ")
         assert caught.value.status == 200
 
     def test_the_error_repeats_no_values(self) -> None:
-        with pytest.raises(AnswerUnreadable) as caught:
+        with pytest.raises(InvalidResponse) as caught:
             read_submission({"note": "a cat on the moon"}, status=200, request_id=None)
         assert "note" in str(caught.value)
         assert "cat" not in str(caught.value)
@@ -596,10 +596,10 @@ class TestRetryAfter:
         [
             ("7", timedelta(seconds=7)),
             ("1.5", timedelta(seconds=1.5)),
-            ("86400", LONGEST_RETRY_AFTER),
+            ("86400", MAX_RETRY_AFTER),
             ("Wed, 01 Jul 2026 12:01:00 GMT", timedelta(minutes=1)),
             ("Wed, 01 Jul 2026 12:01:00 -0000", timedelta(minutes=1)),
-            ("Fri, 01 Jan 2100 00:00:00 GMT", LONGEST_RETRY_AFTER),
+            ("Fri, 01 Jan 2100 00:00:00 GMT", MAX_RETRY_AFTER),
             ("Wed, 01 Jul 2020 12:01:00 GMT", None),
             ("0", None),
             ("-3", None),
@@ -614,7 +614,7 @@ class TestRetryAfter:
     @given(st.text())
     def test_any_text(self, value: str) -> None:
         wait = read_retry_after({"retry-after": value})
-        assert wait is None or timedelta(0) < wait <= LONGEST_RETRY_AFTER
+        assert wait is None or timedelta(0) < wait <= MAX_RETRY_AFTER
 
 
 # Any JSON that Python can hold, with the texts and numbers that break readers.
@@ -654,14 +654,14 @@ def check_reads_or_refuses(body: object) -> None:
     shown = ""
     try:
         record = read(body)
-    except (AnswerUnreadable, TaskNotFound) as error:
+    except (InvalidResponse, TaskNotFound) as error:
         shown = str(error)
     else:
         assert GatewayRecord.from_json(record.to_json()) == record
         assert len(record.without_links().model_dump_json()) < 8000
     try:
         shown += read_submission(body, status=200, request_id=None)
-    except AnswerUnreadable as error:
+    except InvalidResponse as error:
         shown += str(error)
     assert len(shown.encode()) < 4000
     assert shown.isprintable()
@@ -717,5 +717,5 @@ def test_an_id_ends_where_search_attributes_and_decisions_do(length: int) -> Non
     if length <= 255:
         assert read_submission({"task_id": task_id}, status=200, request_id=None) == task_id
         return
-    with pytest.raises(AnswerUnreadable):
+    with pytest.raises(InvalidResponse):
         read_submission({"task_id": task_id}, status=200, request_id=None)

@@ -1,0 +1,118 @@
+"""What the store keeps of a generation beside the ledger: its request, and the last good record of each task.
+
+The record has the links until the clip is stored: links never enter a payload. The request is what `starter.py recover`
+starts a paid generation with that Temporal has forgotten.
+"""
+
+import hashlib
+import re
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from longtake.gateway.wire import GatewayRecord
+from longtake.models import DeliveryKind, GenerateVideoInput, TaskState
+from longtake.request.rules import request_digest
+from longtake.storage import Store
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def folder_name(key: str) -> str:
+    """A folder for this key: the key itself where it is a plain name, otherwise one that cannot mislead a store."""
+    if _PLAIN.fullmatch(key):
+        return key
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', key)[:60].strip('-')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def video_directory(key: str) -> str:
+    """Where the videos of a generation lie in the store."""
+    return f"videos/{folder_name(key)}"
+
+
+async def save_record(store: Store, key: str, record: GatewayRecord) -> None:
+    """Keep a record; a link that it does not repeat is kept from the one before.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    try:
+        before = await load_record(store, key, record.task_id)
+    except ValueError:  # not a record: this one takes its place
+        before = None
+    await store.put(_path(key, record.task_id), (record.completed_by(before) if before else record).to_json())
+
+
+async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | None:
+    """The record kept last, or None.
+
+    Raises:
+        StoreProblem: The store does not answer.
+        ValueError: What is kept there is not a record.
+    """
+    content = await store.get(_path(key, task_id))
+    return None if content is None else GatewayRecord.from_json(content)
+
+
+async def save_request(store: Store, key: str, request: GenerateVideoInput) -> None:
+    """Keep a request before it is paid for; prompts that are paths stay paths.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    await store.put(_request_path(key, request_digest(request)), request.model_dump_json().encode())
+
+
+async def load_request(store: Store, key: str, digest: str) -> GenerateVideoInput | None:
+    """The request of this key with this digest (`catalog.request_digest`); None where it is not kept, or is another.
+
+    Raises:
+        StoreProblem: The store does not answer.
+    """
+    content = await store.get(_request_path(key, digest))
+    try:
+        request = None if content is None else GenerateVideoInput.model_validate_json(content)
+    except ValidationError:
+        return None
+    return request if request is not None and request_digest(request) == digest else None
+
+
+async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKind, keep_first: bool) -> None:
+    """Take out of the kept record the links that a delivered clip no longer needs; the rest of it stays.
+
+    Args:
+        store: Where it lies.
+        key: Whose.
+        task_id: Which task's.
+        kind: The clip that is stored.
+        keep_first: Whether the first 8 s beside a full video are still to be downloaded.
+
+    Raises:
+        StoreProblem: The store does not take it.
+    """
+    try:
+        record = await load_record(store, key, task_id)
+    except ValueError:  # it cannot be read, and may hold links all the same
+        await store.delete(_path(key, task_id))
+        return
+    if record is None:
+        return
+    full_is_needed = kind is DeliveryKind.FIRST and record.state is TaskState.COMPLETED
+    first_is_needed = kind is DeliveryKind.FULL and keep_first
+    without = replace(
+        record,
+        video_url=record.video_url if full_is_needed else None,
+        result_url=record.result_url if full_is_needed else None,
+        first_video_url=record.first_video_url if first_is_needed else None,
+    )
+    if without != record:
+        # Not `save_record`, which would keep them.
+        await store.put(_path(key, task_id), without.to_json())
+
+
+def _path(key: str, task_id: str) -> str:
+    return f"records/{folder_name(key)}/{hashlib.sha256(task_id.encode()).hexdigest()[:16]}.json"
+
+
+def _request_path(key: str, digest: str) -> str:
+    return f"records/{folder_name(key)}/request-{digest[:16]}.json"

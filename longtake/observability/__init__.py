@@ -1,0 +1,1 @@
+"""Logs, metrics, traces of HTTP exchanges, and the gauges of running generations."""

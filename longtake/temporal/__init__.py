@@ -1,0 +1,1 @@
+"""Temporal: names, connection, payload encryption, tracing, and the namespace's memory of its ledger."""
