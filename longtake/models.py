@@ -280,7 +280,7 @@ class Attention(StrEnum):
 
     NEEDS_API_KEY = "needs_api_key"
     NEEDS_DECISION = "needs_decision"
-    OVERDUE = "stalled"
+    OVERDUE = "overdue"
     TASK_LOST = "task_lost"
     POLL_FAILING = "poll_failing"
     """The last look failed or could not be read; the generation goes on looking."""
@@ -674,40 +674,3 @@ class Decision(_Payload):
         if isinstance(given, dict) and (len(given) > _MAX_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
             raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
         return given
-
-
-class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new.
-
-    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
-    workflow task, and a newer worker takes it.
-    """
-
-    carried: Literal[1] = 1
-    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
-    must not go on with what a newer one has written."""
-    request: GenerateVideoInput
-    policy: GenerationPolicy
-    receipt: SubmissionReceipt
-    record: TaskRecord | None = None
-    first_video: StoredVideo | None = None
-    extension: SubmissionReceipt | None = None
-    """The retried extension that is being watched."""
-    extension_number: int = 0
-    extension_record: TaskRecord | None = None
-    polls: int = 0
-    polls_of_task: int = 0
-    """Those at the task that is being watched."""
-    polling_since: datetime | None = None
-    """When this watch of that task began."""
-    poll_requested: bool = False
-    """Whether somebody asked for a look while the last one was under way."""
-    warnings: tuple[str, ...] = ()
-    attention: Attention | None = None
-    last_problem: str | None = None
-    lost_since: datetime | None = None
-    missing_since: datetime | None = None
-    key_problem: KeyProblem | None = None
-    stage: Stage | None = None
-    """Which stage is being timed, and since when."""
-    stage_since: datetime | None = None

@@ -297,7 +297,7 @@ class AccountClient:
         try:
             rows = await self._get_log(leaving=MAX_LOG_CALLS // 2)
         except _Unreadable as unheard:
-            logger.info("whether it was refunded is not known: %s %s", _LOG, unheard)
+            logger.info("usage log not read: whether the task was refunded is not known", exc_info=unheard)
             return None
         for row in rows:
             named = (read_object(_field(row, "other")) or {}).get("task_id")

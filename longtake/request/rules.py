@@ -147,9 +147,9 @@ def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
     broken = {re.split(r"[.\[]", problem.field)[0] for problem in problems}
     whole = {name: value for name, value in raw.items() if name not in broken}
     problems += _broken_rules(whole)
-    problems += _not_offered(whole) if offered else ()
-    if problems or request is None:
-        raise InvalidRequest(problems)
+    not_offered = tuple(_not_offered(whole))
+    if problems or request is None or (offered and not_offered):
+        raise InvalidRequest((*problems, *not_offered))  # whoever mends it wants to know all
     return request
 
 

@@ -92,8 +92,8 @@ async def test_a_decision_to_adopt_owns_what_the_gateway_answers(careless: Worke
     digest = request_digest(request_for())
 
     async def decide(key: str) -> Resolution:
-        order = ResolveInput(key=key, task_id="TASK_Victim1", digest=digest, model="m")
-        resolved: Resolution = await careless.run(careless.submission.resolve_submission, order)
+        input = ResolveInput(key=key, task_id="TASK_Victim1", digest=digest, model="m")
+        resolved: Resolution = await careless.run(careless.submission.resolve_submission, input)
         return resolved
 
     receipt = (await decide("victim")).receipt
@@ -118,8 +118,8 @@ async def test_a_task_is_looked_for_where_it_must_be(
         return SimpleNamespace(query=query)
 
     careless.submission._gateway, careless.submission._extension = gateway("first"), gateway("extension")
-    order = ResolveInput(key="order-1", task_id="task_1", digest="d", model="m", extension=extension)
-    receipt = (await careless.run(careless.submission.resolve_submission, order)).receipt
+    input = ResolveInput(key="order-1", task_id="task_1", digest="d", model="m", extension=extension)
+    receipt = (await careless.run(careless.submission.resolve_submission, input)).receipt
     assert receipt.task_id == ("task_at_extension" if extension else "task_at_first")
 
 

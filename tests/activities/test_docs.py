@@ -14,8 +14,7 @@ import pytest
 
 from docs import generate
 from longtake.models import Attention, Paid
-from workflows import options
-from workflows import state as generation
+from workflows import failures, options
 
 ROOT = Path(__file__).parents[2]
 FAILURES = (ROOT / "docs/failures.md").read_text()
@@ -172,7 +171,7 @@ def test_every_type_that_a_generation_ends_with_is_explained() -> None:
 def test_the_benign_ones_are_named() -> None:
     sentence = re.search(r"^(`InvalidRequest`.*?) are marked \*benign\*", FAILURES, re.MULTILINE | re.DOTALL)
     assert sentence
-    assert set(re.findall(r"`(\w+)`", sentence[1])) == generation._BENIGN_KINDS
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == failures.BENIGN
 
 
 def test_everything_that_attention_can_say_is_named() -> None:

@@ -640,10 +640,10 @@ async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_
 
     monkeypatch.setattr(submission, "reconcile", reconcile)
     named.submission._resubmit_not_charged = allowed
-    order = ReconcileInput(key=KEY, model=MODEL, slot=3, extension=extension, digest="d", confirms_not_charged=confirms)
-    assert await named.run(named.submission.reconcile_submission, order) == TOLD
-    (((ledger, witnesses), facts),) = asked
-    assert (ledger, witnesses) == (named.ledger, None if extension else named.account_client)
+    input = ReconcileInput(key=KEY, model=MODEL, slot=3, extension=extension, digest="d", confirms_not_charged=confirms)
+    assert await named.run(named.submission.reconcile_submission, input) == TOLD
+    (((ledger, account_client), facts),) = asked
+    assert (ledger, account_client) == (named.ledger, None if extension else named.account_client)
     assert facts == {
         "key": KEY,
         "slot": 3,
@@ -663,9 +663,9 @@ async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_i
         return findings.pop(0)
 
     monkeypatch.setattr(submission, "reconcile", reconcile)
-    order = ReconcileInput(key=KEY, model=MODEL, hide_words=True)
-    assert await worker.run(worker.submission.reconcile_submission, order) == Reconciliation()
-    (line,) = (await worker.run(worker.submission.reconcile_submission, order)).evidence
+    input = ReconcileInput(key=KEY, model=MODEL, hide_words=True)
+    assert await worker.run(worker.submission.reconcile_submission, input) == Reconciliation()
+    (line,) = (await worker.run(worker.submission.reconcile_submission, input)).evidence
     (path,) = [path async for path, _ in worker.store.entries("words")]
     assert path in line
     assert await worker.store.get(path) == b"one\ntwo"
@@ -708,8 +708,8 @@ async def test_who_submits_closes_settles_and_takes_over_is_named(
     await resolve(named, None)
     outcome = json.loads(await named.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
     assert outcome["reason"] == f"decided ({WHO})"
-    order = ResolveInput(key=KEY, task_id=elsewhere[1], slot=1, digest="d2", model=MODEL)
-    await named.run(named.submission.resolve_submission, order)
+    input = ResolveInput(key=KEY, task_id=elsewhere[1], slot=1, digest="d2", model=MODEL)
+    await named.run(named.submission.resolve_submission, input)
     assert await intent(KEY, 2) == {"owner": WHO, "digest": "d2", "model": MODEL, **nowhere}
 
 
@@ -720,9 +720,9 @@ async def test_an_extension_is_written_down_with_its_own_gateway_and_digest(
     first = await submit(named, request)
     record = await named.run(named.polling.query_generation, PollInput(key=KEY, task_id=first.task_id))
     assert record.remix_id
-    order = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
-    receipt = await named.run(named.submission.submit_extension, order)
-    intent = json.loads(await named.store.get(ledger_module._path(order.ledger_key, 1, "intent")) or b"{}")
+    input = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
+    receipt = await named.run(named.submission.submit_extension, input)
+    intent = json.loads(await named.store.get(ledger_module._path(input.ledger_key, 1, "intent")) or b"{}")
     assert intent["digest"] == extension_digest(record.remix_id, request.prompt_extend)
     extension = named.extension
     assert (intent["model"], intent["gateway"], intent["account"]) == (MODEL, extension.origin, extension.account)

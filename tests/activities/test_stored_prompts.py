@@ -240,13 +240,15 @@ def log() -> Iterator[io.StringIO]:
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(TextFormatter())
-    root = logging.getLogger()
-    level = root.level
+    root, of_activities = logging.getLogger(), logging.getLogger("temporalio.activity")
+    levels = [(logger, logger.level) for logger in (root, of_activities)]
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
+    of_activities.setLevel(logging.NOTSET)  # tests of the workflow silence it, in the same process
     yield written
     root.removeHandler(handler)
-    root.setLevel(level)
+    for logger, level in levels:
+        logger.setLevel(level)
 
 
 class _Inner(ActivityInboundInterceptor):

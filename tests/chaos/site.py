@@ -285,7 +285,7 @@ class Site:
             if not name.startswith(("TEMPORAL_", "LONGTAKE_")) and "proxy" not in name.lower()
         }
         # Past the end of a short run: only a long one waits for these limits to pass.
-        give_up, delivery_window = timedelta(seconds=80), timedelta(seconds=150)
+        give_up, delivery_window = timedelta(seconds=80), timedelta(seconds=200)
         account_client = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
         return {
             **inherited,
@@ -304,7 +304,7 @@ class Site:
             "LONGTAKE_LOST_GRACE_MINUTES": "0.2",
             "LONGTAKE_OVERDUE_AFTER_MINUTES": "0.5",
             "LONGTAKE_GIVE_UP_AFTER_HOURS": str(give_up / timedelta(hours=1)),
-            # Longer than a store that is away, a worker that stands still for 40 s and a kill, one after the other.
+            # Longer than a store that is away and two workers that die in turn: each costs a heartbeat time-out.
             "LONGTAKE_DELIVERY_WINDOW_HOURS": str(delivery_window / timedelta(hours=1)),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
             "LONGTAKE_LOG_FORMAT": "json",

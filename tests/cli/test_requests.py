@@ -33,8 +33,10 @@ async def test_a_retired_model_is_refused_unless_the_ledger_knows_the_key(store:
         with pytest.raises(CommandProblem) as refused:
             await build_request(FIELDS, [], store, dry_run=dry_run, key=key)
         assert (refused.value.kind, refused.value.code) == ("InvalidRequest", Exit.USAGE)
-    with pytest.raises(CommandProblem):
+    with pytest.raises(CommandProblem) as refused:
         await build_request({**FIELDS, "prompt": ""}, [], store, dry_run=dry_run, key="paid")
+    assert refused.value.details
+    assert {problem.field for problem in refused.value.details.problems} == {"prompt", "model"}
 
 
 async def test_a_ledger_that_cannot_be_read_is_no_wrong_request(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,16 +28,16 @@ from worker import DEPLOYMENT
 
 pytestmark = pytest.mark.system
 
-FALLBACK = '        return await self._end_after_failed_extension("fallback", clip)\n'
+FALLBACK = '        return outcome.completed(state, "fallback", clip)\n'
 PATCHED = """\
         if workflow.patched("a-new-step"):
             await workflow.sleep(0.001)
-            generation.warnings.append("made by the patched build")
+            state.warn("made by the patched build")
 """
-PREPARE = "                await prepare(generation)\n"
+PREPARE = "                await prepare(state)\n"
 UNPATCHED = """\
                 await workflow.sleep(0.001)
-                generation.warnings.append("made by the incompatible build")
+                state.warn("made by the incompatible build")
 """
 ASKS = "extend_failed,seconds=30"
 """A generation that waits for a person, however long the machine takes for the rest."""

@@ -40,7 +40,7 @@ class End(NamedTuple):
     """How an actor's work ended."""
 
     kind: str
-    """accepted, closed, clear, not found, resolved, not charged, untouched, touched; or an error's name."""
+    """accepted, closed, clear, not found, settled, not charged, untouched, touched; or an error's name."""
     key: str
     task_id: str = ""
     slot: int = 0
@@ -419,7 +419,7 @@ class Promises:
             reason = records.get("outcome", {}).get("reason", "")
             for actor in self._actors:
                 if actor.decides_slot and reason == f"{DECIDED} ({actor.name})" and actor.decides_slot != slot:
-                    return f"the decision about slot {actor.decides_slot} resolved slot {slot}"
+                    return f"the decision about slot {actor.decides_slot} settled slot {slot}"
         return None
 
     def _two_owners(self, world: World, state: State, slots: ChargeEvidence) -> str | None:

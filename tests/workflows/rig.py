@@ -1,7 +1,7 @@
 """The time-skipping server, workers as `worker.py` builds them, and scripted fakes of the activities by name.
 
 One server and one pair of workers serve every test: a script is found by the workflow's id. Times are the server's,
-which skips them, so nothing here may look at this machine's clock.
+which skips them, so nothing here may read this machine's clock.
 """
 
 import asyncio
@@ -206,7 +206,7 @@ async def _give(answer: Answer, input: BaseModel) -> Any:
 class Script:
     """What each activity answers, call by call (a retry is a call). A call too many fails the test."""
 
-    polls_of_task: Iterable[Answer] = ()
+    polls: Iterable[Answer] = ()
     deliver: Iterable[Answer] = ()
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
@@ -227,7 +227,7 @@ class Script:
             "prepare_generation": iter(self.prepare),
             "submit_generation": iter(self.submit),
             "record_submission": iter(self.record),
-            "query_generation": iter(self.polls_of_task),
+            "query_generation": iter(self.polls),
             "deliver_video": iter(self.deliver),
             "await_api_key": iter(self.await_key),
             "close_submission": iter(self.close),
@@ -249,7 +249,7 @@ class Script:
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)
 
-    def orders(self, name: str) -> list[Any]:
+    def inputs(self, name: str) -> list[Any]:
         return [input for called, input in self.calls if called == name]
 
     def times(self, name: str) -> list[datetime]:
@@ -463,11 +463,11 @@ class Rig:
             if (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING:
                 await generation.handle.terminate("the test is over")
         assert not [name for generation in started for name in generation.script.overruns]
-        histories = await asyncio.gather(*(self._history(generation) for generation in started))
+        histories = await asyncio.gather(*(self.history(generation) for generation in started))
         bare = without_summary(itertools.chain(*histories))
         assert not bare, f"without a summary: {bare}"
 
-    async def _history(self, generation: Generation) -> list[HistoryEvent]:
+    async def history(self, generation: Generation) -> list[HistoryEvent]:
         """Every event, also of the runs that it continued as new."""
         events: list[HistoryEvent] = []
         run = generation.handle.first_execution_run_id

@@ -11,7 +11,7 @@ from longtake.models import ExtensionInput, FailureDetails, GenerateVideoInput, 
 from tests.workflows.rig import REQUEST
 from workflows.failures import Cause
 from workflows.state import Generation
-from workflows.steps import resolve as resolve_module
+from workflows.steps import resolve as resolving
 from workflows.steps.resolve import CHECK_ACCOUNT_AGAIN, CHECK_YOURSELF, CONFIRM_NOT_CHARGED
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -37,39 +37,39 @@ def cause(kind: str, *, advice: str = "", timed_out: bool = False, paid: Paid = 
     ],
 )
 def test_what_proves_that_nothing_was_sent_keeps_its_advice(kind: str, ends_as: str) -> None:
-    ending = resolve_module.not_sent(cause(kind, advice="do this"))
-    assert (ending.kind, ending.message) == (ends_as, "what happened")
-    assert ending.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": "do this"})
+    failed = resolving.not_sent(cause(kind, advice="do this"))
+    assert (failed.kind, failed.message) == (ends_as, "what happened")
+    assert failed.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": "do this"})
 
 
 def test_what_only_the_ledger_proves_gets_an_advice_of_its_own() -> None:
-    ending = resolve_module.not_sent(cause("Defect", advice="of somebody who knew less"))
-    assert (ending.kind, ending.message) == ("NotSubmitted", "what happened")
-    assert ending.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": resolve_module._START_AGAIN})
+    failed = resolving.not_sent(cause("Defect", advice="of somebody who knew less"))
+    assert (failed.kind, failed.message) == ("NotSubmitted", "what happened")
+    assert failed.details == KNOWN.model_copy(update={"paid": Paid.NO, "advice": resolving._START_AGAIN})
 
 
 def test_what_took_too_long_says_so_and_asks_for_the_worker() -> None:
-    ending = resolve_module.not_sent(cause("SubmissionRefused", advice="do this", timed_out=True))
-    assert ending.kind == "SubmissionRefused"
-    assert ending.message.endswith("what happened")
-    assert ending.message != "what happened"
-    assert ending.details.paid is Paid.NO
-    assert ending.details.advice not in {"", "do this", resolve_module._START_AGAIN}
+    failed = resolving.not_sent(cause("SubmissionRefused", advice="do this", timed_out=True))
+    assert failed.kind == "SubmissionRefused"
+    assert failed.message.endswith("what happened")
+    assert failed.message != "what happened"
+    assert failed.details.paid is Paid.NO
+    assert failed.details.advice not in {"", "do this", resolving._START_AGAIN}
 
 
 @pytest.mark.parametrize(("advice", "shown"), [("do this", "do this"), ("", CHECK_YOURSELF)])
 def test_what_ends_in_doubt_tells_all_that_is_known(advice: str, shown: str) -> None:
-    ending = resolve_module.outcome_unknown(cause("GatewayBusy", advice=advice, paid=Paid.NO))
-    assert (ending.kind, ending.message) == ("SubmissionOutcomeUnknown", "what happened")
-    assert ending.details == KNOWN.model_copy(update={"paid": Paid.UNKNOWN, "advice": shown})
+    failed = resolving.outcome_unknown(cause("GatewayBusy", advice=advice, paid=Paid.NO))
+    assert (failed.kind, failed.message) == ("SubmissionOutcomeUnknown", "what happened")
+    assert failed.details == KNOWN.model_copy(update={"paid": Paid.UNKNOWN, "advice": shown})
 
 
 def test_the_ledger_names_the_submission_that_is_in_doubt_and_says_nothing_else() -> None:
     said = KNOWN.model_copy(update={"advice": "do this"})
     known = FailureDetails(slot=5, sent_at=NOW, request_id="r2", http_status=500, advice="not this", key="another")
     in_doubt = {"slot": 5, "sent_at": NOW, "request_id": "r2"}
-    assert resolve_module._merged(said, known) == said.model_copy(update=in_doubt)
-    assert resolve_module._merged(said, FailureDetails()) == said
+    assert resolving._merged(said, known) == said.model_copy(update=in_doubt)
+    assert resolving._merged(said, FailureDetails()) == said
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_the_ledger_names_the_submission_that_is_in_doubt_and_says_nothing_else(
     ],
 )
 def test_whoever_looks_for_it_is_told_when_it_left(doubt: FailureDetails, told: tuple[str, ...]) -> None:
-    lines = resolve_module._sent(doubt)
+    lines = resolving._sent(doubt)
     assert len(lines) == (1 if doubt.sent_at else 0)
     assert all(fact in lines[0] for fact in told)
 
 
 def test_the_witnesses_are_heard_at_growing_intervals_and_the_last_one_again_and_again() -> None:
-    pauses = list(islice(resolve_module._pauses(), len(CHECK_ACCOUNT_AGAIN) + 3))
+    pauses = list(islice(resolving._pauses(), len(CHECK_ACCOUNT_AGAIN) + 3))
     assert pauses == [*CHECK_ACCOUNT_AGAIN, *[CHECK_ACCOUNT_AGAIN[-1]] * 3]
 
 
@@ -112,8 +112,8 @@ def test_a_finding_brings_the_next_hearing_forward_and_ever_more_rarely(
     shortened: timedelta,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resolve_module, "workflow", SimpleNamespace(now=lambda: NOW))
-    assert resolve_module._shortened(pause, finding, NOW - since) == shortened
+    monkeypatch.setattr(resolving, "workflow", SimpleNamespace(now=lambda: NOW))
+    assert resolving._shortened(pause, finding, NOW - since) == shortened
 
 
 def generation(**fields: Any) -> Generation:
@@ -125,7 +125,7 @@ def test_each_submission_that_was_made_again_by_itself_is_told_once() -> None:
     one = generation()
     warned = []
     for count in (0, 1, 1, 2, 2):
-        resolve_module._tell_of_resubmissions(one, count)
+        resolving._tell_of_resubmissions(one, count)
         warned.append(len(one.warnings))
     assert warned == [0, 1, 1, 2, 2]
 
@@ -138,7 +138,7 @@ RETRY = ORDER.model_copy(update={"extension": ExtensionInput(remix_id="video_fir
     ("order", "found", "paid"),
     [(ORDER, None, None), (ORDER, "receipt", Paid.YES), (RETRY, None, Paid.YES), (RETRY, "receipt", Paid.YES)],
 )
-def test_once_it_is_known_nobody_is_asked_any_more(order: SubmitInput, found: Any, paid: Paid | None) -> None:
+def test_once_it_is_known_nobody_is_asked_any_more(input: SubmitInput, found: Any, paid: Paid | None) -> None:
     one = generation(
         paid=Paid.UNKNOWN,
         offered=("adopt",),
@@ -147,7 +147,7 @@ def test_once_it_is_known_nobody_is_asked_any_more(order: SubmitInput, found: An
         evidence=("charged",),
         charged=Paid.UNKNOWN,
     )
-    assert resolve_module._found(one, order, found) is found
+    assert resolving._found(one, input, found) is found
     assert vars(one) == {
         "warnings": [],
         "paid": paid,
@@ -160,7 +160,7 @@ def test_once_it_is_known_nobody_is_asked_any_more(order: SubmitInput, found: An
 
 
 @pytest.mark.parametrize(("order", "paid"), [(ORDER, Paid.UNKNOWN), (RETRY, Paid.YES)])
-def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(order: SubmitInput, paid: Paid) -> None:
+def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(input: SubmitInput, paid: Paid) -> None:
     one = generation(paid=Paid.YES)
-    resolve_module._mark_unknown(one, order)
+    resolving._mark_unknown(one, input)
     assert one.paid is paid

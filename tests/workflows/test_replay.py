@@ -41,7 +41,7 @@ ENDS = {
     "adopted": (COMPLETED, "full"),
     "abandoned": (FAILED, "Abandoned"),
     "task_lost": (FAILED, "TaskLost"),
-    "stalled": (FAILED, "GenerationTimedOut"),
+    "overdue": (FAILED, "GenerationTimedOut"),
     "delivery_failed": (FAILED, "DeliveryFailed"),
     "cancelled": (CANCELLED, None),
     "cancelled_while_submitting": (CANCELLED, None),
@@ -83,7 +83,7 @@ def test_history_is_what_it_says(path: Path) -> None:
 
 @pytest.fixture
 def polls_per_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one history that continues as new was recorded with few looks, to be short."""
+    """The one history that continues as new was recorded with few polls, to be short."""
     if path.stem == "continued_as_new":
         monkeypatch.setattr(watching, "POLLS_PER_RUN", SHORT_RUN)
 

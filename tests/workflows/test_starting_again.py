@@ -56,10 +56,8 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    await (
-        await rig.generate(Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone]), key=key, **before)
-    ).failure()
-    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
+    await (await rig.generate(Script(prepare=[SOON], polls=[completed()], deliver=[gone]), key=key, **before)).failure()
+    script = Script(prepare=[SOON], polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     rig._fakes.scripts[workflow_id(key)] = script
 
     client = VideoClient(rig.client)
@@ -67,7 +65,7 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 
     assert started
     assert (await client.result(key)).outcome == "full"
-    (submitted,) = script.orders("submit_generation")
+    (submitted,) = script.inputs("submit_generation")
     assert submitted.request == GenerateVideoInput.model_validate({**REQUEST, **before})
     another = {**REQUEST, "prompt": prompt_path("another")}
     with pytest.raises(KeyInUse, match="differs in prompt"):
@@ -80,7 +78,7 @@ async def collect_extension_again(rig: Rig) -> None:
     again = {"task_id": "task_extend_1"}
     script = Script(
         prepare=[policy],
-        polls_of_task=[extend_failed(), lost(**again)],
+        polls=[extend_failed(), lost(**again)],
         extend=[accepted(**again)],
         deliver=[delivered(FIRST_CLIP)],
     )
@@ -90,7 +88,7 @@ async def collect_extension_again(rig: Rig) -> None:
     script = Script(
         prepare=[policy.model_copy(update={"extensions_sent": 1})],
         submit=[accepted(attached=True)],
-        polls_of_task=[extend_failed(), completed(**again)],
+        polls=[extend_failed(), completed(**again)],
         extend=[accepted(**again, attached=True)],
         deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
     )

@@ -415,8 +415,9 @@ def test_what_is_not_offered_any_more_is_told_apart_from_what_never_could_be() -
         check_request(retired)
     assert {problem.field for problem in refused.value.problems} == {"model", "size"}
     for broken in ({"prompt": ""}, {"model": "m" * 101}, {"model": "a b"}, {"model": ""}):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequest) as refused:
             check_request({**retired, **broken}, offered=False)
+        assert {problem.field for problem in refused.value.problems} == {"model", "size", *broken}
 
 
 @pytest.mark.parametrize("name", [model.name for model in MODELS.values() if model.frames])

@@ -407,7 +407,7 @@ async def test_an_answer_without_having_asked_is_a_defect_that_is_named(disk: St
 async def test_a_process_that_was_asleep_while_arming_does_not_send(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([0.0, 0.0, 3600.0])  # made, held, and an hour later the intent was written
+    times = iter([0.0, 0.0, 3600.0])  # made, armed, and an hour later the intent was written
 
     class Clock:
         CLOCK_BOOTTIME = 7
@@ -1391,11 +1391,11 @@ async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, d
     seen: dict[str, dict[str, Any]] = {}
 
     async def send(create_intent: CreateIntent) -> Answer:
-        async def create_and_look() -> None:
+        async def arm_and_look() -> None:
             await create_intent()
             seen.update(await all_records(store))
 
-        return await gateway.send(create_and_look)
+        return await gateway.send(arm_and_look)
 
     accepted = None
     with contextlib.suppress(OutcomeUnknown, GatewayError):
@@ -1422,11 +1422,11 @@ def folder_of(key: str = KEY) -> str:
 
 
 async def test_every_record_of_a_paid_submission(disk: Store) -> None:
-    accepted, held = await send_whole(disk, Gateway())
-    intent = held[path_of(1, "intent")]
+    accepted, intent_created = await send_whole(disk, Gateway())
+    intent = intent_created[path_of(1, "intent")]
     nonce, sent_at = intent["nonce"], intent["sent_at"]
     entry = {"nonce": nonce, "model": "a model", "sent_at": sent_at}
-    assert held == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
+    assert intent_created == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
     assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
     records = await all_records(disk)
     outcome = records[path_of(1, "outcome")]
@@ -1450,10 +1450,10 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
 
 
 async def test_every_record_of_a_refused_submission(disk: Store) -> None:
-    _, held = await send_whole(disk, Gateway(after_arming=GatewayBusy("later")))
+    _, intent_created = await send_whole(disk, Gateway(after_arming=GatewayBusy("later")))
     records = await all_records(disk)
     intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
-    assert intent == held[path_of(1, "intent")]
+    assert intent == intent_created[path_of(1, "intent")]
     assert outcome == outcome_record(intent["nonce"], outcome, outcome="not_sent", reason="GatewayBusy")
     assert set(records) == {path_of(1, "intent"), path_of(1, "outcome")}
 
@@ -1468,7 +1468,7 @@ async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk:
         "at": response["at"],
         "status": 200,
         "request_id": "req-7",
-        "reason": f"AnswerUnreadable: {error}",
+        "reason": f"InvalidResponse: {error}",
         "excerpt": "<p>",
     }
     assert set(records) == {path_of(1, "intent"), path_of(1, "response"), ledger_module._open_path(KEY, 1)}
@@ -1618,12 +1618,12 @@ async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, 
     assert len(await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")) == 1
 
 
-@pytest.mark.parametrize("request_of", ["resolve", "outcome_of"])
+@pytest.mark.parametrize("request_of", ["settle", "outcome_of"])
 async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_of: str) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", None)
     ledger = ledger_of(disk)
-    if request_of == "resolve":
+    if request_of == "settle":
         assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     else:
         assert await ledger.outcome_of(KEY, 1) is None
@@ -1632,7 +1632,7 @@ async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_o
 async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
     disk: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_MOST_SLOTS", 4)
+    monkeypatch.setattr(ledger_module, "_MAX_SLOTS", 4)
     for slot in (1, 2, 3):
         await write_intent(disk, age=timedelta(hours=1), slot=slot)
         await write_outcome(disk, "not_sent", slot=slot)

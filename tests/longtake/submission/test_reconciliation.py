@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 from pydantic import SecretStr
 
-from longtake.gateway.account import AccountClient, AccountRecords, Charge, ConsoleAccess, OrphanCandidate, SeenTask
+from longtake.gateway import account as said_module
+from longtake.gateway.account import AccountClient, Charge, ConsoleAccess, OrphanCandidate, SeenTask
 from longtake.gateway.client import fingerprint
 from longtake.gateway.errors import InvalidResponse, ResponseLost
 from longtake.models import Paid
@@ -755,7 +756,7 @@ PAYER = "0123456789abcdef"
 
 
 class Told(Site):
-    """Witnesses who say what the test says, and a clock that stands still."""
+    """AccountClient who say what the test says, and a clock that stands still."""
 
     def __init__(self, ledger: SubmissionLedger, store: Store) -> None:
         voice = SimpleNamespace(
@@ -763,24 +764,24 @@ class Told(Site):
         )
         super().__init__(ledger, store, Account(), cast("AccountClient", voice))
         self.now = NOON
-        self.says = self.says_later = AccountRecords(tasks=())
-        self.newest = AccountRecords()
+        self.says = self.says_later = said_module.AccountRecords(tasks=())
+        self.newest = said_module.AccountRecords()
         self.asked: list[dict[str, Any]] = []
 
-    async def ask(self, **about: Any) -> AccountRecords:
+    async def ask(self, **about: Any) -> said_module.AccountRecords:
         self.asked.append(about)
         return self.says if len(self.asked) == 1 else self.says_later
 
-    async def ask_newest(self) -> AccountRecords:
+    async def ask_newest(self) -> said_module.AccountRecords:
         return self.newest
 
     def moment(self, _zone: object) -> datetime:
         return self.now
 
-    async def ours(self, at: datetime, **more: Any) -> AccountRecords:
+    async def ours(self, at: datetime, **more: Any) -> said_module.AccountRecords:
         """A task of ours, paid by the same account, is what confirms a list."""
         await self.ledger.record_accepted("earlier", Accepted("task_ours", 1, at, nonce="n", account=PAYER))
-        return AccountRecords(seen=(SeenTask(task_id="task_ours", submitted_at=at),), **more)
+        return said_module.AccountRecords(seen=(SeenTask(task_id="task_ours", submitted_at=at),), **more)
 
 
 def orphan(at: datetime, task_id: str = "task_orphan", model: str = MODEL) -> OrphanCandidate:
@@ -940,7 +941,9 @@ async def test_a_list_that_contradicts_itself_is_asked_again_after_a_minute(told
     first, last = at - CLOCK_SKEW, at + DUE
     for moment, contradicts in ((first - SECOND, 0), (first, 1), (last, 1), (last + SECOND, 0)):
         told.asked.clear()
-        told.newest = AccountRecords(seen=(SeenTask(task_id="task_new", submitted_at=moment),), notes=("asked again",))
+        told.newest = said_module.AccountRecords(
+            seen=(SeenTask(task_id="task_new", submitted_at=moment),), notes=("asked again",)
+        )
         found = await told.look()
         assert (found.accepted, found.retry_after) == (None, MINUTE if contradicts else None)
         assert "asked again" in found.evidence
@@ -955,7 +958,7 @@ async def test_of_two_claimed_tasks_neither_is_believed(told: Told) -> None:
     for task_id in ("task_1", "task_2"):
         await told.ledger._claim(KEY, task_id, doubt.intent.nonce, PAYER)
         seen.append(SeenTask(task_id=task_id, submitted_at=at))
-    told.says = AccountRecords(tasks=(orphan(at, "task_1"), orphan(at, "task_2")), seen=tuple(seen))
+    told.says = said_module.AccountRecords(tasks=(orphan(at, "task_1"), orphan(at, "task_2")), seen=tuple(seen))
     found = await told.look()
     assert (found.accepted, found.candidates) == (None, ("task_1", "task_2"))
 
@@ -967,7 +970,7 @@ async def test_what_was_claimed_is_adopted_in_its_name(told: Told, claimed: str)
     doubt = await told.ledger.doubt(KEY, 1)
     assert doubt
     await told.ledger._claim(KEY, "task_1", doubt.intent.nonce, PAYER)
-    seen = AccountRecords(tasks=(), seen=(SeenTask(task_id="task_1", submitted_at=at),), notes=("a note",))
+    seen = said_module.AccountRecords(tasks=(), seen=(SeenTask(task_id="task_1", submitted_at=at),), notes=("a note",))
     if claimed == "due":
         told.says = seen
     else:
@@ -1001,7 +1004,7 @@ async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_ado
     async def resolve(*_: Any, **__: Any) -> None:
         raise TaskOwned("it is another's")
 
-    monkeypatch.setattr(told.ledger, "resolve", resolve)
+    monkeypatch.setattr(told.ledger, "settle", resolve)
     found = await told.look()
     assert (found.accepted, found.candidates) == (None, ("task_orphan",))
     assert "it is another's" in found.evidence
@@ -1023,7 +1026,7 @@ async def test_what_is_not_charged_is_told_whole(charged: Charged, monkeypatch: 
         return accepted
 
     with monkeypatch.context() as patch:
-        patch.setattr(charged.ledger, "resolve", resolve)
+        patch.setattr(charged.ledger, "settle", resolve)
         late = await charged.look(resubmit=Resubmit.NOW)
     assert late == Finding(accepted=accepted, evidence=first.evidence, charged=Paid.NO)
     closed = await charged.look(resubmit=Resubmit.NOW)
