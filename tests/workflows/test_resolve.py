@@ -1,6 +1,6 @@
 """Nobody knows whether a submission was paid: the ledger, the account's records, a person."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -12,14 +12,25 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from longtake.models import (
     Attention,
     ClosedSubmission,
+    CloseInput,
+    DecisionAction,
+    ExtensionInput,
     FailureDetails,
+    GenerateVideoInput,
     GenerationPolicy,
     Paid,
+    PrepareInput,
     ReconcileInput,
     Reconciliation,
+    RecordInput,
+    Resolution,
+    ResolveInput,
     Stage,
+    SubmitInput,
 )
+from longtake.request.rules import extension_digest, prompt_path, request_digest
 from tests.workflows.cases import (
+    FIRST,
     FULL,
     HOUR,
     MINUTE,
@@ -33,6 +44,7 @@ from tests.workflows.cases import (
     receipt,
 )
 from tests.workflows.rig import (
+    FULL_VIDEO,
     REQUEST,
     TASK_ID,
     Rig,
@@ -41,6 +53,8 @@ from tests.workflows.rig import (
     again,
     changing,
     completed,
+    delivered,
+    extend_failed,
     refusal,
     server_now,
 )
@@ -285,3 +299,83 @@ async def test_account_records_that_cannot_be_read_are_evidence(rig: Rig) -> Non
     away = refusal("LedgerUnavailable", "the store is away")
     generation = await in_doubt(rig, reconcile=again(away))
     assert (await generation.status()).evidence == ("the account's records could not be checked: the store is away",)
+
+
+# --- Everything that a step is asked ----------------------------------------------------------------------------------
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+LEDGER = "ledger-7"
+WHOLE = PATIENT.model_copy(update={"ledger_id": LEDGER, "extension_retries": 1})
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_every_step_around_a_doubt_is_asked_with_all_that_is_known(rig: Rig, hidden: bool) -> None:
+    prompts = {name: prompt_path(REQUEST[name]) for name in ("prompt", "prompt_extend")} if hidden else {}
+    request = GenerateVideoInput.model_validate({**REQUEST, **prompts})
+    script = Script(
+        prepare=[WHOLE],
+        submit=[refusal("Defect", "?"), accepted(recorded=False)],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=4, sent_at=NOON))],
+        reconcile=again(Reconciliation(candidates=("task_a",))),
+        resolve=[Resolution()],
+        record=[None],
+        polls=[completed()],
+        deliver=FULL,
+    )
+    key = f"whole-{hidden}"
+    generation = await rig.generate(script, key=key, **prompts)
+    status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    assert "2026-07-01 12:00:00 UTC" in status.evidence[0]
+    await generation.handle.execute_update("decide", {"action": "resubmit"})
+    assert (await generation.result()).outcome == "full"
+
+    asked = {name: script.inputs(name) for name, _ in script.calls}
+    digest, known = request_digest(request), {"key": key, "ledger_id": LEDGER}
+    assert asked["prepare_generation"] == [PrepareInput(key=key, request=request)]
+    assert asked["submit_generation"] == [SubmitInput(request=request, **known)] * 2
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    whose = {"model": request.model, "slot": 4, "digest": digest}
+    first, *_ = asked["reconcile_submission"]
+    assert first == ReconcileInput(hide_words=hidden, stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(**whose, **known)]
+    (recorded,) = asked["record_submission"]
+    assert recorded == RecordInput(receipt=recorded.receipt, **known)
+
+
+async def adopted(input: Any) -> Resolution:
+    return Resolution(receipt=await accepted(task_id=input.task_id)(input))
+
+
+async def test_every_step_around_a_doubt_about_an_extension_is_asked_with_all_that_is_known(rig: Rig) -> None:
+    script = Script(
+        prepare=[WHOLE],
+        polls=[extend_failed(), completed(task_id="task_extend_1")],
+        extend=[refusal("Defect", "?")],
+        close=[ClosedSubmission(in_doubt=FailureDetails(slot=1))],
+        reconcile=again(Reconciliation()),
+        resolve=[adopted],
+        deliver=[*FIRST, delivered(FULL_VIDEO)],
+    )
+    generation = await rig.generate(script, key="whole-extension", on_extend_failed="retry")
+    await rig.pass_time(timedelta(seconds=70))
+    await generation.reaches(lambda status: DecisionAction.ADOPT in status.decisions)
+    assert (await generation.attributes())["VideoPaid"] == "unknown"
+    await generation.handle.execute_update("decide", {"action": "adopt", "task_id": "task_extend_1"})
+    result = await generation.result()
+    assert (result.outcome, result.extension_task_id) == ("full", "task_extend_1")
+
+    request = GenerateVideoInput.model_validate({**REQUEST, "on_extend_failed": "retry"})
+    digest = extension_digest("video_first", request.prompt_extend)
+    known = {"key": "whole-extension#extend-1", "ledger_id": LEDGER}
+    whose = {"model": request.model, "slot": 1, "digest": digest, "extension": True}
+    asked = {name: script.inputs(name) for name, _ in script.calls}
+    (extension,) = asked["submit_extension"]
+    assert extension == SubmitInput(
+        key="whole-extension",
+        request=request,
+        extension=ExtensionInput(remix_id="video_first", number=1),
+        ledger_id=LEDGER,
+    )
+    assert asked["close_submission"] == [CloseInput(digest=digest, stage=Stage.SUBMITTING, **known)]
+    assert asked["reconcile_submission"][0] == ReconcileInput(stage=Stage.SUBMITTING, **whose, **known)
+    assert asked["resolve_submission"] == [ResolveInput(task_id="task_extend_1", **whose, **known)]
