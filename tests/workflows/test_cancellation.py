@@ -186,7 +186,7 @@ async def test_while_the_post_is_under_way_and_it_was_paid_after_all(own_rig: Ri
     generation = await own_rig.generate(Script(submit=[held], close=[earlier]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     await cancelled(generation, task_id=TASK_ID, paid="yes")
 
