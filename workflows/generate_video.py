@@ -162,6 +162,8 @@ def _decode(given: RawValue) -> tuple[Any, GenerationState | None]:
     if not continued or not isinstance(decoded, dict) or "carried" not in decoded:
         return decoded, None
     state = GenerationState.model_validate(decoded)
+    # Whose it is goes by the workflow's id alone: by another's key the ledger would hand out another's video.
+    state.key = key_of(info.workflow_id)
     state.show()  # by the run before: Temporal keeps its search attributes
     return None, state
 

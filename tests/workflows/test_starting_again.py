@@ -106,7 +106,7 @@ async def collect_extension_again(rig: Rig) -> None:
 async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is offered today says nothing about a key that Temporal or the ledger knows; a new key is refused."""
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone])
+    script = Script(prepare=[SOON], polls=[completed()], deliver=[gone])
     await (await rig.generate(script, key="retired")).failure()
     request = GenerateVideoInput.model_validate(REQUEST)
     ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
@@ -118,7 +118,7 @@ async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.Mo
         rig._fakes.scripts[workflow_id(key)] = Script(
             prepare=[SOON],
             submit=[accepted(attached=True)],
-            polls_of_task=[completed()],
+            polls=[completed()],
             deliver=[delivered(FULL_VIDEO)],
         )
         with pytest.raises(InvalidRequest):
