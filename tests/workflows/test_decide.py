@@ -29,6 +29,7 @@ from tests.workflows.rig import (
     extend_failed,
     refusal,
 )
+from workflows.steps.resolve import CHECK_YOURSELF
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -182,7 +183,7 @@ async def test_decision_to_abandon_ends_it(rig: Rig) -> None:
     assert (await generation.attributes())["VideoPaid"] == "unknown", "nobody has found it out"
     assert "no answer" in error.message
     assert error.category is ApplicationErrorCategory.BENIGN
-    assert (details.paid, details.slot) == (Paid.UNKNOWN, 1)
+    assert (details.paid, details.slot, details.advice) == (Paid.UNKNOWN, 1, CHECK_YOURSELF)
     assert (await generation.attributes())["VideoOutcome"] == "Abandoned"
 
 

@@ -299,7 +299,9 @@ async def test_task_that_appears_late_is_adopted_without_a_decision(rig: Rig) ->
 async def test_account_records_that_cannot_be_read_are_evidence(rig: Rig) -> None:
     away = refusal("LedgerUnavailable", "the store is away")
     generation = await in_doubt(rig, reconcile=again(away))
-    assert (await generation.status()).evidence == ("the account's records could not be checked: the store is away",)
+    status = await generation.status()
+    assert status.evidence == ("the account's records could not be checked: the store is away",)
+    assert status.charged is Paid.UNKNOWN
 
 
 # --- Everything that a step is asked ----------------------------------------------------------------------------------
