@@ -274,7 +274,7 @@ class Attention(StrEnum):
 
     NEEDS_API_KEY = "needs_api_key"
     NEEDS_DECISION = "needs_decision"
-    OVERDUE = "stalled"
+    OVERDUE = "overdue"
     TASK_LOST = "task_lost"
     POLL_FAILING = "poll_failing"
     """The last look failed or could not be read; the generation goes on looking."""

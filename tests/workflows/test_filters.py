@@ -114,7 +114,7 @@ async def _make(rig: Rig) -> None:
         "in doubt": "needs_decision",
         "asking": "needs_decision",
         "key refused": "needs_api_key",
-        "stalled": "stalled",
+        "stalled": "overdue",
         "lost": "task_lost",
         "troubled": "poll_failing",
         "undelivered": "delivery_failing",

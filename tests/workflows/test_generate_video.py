@@ -1628,7 +1628,7 @@ async def test_overdue_generation_is_stalled_looked_at_slowly_and_still_collecte
     assert (await generation.status()).attention is None
     await rig.pass_time(timedelta(minutes=15))
     await generation.reaches(lambda status: status.attention is Attention.OVERDUE)
-    assert (await generation.attributes())["VideoAttention"] == "stalled"
+    assert (await generation.attributes())["VideoAttention"] == "overdue"
     assert "Never start it again elsewhere" in (await generation.status()).advice
 
     assert (await generation.result()).outcome == "full"
