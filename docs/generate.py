@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -25,10 +25,9 @@ from temporalio.common import RetryPolicy
 from activities.failures import RULES, Rule
 from longtake.gateway.errors import GatewayError
 from longtake.models import GenerationPolicy
-from longtake.observability.metrics import METRICS
+from longtake.observability.metrics import ACTIVITIES, METRICS
 from longtake.request.rules import MODELS
 from longtake.settings import PREFIX, Settings
-from longtake.submission.ledger import SubmissionInDoubt
 from workflows import options
 
 ROOT = Path(__file__).parents[1]
@@ -38,22 +37,14 @@ class Step(NamedTuple):
     """What runs under one entry of `workflows/options.py`."""
 
     options: options.Options
-    activities: tuple[str, ...]
+    activities: Sequence[str]
 
 
-STEPS: Mapping[str, Step] = {
-    "PREPARE": Step(options.PREPARE, ("prepare_generation",)),
-    "submission": Step(options.submission(GenerationPolicy()), ("submit_generation", "submit_extension")),
-    "API_KEY": Step(options.API_KEY, ("await_api_key",)),
-    "RECORD": Step(options.RECORD, ("record_submission",)),
-    "closing": Step(options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN), ("close_submission",)),
-    "reconciliation": Step(options.reconciliation(GenerationPolicy()), ("reconcile_submission",)),
-    "SETTLE": Step(options.SETTLE, ("resolve_submission",)),
-    "POLL": Step(options.POLL, ("query_generation",)),
-    "REFUND": Step(options.REFUND, ("query_generation",)),
-    "delivery": Step(options.delivery(GenerationPolicy().delivery_window), ("deliver_video",)),
+ARGUMENTS: Mapping[str, timedelta] = {
+    "closing": GenerationPolicy().submit_timeout + options.LEDGER_MARGIN,
+    "delivery": GenerationPolicy().delivery_window,
 }
-"""By name in `workflows/options.py`, in the order of a generation, with the default policy. A test compares both."""
+"""What functions of `workflows/options.py` take that do not take a policy: here, the defaults."""
 
 REASONS: Mapping[str, str] = {
     "workflows.options.RECORD.start_to_close_timeout": "One small record into the store.",
@@ -126,7 +117,7 @@ def timeouts() -> str:
         "activity, timeout, default, why",
         (
             (_names(step.activities), f"`{name}`", _spoken(value), _reason_of_option(key, name))
-            for key, step in STEPS.items()
+            for key, step in steps().items()
             for name, value in step.options.items()
             if name.endswith("_timeout")
         ),
@@ -137,7 +128,7 @@ def retries() -> str:
     """The retry policy of each activity."""
     return _table(
         "activity, first interval, coefficient, maximum interval, maximum attempts",
-        ((_names(step.activities), *_policy(step.options["retry_policy"])) for step in STEPS.values()),
+        ((_names(step.activities), *_policy(step.options["retry_policy"])) for step in steps().values()),
     )
 
 
@@ -220,7 +211,7 @@ def main() -> int:
 def _when(rule: Rule) -> str:
     if not rule.retried:
         return ""
-    if issubclass(rule.error, SubmissionInDoubt):
+    if rule.type == "SubmissionInDoubt":
         return "every 5 s until the window is over"
     return "`Retry-After`, else by policy" if issubclass(rule.error, GatewayError) else "by policy"
 
@@ -270,16 +261,37 @@ def _seconds(value: float) -> str:
     return f"{value:g} s"
 
 
+@cache
+def steps() -> Mapping[str, Step]:
+    """What `workflows/options.py` has, by name, with the activities that the workflow runs under it."""
+    running: dict[str, set[str]] = {}
+    for module in _modules("workflows/**/*.py"):
+        for call in (node for node in ast.walk(_source(module)[1]) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method"):
+                called = {part.attr for part in ast.walk(call.args[0]) if isinstance(part, ast.Attribute)}
+                for part in (part for keyword in call.keywords for part in ast.walk(keyword.value)):
+                    if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "options":
+                        running.setdefault(part.attr, set()).update(called & set(ACTIVITIES))
+    return {
+        name: Step(value(ARGUMENTS.get(name, GenerationPolicy())) if callable(value) else value, sorted(running[name]))
+        for name, value in vars(options).items()
+        if name in running
+    }
+
+
+def _modules(*patterns: str) -> Iterator[str]:
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def _durations() -> Iterator[tuple[str, str, Any]]:
     """Module, name and value of every module-level constant that is a duration, or is made of durations."""
-    for pattern in ("longtake/**/*.py", "activities/*.py", "workflows/**/*.py", "worker.py"):
-        for path in sorted(ROOT.glob(pattern)):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            names = [name for node in _source(module)[1].body for name in _assigned(node) if name.isupper()]
-            for name in names:
-                value = getattr(importlib.import_module(module), name)
-                if _is_duration(name, value) and not (module == "workflows.options" and name in STEPS):
-                    yield module, name, value
+    for module in _modules("longtake/**/*.py", "activities/*.py", "workflows/**/*.py", "worker.py"):
+        for name in (name for node in _source(module)[1].body for name in _assigned(node) if name.isupper()):
+            value = getattr(importlib.import_module(module), name)
+            if _is_duration(name, value) and not (module == options.__name__ and name in steps()):
+                yield module, name, value
 
 
 def _is_duration(name: str, value: object) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from docs import generate
 from longtake.models import Attention, Paid
+from longtake.observability.metrics import ACTIVITIES
 from workflows import options
 from workflows import state as generation
 
@@ -65,42 +66,13 @@ def _sources(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
             yield module, ast.parse(path.read_text())
 
 
-def test_every_option_of_the_workflow_is_in_the_table() -> None:
+def test_every_option_of_the_workflow_is_in_the_table_with_its_activities() -> None:
     chosen = {name for name, value in vars(options).items() if isinstance(value, dict) and name.isupper()}
     chosen |= {
         name for name, one in inspect.getmembers(options, inspect.isfunction) if one.__module__ == options.__name__
     }
-    assert set(generate.STEPS) == chosen
-
-
-def test_the_activities_run_under_the_options_that_the_table_says() -> None:
-    used: dict[str, set[str]] = {}
-    known = _activity_names()
-    for _, tree in _sources("workflows/**/*.py"):
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if not (isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method")):
-                continue
-            spread = [keyword.value for keyword in call.keywords if keyword.arg is None]
-            names = {
-                part.attr
-                for value in spread
-                for part in ast.walk(value)
-                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "options"
-            }
-            called = {part.attr for part in ast.walk(call.args[0]) if isinstance(part, ast.Attribute)}
-            for name in names:
-                used.setdefault(name, set()).update(called & known)
-    assert used == {name: set(step.activities) for name, step in generate.STEPS.items()}
-
-
-def _activity_names() -> set[str]:
-    return {
-        node.name
-        for _, tree in _sources("activities/*.py")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AsyncFunctionDef)
-        and any(isinstance(one, ast.Attribute) and one.attr == "defn" for one in node.decorator_list)
-    }
+    assert set(generate.steps()) == chosen
+    assert {name for step in generate.steps().values() for name in step.activities} == set(ACTIVITIES)
 
 
 def test_every_timeout_has_a_reason() -> None:
