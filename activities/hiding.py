@@ -8,8 +8,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.failures import Step, application_error, code_or_none, foreign_words
+from longtake.delivery.task_records import store_gateway_words
 from longtake.models import TaskRecord
-from longtake.request.prompts import keep_words
 from longtake.storage import Store, StoreProblem
 
 
@@ -36,7 +36,7 @@ async def without_words(record: TaskRecord, *, store: Store, key: str) -> TaskRe
 async def in_the_store(words: str, *, store: Store, key: str) -> str:
     """Keep the words, and say where they are."""
     try:
-        path = await keep_words(store, key, words)
+        path = await store_gateway_words(store, key, words)
     except StoreProblem as error:
         activity.logger.warning("the gateway's words not kept", exc_info=error)
         return "the gateway's words are hidden, and could not be stored"

@@ -31,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
         UncollectedExtension,
     )
     from longtake.request.rules import TASK_ID_RULE, InvalidRequest, check_request, is_task_id, warnings_for
-    from longtake.temporal.connection import InvalidKey, key_of, workflow_id
+    from longtake.temporal.names import InvalidKey, key_of, workflow_id
     from workflows.state import Generation, StepFailed
     from workflows.steps.deliver import deliver, deliver_first_as_well
     from workflows.steps.poll import Watch, poll_for_refund

@@ -27,7 +27,7 @@ from longtake.models import (
     TaskState,
     UncollectedExtension,
 )
-from longtake.temporal.connection import (
+from longtake.temporal.search_attributes import (
     GATEWAY_TASK_ID,
     VIDEO_ATTENTION,
     VIDEO_MODEL,

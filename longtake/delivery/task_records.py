@@ -110,6 +110,21 @@ async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKi
         await store.put(_path(key, task_id), without.to_json())
 
 
+async def store_gateway_words(store: Store, key: str, words: str) -> str:
+    """Keep a gateway's message about a generation with hidden prompts, because it may repeat a prompt in any form.
+
+    Returns:
+        The path below the store.
+
+    Raises:
+        StoreProblem: The store cannot be written.
+    """
+    content = words.encode(errors="replace")
+    path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    await store.put_by_content(path, content)
+    return path
+
+
 def _path(key: str, task_id: str) -> str:
     return f"records/{folder_name(key)}/{hashlib.sha256(task_id.encode()).hexdigest()[:16]}.json"
 

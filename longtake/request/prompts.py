@@ -5,9 +5,6 @@ From any language: write the text as UTF-8 to `prompts/<sha256 of these bytes, i
 URL, and give that path instead of the text.
 """
 
-import hashlib
-
-from longtake.delivery.task_records import folder_name
 from longtake.models import GenerateVideoInput, Problem
 from longtake.request.rules import MAX_PROMPT_CHARACTERS, InvalidRequest, is_in_store, prompt_path, prompt_problems
 from longtake.storage import Store
@@ -75,21 +72,6 @@ async def read_prompt(store: Store, field: str, prompt: str) -> str:
     if problems := tuple(prompt_problems(field, text)):
         raise InvalidRequest(problems)
     return text
-
-
-async def keep_words(store: Store, key: str, words: str) -> str:
-    """Keep what a gateway said about a generation with hidden prompts: it may repeat them in any form.
-
-    Returns:
-        The path below the store.
-
-    Raises:
-        StoreProblem: The store cannot be written.
-    """
-    content = words.encode(errors="replace")
-    path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    await store.put_by_content(path, content)
-    return path
 
 
 async def _store(store: Store, prompt: str) -> str:

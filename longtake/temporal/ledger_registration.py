@@ -13,10 +13,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.models import LedgerRegistration
 from longtake.submission.ledger import SubmissionLedger, WrongLedger, WrongSide
-from longtake.temporal.connection import LEDGER_WORKFLOW_TYPE, TASK_QUEUE, VIDEO_STAGE, WORKFLOW_TYPE, TemporalProblem
+from longtake.temporal.connection import TemporalProblem
 from longtake.temporal.key_ring import PayloadUnreadable
+from longtake.temporal.names import LEDGER_WORKFLOW_ID, LEDGER_WORKFLOW_TYPE, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import VIDEO_STAGE
 
-WORKFLOW_ID: Final = "longtake-ledger"
 _MEMO: Final = "registration"
 _NEW_LEDGER: Final = (
     "where the old ledger is lost or given up on purpose, stop all workers and run `starter.py setup --new-ledger` "
@@ -66,7 +67,7 @@ async def claim(client: Client, ledger: SubmissionLedger) -> str:
         registered = await registration(client)
         if registered is None:
             raise TemporalProblem(
-                f"the workflow {WORKFLOW_ID} of the namespace {client.namespace!r} names no ledger, so longtake did "
+                f"the workflow {LEDGER_WORKFLOW_ID} of the namespace {client.namespace!r} names no ledger, so longtake did "
                 "not start it: terminate it"
             )
     await _compare(client, ledger, registered)
@@ -130,7 +131,7 @@ async def _compare(client: Client, ledger: SubmissionLedger, registered: LedgerR
 
 async def _described(client: Client) -> WorkflowExecutionDescription | None:
     try:
-        return await client.get_workflow_handle(WORKFLOW_ID).describe()
+        return await client.get_workflow_handle(LEDGER_WORKFLOW_ID).describe()
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return None
@@ -156,7 +157,7 @@ async def _register(client: Client, registered: LedgerRegistration, conflict: Wo
         await client.start_workflow(
             LEDGER_WORKFLOW_TYPE,
             registered,
-            id=WORKFLOW_ID,
+            id=LEDGER_WORKFLOW_ID,
             task_queue=TASK_QUEUE,
             memo={_MEMO: registered},
             id_conflict_policy=conflict,

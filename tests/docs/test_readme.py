@@ -17,7 +17,7 @@ import typer.main
 from cli.app import app
 from longtake.request.rules import check_request
 from longtake.settings import PREFIX, Settings, variable_names
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -11,7 +11,7 @@ import pytest
 from cli.embedded import temporal_binary
 from longtake.client import VideoClient
 from longtake.models import Stage
-from longtake.temporal.connection import workflow_id
+from longtake.temporal.names import DEPLOYMENT, workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -24,7 +24,6 @@ from tests.end_to_end.processes import (
     request,
     told,
 )
-from worker import DEPLOYMENT
 
 pytestmark = pytest.mark.system
 

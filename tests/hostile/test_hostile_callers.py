@@ -24,7 +24,9 @@ from longtake.models import (
     PollSchedule,
     SubmissionReceipt,
 )
-from longtake.temporal.connection import DATA_CONVERTER, SEARCH_ATTRIBUTES, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, completed, delivered, rig_on, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -40,7 +42,7 @@ _MAX_FAILURE_BYTES = 100_000
 async def server() -> AsyncIterator[Rig]:
     environment = await WorkflowEnvironment.start_local(
         data_converter=DATA_CONVERTER,
-        search_attributes=list(SEARCH_ATTRIBUTES),
+        search_attributes=list(SEARCH_ATTRIBUTE_KEYS),
         dev_server_existing_path=str(temporal_binary()),
         dev_server_log_level="error",
     )

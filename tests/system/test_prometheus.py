@@ -20,7 +20,8 @@ from temporalio.service import RPCError
 
 from longtake.client import GenerationFailure, VideoClient
 from longtake.observability.metrics import METRICS, Kind
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

@@ -54,14 +54,9 @@ from longtake.models import (
     TaskRecord,
     TaskState,
 )
-from longtake.temporal.connection import (
-    DATA_CONVERTER,
-    SEARCH_ATTRIBUTES,
-    SUBMISSION_TASK_QUEUE,
-    TASK_QUEUE,
-    WORKFLOW_TYPE,
-    workflow_id,
-)
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from worker import workflow_setup
 
 IDENTITY: Final = "tests"
@@ -377,7 +372,7 @@ class Generation:
     async def attributes(self) -> dict[str, str]:
         """Our search attributes, those that are set."""
         found = (await self.handle.describe()).typed_search_attributes
-        values = {key.name: found.get(key) for key in SEARCH_ATTRIBUTES}
+        values = {key.name: found.get(key) for key in SEARCH_ATTRIBUTE_KEYS}
         return {name: value for name, value in values.items() if value is not None}
 
     async def events(self) -> list[HistoryEvent]:
@@ -553,7 +548,7 @@ async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
-        kinds = {key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for key in SEARCH_ATTRIBUTES}
+        kinds = {key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for key in SEARCH_ATTRIBUTE_KEYS}
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )

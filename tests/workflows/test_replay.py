@@ -14,7 +14,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from longtake.temporal.connection import DATA_CONVERTER, workflow_id
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import workflow_id
 from tests.workflows.changed_workflows import WithAnotherCommandAtTheEnd, WithAnotherEnd, WithAnotherTimer
 from tests.workflows.record_histories import FOLDER, RECORDINGS, SHORT_RUN
 from tests.workflows.rig import IDENTITY, without_summary

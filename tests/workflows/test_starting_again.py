@@ -10,7 +10,8 @@ from temporalio.testing import WorkflowEnvironment
 from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
 from longtake.request.rules import prompt_path
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,

@@ -9,7 +9,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
 from longtake.models import Attention, AwaitKeyInput, KeyTrial, OnKeyRefused
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE
 from workflows import options
 from workflows.failures import Cause
 from workflows.state import Generation

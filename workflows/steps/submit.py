@@ -18,7 +18,7 @@ from longtake.models import (
     SubmitInput,
 )
 from longtake.request.rules import prompt_paths
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE
 from workflows import measuring, options
 from workflows.failures import Cause, cause_of
 from workflows.state import Generation, StepFailed

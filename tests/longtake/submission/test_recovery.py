@@ -24,7 +24,7 @@ from longtake.submission.ledger import (
     TaskOwned,
 )
 from longtake.submission.recovery import request_for, undelivered_tasks
-from longtake.temporal.connection import key_of, workflow_id
+from longtake.temporal.names import key_of, workflow_id
 from tests.longtake.s3_server import S3Server
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)

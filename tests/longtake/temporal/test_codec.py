@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -39,6 +39,7 @@ async def test_nothing_of_a_payload_is_readable_and_all_of_it_comes_back() -> No
     assert await converter(OLD).decode([stored], [GenerateVideoInput]) == [REQUEST]
 
 
+@settings(deadline=None)
 @given(data=st.binary(), metadata=st.dictionaries(st.text(max_size=20), st.binary(max_size=20), max_size=3))
 async def test_any_payload_comes_back(data: bytes, metadata: dict[str, bytes]) -> None:
     payload = Payload(metadata=metadata, data=data)
@@ -180,6 +181,7 @@ async def test_a_place_that_was_changed_or_taken_away_is_refused(forged: dict[st
             await reader.decode([stored])
 
 
+@settings(deadline=None)
 @given(first=st.tuples(st.text(), st.text()), second=st.tuples(st.text(), st.text()))
 async def test_no_two_places_are_alike(first: tuple[str, str], second: tuple[str, str]) -> None:
     assume(first != second)
