@@ -27,7 +27,7 @@ from longtake.gateway.errors import GatewayError
 from longtake.models import GenerationPolicy
 from longtake.observability.metrics import ACTIVITIES, METRICS
 from longtake.request.rules import MODELS
-from longtake.settings import PREFIX, Settings
+from longtake.settings import PREFIX, Settings, setting_groups
 from workflows import options
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ REASONS: Mapping[str, str] = {
     "workflows.options.RECORD.start_to_close_timeout": "One small record into the store.",
     "longtake.client._QUERY_TIMEOUT": "The query `status` needs a worker; without one, the server's record is shown.",
     "longtake.client._UPDATE_TIMEOUT": "Without a worker nobody accepts an update; the client reports that.",
-    "longtake.client._TRY_AGAIN_SECONDS": "Between two calls to a Temporal that is away.",
+    "longtake.client._RETRY_SECONDS": "Between two calls to a Temporal that is away.",
     "longtake.delivery.download._BREAK_PAUSE_SECONDS": "Between two attempts to resume a broken download.",
     "longtake.delivery.download._TIMEOUT": "Of a download: to connect, and for each silence.",
     "longtake.delivery.download._PREFLIGHT_SECONDS": "For the free request that shows that downloads are possible.",
@@ -75,20 +75,6 @@ REASONS: Mapping[str, str] = {
 
 NO_REASON = "**no reason given**"
 """Shown where neither has one; a test then fails."""
-
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Gateway": ("gateway_", "console_"),
-    "Store": ("store_", "data_dir"),
-    "Submission": ("submit_", "image_transfer"),
-    "Submission in doubt": ("decision_", "on_decision_", "resubmit_"),
-    "Polling": ("expected_", "min_poll_", "overdue_", "give_up_", "lost_"),
-    "Extension retries": ("extend_",),
-    "Delivery": ("delivery_", "max_video_", "allow_private_"),
-    "Prompts and encryption": ("hide_", "encryption_", "require_", "codec_"),
-    "Worker and embedded server": ("build_", "temporal_"),
-    "Logs, metrics, traces": ("log_", "metrics_", "trace_"),
-}
-"""How `docs/configuration.md` groups the settings, by the beginnings of their names."""
 
 
 def failures() -> str:
@@ -145,13 +131,10 @@ def limits() -> str:
 
 def settings() -> str:
     """Every variable of the environment, a table for each group."""
-    members: dict[str, list[tuple[str, ...]]] = {group: [] for group in GROUPS}
-    for name, field in Settings.model_fields.items():
-        group = next((group for group, begins in GROUPS.items() if name.startswith(begins)), None)
-        if group is None:
-            raise SystemExit(f"{name} belongs to no group: give it one in docs.generate.GROUPS")
-        members[group].append((f"`{PREFIX}{name.upper()}`", _default(field.default), field.description or NO_REASON))
-    return "\n".join(f"## {group}\n\n{_table('variable, default, meaning', rows)}" for group, rows in members.items())
+    return "\n".join(
+        f"## {title}\n\n{_table('variable, default, meaning', map(_setting, names))}"
+        for title, names in setting_groups().items()
+    )
 
 
 def models() -> str:
@@ -224,6 +207,11 @@ def _policy(policy: RetryPolicy) -> tuple[str, ...]:
     attempts = str(policy.maximum_attempts or "until the timeout")
     longest = _spoken(policy.maximum_interval) if policy.maximum_interval else "100 times the first"
     return _spoken(policy.initial_interval), f"{policy.backoff_coefficient:g}", longest, attempts
+
+
+def _setting(name: str) -> tuple[str, ...]:
+    field = Settings.model_fields[name]
+    return f"`{PREFIX}{name.upper()}`", _default(field.default), field.description or NO_REASON
 
 
 def _default(value: object) -> str:
