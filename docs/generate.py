@@ -100,9 +100,9 @@ def failures() -> str:
 def timeouts() -> str:
     """Every timeout of every activity, with its reason."""
     return _table(
-        "activity, timeout, default, why",
+        "activity, option, timeout, default, why",
         (
-            (_names(step.activities), f"`{name}`", _spoken(value), _reason_of_option(key, name))
+            (_names(step.activities), f"`{key}`", f"`{name}`", _spoken(value), _reason_of_option(key, name))
             for key, step in steps().items()
             for name, value in step.options.items()
             if name.endswith("_timeout")
@@ -113,8 +113,11 @@ def timeouts() -> str:
 def retries() -> str:
     """The retry policy of each activity."""
     return _table(
-        "activity, first interval, coefficient, maximum interval, maximum attempts",
-        ((_names(step.activities), *_policy(step.options["retry_policy"])) for step in steps().values()),
+        "activity, option, first interval, coefficient, maximum interval, maximum attempts",
+        (
+            (_names(step.activities), f"`{key}`", *_policy(step.options["retry_policy"]))
+            for key, step in steps().items()
+        ),
     )
 
 
