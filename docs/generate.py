@@ -51,10 +51,10 @@ REASONS: Mapping[str, str] = {
     "longtake.client._QUERY_TIMEOUT": "The query `status` needs a worker; without one, the server's record is shown.",
     "longtake.client._UPDATE_TIMEOUT": "Without a worker nobody accepts an update; the client reports that.",
     "longtake.client._RETRY_SECONDS": "Between two calls to a Temporal that is away.",
-    "longtake.delivery.download._BREAK_PAUSE_SECONDS": "Between two attempts to resume a broken download.",
+    "longtake.delivery.download._RECONNECT_PAUSE_SECONDS": "Between two attempts to resume a broken download.",
     "longtake.delivery.download._TIMEOUT": "Of a download: to connect, and for each silence.",
     "longtake.delivery.download._PREFLIGHT_SECONDS": "For the free request that shows that downloads are possible.",
-    "longtake.delivery.download._PREFLIGHT_GOOD_FOR_SECONDS": "How long its good answer counts.",
+    "longtake.delivery.download._PREFLIGHT_VALID_SECONDS": "How long its good answer counts.",
     "longtake.delivery.public_network._LOOKUP_SECONDS": "For a DNS lookup.",
     "longtake.gateway.exposure._LOOKUP_SECONDS": "For the DNS lookup of the gateway's own name.",
     "longtake.gateway.account.LOG_CALLS_WINDOW": "The usage log allows 20 calls in it (field notes).",
@@ -293,7 +293,9 @@ def _is_duration(name: str, value: object) -> bool:
             return any("timeout" in str(key) for key in value)
         case int() | float():
             return (
-                name.endswith("_SECONDS") and "SLACK" not in name and value < timedelta(days=30).total_seconds()
+                name.endswith("_SECONDS")
+                and not re.search("SLACK|TOLERANCE", name)
+                and value < timedelta(days=30).total_seconds()
             )  # above: points in time
     return isinstance(value, timedelta | httpx.Timeout)
 
