@@ -112,7 +112,7 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Run hundreds of generations while everything breaks, some 3 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
+chaos: $(VENV)/.test ## Run hundreds of generations while everything breaks, some 5 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
 	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
 # In a copy and a separate environment, because the tool writes mutants beside the code. A second run continues.
@@ -127,7 +127,7 @@ $(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
 
 mutants: $(MUTANTS)/.ready ## Mutate the code that decides about money and list what no test notices: hours; ARGS="longtake.submission.ledger.*".
 	@mkdir -p $(MUTANTS)/work && git ls-files -z | xargs -0 cp --parents --preserve=timestamps -t $(MUTANTS)/work
-	@cd $(MUTANTS)/work && ../venv/bin/mutmut run --max-children 2 $(ARGS) && ../venv/bin/mutmut results
+	@cd $(MUTANTS)/work && export PATH="$(CURDIR)/$(MUTANTS)/venv/bin:$$PATH" && mutmut run --max-children 2 $(ARGS) && mutmut results
 
 check: lint test ## Run lint, types, import rules and tests, as CI does.
 
