@@ -1,4 +1,4 @@
-"""The pages on failures and timeouts, held against the code that they are made from or speak of."""
+"""The generated parts of the documents, and the page on failures, against the code."""
 
 import ast
 import importlib
@@ -6,26 +6,17 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 
 from docs import generate
 from longtake.models import Attention, Paid
+from longtake.observability.metrics import ACTIVITIES
 from workflows import failures, options
 
 ROOT = Path(__file__).parents[2]
 FAILURES = (ROOT / "docs/failures.md").read_text()
-
-# Durations that are no limit on anything that is waited for.
-NO_TIMEOUTS = {
-    (
-        "longtake.gateway.poll_schedule",
-        "_OVERDUE_POLL",
-    ): "how often to look is told in the design, and measured by a benchmark",
-}
 
 
 def test_every_table_is_up_to_date(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,23 +48,9 @@ def test_a_table_that_is_out_of_date_is_seen_and_others_are_left_alone() -> None
     assert generate.renewed(made) == made
 
 
-@pytest.mark.parametrize(
-    ("page", "table"),
-    [
-        ("README.md", "settings"),
-        ("docs/failures.md", "failures"),
-        ("docs/timeouts.md", "timeouts"),
-        ("docs/timeouts.md", "retries"),
-        ("docs/timeouts.md", "limits"),
-        ("docs/metrics.md", "metrics"),
-    ],
-)
-def test_every_table_has_its_place(page: str, table: str) -> None:
-    text = (ROOT / page).read_text()
-    between = re.search(rf"<!-- {table}:begin -->\n(.+?)<!-- {table}:end -->", text, re.DOTALL)
-    assert between, f"{page} has no place for the table {table}"
-    assert between[1] == generate.TABLES[table]()
-    assert between[1].count("\n") > 5
+def test_every_table_is_on_one_page() -> None:
+    text = "".join(page.read_text() for page in generate.pages())
+    assert {text.count(f"<!-- {name}:begin -->") for name in generate.TABLES} == {1}
 
 
 # --- Timeouts ---------------------------------------------------------------------------------------------------------
@@ -86,63 +63,22 @@ def _sources(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
             yield module, ast.parse(path.read_text())
 
 
-def test_every_option_of_the_workflow_is_in_the_table() -> None:
+def test_every_option_of_the_workflow_is_in_the_table_with_its_activities() -> None:
     chosen = {name for name, value in vars(options).items() if isinstance(value, dict) and name.isupper()}
     chosen |= {
         name for name, one in inspect.getmembers(options, inspect.isfunction) if one.__module__ == options.__name__
     }
-    assert set(generate.STEPS) == set(generate.ACTIVITIES) == chosen
+    assert set(generate.steps()) == chosen
+    assert {name for step in generate.steps().values() for name in step.activities} == set(ACTIVITIES)
 
 
-def test_the_activities_run_under_the_options_that_the_table_says() -> None:
-    used: dict[str, set[str]] = {}
-    known = _activity_names()
-    for _, tree in _sources("workflows/**/*.py"):
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if not (isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method")):
-                continue
-            spread = [keyword.value for keyword in call.keywords if keyword.arg is None]
-            names = {
-                part.attr
-                for value in spread
-                for part in ast.walk(value)
-                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "options"
-            }
-            called = {part.attr for part in ast.walk(call.args[0]) if isinstance(part, ast.Attribute)}
-            for name in names:
-                used.setdefault(name, set()).update(called & known)
-    assert used == {step: set(names) for step, names in generate.ACTIVITIES.items()}
+def test_every_timeout_has_a_reason() -> None:
+    for make in (generate.timeouts, generate.limits):
+        assert [row for row in make().splitlines() if generate.NO_REASON in row] == []
 
 
-def _activity_names() -> set[str]:
-    return {
-        node.name
-        for _, tree in _sources("activities/*.py")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AsyncFunctionDef)
-        and any(isinstance(one, ast.Attribute) and one.attr == "defn" for one in node.decorator_list)
-    }
-
-
-def test_no_limit_is_left_out() -> None:
-    found = set()
-    for module, tree in _sources("longtake/**/*.py", "activities/*.py", "workflows/**/*.py", "worker.py"):
-        for node in tree.body:
-            targets = getattr(node, "targets", [getattr(node, "target", None)])
-            for target in targets:
-                if isinstance(target, ast.Name) and target.id.isupper():
-                    value = getattr(importlib.import_module(module), target.id)
-                    parts = value if isinstance(value, tuple) else (value,)
-                    if any(isinstance(part, timedelta | httpx.Timeout) for part in parts):
-                        found.add((module, target.id))
-    told = {(module, name) for module, name, _ in generate.LIMITS}
-    assert found - told - set(NO_TIMEOUTS) == set(), "give it a place in docs.generate.LIMITS"
-    assert set(NO_TIMEOUTS) <= found
-
-
-def test_a_timeout_without_a_reason_is_refused() -> None:
-    with pytest.raises(SystemExit, match="no reason beside it"):
-        generate._reason_beside("longtake.gateway.client", "_USER_AGENT_NOBODY_WROTE")
+def test_what_nobody_explained_is_shown_as_such() -> None:
+    assert generate._reason_beside("longtake.gateway.client", "_TOP_UP") == generate.NO_REASON
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
