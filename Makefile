@@ -1,5 +1,5 @@
-# Two commands matter: `make demo` and `make test`. Both set up what they need and do it once.
-# Needs only python3 (3.11 or newer), make, and a package registry that pip can reach.
+# Two commands matter: `make demo` and `make test`. Both install what they need, once.
+# Needs python3 (3.11 or newer), make, and a package registry that pip can reach.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 # uv installs in seconds what takes pip a minute. `make lock` writes this pin, with hashes, to requirements/uv.txt.
 UV_VERSION := 0.13.9
 
-# Hundreds of processes load thousands of modules: where a caller's environment keeps Python from caching what it has
-# compiled, the tests take half as long again.
+# Hundreds of processes load thousands of modules. If the environment disables Python's bytecode cache, the tests take
+# half as long again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -21,12 +21,12 @@ help: ## Show this list.
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-# One environment, two sizes: the demo's packages are a part of the tests' (same pins), so `make demo` downloads about
-# half of what `make test` does and neither removes anything that the other needs.
+# One environment, two sizes: the demo's packages are a subset of the tests' (same pins), so `make demo` downloads about
+# half of what `make test` does, and neither removes what the other needs.
 setup: $(VENV)/.test ## Make .venv with everything that demo, tests and checks need.
 	@:
 
-# `$(call step,label,command)`: one line for each step with its seconds; the command's output only if it fails.
+# `$(call step,label,command,advice)` prints one line with the seconds; the command's output only if it fails.
 define step
 	@printf '%-58s' '$(1) ...'; began=$$(date +%s); \
 	if { $(2); } >$(VENV)/setup.log 2>&1; then echo "$$(( $$(date +%s) - began )) s"; \
@@ -35,7 +35,7 @@ endef
 
 REGISTRY_HINT := Is the package registry reachable? pip and uv use the index that PIP_INDEX_URL or pip.conf name, else PyPI.
 
-# uv does not read pip's settings: hand it pip's index, unless it has been given one of its own.
+# uv does not read pip's settings: pass it pip's index, unless it has its own.
 define hand_over_index
 	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config list | sed -n "s/^global.index-url='\(.*\)'/\1/p")}}}"; \
 	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
@@ -54,7 +54,7 @@ $(VENV)/.uv: requirements/uv.txt
 	$(call step,installing uv,$(BIN)/python -m pip install --require-hashes -r $<,pip could not install uv. $(REGISTRY_HINT))
 	@touch $@
 
-# `install`, not `sync`: the tests' packages may be there and are to stay.
+# `install`, not `sync`, which would remove the tests' packages.
 $(VENV)/.demo: requirements/demo.txt $(VENV)/.uv
 	$(call step,installing what the demo needs,$(hand_over_index); \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
@@ -65,7 +65,7 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.uv
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes $<,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
-# On top of the tests' packages: only the tests that drive Debian's programs need these.
+# Only the tests that drive Debian's programs need these, in addition to the tests' packages.
 $(VENV)/.system: requirements/system.txt $(VENV)/.test
 	$(call step,installing what the system tests need,$(hand_over_index); \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --require-hashes -r $<,uv could not install the packages. $(REGISTRY_HINT))
@@ -85,26 +85,26 @@ comma := ,
 
 # --- Use -------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo ## Four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
+demo: $(VENV)/.demo ## Run four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
 	@$(BIN)/python starter.py demo $(if $(KEEP),--keep) $(if $(LIKE),--like $(LIKE))
 
-# Most tests wait for timers and processes rather than compute: three at once suit two cores. A file's tests stay
-# together. In the order of their names the files that wait longest come early, and the rest fills their waits; xdist's
-# own order, most tests first, leaves them for the end.
+# Most tests wait for timers and processes, so three at once suit two cores. The tests of a file stay together. Ordered by
+# name, the files that wait longest start early, and the rest fills their waits; xdist's own order, most tests first,
+# starts them last.
 SIDE_BY_SIDE := -m "not system and not proof" -n 3 --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/.test ## All tests that need no Debian packages; ARGS="-k name" to choose.
+test: $(VENV)/.test ## Run all tests that need no Debian packages; ARGS="-k name" chooses.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo; echo 'Left out, for `make test-proofs`: every instant and every interleaving of what is paid, which are'; \
+	echo; echo 'Not run (see make test-proofs): every instant and interleaving of what is paid:'; \
 	grep -rl 'mark\.proof' tests --include='test_*.py' | sort | sed 's/^/  /'; \
-	echo 'Left out, for `make test-system`: a browser, Prometheus and whole installations, which are'; \
+	echo 'Not run (see make test-system): a browser, Prometheus and whole installations:'; \
 	grep -rl 'mark\.system' tests --include='test_*.py' | sort | sed 's/^/  /'; \
 	exit $$ended
 
-test-proofs: $(VENV)/.test ## Every crash point around the payment and the delivery, every interleaving of the ledger: ten minutes.
+test-proofs: $(VENV)/.test ## Test every crash point of payment and delivery, and every interleaving of the ledger: ten minutes.
 	@$(BIN)/python -m pytest -m proof -n 2 --dist loadfile $(ARGS)
 
-test-system: $(VENV)/.system ## The tests that need Debian packages, which it installs, or whole installations: some minutes more.
+test-system: $(VENV)/.system ## Run the tests that need Debian packages (which it installs) or whole installations: some minutes.
 	@sh tests/system/install.sh
 	@$(BIN)/python -m pytest -m system -n 2 --dist loadfile $(ARGS)
 
@@ -112,10 +112,10 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 5 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
+chaos: $(VENV)/.test ## Run hundreds of generations while everything breaks, some 5 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
 	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
-# In a copy and an environment of its own: the tool writes its mutants beside the code. Run again it goes on.
+# In a copy and a separate environment, because the tool writes mutants beside the code. A second run continues.
 MUTANTS := .mutants
 
 $(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
@@ -125,15 +125,15 @@ $(MUTANTS)/.ready: requirements/test.txt requirements/mutants.txt $(VENV)/.uv
 	  VIRTUAL_ENV=$(MUTANTS)/venv $(BIN)/uv pip install --require-hashes -r requirements/test.txt -r requirements/mutants.txt,uv could not install the packages. $(REGISTRY_HINT))
 	@touch $@
 
-mutants: $(MUTANTS)/.ready ## Change the code that decides about money, line by line, and list what no test notices: hours; ARGS="longtake.submission.ledger.*".
+mutants: $(MUTANTS)/.ready ## Mutate the code that decides about money and list what no test notices: hours; ARGS="longtake.submission.ledger.*".
 	@mkdir -p $(MUTANTS)/work && git ls-files -z | xargs -0 cp --parents --preserve=timestamps -t $(MUTANTS)/work
 	@cd $(MUTANTS)/work && export PATH="$(CURDIR)/$(MUTANTS)/venv/bin:$$PATH" && mutmut run --max-children 2 $(ARGS) && mutmut results
 
-check: lint test ## Everything that CI asks: lint, types, import rules, tests.
+check: lint test ## Run lint, types, import rules and tests, as CI does.
 
-lint: format-check types imports audit ## ruff, mypy, import-linter, bandit and the audit of packages: a minute less than check.
+lint: format-check types imports audit ## Run ruff, mypy, import-linter, bandit and the audit of packages.
 
-audit: $(VENV)/.test ## bandit, and whether the installed packages are the locked ones; needs no network.
+audit: $(VENV)/.test ## Run bandit, and compare installed packages with the locked ones; needs no network.
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml longtake activities workflows cli simulator worker.py starter.py
 	@$(BIN)/python -m tests.packaging.locked
 
@@ -147,26 +147,25 @@ types: $(VENV)/.test
 imports: $(VENV)/.test
 	@$(BIN)/lint-imports --no-logo
 
-compose-check: $(VENV)/.test ## Compose's own check of docker-compose.yml, and the Compose specification's schema.
+compose-check: $(VENV)/.test ## Check docker-compose.yml with Compose and with the specification's schema.
 	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 wheel: $(VENV)/.uv ## Build the wheel into dist/, with the build backend of requirements/build.txt.
 	@$(hand_over_index); $(BIN)/uv build --quiet --wheel --require-hashes --build-constraints requirements/build.txt
 
-# Of Python's packages: those of the base image are in its publisher's own bill of materials (deploy/README.md).
 fuzz: $(VENV)/.fuzz ## Fuzz every reader of foreign bytes, coverage-guided, for MINUTES=60 in all; ONLY="mp4 query" chooses.
 	@$(BIN)/python -m tests.hostile.fuzzing --minutes $(or $(MINUTES),60) $(if $(ONLY),--only $(ONLY))
 
-sbom: $(VENV)/.sbom ## Bills of materials (CycloneDX) of wheel and images into dist/.
+# Python's packages only; the base image's publisher has a bill of materials for the rest (deploy/README.md).
+sbom: $(VENV)/.sbom ## Write bills of materials (CycloneDX) of wheel and images into dist/.
 	@mkdir -p dist
 	@for part in wheel run simulator; do \
 	  $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON --mc-type application --pyproject pyproject.toml \
 	    -o dist/longtake-$$part.cdx.json requirements/$$part.txt || exit 1; done
 
-# There is no uv.lock: it records the host of the registry it was made with, which is nobody else's business. These
-# files hold names, versions and hashes only, for every platform and Python from 3.11 on.
-# All of them take their versions from test.txt, so that what is tested is what runs.
+# No uv.lock, because it records the host of the registry. These files contain names, versions and hashes only, for every
+# platform and Python from 3.11 on. All take their versions from test.txt, so that what runs is what was tested.
 COMPILE = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header
 PART = $(COMPILE) pyproject.toml --no-annotate -c requirements/test.txt
 
@@ -183,6 +182,6 @@ lock: $(VENV)/.uv ## Write requirements/*.txt anew from pyproject.toml; UPGRADE=
 	@sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(COMPILE) --no-annotate - -o requirements/build.txt
 	@$(PART) --extra mutants -o requirements/mutants.txt
 
-clean: ## Remove .venv and all caches; videos/ and the data folder stay, they were paid for.
+clean: ## Remove .venv and caches, never videos/ or the data folder, which were paid for.
 	@rm -rf $(VENV) $(MUTANTS) .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,9 +30,9 @@ from activities.submission import SubmissionActivities
 from longtake import __version__
 from longtake.client import VideoClient
 from longtake.delivery.download import Fetcher
+from longtake.delivery.public_network import needless_private_addresses
 from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
-from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.observability import http_tracing as tracing
 from longtake.observability.logs import configure_logging
@@ -43,18 +43,11 @@ from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.submission.errors import LedgerError
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
-    HOW_TO_CREATE_ATTRIBUTES,
-    SUBMISSION_TASK_QUEUE,
-    TASK_QUEUE,
-    WORKFLOW_TYPE,
-    TemporalProblem,
-    connect,
-    missing_search_attributes,
-    sdk_runtime,
-)
+from longtake.temporal.connection import TemporalProblem, connect, sdk_runtime
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import claim
+from longtake.temporal.names import DEPLOYMENT, SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import HOW_TO_CREATE_ATTRIBUTES, missing_search_attributes
 from workflows.generate_video import GenerateVideoWorkflow
 from workflows.input_guard import SingleInputGuard
 from workflows.ledger_registration import LedgerRegistrationWorkflow
@@ -65,7 +58,6 @@ DRAIN_MARGIN = timedelta(seconds=45)
 """Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
 what it sends, so that no restart leaves a submission in doubt."""
 
-DEPLOYMENT = "longtake"
 """The name of the Worker Deployment, for `temporal worker deployment …`."""
 
 CONNECT_PATIENCE = timedelta(seconds=10)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from temporalio import activity
 
 from activities.failures import code_or_none
+from longtake.delivery.task_records import store_gateway_words
 from longtake.gateway.errors import KeyRefused
 from longtake.models import TaskRecord
-from longtake.request.prompts import keep_words
 from longtake.storage import Store, StoreProblem
 
 
@@ -25,7 +25,7 @@ class HiddenWords:
     async def keep(self, words: str) -> str:
         """Keep the words in the store; returns what to show instead."""
         try:
-            path = await keep_words(self.store, self.key, words)
+            path = await store_gateway_words(self.store, self.key, words)
         except StoreProblem as error:
             activity.logger.warning("the gateway's words not kept", exc_info=error)
             return "the gateway's words are hidden, and could not be stored"

@@ -9,7 +9,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import API_KEY, SimulatorProcess, Site, environment, request
 
 

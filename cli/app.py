@@ -176,7 +176,7 @@ def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 
 @app.command()
-def poll_now(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+def poll(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
     """Ask the gateway about a generation now, for example because its key has been mended or topped up."""
     from cli.commands import generations  # noqa: PLC0415
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO
 
 from longtake.private_files import keep_files_private
+from longtake.temporal.names import SEARCH_ATTRIBUTES
 
 HOST = "127.0.0.1"
 _NO_HOST = "nobody.invalid"
@@ -41,8 +42,6 @@ _INHERITED_PREFIXES = ("LC_", "XDG_")
 """Of our environment, which holds the gateway's key, supervisor and server get only these."""
 START_SECONDS = 30
 _START_TRIES = 4
-SEARCH_ATTRIBUTES = ("VideoModel", "VideoStage", "VideoOutcome", "VideoAttention", "VideoPaid", "GatewayTaskId")
-"""As in `longtake.temporal.connection`, which costs 0.7 s to import; a test holds the two together."""
 
 
 class EmbeddedProblem(Exception):

@@ -25,15 +25,10 @@ from longtake.settings import Settings
 from longtake.storage import Store
 from longtake.submission.errors import LedgerError, WrongLedger
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
-    TemporalProblem,
-    connect,
-    is_configured,
-    register_search_attributes,
-    target,
-    workflow_id,
-)
+from longtake.temporal.connection import TemporalProblem, connect, is_configured, target
 from longtake.temporal.ledger_registration import check
+from longtake.temporal.names import workflow_id
+from longtake.temporal.search_attributes import register_search_attributes
 
 _ROOT = Path(__file__).parent.parent
 _MISCONFIGURED = 2

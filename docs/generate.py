@@ -1,21 +1,22 @@
-"""Tables in the documents that are made from the code: `python -m docs.generate --check`, or `--write`.
+"""The generated parts of the documents: `python -m docs.generate --check`, or `--write`.
 
-A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in the README or a page of this folder. Reasons of
-timeouts are the comments and docstrings that stand beside them in the code, so a timeout without one is an error here.
+A generated part stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in the README or a page of this folder;
+`TABLES` has a function for each NAME. The reason of a timeout is the comment or docstring beside it in the code.
 """
 # ruff: noqa: INP001 - this folder is for texts, and this its only program
 
 import argparse
 import ast
 import importlib
+import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from pydantic import SecretStr
@@ -24,131 +25,61 @@ from temporalio.common import RetryPolicy
 from activities.failures import RULES, Rule
 from longtake.gateway.errors import GatewayError
 from longtake.models import GenerationPolicy
-from longtake.observability.metrics import METRICS
+from longtake.observability.metrics import ACTIVITIES, METRICS
 from longtake.request.rules import MODELS
-from longtake.settings import PREFIX, Settings
-from longtake.submission.errors import SubmissionInDoubt
+from longtake.settings import PREFIX, Settings, setting_groups
 from workflows import options
 
 ROOT = Path(__file__).parents[1]
 
-STEPS: Mapping[str, options.Options] = {
-    "PREPARE": options.PREPARE,
-    "submission": options.submission(GenerationPolicy()),
-    "API_KEY": options.API_KEY,
-    "RECORD": options.RECORD,
-    "closing": options.closing(GenerationPolicy().submit_timeout + options.LEDGER_MARGIN),
-    "reconciliation": options.reconciliation(GenerationPolicy()),
-    "SETTLE": options.SETTLE,
-    "POLL": options.POLL,
-    "REFUND": options.REFUND,
-    "delivery": options.delivery(GenerationPolicy().delivery_window),
+
+class Step(NamedTuple):
+    """What runs under one entry of `workflows/options.py`."""
+
+    options: options.Options
+    activities: Sequence[str]
+
+
+ARGUMENTS: Mapping[str, timedelta] = {
+    "closing": GenerationPolicy().submit_timeout + options.LEDGER_MARGIN,
+    "delivery": GenerationPolicy().delivery_window,
 }
-"""What `workflows/options.py` holds, under its names there, in the order of a generation, with the default policy."""
+"""What functions of `workflows/options.py` take that do not take a policy: here, the defaults."""
 
-ACTIVITIES: Mapping[str, tuple[str, ...]] = {
-    "PREPARE": ("prepare_generation",),
-    "submission": ("submit_generation", "submit_extension"),
-    "API_KEY": ("await_api_key",),
-    "RECORD": ("record_submission",),
-    "closing": ("close_submission",),
-    "reconciliation": ("reconcile_submission",),
-    "SETTLE": ("resolve_submission",),
-    "POLL": ("query_generation",),
-    "REFUND": ("query_generation",),
-    "delivery": ("deliver_video",),
+REASONS: Mapping[str, str] = {
+    "workflows.options.RECORD.start_to_close_timeout": "One small record into the store.",
+    "longtake.client._QUERY_TIMEOUT": "The query `status` needs a worker; without one, the server's record is shown.",
+    "longtake.client._UPDATE_TIMEOUT": "Without a worker nobody accepts an update; the client reports that.",
+    "longtake.client._RETRY_SECONDS": "Between two calls to a Temporal that is away.",
+    "longtake.delivery.download._RECONNECT_PAUSE_SECONDS": "Between two attempts to resume a broken download.",
+    "longtake.delivery.download._TIMEOUT": "Of a download: to connect, and for each silence.",
+    "longtake.delivery.download._PREFLIGHT_SECONDS": "For the free request that shows that downloads are possible.",
+    "longtake.delivery.download._PREFLIGHT_VALID_SECONDS": "How long its good answer counts.",
+    "longtake.delivery.public_network._LOOKUP_SECONDS": "For a DNS lookup.",
+    "longtake.gateway.account.LOG_CALLS_WINDOW": "The usage log allows 20 calls in it (field notes).",
+    "longtake.gateway.account._AFTER_FAILURE": "Until the next call of a task list or usage log that failed.",
+    "longtake.gateway.account._AFTER_429": "The same, of a usage log that answered 429 without `Retry-After`.",
+    "longtake.gateway.account._LIST_AFTER_429": "The same, of a task list.",
+    "longtake.gateway.poll_schedule._OVERDUE_POLL": "Poll interval of an overdue generation.",
+    "longtake.storage._CREATE_PAUSE_SECONDS": "Between two attempts at an atomic create that the store left open.",
+    "longtake.submission.charges._UNTIL_THE_NEXT_CHARGE": "Until the usage log shows a later charge, it proves nothing "
+    "about a submission in doubt. Checked again after this.",
+    "longtake.submission.ledger.POLL_AGAIN": "Poll interval for a submission in doubt, until its window is over.",
+    "longtake.submission.ledger._MAX_WINDOW_SECONDS": "A record with a longer window counts as damaged.",
+    "longtake.submission.reconciliation._SOON": "Until the next check, while the task may still appear.",
+    "longtake.submission.reconciliation._CONTRADICTED": "Until the next check of a task list that contradicts itself.",
+    "activities.heartbeats.INTERVAL": "A fifth of `HEARTBEAT`, so that four lost heartbeats do no harm.",
 }
-"""Which activities run under them; a test holds it against the workflow."""
+"""Reasons that do not stand beside the code. Write new ones there, not here."""
 
-LIMITS: tuple[tuple[str, str, str], ...] = (
-    # Module, name, and a reason where the code's own is not beside it.
-    ("longtake.gateway.client", "_CONNECT_SECONDS", ""),
-    ("longtake.gateway.client", "_REACH_SECONDS", ""),
-    ("longtake.gateway.wire", "MAX_RETRY_AFTER", ""),
-    ("longtake.gateway.preflight", "GOOD_FOR_SECONDS", ""),
-    ("longtake.gateway.breaker", "TRIAL_PAUSE", ""),
-    ("longtake.gateway.breaker", "MAX_TRIAL_PAUSE", ""),
-    ("longtake.submission.ledger", "MARGIN", ""),
-    ("longtake.submission.ledger", "_MAX_APPROACH_SECONDS", ""),
-    ("longtake.submission.ledger", "_STALE_AFTER_SECONDS", ""),
-    (
-        "longtake.submission.ledger",
-        "POLL_AGAIN",
-        "A submission in doubt is looked at this often until its window is over.",
-    ),
-    ("longtake.submission.charges", "CLOCK_SKEW", ""),
-    ("longtake.submission.charges", "LATE_ACCEPTANCE", ""),
-    ("workflows.steps.resolve", "CONFIRM_NOT_CHARGED", ""),
-    ("longtake.submission.ledger", "_RESPONSE_SECONDS", ""),
-    ("longtake.submission.reconciliation", "REPORTING_DELAY", ""),
-    ("longtake.submission.reconciliation", "LATEST_TASK", ""),
-    (
-        "longtake.submission.reconciliation",
-        "_SOON",
-        "While a task may still show, or another submission's outcome may still come.",
-    ),
-    (
-        "longtake.submission.reconciliation",
-        "_CONTRADICTED",
-        "A list that contradicts itself is asked again after this.",
-    ),
-    ("longtake.gateway.account", "LOG_CALLS_WINDOW", "Field notes: 20 requests for the log in 20 minutes."),
-    ("longtake.gateway.account", "LIST_CALLS_WINDOW", "At most 60 requests for the list in it."),
-    ("activities.clocks", "TOLERATED", "Of a worker's clock: beyond it the worker warns in its log."),
-    (
-        "longtake.submission.charges",
-        "_UNTIL_THE_NEXT_CHARGE",
-        "Until the log shows a charge later than a submission in doubt, it says nothing of it: asked again after this.",
-    ),
-    ("longtake.gateway.account", "CLOSED_FOR", ""),
-    ("longtake.gateway.account", "_AFTER_FAILURE", "A record that could not be read is requested again after this."),
-    ("longtake.gateway.account", "_AFTER_429", "After a 429 for the log without a `Retry-After`."),
-    ("longtake.gateway.account", "_LIST_AFTER_429", "The same for the list."),
-    ("workflows.steps.resolve", "CHECK_ACCOUNT_AGAIN", ""),
-    ("workflows.steps.resolve", "_SOONEST", ""),
-    ("workflows.steps.resolve", "_AT_ONCE", ""),
-    ("longtake.delivery.download", "_TIMEOUT", "Of a download: to connect, and for each silence."),
-    ("longtake.delivery.download", "PROGRESS_TIME", ""),
-    ("longtake.delivery.download", "STORE_TIME", ""),
-    ("activities.delivery", "GONE_AFTER", ""),
-    ("workflows.steps.deliver", "EXTRA_CLIP_WINDOW", ""),
-    ("workflows.steps.deliver", "QUIET_WINDOW", ""),
-    ("longtake.storage", "_CLIENT_OPTIONS", ""),
-    ("longtake.storage", "_RETRY_CONFIG", ""),
-    ("activities.heartbeats", "INTERVAL", "A fifth of what counts a worker as lost."),
-    ("workflows.options", "HEARTBEAT", ""),
-    ("workflows.options", "SUBMISSION_MARGIN", ""),
-    ("workflows.options", "LEDGER_MARGIN", ""),
-    ("longtake.observability.running_generations", "EVERY", ""),
-    ("worker", "DRAIN_MARGIN", ""),
-    ("worker", "CONNECT_PATIENCE", ""),
-    ("worker", "HEARTBEAT_THROTTLE", ""),
-    (
-        "longtake.client",
-        "_QUERY_TIMEOUT",
-        "The query `status` needs a worker; without one the server's record is shown.",
-    ),
-    ("longtake.client", "PATIENCE", ""),
-    ("longtake.client", "_UPDATE_TIMEOUT", "Without a worker an update is not taken, and whoever sends it is told."),
-)
-
-_REASONS_NOT_BESIDE_THE_CODE = {
-    ("RECORD", "start_to_close_timeout"): "One small record into the store.",
-}
-
-
-def _parsed(source: str) -> ast.Module:
-    """Parse; once more where CPython 3.11 miscounts its own recursion (gh-106905)."""
-    try:
-        return ast.parse(source)
-    except SystemError:
-        return ast.parse(source)
+NO_REASON = "**no reason given**"
+"""Shown where neither has one; a test then fails."""
 
 
 def failures() -> str:
     """Every rule of the taxonomy, one row each."""
     return _table(
-        ("step", "cause", "type", "tried again", "when", "paid", "who acts", "what to do"),
+        "step, cause, type, retried, when, paid, who acts, what to do",
         (
             (
                 ", ".join(rule.steps),
@@ -168,55 +99,50 @@ def failures() -> str:
 def timeouts() -> str:
     """Every timeout of every activity, with its reason."""
     return _table(
-        ("activity", "timeout", "by default", "why"),
+        "activity, option, timeout, default, why",
         (
-            (_activities(step), f"`{name}`", _spoken(value), _reason_of_option(step, name))
-            for step, chosen in STEPS.items()
-            for name, value in chosen.items()
+            (_names(step.activities), f"`{key}`", f"`{name}`", _spoken(value), _reason_of_option(key, name))
+            for key, step in steps().items()
+            for name, value in step.options.items()
             if name.endswith("_timeout")
         ),
     )
 
 
 def retries() -> str:
-    """How each activity is tried again."""
+    """The retry policy of each activity."""
     return _table(
-        ("activity", "first pause", "then", "longest pause", "attempts"),
-        ((_activities(step), *_policy(chosen["retry_policy"])) for step, chosen in STEPS.items()),
+        "activity, option, first interval, coefficient, maximum interval, maximum attempts",
+        (
+            (_names(step.activities), f"`{key}`", *_policy(step.options["retry_policy"]))
+            for key, step in steps().items()
+        ),
     )
 
 
 def limits() -> str:
-    """The limits inside the steps, and of the worker."""
+    """Every other duration in the code that something waits for, or that a decision depends on."""
     return _table(
-        ("where", "limit", "value", "why"),
+        "where, limit, value, why",
         (
-            (
-                f"`{module}`",
-                f"`{name}`",
-                _spoken(getattr(importlib.import_module(module), name)),
-                reason or _reason_beside(module, name),
-            )
-            for module, name, reason in LIMITS
+            (f"`{module}`", f"`{name}`", _spoken(value), _reason_beside(module, name))
+            for module, name, value in _durations()
         ),
     )
 
 
 def settings() -> str:
-    """Every variable of the environment."""
-    return _table(
-        ("variable", "default", "what it is"),
-        (
-            (f"`{PREFIX}{name.upper()}`", _default(field.default), field.description or _missing(name))
-            for name, field in Settings.model_fields.items()
-        ),
+    """Every variable of the environment, a table for each group."""
+    return "\n".join(
+        f"## {title}\n\n{_table('variable, default, meaning', map(_setting, names))}"
+        for title, names in setting_groups().items()
     )
 
 
 def models() -> str:
     """The gateway's models and what each accepts."""
     return _table(
-        ("model", "what it is", "images"),
+        "model, what it is, images",
         ((f"`{model.name}`", model.title, model.images_rule) for model in MODELS.values()),
     )
 
@@ -224,27 +150,18 @@ def models() -> str:
 def metrics() -> str:
     """Every metric of ours, as Prometheus sees it."""
     return _table(
-        ("metric", "type", "labels", "what it is"),
-        (
-            (f"`{metric.exposed}`", metric.kind, ", ".join(f"`{name}`" for name in metric.labels), metric.help)
-            for metric in METRICS
-        ),
+        "metric, type, labels, meaning",
+        ((f"`{metric.exposed}`", metric.kind, _names(metric.labels), metric.help) for metric in METRICS),
     )
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "failures": failures,
-    "timeouts": timeouts,
-    "retries": retries,
-    "limits": limits,
-    "settings": settings,
-    "models": models,
-    "metrics": metrics,
+    make.__name__: make for make in (failures, timeouts, retries, limits, settings, models, metrics)
 }
 
 
 def renewed(text: str) -> str:
-    """A page with its tables made anew; markers of other names are left alone."""
+    """The page with its tables made anew. Leaves other markers alone."""
 
     def table(found: re.Match[str]) -> str:
         make = TABLES.get(found["name"])
@@ -261,7 +178,7 @@ def pages() -> list[Path]:
 
 
 def main() -> int:
-    """Check or write; 1 where a page is out of date."""
+    """Check or write the pages; the exit code is 1 if one is out of date."""
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description="Tables made from the code.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
@@ -271,26 +188,32 @@ def main() -> int:
     for page, text in stale.items():
         if write:
             page.write_text(text)
-        sys.stdout.write(f"{page.relative_to(ROOT)} {'written' if write else 'is out of date: make it --write'}\n")
+        done = "written" if write else "is out of date: run python -m docs.generate --write"
+        sys.stdout.write(f"{page.relative_to(ROOT)} {done}\n")
     return 1 if stale and not write else 0
 
 
 def _when(rule: Rule) -> str:
     if not rule.retried:
         return ""
-    if issubclass(rule.error, SubmissionInDoubt):
+    if rule.type == "SubmissionInDoubt":
         return "every 5 s until the window is over"
     return "`Retry-After`, else by policy" if issubclass(rule.error, GatewayError) else "by policy"
 
 
-def _activities(step: str) -> str:
-    return ", ".join(f"`{name}`" for name in ACTIVITIES[step])
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _policy(policy: RetryPolicy) -> tuple[str, ...]:
-    attempts = str(policy.maximum_attempts) if policy.maximum_attempts else "until the time is over"
+    attempts = str(policy.maximum_attempts or "until the timeout")
     longest = _spoken(policy.maximum_interval) if policy.maximum_interval else "100 times the first"
-    return _spoken(policy.initial_interval), f"times {policy.backoff_coefficient:g}", longest, attempts
+    return _spoken(policy.initial_interval), f"{policy.backoff_coefficient:g}", longest, attempts
+
+
+def _setting(name: str) -> tuple[str, ...]:
+    field = Settings.model_fields[name]
+    return f"`{PREFIX}{name.upper()}`", _default(field.default), field.description or NO_REASON
 
 
 def _default(value: object) -> str:
@@ -304,14 +227,17 @@ def _spoken(value: Any) -> str:
     match value:
         case timedelta():
             said = _seconds(value.total_seconds())
-        case float():
+        case int() | float():
             said = _seconds(value)
         case httpx.Timeout():
             said = f"{value.connect} s to connect, {value.read} s of silence"
         case tuple():
             said = ", then ".join(map(_spoken, value))
         case Mapping():
-            said = ", ".join(f"{name.replace('_', ' ')} {_spoken(part)}" for name, part in value.items())
+            said = ", ".join(
+                f"{name.replace('_', ' ')} {part if isinstance(part, int) else _spoken(part)}"
+                for name, part in value.items()
+            )
         case _:
             said = str(value)
     return said
@@ -325,66 +251,103 @@ def _seconds(value: float) -> str:
     return f"{value:g} s"
 
 
+@cache
+def steps() -> Mapping[str, Step]:
+    """What `workflows/options.py` has, by name, with the activities that the workflow runs under it."""
+    running: dict[str, set[str]] = {}
+    for module in _modules("workflows/**/*.py"):
+        for call in (node for node in ast.walk(_source(module)[1]) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_activity_method"):
+                called = {part.attr for part in ast.walk(call.args[0]) if isinstance(part, ast.Attribute)}
+                for part in (part for keyword in call.keywords for part in ast.walk(keyword.value)):
+                    if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "options":
+                        running.setdefault(part.attr, set()).update(called & set(ACTIVITIES))
+    return {
+        name: Step(value(ARGUMENTS.get(name, GenerationPolicy())) if callable(value) else value, sorted(running[name]))
+        for name, value in vars(options).items()
+        if name in running
+    }
+
+
+def _modules(*patterns: str) -> Iterator[str]:
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _durations() -> Iterator[tuple[str, str, Any]]:
+    """Module, name and value of every module-level constant that is a duration, or is made of durations."""
+    for module in _modules("longtake/**/*.py", "activities/*.py", "workflows/**/*.py", "worker.py"):
+        for name in (name for node in _source(module)[1].body for name in _assigned(node) if name.isupper()):
+            value = getattr(importlib.import_module(module), name)
+            if _is_duration(name, value) and not (module == options.__name__ and name in steps()):
+                yield module, name, value
+
+
+def _is_duration(name: str, value: object) -> bool:
+    match value:
+        case tuple():
+            return any(_is_duration(name, part) for part in value)
+        case Mapping():
+            return any("timeout" in str(key) for key in value)
+        case int() | float():
+            return (
+                name.endswith("_SECONDS")
+                and not re.search("SLACK|TOLERANCE", name)
+                and value < timedelta(days=30).total_seconds()
+            )  # above: points in time
+    return isinstance(value, timedelta | httpx.Timeout)
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def _reason_of_option(step: str, name: str) -> str:
-    """What stands above a keyword in `workflows/options.py`, or beside the constant that it names."""
+    """The comment above a keyword in `workflows/options.py`, or the reason of the constant that it names."""
     lines, tree = _source("workflows.options")
-    for node in tree.body:
-        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
-        if getattr(node, "name", None) != step and step not in names:
-            continue
-        keyword = next(part for part in ast.walk(node) if isinstance(part, ast.keyword) and part.arg == name)
-        above = _comment_above(lines, keyword.lineno)
-        if not above and isinstance(keyword.value, ast.Name):
-            above = _reason_beside("workflows.options", keyword.value.id)
-        return above or _REASONS_NOT_BESIDE_THE_CODE.get((step, name)) or _missing(f"{step}.{name}")
-    return _missing(step)
+    node = next(node for node in tree.body if getattr(node, "name", None) == step or step in _assigned(node))
+    keyword = next(part for part in ast.walk(node) if isinstance(part, ast.keyword) and part.arg == name)
+    reason = _comment_above(lines, keyword.lineno)
+    if not reason and isinstance(keyword.value, ast.Name):
+        reason = _reason_beside("workflows.options", keyword.value.id)
+    return reason or REASONS.get(f"workflows.options.{step}.{name}", NO_REASON)
 
 
 def _reason_beside(module: str, name: str) -> str:
     """The docstring below a constant, the comment behind it, or the one above it."""
     lines, tree = _source(module)
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        targets = getattr(node, "targets", [getattr(node, "target", None)])
-        if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            continue
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            return " ".join(str(after.value.value).split())
-        behind = re.search(r" {2}# (.+)$", lines[node.lineno - 1])
-        return _sentence(behind[1]) if behind else _comment_above(lines, node.lineno) or _missing(f"{module}.{name}")
-    return _missing(f"{module}.{name}")
+    at = next(index for index, node in enumerate(tree.body) if name in _assigned(node))
+    after = tree.body[at + 1] if at + 1 < len(tree.body) else None
+    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        return " ".join(str(after.value.value).split())
+    line = tree.body[at].lineno
+    behind = re.search(r" {2}# (.+)$", lines[line - 1])
+    reason = f"{behind[1][0].upper()}{behind[1][1:].removesuffix('.')}." if behind else _comment_above(lines, line)
+    return reason or REASONS.get(f"{module}.{name}", NO_REASON)
 
 
 def _comment_above(lines: list[str], number: int) -> str:
-    return " ".join(reversed(list(_comments_upwards(lines, number - 2))))
-
-
-def _comments_upwards(lines: list[str], index: int) -> Iterator[str]:
-    while (line := lines[index].strip()).startswith("# "):
-        yield line.removeprefix("# ")
-        index -= 1
+    above = itertools.takewhile(lambda line: line.startswith("# "), (line.strip() for line in lines[number - 2 :: -1]))
+    return " ".join(line.removeprefix("# ") for line in reversed(list(above)))
 
 
 @cache
 def _source(module: str) -> tuple[list[str], ast.Module]:
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    text = path.read_text()
-    return text.splitlines(), _parsed(text)
+    path = ROOT / module.replace(".", "/")
+    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    try:
+        return text.splitlines(), ast.parse(text)
+    except SystemError:  # CPython 3.11 sometimes miscounts its own recursion (gh-106905); the second time is good
+        return text.splitlines(), ast.parse(text)
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:].removesuffix(".") + "."
-
-
-def _missing(what: str) -> str:
-    raise SystemExit(f"{what} has no reason beside it in the code: write one there")
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
-    return (
-        "".join("| " + " | ".join(line) + " |\n" for line in cells).replace("| --- ", "|---").replace("--- |", "---|")
-    )
+def _table(head: str, rows: Iterable[tuple[object, ...]]) -> str:
+    titles = head.split(", ")
+    cells = ([str(cell).replace("|", r"\|") for cell in row] for row in (titles, *rows))
+    lines = [f"| {' | '.join(line)} |\n" for line in cells]
+    return "".join((lines[0], "|---" * len(titles) + "|\n", *lines[1:]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The typed client: what a backend, the command line and an operator do with a generation.
+"""The typed client for generations: start, watch, decide, cancel. Backends and the command line use it.
 
-client = VideoClient(await longtake.temporal.connection.connect(), store=Store.open("s3://bucket/prefix"))
-await client.start("order-17", GenerateVideoInput(model="veo_3_1-fast-remix", prompt="…", prompt_extend="…"))
-result = await client.result("order-17")
+See `longtake` for an example.
 """
 
 import asyncio
@@ -57,23 +55,19 @@ from longtake.models import (
 from longtake.request.rules import MODELS, InvalidRequest, check_request, differing_fields, prompt_paths
 from longtake.storage import Store
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
+from longtake.temporal.connection import TemporalProblem
+from longtake.temporal.ledger_registration import check
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, InvalidKey, key_of, workflow_id
+from longtake.temporal.search_attributes import (
     GATEWAY_TASK_ID,
-    TASK_QUEUE,
     VIDEO_ATTENTION,
     VIDEO_MODEL,
     VIDEO_OUTCOME,
     VIDEO_PAID,
     VIDEO_STAGE,
-    WORKFLOW_TYPE,
-    InvalidKey,
-    TemporalProblem,
-    key_of,
-    workflow_id,
 )
-from longtake.temporal.ledger_registration import check
 
-_STARTS_ANEW = frozenset(
+_RESTARTABLE = frozenset(
     {
         "NotSubmitted",
         "SubmissionOutcomeUnknown",
@@ -86,57 +80,60 @@ _STARTS_ANEW = frozenset(
         "TimedOut",
     }
 )
-"""Failures after which the same key may be started again: nothing was paid, or what was paid can still be collected.
-The submission ledger keeps a new run from paying for what an earlier one paid."""
+"""After these failures the same key may be started again, to submit at last or to collect what was paid.
+The submission ledger keeps a new run from paying twice."""
 
-_REQUEST_OPTIONS = {
+_ON_EXTEND_FAILED = {
     OnExtendFailed.FALLBACK: "the 8 s clip is the result",
-    OnExtendFailed.RETRY: "pay for it again, where that is configured",
-    OnExtendFailed.ASK: "a person decides",
-    OnExtendFailed.FAIL: "it counts as failed",
+    OnExtendFailed.RETRY: "pay for it again, if the workers are configured for it",
+    OnExtendFailed.ASK: "wait for a decision",
+    OnExtendFailed.FAIL: "the generation fails; the 8 s clip is kept",
 }
-_KEY_OPTIONS = {
-    OnKeyRefused.FAIL: "it ends, and nothing is paid",
-    OnKeyRefused.WAIT: "it waits until the gateway takes it again",
+_ON_KEY_REFUSED = {
+    OnKeyRefused.FAIL: "the generation fails; nothing is paid",
+    OnKeyRefused.WAIT: "wait until the gateway accepts it",
 }
 _QUERY_TIMEOUT = timedelta(seconds=6)
 _UPDATE_TIMEOUT = timedelta(seconds=15)
 PATIENCE = timedelta(seconds=60)
-"""How long a call waits for a Temporal that is away: a frontend that is deployed anew is back within seconds."""
-_TRY_AGAIN_SECONDS = 1.0
-_AWAY = frozenset({RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.ABORTED})
-"""What a frontend says, or a connection to it that broke, while it is restarted. A time-out is none of them: it is how
-a missing worker shows."""
+"""How long a call retries while Temporal is unavailable. A frontend restart takes seconds."""
+_RETRY_SECONDS = 1.0
+_UNAVAILABLE = frozenset(
+    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.ABORTED}
+)
+"""Statuses of a frontend that restarts, and of a broken connection. A timeout is not among them: it means that no
+worker answers."""
 _NO_ANSWER = frozenset({RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED})
 _T = TypeVar("_T")
 
 
 class GenerationNotFound(Exception):
-    """Temporal knows no generation of this key."""
+    """Temporal has no generation with this key, or none that still runs."""
 
 
 class KeyInUse(Exception):
-    """The key names another request; the message says what differs."""
+    """The key already names another request; the message lists the fields that differ."""
 
 
 class NoWorker(Exception):
-    """Temporal is there, but nobody works on generations."""
+    """Temporal answers, but no worker does."""
 
 
 class TemporalUnavailable(TemporalProblem):
-    """Temporal was there and is away for longer than a call waits; nothing is lost, and the same call goes on later."""
+    """Temporal was unavailable for longer than the call's patience. Nothing is lost; repeat the same call later."""
 
 
 class DecisionRejected(Exception):
-    """The workflow does not take this update now; the message says why."""
+    """The workflow rejected the update; the message says why."""
 
 
 class GenerationFailure(Exception):
-    """A generation ended without a video.
+    """The generation ended without a video.
 
     Attributes:
         kind: The failure type, such as `GenerationFailed`, or `Cancelled`, `Terminated`, `TimedOut`.
-        details: Everything known.
+        message: What happened.
+        details: The ids and facts known, and advice.
     """
 
     def __init__(self, kind: str, message: str, details: FailureDetails) -> None:
@@ -148,13 +145,13 @@ class GenerationFailure(Exception):
 
 @dataclass(frozen=True)
 class Execution:
-    """One generation as Temporal's list shows it."""
+    """One generation in Temporal's list."""
 
     key: str
-    """What the workflow's id says, whoever chose it: it may be no key that a command takes."""
+    """From the workflow id. Someone else may have chosen that id, so it need not be a valid key."""
     run_id: str
     state: str
-    """Temporal's: `RUNNING`, `COMPLETED`, `FAILED`, …"""
+    """Temporal's status: `RUNNING`, `COMPLETED`, `FAILED`, …"""
     started_at: datetime
     closed_at: datetime | None
     stage: str | None
@@ -168,41 +165,41 @@ class Execution:
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that is under way just now."""
+    """An activity that is scheduled or running."""
 
     name: str
     attempt: int
     problem: str | None
-    """Why the attempt before failed."""
+    """Why the previous attempt failed."""
     next_attempt_at: datetime | None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a generation stands, as far as it can be told just now."""
+    """The current state of a generation."""
 
     execution: Execution
     status: GenerationStatus | None
-    """None where no worker answered: the server knows the rest."""
+    """None if no worker answered."""
     steps: tuple[PendingStep, ...] = field(default=())
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the generation has not ended yet."""
         return self.execution.state == "RUNNING"
 
 
 class VideoClient:
-    """Generations by their business key."""
+    """Starts and controls generations by their idempotency key."""
 
     def __init__(self, temporal: Client, *, store: Store | None = None, patience: timedelta = PATIENCE) -> None:
         """Use a connection.
 
         Args:
-            temporal: Connected, with the product's data converter.
-            patience: How long each call waits for a Temporal that is away before it raises `TemporalUnavailable`.
-            store: The store that this client shares with the workers: before the first start its ledger is compared
-                with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
+            temporal: From `longtake.connect`, or any client with the same data converter.
+            store: The store that this client shares with the workers. Before its first start the client checks that
+                the namespace belongs to that store's ledger. Without a store only the workers check it.
+            patience: How long each call retries while Temporal is unavailable, before it raises `TemporalUnavailable`.
         """
         self._temporal = temporal
         self._ledger = SubmissionLedger(store, longest_exchange=timedelta(0)) if store is not None else None
@@ -210,34 +207,35 @@ class VideoClient:
         self._patience = patience.total_seconds()
 
     def with_patience(self, patience: timedelta) -> Self:
-        """The same client with another patience, for a caller that shows for itself that Temporal is away."""
+        """A copy with another patience, for callers that report an unavailable Temporal themselves."""
         other = copy(self)
-        other._patience = patience.total_seconds()  # noqa: SLF001 - one of us
+        other._patience = patience.total_seconds()  # noqa: SLF001 - a copy of this object
         return other
 
     async def start(self, key: str, request: GenerateVideoInput) -> tuple[str, bool]:
-        """Start a generation, or attach to the one that this key names.
+        """Start a generation, or attach to the one with this key.
 
         Args:
-            key: The caller's own name for this generation, such as an order number. Starting the same key again never
-                pays again, as long as the workers keep the same submission ledger.
-            request: What to make. Where something was submitted for this key, it may name what has been retired since.
+            key: The idempotency key: your own name for this generation, such as an order number. Starting the same key
+                again never pays again, as long as the workers keep the same submission ledger.
+            request: What to make. If something was submitted for this key, it may name a model retired since.
 
         Returns:
             The run id, and whether this call started it.
 
         Raises:
             InvalidRequest: The request breaks rules, and nothing was submitted for this key; nothing was started.
-            InvalidKey: The key cannot be used.
+            InvalidKey: The key has unsafe characters, or too many.
             KeyInUse: The key names another request.
-            WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
-            TemporalUnavailable: Temporal is away. It may have been started: the same call tells.
+            WrongLedger: The namespace belongs to another store's ledger.
+            LedgerUnavailable: The store cannot be read.
+            TemporalUnavailable: The generation may have been started; repeat the same call.
         """
         request, refused = _judged(request)
         name = workflow_id(key)
         ledger = self._ledger
         if ledger is not None and not self._ledger_is_checked:
-            await self._riding_out(lambda: check(self._temporal, ledger))
+            await self._retrying(lambda: check(self._temporal, ledger))
             self._ledger_is_checked = True
         # Without the store, a worker asks the ledger before anything is sent.
         if refused and not (await self.knows(key) if ledger is None else not await ledger.is_untouched(key)):
@@ -250,37 +248,37 @@ class VideoClient:
             return run_id, False
         before = await self._request_of(key)
         if before is not None and not differing_fields(request, before):
-            request = before  # prompts or their paths, as before: to the ledger another form is another request
+            request = before  # the ledger tells prompts from their paths, so send the same form again
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.ALLOW_DUPLICATE), True
-        except WorkflowAlreadyStartedError:  # somebody else was quicker
+        except WorkflowAlreadyStartedError:  # another caller started it meanwhile
             execution, _ = await self._describe(key)
             return execution.run_id, False
 
     async def status(self, key: str) -> GenerationStatus:
-        """The workflow's own answer; needs a worker, for ended generations too.
+        """Query the workflow. This needs a running worker, for ended generations too.
 
         Raises:
-            GenerationNotFound: There is none of this key.
+            GenerationNotFound: There is none with this key.
             NoWorker: No worker answered within a few seconds.
-            TemporalUnavailable: Temporal is away.
+            TemporalUnavailable: See the class.
         """
         handle = self._handle(key)
         try:
-            status: GenerationStatus = await self._riding_out(
+            status: GenerationStatus = await self._retrying(
                 lambda: handle.query("status", result_type=GenerationStatus, rpc_timeout=_QUERY_TIMEOUT)
             )
             return status
         except RPCError as error:
             if error.status in _NO_ANSWER or error.status is RPCStatusCode.FAILED_PRECONDITION:
-                raise NoWorker("no worker answers: check that one is running and healthy") from None
+                raise NoWorker("no worker answers: check that a worker is running and healthy") from None
             raise _not_found(key, error) from None
 
     async def snapshot(self, key: str) -> Snapshot:
-        """Where it stands, from the server and, where a worker answers, from the workflow.
+        """The generation's state from the server and, if a worker answers, from the workflow.
 
         Raises:
-            GenerationNotFound: There is none of this key.
+            GenerationNotFound: There is none with this key.
         """
         execution, steps = await self._describe(key)
         try:
@@ -290,17 +288,17 @@ class VideoClient:
         return Snapshot(execution, status, steps)
 
     async def knows(self, key: str) -> bool:
-        """Whether Temporal has a generation of this key, running or ended, whoever chose its workflow id.
+        """Whether Temporal has a workflow for this key, running or ended, whoever started it.
 
         Raises:
-            TemporalUnavailable: Temporal is away.
+            TemporalUnavailable: See the class.
         """
-        ids = {key}  # who starts workflows without this client may take the key itself
+        ids = {key}  # other clients may use the key itself as the workflow id
         with suppress(InvalidKey):
             ids.add(workflow_id(key))
         for name in ids:
             try:
-                await self._riding_out(self._temporal.get_workflow_handle(name).describe)
+                await self._retrying(self._temporal.get_workflow_handle(name).describe)
             except RPCError as error:
                 if error.status is not RPCStatusCode.NOT_FOUND:
                     raise
@@ -309,22 +307,22 @@ class VideoClient:
         return False
 
     async def result(self, key: str) -> GenerateVideoResult:
-        """Wait for the end.
+        """Wait until the generation ends, and return its result.
 
         Raises:
             GenerationFailure: It ended without a video.
-            GenerationNotFound: There is none of this key.
+            GenerationNotFound: There is none with this key.
         """
         handle = self._temporal.get_workflow_handle(workflow_id(key), result_type=GenerateVideoResult)
         try:
-            result: GenerateVideoResult = await self._riding_out(handle.result)
+            result: GenerateVideoResult = await self._retrying(handle.result)
             return result
         except WorkflowFailureError as error:
             failure = _failure(error)
         except RPCError as error:
             raise _not_found(key, error) from None
         if failure.kind == "Cancelled":
-            # Temporal carries no details of a cancellation: what is known of the money stands in the list.
+            # A cancellation carries no details; the search attributes say what is known about money.
             execution, _ = await self._describe(key)
             paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
             known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
@@ -332,52 +330,52 @@ class VideoClient:
         raise failure
 
     async def cancel(self, key: str) -> None:
-        """Stop waiting for it. What was submitted may still be made, and cost; its ids are kept.
+        """Cancel a generation. The gateway may still finish and charge a submitted task; its ids are kept.
 
         Raises:
-            GenerationNotFound: There is none of this key that still runs.
+            GenerationNotFound: No generation with this key is running.
         """
         try:
-            await self._riding_out(self._handle(key).cancel)
+            await self._retrying(self._handle(key).cancel)
         except RPCError as error:
             raise _not_found(key, error) from None
 
     async def decide(self, key: str, decision: Decision) -> GenerationStatus:
-        """Send a decision that a generation waits for.
+        """Send the decision that a generation waits for.
 
         Raises:
-            DecisionRejected: None is awaited, or not this one; the message says which are.
-            GenerationNotFound: There is none of this key that still runs.
+            DecisionRejected: The generation does not wait for this decision; the message says for which.
+            GenerationNotFound: No generation with this key is running.
         """
         return await self._update(key, "decide", decision)
 
     async def poll_now(self, key: str) -> GenerationStatus:
-        """Ask the gateway now: look, or submit what waits for the API key, because that has been mended or topped up.
+        """Poll the task now. If the generation waits for an API key, submit now: after fixing or topping up the key.
 
         Raises:
-            GenerationNotFound: There is none of this key that still runs.
+            GenerationNotFound: No generation with this key is running.
         """
         return await self._update(key, "poll_now")
 
     async def generations(self, query: str = "", *, limit: int = 50) -> AsyncIterator[Execution]:
-        """The newest generations, newest first.
+        """List generations, newest first.
 
         Args:
-            query: A further list filter, such as `VideoStage = "failed"`.
-            limit: How many at the most.
+            query: An additional list filter, such as `VideoStage = "failed"`.
+            limit: The maximum number.
         """
         full = f'WorkflowType = "{WORKFLOW_TYPE}"' + (f" AND ({query})" if query else "")
         pages = self._temporal.list_workflows(full, limit=limit)
         while True:
             try:
-                # A page that was not answered is asked for again; what was given already does not come twice.
-                execution = await self._riding_out(pages.__anext__)
+                # A failed page is requested again; earlier executions are not repeated.
+                execution = await self._retrying(pages.__anext__)
             except StopAsyncIteration:
                 return
             yield _execution(execution)
 
     async def _start(self, name: str, request: GenerateVideoInput, reuse: WorkflowIDReusePolicy) -> str:
-        handle = await self._riding_out(
+        handle = await self._retrying(
             lambda: self._temporal.start_workflow(
                 WORKFLOW_TYPE,
                 request,
@@ -393,38 +391,35 @@ class VideoClient:
         return handle.result_run_id or ""
 
     async def _attach(self, key: str, request: GenerateVideoInput) -> str | None:
-        """The run to attach to; None where the key may be started anew.
+        """The id of the run to attach to; None if the key may start a new run.
 
         Raises:
-            KeyInUse: The key names another request.
+            KeyInUse: The key already names another request.
         """
         execution, _ = await self._describe(key)
-        may_start = execution.state != "RUNNING" and await self._may_start_anew(key)
-        if may_start and execution.paid == Paid.NO:
-            return None  # the key is as free as a new one: the ledger knows of no submission
+        may_restart = execution.state != "RUNNING" and await self._may_restart(key)
+        if may_restart and execution.paid == Paid.NO:
+            return None  # nothing was submitted, so the key may take another request
         theirs = await self._request_of(key)
         if theirs is not None and (differing := differing_fields(request, theirs)):
             raise KeyInUse(
                 f"the key {key!r} already names another request (it differs in {', '.join(differing)}): "
                 "use a new key for this one"
             )
-        return None if may_start else execution.run_id
+        return None if may_restart else execution.run_id
 
-    async def _may_start_anew(self, key: str) -> bool:
-        """Whether an ended generation leaves something to do: never paid, or paid and still to be collected.
-
-        The submission ledger keeps the new run from paying for what an earlier one paid, and from another request.
-        """
+    async def _may_restart(self, key: str) -> bool:
+        """Whether an ended generation was never paid, or left something paid to collect."""
         try:
             result = await self.result(key)
         except GenerationFailure as failure:
-            return failure.kind in _STARTS_ANEW or failure.details.paid is Paid.NO
+            return failure.kind in _RESTARTABLE or failure.details.paid is Paid.NO
         return result.uncollected is not None
 
     async def _request_of(self, key: str) -> GenerateVideoInput | None:
-        """What the generation of this key was started with; None where that cannot be read."""
+        """The input that this key's generation was started with; None if it cannot be read."""
         events = self._handle(key).fetch_history_events(page_size=1)
-        await self._riding_out(events.fetch_next_page)
+        await self._retrying(events.fetch_next_page)
         for event in (events.current_page or ())[:1]:
             payloads = event.workflow_execution_started_event_attributes.input.payloads
             if not payloads:
@@ -432,7 +427,7 @@ class VideoClient:
             decoded = await self._temporal.data_converter.decode(payloads[:1])
             try:
                 first = decoded[0]
-                if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
+                if isinstance(first, dict) and "carried" in first:  # continued as new: already accepted
                     return GenerateVideoInput.model_validate(first["request"])
                 return check_request(first, offered=False)
             except (InvalidRequest, KeyError, ValidationError):
@@ -441,7 +436,7 @@ class VideoClient:
 
     async def _describe(self, key: str) -> tuple[Execution, tuple[PendingStep, ...]]:
         try:
-            description = await self._riding_out(self._handle(key).describe)
+            description = await self._retrying(self._handle(key).describe)
         except RPCError as error:
             raise _not_found(key, error) from None
         return _execution(description), tuple(await self._steps(description))
@@ -467,51 +462,51 @@ class VideoClient:
         return steps
 
     async def _update(self, key: str, name: str, *arguments: object) -> GenerationStatus:
-        # The same id for each try: where an answer was lost, the next one gets it, and nothing is decided twice.
+        # One id for all attempts: if a response was lost, the next attempt gets it, and nothing is decided twice.
         update_id = str(uuid.uuid4())
         try:
-            status: GenerationStatus = await self._riding_out(
+            status: GenerationStatus = await self._retrying(
                 lambda: self._handle(key).execute_update(
                     name, args=arguments, id=update_id, result_type=GenerationStatus, rpc_timeout=_UPDATE_TIMEOUT
                 )
             )
             return status
         except WorkflowUpdateRPCTimeoutOrCancelledError:
-            await self._describe(key)  # where Temporal itself is away, this says so
-            # The server may hand it to the next worker all the same: "not taken" would make people decide twice.
+            await self._describe(key)  # raises if Temporal itself is unavailable
+            # The server may still deliver it to the next worker; "rejected" would make people decide twice.
             raise NoWorker(
-                f"no worker answers: {name} may still be taken once one starts; look at its status then, before you "
-                "send it again"
+                f"no worker answers. A worker that starts later may still take this {name}: check the status then, "
+                "before you send it again"
             ) from None
         except WorkflowUpdateFailedError as error:
             raise DecisionRejected(str(error.cause)) from None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                execution, _ = await self._describe(key)  # where there is none at all, this says so
+                execution, _ = await self._describe(key)  # raises if there is none at all
                 raise DecisionRejected(f"{key} has already ended: {execution.state.lower()}") from None
             raise
 
-    async def _riding_out(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Await a call that may be made again, for as long as Temporal is away and patience lasts.
+    async def _retrying(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Await a call that is safe to repeat, and repeat it while Temporal is unavailable.
 
         Raises:
-            TemporalUnavailable: It does not come back in time.
+            TemporalUnavailable: The patience is over.
         """
-        away_since: float | None = None
+        unavailable_since: float | None = None
         while True:
             try:
                 return await call()
             except RPCError as error:
-                if error.status not in _AWAY:
+                if error.status not in _UNAVAILABLE:
                     raise
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since >= self._patience:
-                    said = error.message.splitlines()[0][:100] if error.message else "no reason was given"
+                unavailable_since = unavailable_since or time.monotonic()
+                if time.monotonic() - unavailable_since >= self._patience:
+                    reason = error.message.splitlines()[0][:100] if error.message else "no reason was given"
                     raise TemporalUnavailable(
-                        f"Temporal did not answer for {self._patience:.0f} s ({said}): check that its frontend is "
-                        "running and reachable; nothing is lost, and the same call goes on later"
+                        f"Temporal did not answer for {self._patience:.0f} s ({reason}): check that its frontend is "
+                        "running and reachable. Nothing is lost; repeat the command later"
                     ) from None
-            await asyncio.sleep(min(_TRY_AGAIN_SECONDS, self._patience))
+            await asyncio.sleep(min(_RETRY_SECONDS, self._patience))
 
     def _handle(self, key: str) -> WorkflowHandle[object, object]:
         return self._temporal.get_workflow_handle(workflow_id(key))
@@ -530,9 +525,9 @@ def _judged(request: GenerateVideoInput) -> tuple[GenerateVideoInput, InvalidReq
 
 
 def _summary(request: GenerateVideoInput) -> str:
-    """What is made, in one line: the title of the workflow's page."""
+    """One line: the title of the workflow's page in Temporal's UI."""
     if request.task_id:
-        return f"take over task {line(request.task_id[:80])}"
+        return f"adopt task {line(request.task_id[:80])}"
     model = MODELS.get(request.model)  # None: retired since it was paid for
     number, frames = len(request.images), model is not None and model.frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
@@ -540,9 +535,9 @@ def _summary(request: GenerateVideoInput) -> str:
 
 
 def _details(key: str, request: GenerateVideoInput) -> str:
-    """What was asked for, in Markdown; it never changes.
+    """The request in Markdown, for the workflow's page.
 
-    Without the prompts: Temporal's UI has this rendered by a request that carries it in its URL, and URLs are logged.
+    Without the prompts, because Temporal's UI renders Markdown with a request that carries the text in its URL.
     """
     facts = {
         "key": code(key),
@@ -550,16 +545,16 @@ def _details(key: str, request: GenerateVideoInput) -> str:
         "size": prose(request.size) if request.size else "the gateway's default",
         "prompts": "in the store, not in Temporal" if prompt_paths(request) else "in the workflow's input",
         "images": ", ".join(_image(image.uri) for image in request.images) or "none",
-        "if the extension fails": _REQUEST_OPTIONS[request.on_extend_failed],
-        "if the API key is refused": _KEY_OPTIONS[request.on_key_refused],
-        "takes over": request.task_id and code(request.task_id[:80]),
+        "if the extension fails": _ON_EXTEND_FAILED[request.on_extend_failed],
+        "if the API key is refused": _ON_KEY_REFUSED[request.on_key_refused],
+        "adopts task": request.task_id and code(request.task_id[:80]),
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
 
 
 def _image(uri: str) -> str:
     if uri.startswith("data:"):
-        return "one inside the request"
+        return "a data URI"
     return code(uri.split("?", maxsplit=1)[0][:200])
 
 
@@ -589,7 +584,7 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
         except ValidationError:
             details = FailureDetails()
         return GenerationFailure(cause.type or "Defect", cause.message, details)
-    advice = "Starting again with the same key, and the same ledger, goes on where it was and pays nothing twice."
+    advice = "Start the same key again to continue; with the same ledger nothing is paid twice."
     if isinstance(cause, CancelledError):
         return GenerationFailure("Cancelled", _cancelled(Paid.UNKNOWN), FailureDetails(advice=advice))
     kind = "Terminated" if isinstance(cause, TerminatedError) else "TimedOut"

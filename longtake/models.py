@@ -1,8 +1,8 @@
-"""What crosses Temporal: plain JSON, frozen models that grow only by fields with defaults.
+"""Payloads in Temporal: frozen models, stored as plain JSON, that grow only by fields with defaults.
 
-Old histories must decode for ever, so a field is never renamed, removed or made stricter. Secrets, signed links and
-the bytes of images and videos never appear here: they go through the store (claim check). `longtake.request.rules` judges
-whether a request makes sense; this module only gives it a shape.
+Old histories must always decode, so fields are never renamed, removed or made stricter. Secrets, signed links and the
+bytes of images and videos never enter a payload; they go through the store (claim check). This module defines the form
+of a request, `longtake.request.rules` its rules.
 """
 
 import re
@@ -17,52 +17,52 @@ _MAX_FIELDS = 10
 
 
 def with_plain_scheme(uri: str) -> str:
-    """`uri` with the scheme of the web or of data in lower case: to whoever asks what it is, `DATA:` is `data:`."""
+    """The URI with `http`, `https` or `data` in lower case."""
     found = _SCHEME.match(uri)
     return found[0].lower() + uri[found.end() :] if found else uri
 
 
 def extension_key(key: str, number: int) -> str:
-    """The ledger's key for a retry of the extension of a generation."""
+    """The ledger's key of the n-th retry of an extension."""
     return f"{key}#extend-{number}"
 
 
 class _Payload(BaseModel):
-    """A frozen payload that ignores fields it does not know: a newer worker may have written it."""
+    """A frozen payload. It ignores unknown fields, because a newer worker may have written it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class OnExtendFailed(StrEnum):
-    """What to do once the extension has failed; the 8 s clip is in the store by then, whatever the choice."""
+    """What to do after the extension failed. The 8 s clip is stored in any case."""
 
     FALLBACK = "fallback"
-    """Be content with the 8 s clip: outcome `fallback`."""
+    """Return the 8 s clip: outcome `fallback`."""
     RETRY = "retry"
-    """Pay for the extension again, where the operator has configured how."""
+    """Pay for the extension again, if the workers are configured for it."""
     ASK = "ask"
     """Wait for the update `decide`."""
     FAIL = "fail"
-    """End as `ExtensionFailed`; the error names the stored clip."""
+    """Fail as `ExtensionFailed`; the error names the stored clip."""
 
 
 class OnKeyRefused(StrEnum):
-    """What to do where the gateway refuses the API key, or it has no quota left, before anything is paid."""
+    """What to do if the gateway refuses the API key, or has no quota left, before anything is paid."""
 
     FAIL = "fail"
-    """End as `SubmissionRefused`."""
+    """Fail as `SubmissionRefused`."""
     WAIT = "wait"
-    """Wait, without an end, until the gateway takes the key again; then submit."""
+    """Wait without a timeout until the gateway accepts the key, then submit."""
 
 
 class ImageInput(_Payload):
-    """One image of a request; the order of a request's images counts."""
+    """One image of a request. The order of the images matters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str = Field(repr=False)
-    """`https://…` (publicly reachable), a complete `data:` URI, or an object in the store: its full URL or the path
-    below the store's URL, as `longtake.request.images` returns it."""
+    """A public `https://…` link, a complete `data:` URI, or an object in the store: its full URL, or its path as
+    `longtake.store_image` returns it."""
 
     @field_validator("uri")
     @classmethod
@@ -71,30 +71,30 @@ class ImageInput(_Payload):
 
 
 class GenerateVideoInput(_Payload):
-    """The workflow's input. Unknown fields are refused: a misspelt option must not be paid for."""
+    """The workflow's input. Unknown fields are refused, so that a misspelt option is not paid for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """One of the eight names in `longtake.request.rules`."""
     prompt: str = Field(repr=False)
-    """What the first segment (8 s) shows; or where the text lies in the store, as `longtake.request.prompts` puts it there."""
+    """What the first segment (8 s) shows: the text, or its path in the store (`longtake.request.prompts`)."""
     prompt_extend: str = Field(repr=False)
-    """What the extension (7 s) shows, in the same two forms."""
+    """What the extension (7 s) shows: the text or its path."""
     size: str | None = None
-    """`widthxheight`, one of the four sizes of the contract; the gateway's default where absent."""
+    """`1280x720`, `720x1280`, `1920x1080` or `1080x1920`, in pixels. None: the gateway's default."""
     images: tuple[ImageInput, ...] = ()
     on_extend_failed: OnExtendFailed = OnExtendFailed.FALLBACK
     keep_first: bool = False
-    """Store the first 8 s beside the full video too."""
+    """Also store the first 8 s beside the full video."""
     task_id: str | None = None
-    """Take over this task, which something else submitted, instead of submitting."""
+    """Adopt this existing task instead of submitting."""
     on_key_refused: OnKeyRefused = OnKeyRefused.FAIL
-    """Of the first submission; the retry of an extension never waits."""
+    """Applies to the first submission; a retry of an extension never waits."""
 
 
 class MediaInfo(_Payload):
-    """What is really in a video file, read from the file itself."""
+    """Facts about a video, read from the file itself."""
 
     duration_seconds: float
     width: int
@@ -107,48 +107,48 @@ class StoredVideo(MediaInfo):
     """A video in the store, whole and verified."""
 
     uri: str
-    """`file:///…`, `s3://bucket/…`: where it lies. Never a signed link."""
+    """Its URL in the store, such as `s3://bucket/…`. Never a signed link."""
     sha256: str
     """Of the stored bytes, in hexadecimal."""
     bytes: int
 
 
 class UncollectedExtension(_Payload):
-    """An extension that was paid for again, or perhaps was, and of which no video has been delivered."""
+    """A retried extension that was paid, or perhaps was, and whose video has not been delivered."""
 
     number: int
-    """1 for the first retry. The ledger knows it as `<key>#extend-<number>`."""
+    """1 for the first retry. Its key in the ledger is `<key>#extend-<number>`."""
     task_id: str | None = None
-    """None where nobody knows which task the submission made, if any."""
+    """None if it is unknown whether the submission created a task."""
     reason: str
-    """Why it was not delivered: a failure type and what it said."""
+    """Why it was not delivered: a failure type and its message."""
 
 
 class GenerateVideoResult(_Payload):
-    """What a generation that delivered a video returns."""
+    """The result of a generation that delivered a video."""
 
     outcome: Literal["full", "fallback"]
     video: StoredVideo
     first_video: StoredVideo | None = None
-    """The first 8 s, where they were stored beside the full video."""
+    """The first 8 s, if they were stored beside the full video."""
     model: str
     task_id: str
     remix_id: str | None = None
     """The upstream id of the first segment."""
     remix_id_extend: str | None = None
-    """The upstream id of the extension; never a task of the gateway."""
+    """The upstream id of the extension. It is not a task of the gateway."""
     extension_task_id: str | None = None
-    """The gateway's task of an extension that was paid for again."""
+    """The gateway's task of a retried extension."""
     uncollected: UncollectedExtension | None = None
-    """A paid extension that could not be delivered yet: the same key may be started again to collect it."""
+    """A paid extension that could not be delivered yet. Start the same key again to collect it."""
     quota: int | None = None
-    """What the gateway says it cost, in the gateway's own unit."""
+    """The cost that the gateway reports, in its own unit."""
     refunded: bool | None = None
-    """Whether the gateway gave back what a failed extension cost (`quota` is then 0); None where it does not say."""
+    """Whether the gateway refunded a failed extension (`quota` is then 0); None if it does not say."""
     refund_evidence: str | None = None
-    """Where the refund was seen, for a person."""
+    """The record that shows the refund, for a person."""
     polls: int
-    """How often the gateway was asked."""
+    """How often the gateway was polled."""
     warnings: tuple[str, ...] = ()
     extend_error_code: str | None = None
     extend_error_message: str | None = None
@@ -163,12 +163,12 @@ class Paid(StrEnum):
 
 
 class KeyProblem(StrEnum):
-    """Why the gateway does not take the API key."""
+    """Why the gateway does not accept the API key."""
 
     REFUSED = "key_refused"
     """It is wrong, disabled, expired or exhausted."""
     OUT_OF_QUOTA = "out_of_quota"
-    """It is good, and it or its account has no quota left: top up."""
+    """It is valid, but it or its account has no quota left: top up."""
 
 
 class Problem(_Payload):
@@ -177,11 +177,11 @@ class Problem(_Payload):
     field: str
     """Where: `model`, `images[1].uri`, …"""
     rule: str
-    """What holds for that field, in words that say what to do."""
+    """What the field must be; says what to do."""
 
 
 class FailureDetails(_Payload):
-    """Rides in every failure of a generation: all that is known, for machines and for people."""
+    """The details of every failure of a generation."""
 
     key: str | None = None
     model: str | None = None
@@ -192,52 +192,52 @@ class FailureDetails(_Payload):
     remix_id: str | None = None
     remix_id_extend: str | None = None
     extension_task_id: str | None = None
-    """The gateway's task of an extension that was paid for again."""
+    """The gateway's task of a retried extension."""
     quota: int | None = None
-    """What the gateway says it cost, in the gateway's own unit."""
+    """The cost that the gateway reports, in its own unit."""
     refunded: bool | None = None
-    """Whether the gateway gave it back (`quota` is then 0); None where it does not say."""
+    """Whether the gateway refunded it (`quota` is then 0); None if it does not say."""
     refund_evidence: str | None = None
-    """Where the refund was seen, for a person."""
+    """The record that shows the refund, for a person."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
     request_id: str | None = None
-    """The gateway's `X-Oneapi-Request-Id`: name it to the gateway's support."""
+    """The gateway's `X-Oneapi-Request-Id`; its support asks for it."""
     problems: tuple[Problem, ...] = ()
     first_video: StoredVideo | None = None
-    """The 8 s clip, where it was saved before the failure."""
+    """The 8 s clip, if it was stored before the failure."""
     last_record: "TaskRecord | None" = None
-    """The last readable answer about the task."""
+    """The last readable response about the task."""
     sent_at: datetime | None = None
-    """When a submission of unknown outcome left, by the worker's clock."""
+    """When the submission in doubt was sent, by the worker's clock."""
     slot: int | None = None
-    """Which of the ledger's slots for this key it holds."""
+    """Its slot in the ledger."""
     polls: int = 0
     key_problem: KeyProblem | None = None
-    """Where the gateway refused the API key: why."""
+    """Why the gateway refused the API key, if it did."""
 
 
 class TaskState(StrEnum):
-    """What one answer says about a task, in this product's words."""
+    """The state of a task in one response."""
 
     RUNNING = "running"
     COMPLETED = "completed"
     EXTEND_FAILED = "extend_failed"
     GENERATE_FAILED = "generate_failed"
     LOST = "lost"
-    """A FAILURE that is no verdict on the video: the gateway gave the task up ("gateway lost")."""
+    """The gateway gave the task up: a FAILURE without a verdict on the video."""
 
 
 class TaskRecord(_Payload):
-    """One readable answer about a task, without its links: they are secrets and stay in the worker and the store."""
+    """One readable response about a task, without its links, which are secrets."""
 
     task_id: str
     state: TaskState
     gateway_status: str = ""
-    """The envelope's status as it was written, or the inner one where there is no envelope."""
+    """The raw status of the envelope, or of the inner record if there is no envelope."""
     progress: int | None = None
-    """0 to 100; not monotonic; good for pacing and display only."""
+    """0 to 100; not monotonic, so only for the poll schedule and display."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
     upstream_task_id: str | None = None
@@ -245,24 +245,24 @@ class TaskRecord(_Payload):
     model: str | None = None
     quota: int | None = None
     refunded: bool | None = None
-    """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed."""
+    """Whether the gateway refunded a failed task; None if it does not say, or nothing failed."""
     refund_evidence: str | None = None
-    """Where the refund was seen, for a person."""
+    """The record that shows the refund, for a person."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
     updated_at: datetime | None = None
-    """When the gateway last looked upstream."""
+    """When the gateway last polled upstream."""
     finished_at: datetime | None = None
     has_video_link: bool = False
     has_first_video_link: bool = False
     link_expires_at: datetime | None = None
-    """When the link to the video dies, where it says so itself."""
+    """When the link to the video expires; None if it does not say."""
     request_id: str | None = None
 
 
 class Stage(StrEnum):
-    """Where a generation stands; also the search attribute `VideoStage`."""
+    """The stage of a generation; also the search attribute `VideoStage`."""
 
     PREPARING = "preparing"
     SUBMITTING = "submitting"
@@ -276,82 +276,82 @@ class Stage(StrEnum):
 
 
 class Attention(StrEnum):
-    """Why a generation needs a person or does not advance as it should."""
+    """Why a generation needs attention; also the search attribute `VideoAttention`."""
 
     NEEDS_API_KEY = "needs_api_key"
     NEEDS_DECISION = "needs_decision"
-    OVERDUE = "stalled"
+    OVERDUE = "overdue"
     TASK_LOST = "task_lost"
     POLL_FAILING = "poll_failing"
-    """The last look failed or could not be read; the generation goes on looking."""
+    """The last poll failed; polling continues."""
     DELIVERY_FAILING = "delivery_failing"
-    """The video is made, and could not be brought home yet; its link may be dying."""
+    """The video exists and cannot be downloaded yet; its link may expire."""
     LEDGER_UNAVAILABLE = "ledger_unavailable"
-    """The submission ledger cannot be read or written, so it is not known whether anything was sent."""
+    """The submission ledger cannot be read or written, so it is unknown whether anything was sent."""
 
 
 class GenerationStatus(_Payload):
-    """The answer to the query `status`."""
+    """The result of the query `status`."""
 
     key: str
     stage: Stage
     attention: Attention | None = None
     message: str = ""
-    """One sentence: what is going on."""
+    """What is happening, in one sentence."""
     advice: str = ""
-    """What a person can do now, with the command; empty where there is nothing to do."""
+    """What a person can do now, with the command; empty if nothing."""
     outcome: str | None = None
     paid: Paid | None = None
-    """What is known about money; None while that is being found out. Also the search attribute `VideoPaid`."""
+    """What is known about money; None while it is being checked. Also the search attribute `VideoPaid`."""
     charged: Paid | None = None
-    """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
-    doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
+    """Whether the account's records show a charge for a submission in doubt; None if none is in doubt. `evidence` says
+    why. It is weaker than `paid`: the gateway may still accept and charge a submission."""
     quota: int | None = None
-    """What the gateway says the first task cost, in the gateway's own unit."""
+    """The cost of the first task that the gateway reports, in its own unit."""
     refunded: bool | None = None
-    """Whether the gateway gave it back (`quota` is then 0); None where nothing failed, or nobody says."""
+    """Whether the gateway refunded it (`quota` is then 0); None if nothing failed, or nobody says."""
     refund_evidence: str | None = None
-    """Where the refund was seen, for a person."""
+    """The record that shows the refund, for a person."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
     task_id: str | None = None
     request_id: str | None = None
-    """The gateway's own name for the request that submitted it."""
+    """The gateway's id of the request that submitted the task."""
     remix_id: str | None = None
     remix_id_extend: str | None = None
     extension_task_id: str | None = None
-    """The gateway's task of an extension that was paid for again."""
+    """The gateway's task of a retried extension."""
     submitted_at: datetime | None = None
-    """By Temporal's clock where this run submitted it, otherwise as the ledger has it, but never in the future."""
+    """By Temporal's clock if this run submitted it, else by the ledger, and never in the future."""
     next_poll_at: datetime | None = None
     has_link: bool = False
-    """Whether the gateway has given a link to what it made; the link itself is a secret."""
+    """Whether the gateway has returned a link to the video. The link itself is a secret."""
     link_expires_at: datetime | None = None
-    """When that link dies, where it says so itself."""
+    """When that link expires; None if it does not say."""
     decisions: tuple[str, ...] = ()
-    """What can be decided now, for the update `decide`."""
+    """The actions that the update `decide` accepts now."""
     decide_by: datetime | None = None
-    """When the decision is taken without a person; None where it is waited for without an end."""
+    """When the generation stops waiting for a decision; None if it never does."""
     slot: int | None = None
-    """Which submission the decision is about: its slot in the ledger. Send it with the decision."""
+    """The ledger slot of the submission that the decision is about. Send it with the decision."""
     evidence: tuple[str, ...] = ()
-    """What is known about a submission whose outcome is unknown, in words."""
+    """What is known about the submission in doubt, in words."""
     candidates: tuple[str, ...] = ()
-    """Tasks of the gateway's account that nobody owns and that it may be."""
+    """Tasks of the account without an owner that may be this submission."""
     last_problem: str | None = None
-    """Why the last look told nothing, if it did not."""
+    """Why the last poll failed, if it did."""
     key_problem: KeyProblem | None = None
-    """Where the gateway refuses the API key: why."""
+    """Why the gateway refuses the API key, if it does."""
     waiting_since: datetime | None = None
-    """Since when a submission waits for an API key that the gateway takes (`on_key_refused`)."""
+    """Since when the submission waits for a valid API key (`on_key_refused`)."""
     video: StoredVideo | None = None
     first_video: StoredVideo | None = None
     warnings: tuple[str, ...] = ()
 
 
 class PollSchedule(_Payload):
-    """How often to look; see `longtake.gateway.poll_schedule`."""
+    """How often to poll; see `longtake.gateway.poll_schedule`."""
 
     expected: timedelta = timedelta(seconds=150)
     min_interval: timedelta = timedelta(seconds=5)
@@ -414,14 +414,14 @@ class LedgerRegistration(_Payload):
 
 
 class DeliveryKind(StrEnum):
-    """Which clip to bring home."""
+    """Which clip to deliver."""
 
     FULL = "full"
     FIRST = "first"
 
 
 class DeliveryReceipt(_Payload):
-    """A clip that lies in the store, verified."""
+    """A verified clip in the store."""
 
     video: StoredVideo
     warnings: tuple[str, ...] = ()
@@ -645,15 +645,15 @@ class DecisionAction(StrEnum):
     """What a person can decide."""
 
     ACCEPT = "accept"
-    """Be content with the 8 s clip."""
+    """Accept the 8 s clip as the result."""
     RETRY = "retry"
     """Pay for the extension again."""
     ADOPT = "adopt"
-    """Take this task id for the submission whose outcome is unknown."""
+    """The submission in doubt created this task."""
     RESUBMIT = "resubmit"
-    """Pay again: the submission whose outcome is unknown made nothing."""
+    """The submission in doubt created nothing: submit and pay again."""
     ABANDON = "abandon"
-    """Give it up."""
+    """Give the generation up."""
 
 
 class Decision(_Payload):
@@ -665,7 +665,7 @@ class Decision(_Payload):
     task_id: str | None = None
     """Which task to adopt."""
     slot: int | None = None
-    """Which submission it is about (`GenerationStatus.slot`); None: the one that is asked about now."""
+    """The submission that it is about (`GenerationStatus.slot`); None: the current one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -674,40 +674,3 @@ class Decision(_Payload):
         if isinstance(given, dict) and (len(given) > _MAX_FIELDS or any(len(name) > 100 for name in map(str, given))):  # noqa: PLR2004 - no field's name is nearly so long
             raise ValueError(f"a decision has the fields {', '.join(cls.model_fields)}")
         return given
-
-
-class CarriedGeneration(_Payload):
-    """What one run of the workflow hands to the next when it continues as new.
-
-    It was accepted and paid for, so it is never judged as a request again. A worker that cannot read it fails the
-    workflow task, and a newer worker takes it.
-    """
-
-    carried: Literal[1] = 1
-    """Marks it as ours: a retry policy or a cron schedule hands over the bare request. Increase it when older workers
-    must not go on with what a newer one has written."""
-    request: GenerateVideoInput
-    policy: GenerationPolicy
-    receipt: SubmissionReceipt
-    record: TaskRecord | None = None
-    first_video: StoredVideo | None = None
-    extension: SubmissionReceipt | None = None
-    """The retried extension that is being watched."""
-    extension_number: int = 0
-    extension_record: TaskRecord | None = None
-    polls: int = 0
-    polls_of_task: int = 0
-    """Those at the task that is being watched."""
-    polling_since: datetime | None = None
-    """When this watch of that task began."""
-    poll_requested: bool = False
-    """Whether somebody asked for a look while the last one was under way."""
-    warnings: tuple[str, ...] = ()
-    attention: Attention | None = None
-    last_problem: str | None = None
-    lost_since: datetime | None = None
-    missing_since: datetime | None = None
-    key_problem: KeyProblem | None = None
-    stage: Stage | None = None
-    """Which stage is being timed, and since when."""
-    stage_since: datetime | None = None

@@ -1,8 +1,7 @@
-"""The store: where images wait, clips arrive and the submission ledger lies. Disk, S3, GCS or Azure, chosen by URL.
+"""The store for images, prompts, videos and the submission ledger: a disk, S3, GCS or Azure, chosen by URL.
 
-It is a thin layer over obstore that adds what obstore leaves open: errors that say what to do, local writes that
-survive a power failure (obstore's local store never fsyncs), a create-if-absent that can be believed, and streamed
-writes that a cancelled task really abandons.
+It adds to obstore what obstore lacks: errors that say what to do, fsync on local disks, create-if-absent that is
+verified, and streamed writes that a cancellation really abandons. Every other package of longtake may use it.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -42,17 +41,17 @@ _SCHEMES: dict[str, Any] = {
     "abfs": AzureStore,
     "abfss": AzureStore,
 }
-# What may follow an S3 URL's `?`. Keys and tokens may not: the URL ends up in results, logs and Temporal.
-_URL_OPTIONS = {"endpoint": "endpoint", "region": "region"}
+# The only options of an S3 URL. Keys and tokens are not allowed: the URL appears in results, logs and Temporal.
+_URL_OPTIONS = frozenset({"endpoint", "region"})
 
-_PART_BYTES = 5 * 2**20  # S3's smallest part of an upload; two of them are in flight
+_PART_BYTES = 5 * 2**20  # S3's minimum for a part of an upload; two are in flight
 _STREAM_BYTES = 2**20
 _CREATE_TRIES = 5
 _CREATE_PAUSE_SECONDS = 0.05
 
-# A paid clip may be 2 GiB, so a transfer has ten minutes, while a silent connection has 30 seconds.
+# A clip may have 2 GiB, so a transfer may take ten minutes; a silent connection is closed after 30 seconds.
 _CLIENT_OPTIONS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "10m"}
-# For a blip only; whole steps are tried again by Temporal, which shows it.
+# For short faults only: Temporal retries the whole step, visibly.
 _RETRY_CONFIG: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 _CONTENT_TYPES = {
@@ -63,9 +62,9 @@ _CONTENT_TYPES = {
     ".webp": "image/webp",
 }
 
-# EPERM (a sticky folder) and EACCES, as obstore says them.
+# obstore's text for EPERM (a sticky folder) and EACCES.
 _NOT_PERMITTED = re.compile(r"\(os error (1|13)\)")
-# Plain names mean the same on a disk, in a URL and in every object store.
+# Such names mean the same on a disk, in a URL and in every object store.
 _SEGMENT = re.compile(r"[A-Za-z0-9._=+@,-]{1,200}")
 
 _Backend: TypeAlias = LocalStore | S3Store | GCSStore | AzureStore
@@ -73,11 +72,11 @@ _BACKEND_ERRORS = (BaseError, OSError, ValueError, NotImplementedError)
 
 
 class StoreProblem(Exception):
-    """The store could not do what was asked.
+    """The store failed; the message says what to do.
 
     Attributes:
-        retryable: True where the same call may succeed later, perhaps once somebody has freed space, given a
-            permission or created the bucket; False where the settings or the request must change.
+        retryable: Whether the same call may succeed later. If not, the settings or the request must change.
+        needs_operator: Whether that takes an operator: a permission, credentials, a bucket.
     """
 
     def __init__(self, message: str, *, retryable: bool, needs_operator: bool = False) -> None:
@@ -87,31 +86,30 @@ class StoreProblem(Exception):
 
 
 class Store:
-    """Objects by path below one URL. Paths have plain segments: letters, digits and `._=+@,-`.
+    """Objects by path below one URL. The segments of a path have letters, digits and `._=+@,-`.
 
-    Every method that reaches the store raises `StoreProblem`, and no other error, when it fails.
+    Methods that access the store raise only `StoreProblem`.
     """
 
     def __init__(self, backend: _Backend, url: str, root: Path | None) -> None:
-        """For `open`, and for tests that bring their own backend."""
+        """Use `open` instead; tests may bring their own backend."""
         self._backend = backend
         self._root = root
-        self._root_is = _which_folder(root) if root else None
+        self._root_id = _device_and_inode(root) if root else None
         self.url = url
-        """Where the store lies, without options and without a slash at the end."""
+        """The store's URL without options and trailing slash."""
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open a store; nothing is sent yet (see `probe`).
+        """Open a store without sending anything; `probe` tests it.
 
         Args:
-            url: `file:///folder` or a plain path (made if absent), `s3://bucket/prefix`, `gs://bucket/prefix`,
-                `az://container/prefix`. The stores in the cloud take their options and credentials from the
-                environment, as obstore does (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …); an S3 URL may also end in
-                `?endpoint=https://…&region=…`.
+            url: `file:///folder` or a path (created if missing), `s3://bucket/prefix`, `gs://bucket/prefix` or
+                `az://container/prefix`. obstore reads options and credentials of cloud stores from the environment
+                (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). An S3 URL may end in `?endpoint=https://…&region=…`.
 
         Raises:
-            StoreProblem: if the URL cannot be used.
+            StoreProblem: The URL cannot be used.
         """
         scheme, separator, _ = url.partition("://")
         if not separator or scheme == "file":
@@ -135,15 +133,15 @@ class Store:
             raise StoreProblem("the store's URL is empty: name a folder or file:///folder", retryable=False)
         root = Path(url).expanduser()
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # links, prompts and videos will lie in it
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold links, prompts and videos
             root = root.resolve()
-            with contextlib.suppress(OSError):  # a parent that we may not read is not ours to flush
+            with contextlib.suppress(OSError):  # a parent without read permission cannot be fsynced
                 _fsync_folder(root.parent)
             backend = LocalStore(root)
         except _BACKEND_ERRORS as error:
             why = error.strerror if isinstance(error, OSError) else None
             raise StoreProblem(
-                f"the store's folder {root} cannot be made or opened ({why or _first_line(error)}):"
+                f"the store's folder {root} cannot be created or opened ({why or _first_line(error)}):"
                 " check the path and its permissions",
                 retryable=False,
             ) from None
@@ -165,13 +163,13 @@ class Store:
                     "give the others, and every secret, through the environment",
                     retryable=False,
                 )
-            config[_URL_OPTIONS[name]] = value
+            config[name] = value
         options = _CLIENT_OPTIONS.copy()
         if scheme in {"s3", "s3a"}:
-            # Each object by its own DELETE: not every S3-alike knows the bulk call.
+            # One DELETE per object: some S3-compatible stores lack the bulk call.
             config["disable_bulk_delete"] = True
             if _s3_endpoint(config).startswith("http://"):
-                # Whoever names an endpoint without TLS means it: a MinIO next door.
+                # An http:// endpoint is explicit: a MinIO on the same network.
                 options["allow_http"] = True
         try:
             backend: _Backend = _SCHEMES[scheme].from_url(
@@ -188,191 +186,158 @@ class Store:
         return f"Store({self.url!r})"
 
     def uri_of(self, path: str) -> str:
-        """Tell the full URL of a path below the store."""
+        """The full URL of a path."""
         return f"{self.url}/{_checked(path)}"
 
     def path_of(self, uri: str) -> str:
-        """Tell the path below the store of a full URL or of a path.
+        """The path of a full URL, or of a path.
 
         Raises:
-            StoreProblem: if it lies outside the store, or is no plain path.
+            StoreProblem: It is outside the store, or is not a valid path.
         """
         if "://" not in uri:
             return _checked(uri)
         if uri.startswith(f"{self.url}/"):
             return _checked(uri.removeprefix(f"{self.url}/"))
-        raise StoreProblem(f"{_without_query(uri)} lies outside the store {self.url}", retryable=False)
+        raise StoreProblem(f"{_without_query(uri)} is outside the store {self.url}", retryable=False)
 
     async def get(self, path: str) -> bytes | None:
-        """Read a small object whole; None if it is absent."""
-        _checked(path)
-        try:
-            result = await obstore.get_async(self._backend, path)
-            return bytes(await result.bytes_async())
-        except FileNotFoundError as error:
-            await self._check_absence(error)
-            return None
-        except _BACKEND_ERRORS as error:
-            raise self._problem("read", path, error) from None
+        """Read a small object whole; None if it does not exist."""
+        with self._access("read", path):
+            try:
+                result = await obstore.get_async(self._backend, path)
+                return bytes(await result.bytes_async())
+            except FileNotFoundError as error:
+                await self._check_absence(error)
+                return None
 
     async def head(self, path: str) -> int | None:
-        """Tell an object's size in bytes; None if it is absent."""
-        _checked(path)
-        try:
-            meta = await obstore.head_async(self._backend, path)
-        except FileNotFoundError as error:
-            await self._check_absence(error)
-            return None
-        except _BACKEND_ERRORS as error:
-            raise self._problem("read", path, error) from None
-        return meta["size"]
+        """An object's size in bytes; None if it does not exist."""
+        with self._access("read", path):
+            try:
+                return (await obstore.head_async(self._backend, path))["size"]
+            except FileNotFoundError as error:
+                await self._check_absence(error)
+                return None
 
     async def stream(self, path: str) -> AsyncIterator[bytes]:
-        """Read an object in pieces of about 1 MiB; an absent one is a `StoreProblem` here."""
-        _checked(path)
-        try:
+        """Read an object in chunks of about 1 MiB. If it does not exist, this raises `StoreProblem`."""
+        with self._access("read", path):
             result = await obstore.get_async(self._backend, path)
-            pieces = aiter(result.stream(min_chunk_size=_STREAM_BYTES))
-        except _BACKEND_ERRORS as error:
-            raise self._problem("read", path, error) from None
+            chunks = aiter(result.stream(min_chunk_size=_STREAM_BYTES))
         while True:
             try:
-                piece = bytes(await anext(pieces))
+                with self._access("read", path):
+                    chunk = bytes(await anext(chunks))
             except StopAsyncIteration:
                 return
-            except _BACKEND_ERRORS as error:
-                raise self._problem("read", path, error) from None
-            yield piece
+            yield chunk
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write an object whole, over an older one if there is one; nobody ever sees a part of it."""
-        _checked(path)
-        await self._check_root()
-        try:
+        """Write an object whole, and replace an older one. Readers never see a part of it."""
+        with self._access("write", path):
+            await self._check_root()
             await obstore.put_async(self._backend, path, content, attributes=self._attributes(path))
-        except _BACKEND_ERRORS as error:
-            raise self._problem("write", path, error) from None
         await self._make_durable(path)
 
     async def put_by_content(self, path: str, content: bytes) -> None:
-        """Write an object whose name is made from its content, unless it is there; who may only write, writes."""
+        """Write an object whose name is derived from its content, unless it exists."""
         try:
-            there = await self.head(path)
+            size = await self.head(path)
         except StoreProblem:
-            # A caller's role may put inputs and read none of them (docs/access.md).
-            there = None
-        if there != len(content):
+            size = None  # a client's role may allow writing inputs, and not reading them (docs/access.md)
+        if size != len(content):
             await self.put(path, content)
 
     async def put_stream(self, path: str, chunks: AsyncIterator[bytes]) -> None:
-        """Write an object from pieces, in constant memory.
+        """Write an object from chunks, in constant memory.
 
-        Nothing becomes visible unless the iterator ended normally: its own exception, or a cancelled task, abandons
-        the write, and an older object stays. The iterator runs in the caller's task and context. (obstore's
-        `put_async` would run it elsewhere, and leave it and the upload behind when cancelled.)
+        The object becomes visible only if the iterator ends normally. If the iterator raises, or the task is
+        cancelled, the write is abandoned and an older object stays. The iterator runs in the caller's task and context.
+        (obstore's `put_async` runs it elsewhere, and a cancellation leaves it and the upload running.)
         """
-        _checked(path)
-        await self._check_root()
-        try:
+        with self._access("write", path):
+            await self._check_root()
             writer = obstore.open_writer_async(
                 self._backend, path, attributes=self._attributes(path), buffer_size=_PART_BYTES, max_concurrency=2
             )
-        except _BACKEND_ERRORS as error:
-            raise self._problem("write", path, error) from None
         try:
             async for chunk in chunks:
-                try:
+                with self._access("write", path):
                     await writer.write(chunk)
-                except _BACKEND_ERRORS as error:
-                    raise self._problem("write", path, error) from None
+            # `close` writes all that fits into the buffer, and the folder may be gone since the first chunk.
+            await self._check_root()
         except BaseException as error:
-            # To leave the writer with an exception is to abandon what was written; the first problem counts.
+            # An exception makes the writer abandon what it wrote. Its own error would hide the first one.
             with contextlib.suppress(*_BACKEND_ERRORS):
                 await writer.__aexit__(type(error), error, error.__traceback__)
             raise
-        try:
-            # What fits into the buffer is written now, all of it: the folder may have gone since the first chunk.
-            await self._check_root()
-        except StoreProblem as problem:
-            with contextlib.suppress(*_BACKEND_ERRORS):
-                await writer.__aexit__(type(problem), problem, problem.__traceback__)
-            raise
-        try:
+        with self._access("write", path):
             await writer.close()
-        except _BACKEND_ERRORS as error:
-            raise self._problem("write", path, error) from None
         await self._make_durable(path)
 
     async def create(self, path: str, content: bytes) -> bool:
-        """Write an object only if there is none, atomically among all writers. For small records: it is kept in memory.
+        """Write a small object only if it does not exist, atomically among all writers.
 
         Returns:
-            True if this call created it, False if there is one already. After a lost answer that one may be ours:
-            who must know puts a nonce into the record.
+            True if this call created it, False if it exists. After a lost response the existing one may be ours: put a
+            nonce into the object to find out.
         """
-        _checked(path)
         await self._check_root()
         for attempt in range(_CREATE_TRIES):
-            try:
-                await obstore.put_async(
-                    self._backend,
-                    path,
-                    content,
-                    attributes=self._attributes(path),
-                    mode="create",
-                    use_multipart=False,
-                )
-            except AlreadyExistsError:
-                # S3 answers 409, which obstore reports like this too, when two writers met and neither may have won.
-                if await self.head(path) is not None:
-                    # Whoever created it may have died before it was durable, and we are about to believe it.
-                    await self._make_durable(path)
-                    return False
-            except _BACKEND_ERRORS as error:
-                raise self._problem("write", path, error) from None
-            else:
+            with self._access("write", path):
+                try:
+                    await obstore.put_async(
+                        self._backend,
+                        path,
+                        content,
+                        attributes=self._attributes(path),
+                        mode="create",
+                        use_multipart=False,
+                    )
+                    created = True
+                except AlreadyExistsError:
+                    created = False
+            # obstore also reports S3's 409 like this: two writers met, and perhaps neither won.
+            if created or await self.head(path) is not None:
+                # The other writer may have died before its object was durable, and the caller will rely on it.
                 await self._make_durable(path)
-                return True
+                return created
             await asyncio.sleep(_CREATE_PAUSE_SECONDS * 2**attempt)
         raise StoreProblem(
-            f"{self.uri_of(path)} could not be created: the store says that it exists and that it does not;"
-            " it will be tried again",
+            f"{self.uri_of(path)} could not be created: the store says both that it exists and that it does not; "
+            "longtake will retry",
             retryable=True,
         )
 
     async def delete(self, path: str) -> None:
-        """Delete an object; an absent one is no problem."""
-        _checked(path)
-        try:
-            await obstore.delete_async(self._backend, path)
-        except FileNotFoundError as error:
-            await self._check_absence(error)
-        except _BACKEND_ERRORS as error:
-            raise self._problem("delete", path, error) from None
+        """Delete an object, if it exists."""
+        with self._access("delete", path):
+            try:
+                await obstore.delete_async(self._backend, path)
+            except FileNotFoundError as error:
+                await self._check_absence(error)
 
     async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
-        """Every object below a path, in no order, and when it was written by the store's clock."""
-        _checked(prefix)
-        await self._check_root()  # a folder that vanished must not look like an empty one
-        try:
+        """Every object below a path, unordered, with its time of writing by the store's clock."""
+        await self._check_root()  # a folder that is gone must not look like an empty one
+        with self._access("list", prefix):
             async for batch in obstore.list(self._backend, prefix=prefix):
                 for meta in batch:
                     yield meta["path"], meta["last_modified"]
-        except _BACKEND_ERRORS as error:
-            raise self._problem("list", prefix, error) from None
 
     async def probe(self) -> None:
-        """Prove that this store can be written, read and deleted in, and that it honours create-if-absent.
+        """Test that the store writes, reads and deletes, and that it honours create-if-absent.
 
         Raises:
-            StoreProblem: saying what to do.
+            StoreProblem: It does not; the message says what to do.
         """
         path = f"probe/{uuid.uuid4().hex}"
         first, second = b"first", b"second"
-        # Where the answer to the first attempt was lost, the client's own next one finds the name taken, by us.
+        # If the response to the first attempt was lost, obstore's retry finds the object that we created.
         if not await self.create(path, first) and await self.get(path) != first:
             raise StoreProblem(
-                f"the store {self.url} says that a new name is taken: it cannot hold the submission ledger",
+                f"the store {self.url} reports that a new object already exists: it cannot hold the submission ledger",
                 retryable=False,
             )
         created_again = await self.create(path, second)
@@ -380,27 +345,36 @@ class Store:
         await self.delete(path)
         if created_again or kept != first:
             raise StoreProblem(
-                f"the store {self.url} ignores If-None-Match (create only if absent), and the submission ledger needs"
-                " it to never pay twice: use a store that honours it",
+                f"the store {self.url} ignores If-None-Match (create only if absent). The submission ledger needs it "
+                "to never pay twice: use a store that honours it",
                 retryable=False,
             )
         if await self.get(path) is not None:
-            raise StoreProblem(f"the store {self.url} does not delete what it is asked to delete", retryable=False)
+            raise StoreProblem(f"the store {self.url} does not delete objects", retryable=False)
+
+    @contextlib.contextmanager
+    def _access(self, verb: str, path: str) -> Iterator[None]:
+        """Check the path, and translate the backend's errors."""
+        _checked(path)
+        try:
+            yield
+        except _BACKEND_ERRORS as error:
+            raise self._problem(verb, path, error) from None
 
     def _attributes(self, path: str) -> dict[str, str] | None:
-        # A local disk has no content types, and obstore refuses them there.
+        # obstore refuses content types on a local disk.
         content_type = _CONTENT_TYPES.get(Path(path).suffix)
         if self._root is not None or content_type is None:
             return None
         return {"Content-Type": content_type}
 
     async def _check_root(self) -> None:
-        """Never write into, or believe in the emptiness of, a folder that went away: a disk that was unmounted."""
+        """Raise if the store's folder is gone, such as an unmounted disk: it is neither writable nor empty."""
         if self._root is None:
             return
-        if self._root_is is None or await asyncio.to_thread(_which_folder, self._root) != self._root_is:
+        if self._root_id is None or await asyncio.to_thread(_device_and_inode, self._root) != self._root_id:
             raise StoreProblem(
-                f"the store's folder {self._root} is gone: mount or restore it (from a copy: restart the worker too)",
+                f"the store's folder {self._root} is gone: mount or restore it (after a restore restart the worker)",
                 retryable=True,
             )
 
@@ -411,21 +385,19 @@ class Store:
 
     async def _make_durable(self, path: str) -> None:
         if self._root is not None:
-            # The backend makes a folder that is gone anew: what was written into such a one does not count.
+            # obstore recreates a folder that is gone, perhaps on the wrong disk: such a write does not count.
             await self._check_root()
-            try:
+            with self._access("write", path):
                 await asyncio.to_thread(_fsync, self._root, path)
-            except OSError as error:
-                raise self._problem("write", path, error) from None
 
     def _problem(self, verb: str, path: str, error: Exception) -> StoreProblem:
         where = f"{self.url}/{path}" if path else self.url
         text = str(error)
         if "No space left" in text or "os error 28" in text or "quota exceeded" in text.lower():
-            # Often it is freed without us, by what tidies the disk: every step tries again until its time is over.
+            # Other programs may free space, so every step retries until its own timeout.
             return StoreProblem(
-                f"no space left on the disk that holds {self._root or self.url}: free some;"
-                " nothing is lost, it will be tried again",
+                f"no space left on the disk that holds {self._root or self.url}: free some. "
+                "Nothing is lost; longtake will retry",
                 retryable=True,
             )
         absent = isinstance(error, FileNotFoundError)
@@ -457,17 +429,18 @@ class Store:
 
 
 def _checked(path: str) -> str:
-    """Refuse a path that could mean something else somewhere: `..`, an empty segment, a control character."""
+    """Refuse a path with `..`, an empty segment or a special character."""
     for segment in path.split("/"):
         if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
             raise StoreProblem(
-                f"{path[:200]!r} is no path in the store: use segments of letters, digits and ._=+@,-", retryable=False
+                f"{path[:200]!r} is not a path in the store: use segments of letters, digits and ._=+@,-",
+                retryable=False,
             )
     return path
 
 
 def _s3_endpoint(config: dict[str, Any]) -> str:
-    """Tell which endpoint obstore will use, in the order in which it looks."""
+    """The endpoint that obstore will use; it looks in this order."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     return str(config.get("endpoint") or next((os.environ[name] for name in names if os.environ.get(name)), ""))
 
@@ -477,22 +450,22 @@ def _without_query(uri: str) -> str:
 
 
 def _lacks_credentials(text: str) -> bool:
-    # Without credentials obstore asks the cloud's metadata service, which is not there on other machines.
+    # Without credentials obstore asks the cloud's metadata service, which only the cloud's machines have.
     return "169.254.169.254" in text or "/latest/api/token" in text or "metadata.google.internal" in text
 
 
 def _first_line(error: Exception) -> str:
-    """Say in one short line what obstore says in many: the cloud's own code and message where there are any."""
+    """One short line: the cloud's own code and message, if there are any, else obstore's first line."""
     text = str(error)
     code = re.search(r"<Code>([^<]+)</Code>", text)
     message = re.search(r"<Message>([^<]+)</Message>", text)
     line = ": ".join(found.group(1) for found in (code, message) if found) or next(iter(text.splitlines()), "")
-    # Signed links live behind a question mark.
+    # The query of a signed link is a secret.
     return re.sub(r"\?\S+", "", line or type(error).__name__)[:300]
 
 
 def _fsync(root: Path, path: str) -> None:
-    """Flush a file and every folder from it up to the store's own: obstore's local store never does."""
+    """Sync a file and every folder from it up to the root to the disk; obstore does not."""
     target = root / path
     while True:
         _fsync_folder(target)
@@ -509,8 +482,8 @@ def _fsync_folder(target: Path) -> None:
         os.close(descriptor)
 
 
-def _which_folder(root: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one at the same place: a disk that was unmounted, or a folder made anew."""
+def _device_and_inode(root: Path) -> tuple[int, int] | None:
+    """The folder's device and inode: they tell it from a mount point or a new folder at the same path."""
     try:
         status = root.stat()
     except OSError:

@@ -4,7 +4,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from longtake.models import LedgerRegistration
-    from longtake.temporal.connection import LEDGER_WORKFLOW_TYPE
+    from longtake.temporal.names import LEDGER_WORKFLOW_TYPE
 
 
 @workflow.defn(name=LEDGER_WORKFLOW_TYPE)

@@ -49,15 +49,11 @@ from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.submission.errors import LedgerError, WrongLedger
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
-    InvalidKey,
-    TemporalProblem,
-    is_configured,
-    register_search_attributes,
-    workflow_id,
-)
+from longtake.temporal.connection import TemporalProblem, is_configured
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import begin_anew, claim, registration
+from longtake.temporal.names import InvalidKey, workflow_id
+from longtake.temporal.search_attributes import register_search_attributes
 from workflows.status_text import in_words
 
 _CANCEL_SECONDS = 20.0

@@ -14,7 +14,8 @@ from longtake.request.rules import InvalidRequest
 from longtake.storage import Store, StoreProblem
 from longtake.submission.ledger import PaidTask, SubmissionLedger
 from longtake.submission.recovery import request_for, undelivered_tasks
-from longtake.temporal.connection import InvalidKey, is_configured, key_of
+from longtake.temporal.connection import is_configured
+from longtake.temporal.names import InvalidKey, key_of
 
 DAYS = 7
 """How far back is looked: links live about a day, and a gateway may give fresh ones for longer."""

@@ -17,11 +17,10 @@ from temporalio.api.common.v1 import Payload, Payloads
 
 from cli.doctor.findings import Finding, Site, ok, problem, warning
 from longtake.delivery.download import DownloadsBlocked, Fetcher
-from longtake.delivery.public_network import environment_proxies
+from longtake.delivery.public_network import environment_proxies, needless_private_addresses
 from longtake.gateway.account import AccountClient, ConsoleAccess
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayBusy, GatewayError, InvalidResponse, KeyRefused, QuotaExhausted
-from longtake.gateway.exposure import needless_private_addresses
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.observability.http_tracing import exporter_names

@@ -23,17 +23,11 @@ from longtake.storage import Store
 from longtake.submission.errors import LedgerError
 from longtake.submission.ledger import SubmissionLedger
 from longtake.submission.records import IDENTITY as LEDGER_IDENTITY
-from longtake.temporal.connection import (
-    HOW_TO_CREATE_ATTRIBUTES,
-    SUBMISSION_TASK_QUEUE,
-    TASK_QUEUE,
-    WORKFLOW_TYPE,
-    configured_profile,
-    missing_search_attributes,
-    target,
-)
+from longtake.temporal.connection import configured_profile, target
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import check
+from longtake.temporal.names import DEPLOYMENT, SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import HOW_TO_CREATE_ATTRIBUTES, missing_search_attributes
 
 Findings = AsyncIterator[Finding]
 
@@ -48,7 +42,6 @@ _POLLED = {
     f"{TASK_QUEUE} (activities)": (TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
     SUBMISSION_TASK_QUEUE: (SUBMISSION_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
 }
-_DEPLOYMENT = "longtake"
 """As in `worker.py`, which the command line does not import."""
 
 
@@ -143,7 +136,7 @@ def _judge_builds(current: str, builds: set[str]) -> Finding:
     if current:
         to_do = f"Start workers of {current}, or make another build current. {UPGRADING}"
         return problem(f"the current build {current} does not poll, only {others}: no work is given out", to_do)
-    set_current = f"temporal worker deployment set-current-version --deployment-name {_DEPLOYMENT} --build-id"
+    set_current = f"temporal worker deployment set-current-version --deployment-name {DEPLOYMENT} --build-id"
     return problem(
         f"no build is current: {others} get no work", f"`{set_current} {max(builds)}`, if that is it. {UPGRADING}"
     )

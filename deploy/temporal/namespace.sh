@@ -1,11 +1,11 @@
 #!/bin/sh
-# Make the namespace; `starter.py setup` then registers the search attributes in it. Can be run again.
-# Wants TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, which the `temporal` CLI reads itself.
+# Create the namespace; `starter.py setup` then registers the search attributes in it. Safe to run again.
+# Needs TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, which the `temporal` CLI reads itself.
 set -eu
 
 RETENTION=${TEMPORAL_RETENTION:-30d}
 
-# `again COMMAND...`: the server needs some seconds to be ready, and then some to know a new namespace everywhere.
+# `again COMMAND...` retries: the server takes some seconds to be ready, and to know a new namespace everywhere.
 again() {
     tries=0
     until "$@"; do

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make or upgrade Temporal's two databases. Every step can be run again: it leaves alone what is there already.
-# Wants SQL_PLUGIN, SQL_HOST, SQL_PORT, SQL_USER and SQL_PASSWORD, which temporal-sql-tool reads itself.
+# Create or upgrade Temporal's two databases. Safe to run again: every step keeps what exists.
+# Needs SQL_PLUGIN, SQL_HOST, SQL_PORT, SQL_USER and SQL_PASSWORD, which temporal-sql-tool reads itself.
 set -eu
 
 for pair in temporal:temporal temporal_visibility:visibility; do

@@ -1,7 +1,7 @@
-"""Brings a clip home: from whichever source still has it into the store, whole and verified, in one pass.
+"""Downloads a clip from the first source that has it into the store, and verifies it in the same pass.
 
-What arrives is hashed, counted and read as an MP4 while it is written, and the write only becomes visible if all of
-that agrees; so nothing in the store is ever half a video, and no restart pays or downloads for what is already there.
+The bytes are hashed, counted and parsed as an MP4 while they are written. The object becomes visible only if the clip
+is whole, so the store never holds half a video, and no restart downloads a stored clip again.
 """
 
 import asyncio
@@ -27,49 +27,49 @@ from longtake.storage import Store, StoreProblem
 MAX_VIDEO_BYTES = 2 * 2**30
 """A 15 s clip has 5 to 50 MB."""
 MIN_PROGRESS_BYTES = 256 * 2**10
-"""A download goes on, however long it takes, while it brings this much in each `PROGRESS_TIME`. At 2 KiB/s, 50 MB take
-7 h, and links live for about 24 h. A drip never runs into a read timeout, and would hold up the other sources."""
+"""A download continues while it receives this much per `PROGRESS_TIME`: at 2 KiB/s, 50 MB take 7 h, and links live for
+about 24 h. A slower one is dropped: it never reaches the read timeout, and would delay the other sources."""
 PROGRESS_TIME = timedelta(minutes=2)
-"""For `MIN_PROGRESS_BYTES`, and so for every standstill on either side."""
+"""Time for `MIN_PROGRESS_BYTES`; also the longest stall of source or store."""
 STORE_TIME = timedelta(minutes=15)
-"""After the last byte has come: what the store may take to make a large video visible, its own retries included."""
+"""How long the store may take, after the last byte, to make a large video visible, with its own retries."""
 
 _MAX_REDIRECTS = 5
-_MAX_BREAKS = 5
+_MAX_DISCONNECTS = 5
 _MAX_RESTARTS = 1
-_BREAK_PAUSE_SECONDS = 0.1
+_RECONNECT_PAUSE_SECONDS = 0.1
 _ERROR_BODY_BYTES = 4096
-_REFUSES_FAILED = b"current status: failure"
-"""In small letters: so stock answers `/content` of a task that failed (field notes)."""
+_FAILED_TASK_MESSAGE = b"current status: failure"
+"""Lower case: how a stock gateway answers `/content` of a failed task (field notes)."""
 _TIMEOUT = httpx.Timeout(30, connect=10)
 _PREFLIGHT_SECONDS = 10
-_PREFLIGHT_GOOD_FOR_SECONDS = 300.0
+_PREFLIGHT_VALID_SECONDS = 300.0
 
 _EXPECTED_SECONDS = {DeliveryKind.FULL: 15.0, DeliveryKind.FIRST: 8.0}
-_DURATION_SLACK_SECONDS = 1.0
+_DURATION_TOLERANCE_SECONDS = 1.0
 
 Origin: TypeAlias = tuple[str, str, int | None]
 Progress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the bytes that are done and the total, where it is known; in the task that delivers."""
+"""Called in the delivering task with the bytes so far and, if known, the total."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that may have the clip."""
+    """A place that may have the clip."""
 
     label: str
-    """What to call it in errors and receipts; never the link."""
+    """Its name in errors and receipts; never the link."""
     url: str = field(repr=False)
     with_key: bool = False
-    """Whether the gateway's key is needed; it is sent to the gateway's own origin only, whatever stands here."""
+    """Whether to send the gateway's API key. It goes to the gateway's origin only, in any case."""
 
 
 class SourceFailed(Exception):
-    """One source did not give the clip.
+    """A source did not give the clip.
 
     Attributes:
         reason: Why, without links.
-        gone: True where the source says that it never will again.
+        gone: Whether the source says that it no longer has the clip.
     """
 
     def __init__(self, reason: str, *, gone: bool = False) -> None:
@@ -79,26 +79,26 @@ class SourceFailed(Exception):
 
 
 class DownloadsBlocked(Exception):
-    """Downloads cannot reach anything, not even the gateway; says what to set."""
+    """Downloads cannot reach even the gateway; the message says what to set."""
 
 
 class DownloadFailed(Exception):
     """No source gave the clip.
 
     Attributes:
-        attempts: Each source's label and why it failed, in the order of trying.
-        gone: True where every source said that it no longer has the clip; False where it may come later.
+        attempts: Each source's label and reason, in order.
+        gone: Whether every source said that it no longer has the clip.
     """
 
     def __init__(self, kind: DeliveryKind, attempts: Sequence[tuple[str, str]], *, gone: bool) -> None:
-        tried = "; ".join(f"{label}: {reason}" for label, reason in attempts) or "there is no link to it"
-        advice = "every link is gone: a fresh query may bring a new one" if gone else "it may work later: try again"
+        tried = "; ".join(f"{label}: {reason}" for label, reason in attempts) or "the gateway gave no link"
+        advice = "every link is gone: poll the task for new ones" if gone else "retry later"
         super().__init__(f"the {kind.value} video could not be downloaded ({tried}); {advice}")
         self.attempts = list(attempts)
         self.gone = gone
 
 
-# Python refuses to read a number of thousands of digits, with a ValueError.
+# Limited, because int() raises ValueError for thousands of digits.
 _SIZE = re.compile(r"[0-9]{1,18}")
 _ENTITY_TAG = re.compile(r'"[\x21\x23-\x7e]*"')
 _DATE = re.compile(r"[\x20-\x7e]+")
@@ -106,13 +106,13 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 class _StartOver(Exception):
-    """A broken download cannot be continued where it stopped."""
+    """A broken download cannot be resumed."""
 
 
 class Fetcher:
-    """Downloads from strangers: no key but to the gateway itself, no private addresses, every limit checked."""
+    """Downloads from untrusted hosts: the key goes to the gateway only, private addresses are refused, limits hold."""
 
-    def __init__(  # noqa: PLR0913 - four limits, each named at every call
+    def __init__(  # noqa: PLR0913 - keyword arguments with defaults
         self,
         gateway_url: str,
         key: Callable[[], str] | None = None,
@@ -122,15 +122,15 @@ class Fetcher:
         progress_time: timedelta = PROGRESS_TIME,
         timeout: httpx.Timeout = _TIMEOUT,
     ) -> None:
-        """Open a client of its own; close it with `aclose` or `async with`.
+        """Open an HTTP client; close it with `aclose` or `async with`.
 
         Args:
-            gateway_url: The gateway's base URL; its origin may be private, and it alone is sent the key.
-            key: Gives the gateway's API key, such as `settings.gateway_api_key.get_secret_value`.
-            allow_private_addresses: Whether links may lead to addresses that are not public.
-            max_bytes: The largest video that is taken.
-            progress_time: Within which a source brings at least `MIN_PROGRESS_BYTES`, or the rest.
-            timeout: For connecting, and for each silence.
+            gateway_url: The gateway's base URL; only its origin gets the key, and it may be private.
+            key: Returns the gateway's API key.
+            allow_private_addresses: Whether links may lead to private addresses.
+            max_bytes: The largest video to download.
+            progress_time: Time in which a source must send `MIN_PROGRESS_BYTES`, or the rest.
+            timeout: Connect and read timeouts.
         """
         self._gateway = _origin(httpx.URL(gateway_url))
         self._key = key
@@ -153,13 +153,13 @@ class Fetcher:
         await self._client.aclose()
 
     async def preflight(self) -> None:
-        """Send a free request to the gateway's own origin on the way that downloads take.
+        """Send a free request to the gateway's origin through the download client.
 
-        So a proxy or an authority that is missing here shows before anything is paid. Any answer will do; where the
-        connection was made and no answer came, nothing is concluded.
+        It finds a missing proxy or certificate authority before anything is paid. Any response is fine. A connection
+        without a response proves nothing, and passes.
 
         Raises:
-            DownloadsBlocked: No connection can be made.
+            DownloadsBlocked: The connection fails, or the proxy requires credentials.
         """
         if time.monotonic() < self._good_until:
             return
@@ -174,7 +174,7 @@ class Fetcher:
                 response = await self._client.send(request, stream=True)
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
                 raise DownloadsBlocked(
-                    f"downloads do not reach {where} ({what_to_set(error)}): check the network; where it takes a "
+                    f"downloads do not reach {where} ({what_to_set(error)}): check the network; if it needs a "
                     "proxy, set HTTPS_PROXY"
                 ) from None
             except (httpx.TransportError, httpx.InvalidURL):  # as `open` says: it answered, with a bad Location
@@ -183,25 +183,24 @@ class Fetcher:
             await response.aclose()
         if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
             raise DownloadsBlocked(
-                f"downloads do not reach {where}: the proxy wants a name and a password: "
+                f"downloads do not reach {where}: the proxy requires credentials: "
                 "set HTTP_PROXY to http://NAME:PASSWORD@HOST:PORT"
             )
-        self._good_until = time.monotonic() + _PREFLIGHT_GOOD_FOR_SECONDS
+        self._good_until = time.monotonic() + _PREFLIGHT_VALID_SECONDS
 
     @contextlib.asynccontextmanager
     async def open(self, source: Source, headers: dict[str, str] | None = None) -> AsyncIterator[httpx.Response]:
-        """Send a GET, follow redirects by hand, and give the response with its body unread.
+        """Send a GET, follow redirects, and yield the response with its body unread.
 
         Raises:
-            SourceFailed: if the link is no `http(s)` URL, redirects without end, or leads (or redirects) to an address
-                that is not public.
-            httpx.TransportError: if the connection fails.
+            SourceFailed: The link is no `http(s)` URL, redirects too often, or leads to a private address.
+            httpx.TransportError: The connection fails.
         """
         url = _parse(source.url)
         send_key = source.with_key
         for _ in range(_MAX_REDIRECTS + 1):
             at_gateway = _origin(url) == self._gateway
-            # Once it has led elsewhere the key stays at home, even if a redirect leads back.
+            # After a redirect to another origin the key is never sent, even if a later redirect leads back.
             send_key = send_key and at_gateway
             request = self._client.build_request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
             if at_gateway or self._allow_private_addresses:
@@ -211,8 +210,8 @@ class Fetcher:
             with exchange_span(request) as span:
                 try:
                     response = await self._client.send(request, stream=True)
-                except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
-                    raise SourceFailed("redirected to something that is no URL") from None
+                except httpx.InvalidURL:  # httpx parses the Location header even without following it
+                    raise SourceFailed("redirected to an invalid URL") from None
                 except (AddressRefused, HostUnknown) as error:
                     raise SourceFailed(str(error)) from None
                 try:
@@ -226,7 +225,7 @@ class Fetcher:
         raise SourceFailed(f"redirected more than {_MAX_REDIRECTS} times")
 
 
-async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named at the call
+async def deliver(  # noqa: PLR0913 - keyword arguments only
     *,
     store: Store,
     fetcher: Fetcher,
@@ -238,34 +237,34 @@ async def deliver(  # noqa: PLR0913 - all of them facts of one delivery, named a
     expect_audio: bool = True,
     on_progress: Progress | None = None,
 ) -> DeliveryReceipt:
-    """Bring a clip into the store, or find it there. Called again after a crash, it goes on where that is possible.
+    """Download a clip into the store, or find it there. Safe to repeat after a crash.
 
     Args:
-        store: Where to.
-        fetcher: Downloads.
-        sources: Gives the sources in turn; it is asked for one more only after the one before has failed, so it may
-            ask the gateway for a fresh link in between. What it raises passes through.
+        store: The target.
+        fetcher: The HTTP client.
+        sources: Yields the sources in order. The next one is requested only after the previous one failed, so it may
+            poll the gateway for a fresh link in between. Its exceptions pass through.
         directory: The generation's folder in the store.
         kind: Which clip.
-        task_id: The gateway's task, whose hash names the object.
-        expected_size: Width and height in pixels, where the request named them.
-        expect_audio: Whether a clip without sound is worth a warning.
-        on_progress: Called with the bytes done and the total if known.
+        task_id: The gateway's task; its hash is part of the object's name.
+        expected_size: Width and height in pixels, if the request names them.
+        expect_audio: Whether to warn about a clip without sound.
+        on_progress: See `Progress`.
 
     Raises:
-        DownloadFailed: if no source gave the clip, whole.
-        StoreProblem: if the store failed; that says nothing about the sources.
+        DownloadFailed: No source gave the whole clip.
+        StoreProblem: The store failed.
     """
     path = _clip_path(directory, kind, task_id)
-    delivery = _Delivery(store, path, kind, expected_size, expect_audio, on_progress or _silent)
+    delivery = _Delivery(store, path, kind, expected_size, expect_audio, on_progress or _no_progress)
     return await delivery.find() or await delivery.download(fetcher, sources)
 
 
 async def is_delivered(store: Store, directory: str, kind: DeliveryKind, task_id: str) -> bool:
-    """Whether a clip lies in the store, whole.
+    """Whether the store has the whole clip.
 
     Raises:
-        StoreProblem: The store does not answer.
+        StoreProblem: The store failed.
     """
     return await store.head(f"{_clip_path(directory, kind, task_id)}.json") is not None
 
@@ -275,7 +274,7 @@ def _clip_path(directory: str, kind: DeliveryKind, task_id: str) -> str:
 
 
 class _Sidecar(BaseModel):
-    """What lies beside a clip, written last: the clip is there, whole, and need not be read again."""
+    """The record beside a clip. It is written last, so the clip is whole and need not be read again."""
 
     video: StoredVideo
     warnings: tuple[str, ...] = ()
@@ -283,7 +282,7 @@ class _Sidecar(BaseModel):
 
 
 class _Inspection:
-    """Reads a clip as it streams past: its hash, its length and what is in it."""
+    """Computes hash, length and media facts of a clip while it is streamed."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -309,7 +308,7 @@ class _Inspection:
 
 @dataclass(frozen=True)
 class _Delivery:
-    """One clip on its way to one place in the store."""
+    """The delivery of one clip to one path in the store."""
 
     store: Store
     path: str
@@ -319,7 +318,7 @@ class _Delivery:
     on_progress: Progress
 
     async def find(self) -> DeliveryReceipt | None:
-        """Find the clip in the store, if an earlier delivery brought it there."""
+        """The clip that an earlier delivery stored, if there is one."""
         size = await self.store.head(self.path)
         if size is None:
             return None
@@ -327,7 +326,7 @@ class _Delivery:
         if sidecar is not None and sidecar.video.bytes == size:
             video = sidecar.video.model_copy(update={"uri": self.store.uri_of(self.path)})
             return DeliveryReceipt(video=video, warnings=sidecar.warnings, source=sidecar.source, already_stored=True)
-        # A crash between the clip and its sidecar: the clip is believed only after it was read again.
+        # A crash between the clip and its sidecar: read the clip again to verify it.
         inspection = _Inspection()
         try:
             async for chunk in self.store.stream(self.path):
@@ -336,26 +335,26 @@ class _Delivery:
             info = inspection.finish()
         except NotAWholeVideo:
             return None
-        receipt = await self._seal(inspection, info, "the store")
+        receipt = await self._write_sidecar(inspection, info, "the store")
         return receipt.model_copy(update={"already_stored": True})
 
     async def download(self, fetcher: Fetcher, sources: Callable[[], AsyncIterator[Source]]) -> DeliveryReceipt:
-        """Take the clip from the first source that has it, whole."""
+        """Download the clip from the first source that has it whole."""
         attempts: list[tuple[str, str]] = []
         all_gone = True
         tried: set[str] = set()
         async for source in sources():
             if source.url in tried:
-                continue  # a fresh query need not bring a fresh link
+                continue  # a new poll may return the same link
             tried.add(source.url)
             try:
-                return await self._take(fetcher, source)
+                return await self._download_from(fetcher, source)
             except SourceFailed as failure:
                 attempts.append((source.label, failure.reason))
                 all_gone = all_gone and failure.gone
         raise DownloadFailed(self.kind, attempts, gone=all_gone and bool(attempts))
 
-    async def _take(self, fetcher: Fetcher, source: Source) -> DeliveryReceipt:
+    async def _download_from(self, fetcher: Fetcher, source: Source) -> DeliveryReceipt:
         for _ in range(_MAX_RESTARTS + 1):
             transfer = _Transfer(fetcher, source, self.on_progress)
             try:
@@ -368,18 +367,18 @@ class _Delivery:
                 if transfer.is_done:
                     raise StoreProblem(f"the store did not finish within {STORE_TIME}", retryable=True) from None
                 raise SourceFailed(transfer.too_slow()) from None
-            return await self._seal(transfer.inspection, transfer.info, source.label)
-        raise SourceFailed(f"broke off {_MAX_RESTARTS + 1} times and could not be continued")
+            return await self._write_sidecar(transfer.inspection, transfer.info, source.label)
+        raise SourceFailed(f"the connection broke {_MAX_RESTARTS + 1} times, and the download could not be resumed")
 
-    async def _seal(self, inspection: _Inspection, info: MediaInfo, source: str) -> DeliveryReceipt:
-        """Write down that the clip is there."""
+    async def _write_sidecar(self, inspection: _Inspection, info: MediaInfo, source: str) -> DeliveryReceipt:
+        """Record that the clip is stored."""
         video = StoredVideo(
             **info.model_dump(),
             uri=self.store.uri_of(self.path),
             sha256=inspection.sha256,
             bytes=inspection.bytes,
         )
-        warnings = self._judge(info, inspection.stray_bytes)
+        warnings = self._warnings(info, inspection.stray_bytes)
         sidecar = _Sidecar(video=video, warnings=warnings, source=source)
         await self.store.put(f"{self.path}.json", sidecar.model_dump_json(indent=2).encode())
         return DeliveryReceipt(video=video, warnings=warnings, source=source)
@@ -389,13 +388,13 @@ class _Delivery:
         try:
             return None if content is None else _Sidecar.model_validate_json(content)
         except ValidationError:
-            return None  # the clip itself will tell
+            return None  # then the clip itself is read
 
-    def _judge(self, info: MediaInfo, stray_bytes: int) -> tuple[str, ...]:
-        """Say what is wrong with a clip that is whole."""
+    def _warnings(self, info: MediaInfo, stray_bytes: int) -> tuple[str, ...]:
+        """What is unexpected about a whole clip."""
         warnings = []
         expected = _EXPECTED_SECONDS[self.kind]
-        if abs(info.duration_seconds - expected) > _DURATION_SLACK_SECONDS:
+        if abs(info.duration_seconds - expected) > _DURATION_TOLERANCE_SECONDS:
             warnings.append(
                 f"the {self.kind.value} video is {info.duration_seconds:.1f} s long, {expected:.0f} s were expected"
             )
@@ -407,12 +406,12 @@ class _Delivery:
         if self.expect_audio and not info.has_audio:
             warnings.append(f"the {self.kind.value} video has no sound")
         if stray_bytes:
-            warnings.append(f"{stray_bytes:,} bytes that belong to no part of it follow the {self.kind.value} video")
+            warnings.append(f"the {self.kind.value} video is followed by {stray_bytes:,} bytes that are not part of it")
         return tuple(warnings)
 
 
 class _Transfer:
-    """One download from its first byte to its last, over as many connections as it takes."""
+    """One download, over as many connections as it needs."""
 
     def __init__(self, fetcher: Fetcher, source: Source, on_progress: Progress) -> None:
         self.inspection = _Inspection()
@@ -423,38 +422,38 @@ class _Transfer:
         self._total: int | None = None
         self._validator: str | None = None
         self.is_done = False
-        """Whether all has come, so that only the store has something left to do."""
+        """Whether all bytes arrived, and only the store still works."""
 
     async def chunks(self, limit: asyncio.Timeout) -> AsyncGenerator[bytes, None]:
-        """Give the clip's bytes; end only if they are a whole video.
+        """Yield the clip's bytes. The generator ends normally only after a whole video.
 
         Args:
-            limit: Is moved on as long as enough comes.
+            limit: Is extended while enough bytes arrive.
 
         Raises:
-            SourceFailed: if the source does not have it, or what it has is no whole video.
-            _StartOver: if the connection broke and the source cannot continue where it did.
+            SourceFailed: The source has no whole video.
+            _StartOver: The connection broke, and the source cannot resume.
         """
-        breaks = 0
-        goal = self._move_on(limit)
+        disconnects = 0
+        goal = self._extend(limit)
         while True:
             try:
                 async with self._fetcher.open(self._source, self._range()) as response:
                     await self._accept(response)
-                    # As it comes: to wait for pieces of one size is to lose the last one when the connection breaks.
+                    # Without a chunk size, which would lose the last incomplete chunk when the connection breaks.
                     async for chunk in response.aiter_raw():
                         self._inspect(chunk)
                         if self.inspection.bytes >= goal:
-                            goal = self._move_on(limit)
+                            goal = self._extend(limit)
                         yield chunk
                 break
             except httpx.TransportError as error:
-                breaks += 1
-                if breaks > _MAX_BREAKS or self.inspection.bytes == 0:
+                disconnects += 1
+                if disconnects > _MAX_DISCONNECTS or self.inspection.bytes == 0:
                     raise SourceFailed(self._broken(error)) from None
                 if self._validator is None:
                     raise _StartOver from None
-            await asyncio.sleep(_BREAK_PAUSE_SECONDS * 2**breaks)
+            await asyncio.sleep(_RECONNECT_PAUSE_SECONDS * 2**disconnects)
         if self._total is not None and self.inspection.bytes != self._total:
             raise SourceFailed(f"cut after {self.inspection.bytes:,} of {self._total:,} bytes")
         try:
@@ -464,26 +463,26 @@ class _Transfer:
         self.is_done = True
         limit.reschedule(asyncio.get_running_loop().time() + STORE_TIME.total_seconds())
 
-    def _move_on(self, limit: asyncio.Timeout) -> int:
-        """Give it time again, and tell how many bytes must have come by then."""
+    def _extend(self, limit: asyncio.Timeout) -> int:
+        """Extend the timeout, and return how many bytes must arrive before it."""
         limit.reschedule(asyncio.get_running_loop().time() + self._fetcher.progress_time.total_seconds())
         return self.inspection.bytes + MIN_PROGRESS_BYTES
 
     def too_slow(self) -> str:
         done, time = self.inspection.bytes, self._fetcher.progress_time
-        return f"too slow: {done:,} bytes came, and less than {MIN_PROGRESS_BYTES:,} of them within the last {time}"
+        return f"too slow: {done:,} bytes received, less than {MIN_PROGRESS_BYTES:,} of them in the last {time}"
 
     def _range(self) -> dict[str, str]:
         done = self.inspection.bytes
         if done == 0 or self._validator is None:
             return {}
-        # With If-Range the source sends the rest only of what it sent before, else everything.
+        # With If-Range the source sends the rest only if the file is unchanged, else all of it.
         return {"Range": f"bytes={done}-", "If-Range": self._validator}
 
     async def _accept(self, response: httpx.Response) -> None:
-        """Look at the head of an answer before its body is taken."""
+        """Check the head of a response before its body is read."""
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise SourceFailed("answered compressed, although it was asked not to")
+            raise SourceFailed("sent a compressed response, although Accept-Encoding was identity")
         if self.inspection.bytes:
             self._accept_rest(response)
             return
@@ -492,14 +491,14 @@ class _Transfer:
         self._total = _number(response.headers.get("Content-Length"))
         self._validator = _strong_validator(response)
         if self._total is not None and self._total > self._fetcher.max_bytes:
-            raise SourceFailed(f"{self._total:,} bytes, at most {self._fetcher.max_bytes:,} are taken")
+            raise SourceFailed(f"{self._total:,} bytes; the limit is {self._fetcher.max_bytes:,}")
 
     def _accept_rest(self, response: httpx.Response) -> None:
         if response.status_code in {httpx.codes.OK, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE}:
             raise _StartOver
         content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
-            raise SourceFailed(f"broke off, then answered {response.status_code}")
+            raise SourceFailed(f"the connection broke, then it answered {response.status_code}")
         if content_range is None:
             raise _StartOver
         first, last, total = (int(number) for number in content_range.groups())
@@ -516,16 +515,16 @@ class _Transfer:
         if status in {httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND, httpx.codes.GONE}:
             return SourceFailed(reason, gone=True)
         if status in {httpx.codes.BAD_REQUEST, httpx.codes.UNAUTHORIZED}:
-            body = await _beginning(response)
+            body = await _body_start(response)
             if b"expired" in body:
                 return SourceFailed(f"{reason}: the link has expired", gone=True)
-            if asked_with_key and _REFUSES_FAILED in body:
-                return SourceFailed(f"{reason}: the gateway serves nothing of a failed task", gone=True)
+            if asked_with_key and _FAILED_TASK_MESSAGE in body:
+                return SourceFailed(f"{reason}: the gateway serves no video of a failed task", gone=True)
         return SourceFailed(reason)
 
     def _inspect(self, chunk: bytes) -> None:
         if self.inspection.bytes + len(chunk) > self._fetcher.max_bytes:
-            raise SourceFailed(f"more than {self._fetcher.max_bytes:,} bytes, which is more than is taken")
+            raise SourceFailed(f"more than {self._fetcher.max_bytes:,} bytes, which is the limit")
         try:
             self.inspection.feed(chunk)
         except NotAWholeVideo as error:
@@ -535,13 +534,13 @@ class _Transfer:
     def _broken(self, error: httpx.TransportError) -> str:
         done = self.inspection.bytes
         if done == 0:
-            return f"not a byte came ({what_to_set(error)})"
+            return f"no byte received ({what_to_set(error)})"
         total = f" of {self._total:,}" if self._total is not None else ""
         return f"cut after {done:,}{total} bytes ({type(error).__name__})"
 
 
-def _silent(_done: int, _total: int | None) -> None:
-    """Progress that nobody wants to know."""
+def _no_progress(_done: int, _total: int | None) -> None:
+    """The default `Progress`."""
 
 
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
@@ -550,12 +549,12 @@ def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     except (httpx.InvalidURL, UnicodeError, ValueError):
         raise SourceFailed("the link is not a URL") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise SourceFailed("the link is no http:// or https:// URL")
+        raise SourceFailed("the link is not an http:// or https:// URL")
     return parsed
 
 
 def _origin(url: httpx.URL) -> Origin:
-    return url.scheme, url.host.rstrip("."), url.port  # httpx leaves a scheme's own port out
+    return url.scheme, url.host.rstrip("."), url.port  # httpx omits a scheme's default port
 
 
 def _number(text: str | None) -> int | None:
@@ -563,15 +562,15 @@ def _number(text: str | None) -> int | None:
 
 
 def _strong_validator(response: httpx.Response) -> str | None:
-    """What If-Range may name, as it can be sent back: a strong entity tag, else the date of the last change."""
+    """A validator for If-Range that can be sent back: a strong ETag, else Last-Modified."""
     for pattern, name in ((_ENTITY_TAG, "ETag"), (_DATE, "Last-Modified")):
-        if pattern.fullmatch(said := response.headers.get(name, "")):
-            return str(said)
+        if pattern.fullmatch(value := response.headers.get(name, "")):
+            return str(value)
     return None
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    """The beginning of an error's body, in small letters."""
+async def _body_start(response: httpx.Response) -> bytes:
+    """The beginning of an error's body, in lower case."""
     body = b""
     async for chunk in response.aiter_raw(_ERROR_BODY_BYTES):
         body += chunk

@@ -1,8 +1,8 @@
-"""How a download reaches a stranger's server: by the proxy that the environment names, else at a public address only.
+"""The HTTP client for downloads: through the environment's proxy, else to public addresses only (no SSRF).
 
-Without a proxy a name is resolved once, every address is judged, and the connection goes to one that was judged: a name
-that resolves differently a moment later gains nothing. Behind a proxy it is the proxy that resolves and connects, so
-only the name can be judged here: what it reaches inside its own network is for the proxy's rules to forbid.
+Without a proxy this client resolves a name once, checks every address, and connects to one of those: DNS rebinding
+gains nothing. A proxy resolves and connects by itself, so this client can check only the name; the proxy's own rules
+must protect its network.
 """
 
 import asyncio
@@ -15,40 +15,42 @@ from urllib.request import getproxies
 
 import httpx
 
+from longtake.settings import Settings
+
 ANY_ADDRESS = "longtake_any_address"
-"""An extension of a request that may go to addresses that are not public."""
+"""Request extension: this request may go to private addresses."""
 
 _LOOKUP_SECONDS = 10
 _MAX_ADDRESSES_OF_A_FAMILY = 2
-"""To be tried one after the other; a name with thousands of them must not keep a download busy."""
+"""Addresses to try in turn; a name may have thousands, and each may take a connect timeout."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
         "168.63.129.16/32",  # Azure's host: metadata, DNS and health, at an address that looks public
-        "192.0.0.0/24",  # for protocols (RFC 6890); 192.0.0.192 is Oracle Cloud's metadata
+        "192.0.0.0/24",  # protocol assignments (RFC 6890); 192.0.0.192 is Oracle Cloud's metadata
         "64:ff9b:1::/48",  # NAT64 within one network (RFC 8215)
     )
 )
 _INNER_NAMES = ("localhost", "local", "internal", "home.arpa")
-"""Domains that never lead to the public internet (RFC 6761, 6762, 8375; ICANN's .internal)."""
+"""Domains that are never public (RFC 6761, 6762, 8375; ICANN's .internal)."""
 
 _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
-"""OpenSSL's codes for a certificate that no trusted authority has signed."""
+"""OpenSSL's codes for a certificate that no trusted authority signed."""
 _SET_IF_INTENDED = "set LONGTAKE_ALLOW_PRIVATE_ADDRESSES if that is intended"
 
 
 class AddressRefused(Exception):
-    """A link leads to an address, or by a proxy to a name, that is not public."""
+    """A link leads to a private address, or, through a proxy, to a private name."""
 
 
 class HostUnknown(Exception):
-    """A name that cannot be resolved."""
+    """The host name cannot be resolved."""
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is on the public internet, looking through IPv6 notations of IPv4 addresses."""
+    """Whether an IP address is public. An IPv6 address that embeds an IPv4 address counts as that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     is_site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
     if isinstance(ip, ipaddress.IPv6Address):
@@ -62,10 +64,26 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or is_site_local)
 
 
-def environment_proxies() -> dict[str, str | None]:
-    """The proxy for each pattern of URLs, as httpx reads `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+async def needless_private_addresses(settings: Settings) -> str | None:
+    """A warning if downloads may reach private addresses although the gateway is public; else None."""
+    if not settings.allow_private_addresses or settings.gateway_url is None:
+        return None
+    try:
+        addresses = await _resolve(httpx.URL(settings.gateway_url))
+    except (HostUnknown, httpx.InvalidURL):
+        return None
+    if not any(is_public(address) for address in addresses):
+        return None
+    return (
+        "LONGTAKE_ALLOW_PRIVATE_ADDRESSES is true although the gateway is public: links in its answers can make the "
+        "worker read from addresses inside your network"
+    )
 
-    httpx keeps its own function to itself; the paying client uses that one, and a test holds the two together.
+
+def environment_proxies() -> dict[str, str | None]:
+    """The proxy for each URL pattern, read from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` as httpx does.
+
+    httpx's own function is private. A test compares the two.
     """
     given = getproxies()
     mounts: dict[str, str | None] = {}
@@ -92,14 +110,11 @@ def _no_proxy_pattern(host: str) -> str:
 
 
 def download_client(timeout: httpx.Timeout, limits: httpx.Limits) -> httpx.AsyncClient:
-    """Open a client for strangers' servers. It follows no redirect and keeps no connection.
+    """Open the client for downloads. It follows no redirect and keeps no connection.
 
-    Proxies come from the environment, and so do the trusted authorities (`SSL_CERT_FILE`, `SSL_CERT_DIR`), as for the
-    client that pays; a `.netrc` is not read.
+    The environment names proxies and trusted authorities (`SSL_CERT_FILE`, `SSL_CERT_DIR`). `.netrc` is not read.
 
-    Raises (from its requests):
-        AddressRefused: Before anything is sent.
-        HostUnknown: The same.
+    Its requests raise `AddressRefused` or `HostUnknown` before they send anything.
     """
     tls = httpx.create_ssl_context()
     limits = httpx.Limits(max_connections=limits.max_connections, max_keepalive_connections=0)
@@ -117,13 +132,13 @@ def download_client(timeout: httpx.Timeout, limits: httpx.Limits) -> httpx.Async
 
 
 def what_to_set(error: httpx.TransportError) -> str:
-    """Say why a connection failed, and what to set where the environment's settings can be the reason."""
+    """Why a connection failed, and which environment variable may fix it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             said = f"its certificate is not accepted ({cause.verify_message[:120]})"
             unknown = cause.verify_code in _UNKNOWN_AUTHORITY
-            return f"{said}: for an authority of your own set SSL_CERT_FILE" if unknown else said
+            return f"{said}: if your own authority signed it, set SSL_CERT_FILE" if unknown else said
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ProxyError):
         said = "".join(letter for letter in str(error)[:80] if letter.isprintable())
@@ -137,7 +152,7 @@ def what_to_set(error: httpx.TransportError) -> str:
 
 
 class _Direct(httpx.AsyncBaseTransport):
-    """Connects to the very address that was judged; the name stays in `Host`, SNI and the check of the certificate."""
+    """Connects to a checked address. `Host`, SNI and certificate verification still use the name."""
 
     def __init__(self, inner: httpx.AsyncHTTPTransport) -> None:
         self._inner = inner
@@ -158,7 +173,7 @@ class _Direct(httpx.AsyncBaseTransport):
 
 
 class _ByProxy(httpx.AsyncBaseTransport):
-    """Asks the proxy, for names that can be public."""
+    """Sends requests for public names to the proxy."""
 
     def __init__(self, inner: httpx.AsyncHTTPTransport) -> None:
         self._inner = inner
@@ -178,23 +193,23 @@ def _to(address: str, request: httpx.Request) -> httpx.Request:
         request.url.copy_with(host=address),
         headers=request.headers,
         stream=request.stream,
-        # No connection is kept, so none that was made for one name can serve another at the same address.
+        # Connections are not kept, so one made for this name never serves another name at the same address.
         extensions={**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii")},
     )
 
 
 async def _public_addresses(url: httpx.URL) -> list[str]:
-    """Resolve a name, and give the addresses to try.
+    """The addresses to try, in the resolver's order.
 
     Raises:
-        AddressRefused: One of them is not public.
-        HostUnknown: There are none.
+        AddressRefused: One address is private.
+        HostUnknown: The name has no address.
     """
     addresses = await _resolve(url)
     _check_addresses(url, addresses)
-    old = [address for address in addresses if ":" not in address][:_MAX_ADDRESSES_OF_A_FAMILY]
-    new = [address for address in addresses if ":" in address][:_MAX_ADDRESSES_OF_A_FAMILY]
-    return [address for address in addresses if address in {*old, *new}]
+    v4 = [address for address in addresses if ":" not in address][:_MAX_ADDRESSES_OF_A_FAMILY]
+    v6 = [address for address in addresses if ":" in address][:_MAX_ADDRESSES_OF_A_FAMILY]
+    return [address for address in addresses if address in {*v4, *v6}]
 
 
 def _check_addresses(url: httpx.URL, addresses: Sequence[str]) -> None:
@@ -206,10 +221,10 @@ def _check_addresses(url: httpx.URL, addresses: Sequence[str]) -> None:
 
 
 async def _check_name(url: httpx.URL) -> None:
-    """Judge a name that a proxy will resolve.
+    """Check a name that the proxy will resolve.
 
     Raises:
-        AddressRefused: It is no public name, or it is known to lead to an address that is not public.
+        AddressRefused: The name is private, or it resolves to a private address here.
     """
     name = url.raw_host.decode("ascii").rstrip(".").lower()
     literal = _literal(name)
@@ -217,16 +232,16 @@ async def _check_name(url: httpx.URL) -> None:
         _check_addresses(url, [literal])
         return
     if "." not in name or name.endswith(tuple(f".{inner}" for inner in _INNER_NAMES)):
-        raise AddressRefused(f"the host {url.host} has a name of an inner network: {_SET_IF_INTENDED}")
+        raise AddressRefused(f"the host {url.host} is a name of a private network: {_SET_IF_INTENDED}")
     try:
         addresses = await _resolve(url)
     except HostUnknown:
-        return  # where all goes by a proxy, names from outside are often not resolved at all
+        return  # behind a proxy, public names often cannot be resolved locally
     _check_addresses(url, addresses)
 
 
 def _literal(name: str) -> str | None:
-    """An address that is written instead of a name; also in old forms such as `127.1`, which a proxy may read so."""
+    """The address, if the name is one. A proxy may also read old forms such as `127.1` as an address."""
     try:
         return str(ipaddress.ip_address(name.strip("[]").partition("%")[0]))
     except ValueError:
@@ -243,6 +258,6 @@ async def _resolve(url: httpx.URL) -> list[str]:
     try:
         async with asyncio.timeout(_LOOKUP_SECONDS):
             found = await loop.getaddrinfo(url.raw_host.decode("ascii"), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # a time-out is an OSError too
-        raise HostUnknown(f"the host {url.host} is not known") from None
+    except (OSError, UnicodeError):  # TimeoutError is an OSError
+        raise HostUnknown(f"the host {url.host} cannot be resolved") from None
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -1,7 +1,7 @@
-"""What the store keeps of a generation beside the ledger: its request, and the last good record of each task.
+"""What the store keeps of a generation beside the ledger: its request, and the last readable record of each task.
 
-The record has the links until the clip is stored: links never enter a payload. The request is what `starter.py recover`
-starts a paid generation with that Temporal has forgotten.
+The record has the links until the clip is stored, because links never enter a payload. `starter.py recover` restarts a
+paid generation that Temporal has forgotten from the kept request.
 """
 
 import hashlib
@@ -19,55 +19,55 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def folder_name(key: str) -> str:
-    """A folder for this key: the key itself where it is a plain name, otherwise one that cannot mislead a store."""
+    """The folder name of a key: the key itself, or a safe form with a hash if the key has special characters."""
     if _PLAIN.fullmatch(key):
         return key
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', key)[:60].strip('-')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def video_directory(key: str) -> str:
-    """Where the videos of a generation lie in the store."""
+    """The folder of a generation's videos in the store."""
     return f"videos/{folder_name(key)}"
 
 
 async def save_record(store: Store, key: str, record: GatewayRecord) -> None:
-    """Keep a record; a link that it does not repeat is kept from the one before.
+    """Keep a record. A link that it lacks is copied from the previous record.
 
     Raises:
-        StoreProblem: The store does not take it.
+        StoreProblem: The store failed.
     """
     try:
         before = await load_record(store, key, record.task_id)
-    except ValueError:  # not a record: this one takes its place
+    except ValueError:  # unreadable: replace it
         before = None
     await store.put(_path(key, record.task_id), (record.completed_by(before) if before else record).to_json())
 
 
 async def load_record(store: Store, key: str, task_id: str) -> GatewayRecord | None:
-    """The record kept last, or None.
+    """The last record; None if there is none.
 
     Raises:
-        StoreProblem: The store does not answer.
-        ValueError: What is kept there is not a record.
+        StoreProblem: The store failed.
+        ValueError: The kept object is not a record.
     """
     content = await store.get(_path(key, task_id))
     return None if content is None else GatewayRecord.from_json(content)
 
 
 async def save_request(store: Store, key: str, request: GenerateVideoInput) -> None:
-    """Keep a request before it is paid for; prompts that are paths stay paths.
+    """Keep a request before it is paid for. Prompts that are paths stay paths.
 
     Raises:
-        StoreProblem: The store does not take it.
+        StoreProblem: The store failed.
     """
     await store.put(_request_path(key, request_digest(request)), request.model_dump_json().encode())
 
 
 async def load_request(store: Store, key: str, digest: str) -> GenerateVideoInput | None:
-    """The request of this key with this digest (`catalog.request_digest`); None where it is not kept, or is another.
+    """The kept request with this digest (`request_digest`); None if there is none.
 
     Raises:
-        StoreProblem: The store does not answer.
+        StoreProblem: The store failed.
     """
     content = await store.get(_request_path(key, digest))
     try:
@@ -78,21 +78,21 @@ async def load_request(store: Store, key: str, digest: str) -> GenerateVideoInpu
 
 
 async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKind, keep_first: bool) -> None:
-    """Take out of the kept record the links that a delivered clip no longer needs; the rest of it stays.
+    """Remove the links that are no longer needed after a delivery from the kept record.
 
     Args:
-        store: Where it lies.
-        key: Whose.
-        task_id: Which task's.
-        kind: The clip that is stored.
-        keep_first: Whether the first 8 s beside a full video are still to be downloaded.
+        store: The store.
+        key: The generation's key.
+        task_id: The task.
+        kind: The clip that is stored now.
+        keep_first: Whether the first 8 s of a full video are still to be downloaded.
 
     Raises:
-        StoreProblem: The store does not take it.
+        StoreProblem: The store failed.
     """
     try:
         record = await load_record(store, key, task_id)
-    except ValueError:  # it cannot be read, and may hold links all the same
+    except ValueError:  # unreadable, and may hold links all the same
         await store.delete(_path(key, task_id))
         return
     if record is None:
@@ -106,8 +106,23 @@ async def forget_links(store: Store, key: str, task_id: str, *, kind: DeliveryKi
         first_video_url=record.first_video_url if first_is_needed else None,
     )
     if without != record:
-        # Not `save_record`, which would keep them.
+        # Not `save_record`, which would copy the links back.
         await store.put(_path(key, task_id), without.to_json())
+
+
+async def store_gateway_words(store: Store, key: str, words: str) -> str:
+    """Keep a gateway's message about a generation with hidden prompts, because it may repeat a prompt in any form.
+
+    Returns:
+        The path below the store.
+
+    Raises:
+        StoreProblem: The store cannot be written.
+    """
+    content = words.encode(errors="replace")
+    path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    await store.put_by_content(path, content)
+    return path
 
 
 def _path(key: str, task_id: str) -> str:

@@ -1,11 +1,11 @@
-"""Traces, the part beside Temporal: when they are written, where they go, and a span for each HTTP exchange.
+"""Tracing outside Temporal: whether it is on, its exporters, and a span for each HTTP exchange.
 
-Off unless the standard variables of OpenTelemetry say otherwise, and then nothing of OpenTelemetry is imported. What
-they mean is the OpenTelemetry SDK's business; here is only read whether there are to be traces at all, and which
-exporter. Spans of workflows and activities: `longtake.temporal.tracing`.
+OpenTelemetry's standard variables switch tracing on. While it is off, nothing of OpenTelemetry is imported.
+`longtake.temporal.tracing` writes the spans of workflows and activities.
 
-A span of an exchange shows method, address, path and outcome. It has no query, no header but the gateway's request id,
-no body and no exception text; a download from elsewhere shows no path either, because a path can be a signature too.
+A span has method, address, path and outcome. It has no query, no header but the gateway's request id, no body and no
+exception message. A download from another host has no path either: a path can be a signature. ADR 0021 says why this is
+not `opentelemetry-instrumentation-httpx`.
 """
 
 import os
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from longtake.gateway.wire import read_request_id
 
-if TYPE_CHECKING:  # OpenTelemetry is an optional extra; and a client of Temporal that makes no request needs no httpx
+if TYPE_CHECKING:  # OpenTelemetry is optional, and httpx is not needed everywhere
     import httpx
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
 
 FLUSH_SECONDS = 5.0
-"""The longest that a process waits at its end for a collector that does not answer."""
+"""How long a process waits at its end for a collector that does not answer."""
 REQUEST_ID_HEADER = "x-oneapi-request-id"
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -34,20 +34,20 @@ _MISSING_EXPORTERS = {
     "otlp_proto_http": MISSING_EXTRA,
     "otlp_proto_grpc": "install opentelemetry-exporter-otlp-proto-grpc, or leave OTEL_EXPORTER_OTLP_PROTOCOL unset",
 }
-_FAILED_FROM = 400  # HTTP's errors; for a client they are its span's too
+_FIRST_ERROR_STATUS = 400  # HTTP's semantic conventions: a client span with such a status is an error
 
 Origin: TypeAlias = tuple[str, str, int | None]
 
 _tracer: "Tracer | None" = None
-_told: Origin | None = None
-_own: Origin | None = None
+_traced: Origin | None = None
+_gateway: Origin | None = None
 
 
 def exporter_names(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The exporters that the standard variables ask for; none where traces are off.
+    """The exporters that the standard variables name; empty if tracing is off.
 
-    https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables: off by default here, so it takes
-    `OTEL_TRACES_EXPORTER`, or an OTLP endpoint to send to. `OTEL_SDK_DISABLED=true` switches all of it off.
+    https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables: here tracing is
+    off by default. `OTEL_TRACES_EXPORTER` or an OTLP endpoint switches it on, `OTEL_SDK_DISABLED=true` off.
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
@@ -58,10 +58,10 @@ def exporter_names(environment: Mapping[str, str] = os.environ) -> tuple[str, ..
 
 
 def load_exporters(names: tuple[str, ...], environment: Mapping[str, str] = os.environ) -> "list[SpanExporter]":
-    """The exporters of these names, as installed packages offer them.
+    """Load exporters from the installed packages.
 
     Raises:
-        SettingsProblem: There is none of such a name.
+        SettingsProblem: An exporter is not installed.
     """
     return [_load_exporter(name, environment) for name in names]
 
@@ -89,36 +89,36 @@ def _load_exporter(name: str, environment: Mapping[str, str]) -> "SpanExporter":
 
 
 def resource() -> "Resource":
-    """Who writes: what the standard variables say, and `longtake` where they name no service."""
+    """The resource from the standard variables; the service is `longtake` if they name none."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 - only where traces are on
 
-    said = Resource.create()
-    unnamed = str(said.attributes.get(SERVICE_NAME, "")).startswith("unknown_service")
-    return said.merge(Resource({SERVICE_NAME: "longtake"})) if unnamed else said
+    found = Resource.create()
+    unnamed = str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service")
+    return found.merge(Resource({SERVICE_NAME: "longtake"})) if unnamed else found
 
 
 def use(tracer: "Tracer") -> None:
-    """Write spans of HTTP exchanges with this tracer from now on."""
-    global _tracer  # noqa: PLW0603 - OpenTelemetry's own provider is one for each process too
+    """Write spans of HTTP exchanges with this tracer."""
+    global _tracer  # noqa: PLW0603 - one per process, as OpenTelemetry's provider
     _tracer = tracer
 
 
 def know_gateway(url: str, *, trace_it: bool) -> None:
-    """Say where the gateway is: only its own exchanges show a path, and only it may be told of the trace.
+    """Set the gateway's origin: only its spans have a path, and only it may get a `traceparent`.
 
     Args:
         url: The gateway's base URL.
-        trace_it: Whether its own origin is sent a `traceparent`. No other origin ever is.
+        trace_it: Whether its requests get a `traceparent`. Requests to other origins never do.
     """
     import httpx  # noqa: PLC0415 - see above
 
-    global _own, _told  # noqa: PLW0603 - as above
-    _own = _origin(httpx.URL(url))
-    _told = _own if trace_it else None
+    global _gateway, _traced  # noqa: PLW0603 - as above
+    _gateway = _origin(httpx.URL(url))
+    _traced = _gateway if trace_it else None
 
 
 def current_trace_id() -> str | None:
-    """The trace that is being written just now."""
+    """The id of the current trace; None if there is none."""
     if _tracer is None:
         return None
     from opentelemetry.trace import format_trace_id, get_current_span  # noqa: PLC0415 - only where traces are on
@@ -128,25 +128,25 @@ def current_trace_id() -> str | None:
 
 
 class ExchangeSpan:
-    """The span of one HTTP exchange; without traces it does nothing."""
+    """The span of one HTTP exchange; while tracing is off it does nothing."""
 
     def __init__(self, span: "Span | None" = None) -> None:
         self._span = span
         self._failed = False
 
     def answered(self, response: "httpx.Response") -> None:
-        """Write down the head of the answer."""
+        """Record the head of the response."""
         if self._span is None:
             return
         self._span.set_attribute("http.response.status_code", response.status_code)
         self._span.set_attribute("network.protocol.version", response.http_version.removeprefix("HTTP/"))
         if request_id := read_request_id(response.headers, REQUEST_ID_HEADER):
             self._span.set_attribute(f"http.response.header.{REQUEST_ID_HEADER}", [request_id])
-        if response.status_code >= _FAILED_FROM:
+        if response.status_code >= _FIRST_ERROR_STATUS:
             self.failed(str(response.status_code))
 
     def failed(self, kind: str) -> None:
-        """Mark it as failed; `kind` is an exception's class or a status, never its words. The first one counts."""
+        """Mark the span as failed. `kind` is an exception's class or a status, never a message. The first counts."""
         if self._span is None or self._failed:
             return
         self._failed = True
@@ -158,9 +158,9 @@ class ExchangeSpan:
 
 @contextmanager
 def exchange_span(request: "httpx.Request") -> Iterator[ExchangeSpan]:
-    """A client span around one HTTP exchange, its body included, as HTTP's semantic conventions want it.
+    """A client span around one HTTP exchange with its body, by HTTP's semantic conventions.
 
-    It is nobody's current span: the block may be a generator that is finished in another context.
+    It does not become the current span: the block may be a generator that is closed in another context.
     """
     if _tracer is None:
         yield ExchangeSpan()
@@ -170,7 +170,7 @@ def exchange_span(request: "httpx.Request") -> Iterator[ExchangeSpan]:
     try:
         yield exchange
     except BaseException as error:
-        if not isinstance(error, GeneratorExit):  # the reader has what it wanted
+        if not isinstance(error, GeneratorExit):  # the reader stopped early, on purpose
             exchange.failed(type(error).__name__)
         raise
     finally:
@@ -187,28 +187,28 @@ def _start(tracer: "Tracer", request: "httpx.Request") -> "Span":
         "server.address": url.host,
         "server.port": url.port or (443 if url.scheme == "https" else 80),
     }
-    if origin == _own:
+    if origin == _gateway:
         attributes["url.full"] = str(url.copy_with(query=None, fragment=None, userinfo=b""))
     span = tracer.start_span(request.method, kind=SpanKind.CLIENT, attributes=attributes)
-    if origin == _told:
+    if origin == _traced:
         context = span.get_span_context()
         request.headers["traceparent"] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     return span
 
 
 def flush() -> None:
-    """Send what is still kept back; before a process ends by `os._exit`, which asks nobody."""
+    """Export the remaining spans. Call it before `os._exit`, which runs no exit handlers."""
     if _tracer is None:
         return
     from opentelemetry.trace import get_tracer_provider  # noqa: PLC0415 - only where traces are on
 
     send = getattr(get_tracer_provider(), "force_flush", None)
     if send is not None:
-        # In a thread that may be left behind: the exporter goes on trying for longer than anybody wants to wait.
+        # In a daemon thread, because the exporter retries for longer than anybody wants to wait.
         sending = threading.Thread(target=send, daemon=True)
         sending.start()
         sending.join(FLUSH_SECONDS)
 
 
 def _origin(url: "httpx.URL") -> Origin:
-    return url.scheme, url.host, url.port  # httpx leaves a scheme's own port out
+    return url.scheme, url.host, url.port  # httpx omits a scheme's default port

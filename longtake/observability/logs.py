@@ -1,7 +1,7 @@
-"""Logs: one line an event, `key=value` on a terminal and JSON otherwise; never a prompt, a key or a signed link.
+"""Logs: one line per event, `key=value` on a terminal, else JSON; never a prompt, a key or a signed link.
 
-A line knows what is known: of the work under way (`note`), of the SDK's activity or workflow that speaks, of the error
-that is logged with it, and what the call itself gives as `extra`. Where they disagree, the later one counts.
+A line's fields come from the current task (`note`), the SDK's activity or workflow, the logged error, and the call's
+`extra`; a later source overrides an earlier one. ADR 0021 says why this is not structlog.
 """
 
 import json
@@ -22,10 +22,10 @@ from longtake.display import escaped
 from longtake.observability.http_tracing import current_trace_id
 
 MAX_TEXT_CHARACTERS = 2_000
-"""The gateway's messages and core's fields may be of any length; a line stays one that can be read."""
+"""Limit of each text in a line: the gateway's messages and the SDK core's fields may have any length."""
 
 _FIRST = ("workflow_id", "run_id", "task_id", "stage", "request_id", "activity", "attempt")
-"""What people look for, in the same place in every line."""
+"""These fields come first in every line."""
 _SDK_NAMES = {
     "workflow_id": "workflow_id",
     "run_id": "run_id",
@@ -34,7 +34,7 @@ _SDK_NAMES = {
     "attempt": "attempt",
     "update_name": "update",
 }
-"""What the SDK's loggers tell of their activity or workflow, and what it is called here."""
+"""The SDK's field names, and ours."""
 _IDS_OF_ERRORS = ("task_id", "request_id", "http_status", "gateway_code")
 _NOT_EXTRA = frozenset(vars(logging.makeLogRecord({}))) | {
     *("message", "asctime", "taskName"),
@@ -43,12 +43,12 @@ _NOT_EXTRA = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 
-_noted: ContextVar[Mapping[str, object]] = ContextVar("noted", default=MappingProxyType({}))
+_bound: ContextVar[Mapping[str, object]] = ContextVar("bound", default=MappingProxyType({}))
 _withheld: ContextVar[Callable[[BaseException], bool]] = ContextVar("withheld", default=lambda _: False)
 
 
 def configure_logging(form: str = "auto") -> None:
-    """Write this process's log to standard error: every logger's, warnings, and what nobody caught.
+    """Log to standard error: all loggers, warnings and uncaught exceptions.
 
     Args:
         form: `text`, `json`, or `auto`: text on a terminal, JSON otherwise.
@@ -61,14 +61,14 @@ def configure_logging(form: str = "auto") -> None:
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda caught: _log_uncaught(caught.exc_type, caught.exc_value, caught.exc_traceback)
-    # httpx logs whole URLs, signatures included.
+    # httpx logs whole URLs with their signatures.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def note(**fields: object) -> None:
-    """Give these fields to every line of this asyncio task, and of those that it starts, from here on."""
-    _noted.set({**_noted.get(), **{name: value for name, value in fields.items() if value is not None}})
+    """Add fields to every later line of this asyncio task and of the tasks that it starts."""
+    _bound.set({**_bound.get(), **{name: value for name, value in fields.items() if value is not None}})
 
 
 def withhold_words(may_quote: Callable[[BaseException], bool]) -> None:
@@ -80,7 +80,7 @@ def withhold_words(may_quote: Callable[[BaseException], bool]) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object in one line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See base class."""
@@ -88,63 +88,63 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`key=value` pairs in one line, values quoted like JSON strings where they need it (logfmt)."""
+    """`key=value` pairs (logfmt); values are quoted like JSON strings if necessary."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See base class."""
         event = _event(record)
-        event["time"] = event["time"][11:23]  # the date is known to whoever sits there
+        event["time"] = event["time"][11:23]  # on a terminal the date is known
         return " ".join(f"{name}={_value(value)}" for name, value in event.items())
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line says, in its order."""
-    told = dict(_noted.get())
-    told |= _told_by_the_sdk(record)
+    """The fields of a line, in their order."""
+    fields = dict(_bound.get())
+    fields |= _sdk_fields(record)
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
-        told |= _told_by(error)
-    told |= {name: value for name, value in vars(record).items() if name not in _NOT_EXTRA and value is not None}
-    told.setdefault("trace_id", current_trace_id())
-    first = {name: told.pop(name) for name in _FIRST if name in told}
+        fields |= _error_fields(error)
+    fields |= {name: value for name, value in vars(record).items() if name not in _NOT_EXTRA and value is not None}
+    fields.setdefault("trace_id", current_trace_id())
+    first = {name: fields.pop(name) for name in _FIRST if name in fields}
     return {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "logger": record.name,
         "event": _short(record.getMessage()),
-        **{name: _readable(value) for name, value in (first | told).items() if value is not None},
+        **{name: _readable(value) for name, value in (first | fields).items() if value is not None},
     }
 
 
-def _told_by_the_sdk(record: logging.LogRecord) -> dict[str, object]:
+def _sdk_fields(record: logging.LogRecord) -> dict[str, object]:
     details = getattr(record, "temporal_activity", None) or getattr(record, "temporal_workflow", None) or {}
-    told = {ours: details[theirs] for theirs, ours in _SDK_NAMES.items() if details.get(theirs) is not None}
+    fields = {ours: details[theirs] for theirs, ours in _SDK_NAMES.items() if details.get(theirs) is not None}
     core = getattr(record, "temporal_log", None)
-    return told | (dict(core.fields) if core is not None else {})
+    return fields | (dict(core.fields) if core is not None else {})
 
 
-def _told_by(error: BaseException) -> dict[str, object]:
-    """An error in one line: its innermost cause's type, words and place, and the ids that the chain has."""
-    told: dict[str, object] = {}
+def _error_fields(error: BaseException) -> dict[str, object]:
+    """The innermost cause's type, message and place, and the ids found in the chain of causes."""
+    fields: dict[str, object] = {}
     chain = _chain(error)
     for link in chain:
         details = getattr(link, "details", None)
         for carrier in (link, *(details if isinstance(details, (list, tuple)) else (details,))):
-            told |= {name: value for name in _IDS_OF_ERRORS if (value := getattr(carrier, name, None)) is not None}
+            fields |= {name: value for name in _IDS_OF_ERRORS if (value := getattr(carrier, name, None)) is not None}
     innermost = chain[-1]
-    kind = getattr(innermost, "type", None)  # of Temporal's ApplicationError: the name that others match on
-    told["error_type"] = kind if isinstance(kind, str) else type(innermost).__name__
+    kind = getattr(innermost, "type", None)  # ApplicationError's type, which others match on
+    fields["error_type"] = kind if isinstance(kind, str) else type(innermost).__name__
     if not _withheld.get()(innermost):
-        told["error"] = _words(innermost)
+        fields["error"] = _message(innermost)
     elif status := getattr(innermost, "status", None):
-        told["http_status"] = status
+        fields["http_status"] = status
     if place := _place(innermost.__traceback__):
-        told["at"] = place
-    return told
+        fields["at"] = place
+    return fields
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """From what was caught to its innermost cause. An implicit `__context__` is none: it hides clearer words."""
+    """The error and its causes. `__context__` is not a cause: it would hide the clearer message."""
     chain = [error]
     while True:
         inner = chain[-1].__cause__
@@ -155,8 +155,8 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(inner)
 
 
-def _words(error: BaseException) -> str:
-    if isinstance(error, ValidationError):  # its own words repeat the input, a prompt for example
+def _message(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # its own message repeats the input, such as a prompt
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         return _short("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems))
     message = getattr(error, "message", None)
@@ -164,7 +164,7 @@ def _words(error: BaseException) -> str:
 
 
 def _place(traceback: TracebackType | None) -> str | None:
-    """Where it was raised; a whole traceback is no line."""
+    """File, line and function that raised it."""
     if traceback is None:
         return None
     while traceback.tb_next is not None:

@@ -1,14 +1,13 @@
-"""What is measured: every metric of ours, its labels and all their values, and the few verbs to record one.
+"""All our metrics with their labels and values, and the functions that record them.
 
-Pure data and no Temporal: workflows and activities hand over the meter that the SDK gives them, which adds
-`namespace`, `task_queue`, and `workflow_type` or `activity_type`. A workflow's meter records nothing on replay.
+Workflows and activities pass the SDK's meter, which adds `namespace`, `task_queue`, and `workflow_type` or
+`activity_type`. A workflow's meter records nothing on replay.
 
-Counters tell of trends and trouble; they are not the books. What a process had not shown to Prometheus when it was
-killed is lost, and a workflow task that is carried out twice counts twice. Who wants to know what was paid reads the
-submission ledger (`longtake.submission.ledger`).
+Counters show trends and trouble. They are not accounting: a killed process loses what Prometheus had not scraped, and a
+workflow task that runs twice counts twice. The submission ledger says what was paid.
 
-Every label has a closed set of values (anything else is `other`), so the number of series is bounded, and no prompt,
-key, link or id can become one.
+Each label has a fixed set of values (anything else becomes `other`), so the number of series is bounded, and no prompt,
+key, link or id becomes a label.
 """
 
 import itertools
@@ -26,7 +25,7 @@ OTHER: Final = "other"
 WORKFLOW: Final = "workflow"
 """Recorded by the workflow itself."""
 WORKER: Final = "worker"
-"""Recorded by a worker beside its work: what the whole fleet looks like, so every worker says the same."""
+"""Recorded by every worker about all running generations, so every worker reports the same."""
 
 ACTIVITIES: Final = (
     "prepare_generation",
@@ -41,10 +40,10 @@ ACTIVITIES: Final = (
     "deliver_video",
 )
 PAYING_ACTIVITIES: Final = ("submit_generation", "submit_extension")
-"""These make the paid POSTs."""
-_ASK_THE_GATEWAY: Final = ("prepare_generation", *PAYING_ACTIVITIES, "await_api_key", "query_generation")
+"""These send the paid POSTs."""
+_CALL_THE_GATEWAY: Final = ("prepare_generation", *PAYING_ACTIVITIES, "await_api_key", "query_generation")
 SUBMISSION_ACTIVITIES: Final = (*PAYING_ACTIVITIES, "await_api_key")
-"""These run on the task queue for submissions; the last one there, because it shares what a worker knows of the key."""
+"""These run on the submission task queue. `await_api_key` too: it shares the worker's circuit breaker."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -67,22 +66,22 @@ class Histogram(Protocol):
     """As the SDK's `MetricHistogramTimedelta`."""
 
     def record(self, value: timedelta, additional_attributes: Attributes | None = None, /) -> None:
-        """Count a duration."""
+        """Record a duration."""
 
 
 class Meter(Protocol):
-    """As much of `temporalio.common.MetricMeter` as is used here."""
+    """The part of `temporalio.common.MetricMeter` that is used here."""
 
     def create_counter(self, name: str, description: str | None = None, unit: str | None = None, /) -> Counter:
-        """Make a counter, or find it."""
+        """Create or get a counter."""
 
     def create_gauge_float(self, name: str, description: str | None = None, unit: str | None = None, /) -> Gauge:
-        """Make a gauge, or find it."""
+        """Create or get a gauge."""
 
     def create_histogram_timedelta(
         self, name: str, description: str | None = None, unit: str | None = None, /
     ) -> Histogram:
-        """Make a histogram of durations, or find it."""
+        """Create or get a histogram of durations."""
 
 
 class Kind(StrEnum):
@@ -95,7 +94,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `name` is what the SDK is given; `exposed` is what Prometheus sees."""
+    """One metric: `name` in the SDK, `exposed` in Prometheus."""
 
     name: str
     kind: Kind
@@ -103,18 +102,18 @@ class Metric:
     recorded_by: tuple[str, ...]
     """`WORKFLOW`, `WORKER`, or names of activities."""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Each label's values, without `OTHER`, which every label has too."""
+    """Each label's values; every label also has `OTHER`."""
 
     @property
     def exposed(self) -> str:
-        """With the suffixes that the exporter adds (`longtake.temporal.connection`)."""
+        """The name with the suffix that the exporter adds (`longtake.temporal.connection`)."""
         return self.name + {Kind.COUNTER: "_total", Kind.HISTOGRAM: "_seconds", Kind.GAUGE: ""}[self.kind]
 
     def attributes(self, labels: Mapping[str, str | None]) -> dict[str, str]:
-        """The labels as they are recorded: all of them, and only known values.
+        """The labels to record; an unknown value becomes `OTHER`.
 
         Raises:
-            ValueError: They are not this metric's.
+            ValueError: These are not this metric's labels.
         """
         if labels.keys() != self.labels.keys():
             raise ValueError(f"{self.name} has the labels {sorted(self.labels)}, not {sorted(labels)}")
@@ -126,8 +125,8 @@ class Metric:
 _MODEL = tuple(MODELS)
 _TASK = ("generation", "extension")
 _VERDICTS = (TaskState.COMPLETED, TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED)
-_OVER = frozenset({Stage.DONE, Stage.FAILED, Stage.CANCELLED})
-_STAGES = tuple(stage for stage in Stage if stage not in _OVER)
+_ENDED = frozenset({Stage.DONE, Stage.FAILED, Stage.CANCELLED})
+_STAGES = tuple(stage for stage in Stage if stage not in _ENDED)
 
 OUTCOMES: Final = (
     *("full", "fallback"),
@@ -135,7 +134,7 @@ OUTCOMES: Final = (
     *("SubmissionOutcomeUnknown", "Abandoned", "TaskLost", "GenerationTimedOut", "DeliveryFailed"),
     "Cancelled",
 )
-"""How a generation can end: the two outcomes, the failure types, and cancelled."""
+"""How a generation can end: two outcomes, the failure types, `Cancelled`."""
 
 FAILURES: Final = (
     *("InvalidRequest", "SubmissionRefused", "NotAGateway", "GatewayUnreachable", "DownloadsBlocked", "GatewayBusy"),
@@ -161,14 +160,13 @@ GATEWAY_CODES: Final = (
     *(f"http_{status}" for status in (500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526)),
     *("unreachable", "no_answer", "unreadable"),
 )
-"""The gateway's own codes (contract, field notes), else the HTTP status, else what became of the exchange."""
+"""The gateway's codes (contract, field notes), else the HTTP status, else how the exchange failed."""
 
 WAITING: Final = ("worker", "submission", "doubt", "choice", "key")
-"""What generations wait for. `worker`: none has taken it up. `submission`: checked or about to be sent. `doubt`: it may
-have been paid, a person decides. `choice`: a task of ours waits for a decision, such as whether 8 s are enough. `key`:
-the gateway refuses the key."""
+"""What generations wait for. `worker`: a worker to start it. `submission`: being checked or submitted. `doubt`: a
+decision on a submission in doubt. `choice`: another decision, such as whether 8 s suffice. `key`: a valid API key."""
 
-# --- The catalogue ----------------------------------------------------------------------------------------------------
+# --- Metrics ----------------------------------------------------------------------------------------------------------
 
 GENERATIONS: Final = Metric(
     "longtake_generations",
@@ -187,104 +185,104 @@ STAGE_DURATION: Final = Metric(
 VERDICTS: Final = Metric(
     "longtake_verdicts",
     Kind.COUNTER,
-    "What the gateway said became of a task: of a generation, or of an extension that was paid for again.",
+    "Final results of tasks, as the gateway reports them, by task: generation or retried extension.",
     (WORKFLOW,),
     {"verdict": _VERDICTS, "task": _TASK, "model": _MODEL},
 )
 POLLS: Final = Metric(
     "longtake_polls",
     Kind.COUNTER,
-    "Looks at tasks, by what they told: a state, or why they told nothing.",
+    "Polls of tasks, by result: a task state, or why the poll failed.",
     (WORKFLOW,),
     {"result": _POLLS},
 )
 PAID_SUBMISSIONS: Final = Metric(
     "longtake_paid_submissions",
     Kind.COUNTER,
-    "Submissions that are known to have been accepted, and so paid. The books are the submission ledger.",
+    "Submissions that the gateway is known to have accepted. For accounting read the submission ledger.",
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
 QUOTA: Final = Metric(
     "longtake_quota",
     Kind.COUNTER,
-    "What the gateway says that paid submissions cost, in its own unit, refunds not taken off.",
+    "Cost of paid submissions as the gateway reports it, in its own unit, before refunds.",
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
 REFUNDED_QUOTA: Final = Metric(
     "longtake_refunded_quota",
     Kind.COUNTER,
-    "What the gateway gave back of `longtake_quota_total`, as it says itself.",
+    "Refunds of `longtake_quota_total`, as the gateway reports them.",
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
 IN_DOUBT: Final = Metric(
     "longtake_submissions_in_doubt",
     Kind.COUNTER,
-    "Submissions of which nobody knew whether they were paid, each time that this happened.",
+    "Submissions whose outcome became unknown, so that nobody knows whether they were paid.",
     (WORKFLOW,),
     {"task": _TASK, "model": _MODEL},
 )
 DELIVERED_BYTES: Final = Metric(
     "longtake_delivered_bytes",
     Kind.COUNTER,
-    "Bytes of clips that were downloaded, verified and stored.",
+    "Bytes of clips downloaded, verified and stored.",
     ("deliver_video",),
     {"clip": tuple(DeliveryKind)},
 )
 FAILED_STEPS: Final = Metric(
     "longtake_step_failures",
     Kind.COUNTER,
-    "Attempts of activities that failed, by failure type (docs/failures.md).",
+    "Failed attempts of activities, by failure type (docs/failures.md).",
     ACTIVITIES,
     {"type": FAILURES},
 )
 GATEWAY_ERRORS: Final = Metric(
     "longtake_gateway_errors",
     Kind.COUNTER,
-    "Failed attempts to use the gateway: its own code, else http_<status>, else unreachable, no_answer, unreadable.",
-    _ASK_THE_GATEWAY,
+    "Failed calls of the gateway, by its code, else http_<status>, else unreachable, no_answer or unreadable.",
+    _CALL_THE_GATEWAY,
     {"code": GATEWAY_CODES},
 )
 RUNNING: Final = Metric(
     "longtake_running",
     Kind.GAUGE,
-    "Generations under way, by stage; `other`: no worker has taken it up. The same from every worker: take the max.",
+    "Running generations, by stage; `other`: not started by a worker yet. Every worker reports all: take the max.",
     (WORKER,),
     {"stage": _STAGES},
 )
 ATTENTION: Final = Metric(
     "longtake_attention",
     Kind.GAUGE,
-    "Generations under way that need attention. The same from every worker: take the max.",
+    "Running generations that need attention. Every worker reports all: take the max.",
     (WORKER,),
     {"attention": tuple(Attention)},
 )
 WAITING_GENERATIONS: Final = Metric(
     "longtake_waiting",
     Kind.GAUGE,
-    "Generations that wait for something other than the gateway. The same from every worker: take the max.",
+    "Generations that wait for something other than the gateway. Every worker reports all: take the max.",
     (WORKER,),
     {"reason": WAITING},
 )
 OLDEST_WAITING: Final = Metric(
     "longtake_oldest_waiting_seconds",
     Kind.GAUGE,
-    "Age, since its start, of the oldest of them; 0 where none waits. The same from every worker: take the max.",
+    "Age since its start of the oldest waiting generation, or 0. Every worker reports all: take the max.",
     (WORKER,),
     {"reason": WAITING},
 )
 RUNNING_GENERATIONS_CHECKED: Final = Metric(
     "longtake_running_generations_checked_timestamp_seconds",
     Kind.GAUGE,
-    "When this worker last learnt from Temporal what all generations are doing, in Unix seconds.",
+    "When this worker last read all running generations from Temporal, in Unix seconds.",
     (WORKER,),
 )
 WORKER_CLOCK_SKEW: Final = Metric(
     "longtake_worker_clock_skew_seconds",
     Kind.GAUGE,
-    "By how much this worker's clock is ahead of Temporal's (negative: behind), estimated at its latest activities.",
+    "How far this worker's clock is ahead of Temporal's (negative: behind), estimated from its latest activities.",
     (WORKER,),
 )
 
@@ -302,9 +300,9 @@ BUCKETS: Final[Mapping[str, Sequence[float]]] = {
         *(1, 5, 15, 30, 60, 90, 120, 150, 180, 240, 300),
         *(10 * _MINUTES, 20 * _MINUTES, 45 * _MINUTES, 2 * _HOURS, 6 * _HOURS, 24 * _HOURS, 168 * _HOURS),
     ),
-    # The SDK's own end at 60 s; a submission may take two minutes, a download forty.
+    # The SDK's own buckets end at 60 s; a submission may take two minutes, a download forty.
     "activity_execution_latency": (0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 2400),
-    # Waiting for one of the few slots of the submitting worker.
+    # Waiting for one of the few slots of the submission queue.
     "activity_schedule_to_start_latency": (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
 }
 """Upper bounds in seconds, by the name that the SDK knows."""
@@ -320,7 +318,7 @@ def count(meter: Meter, metric: Metric, amount: int = 1, /, **labels: str | None
 
 def observe(meter: Meter, metric: Metric, duration: timedelta, /, **labels: str | None) -> None:
     """Record a duration."""
-    # The unit is the SDK's word for "milliseconds or seconds, as the exporter is told".
+    # "duration" lets the exporter choose seconds or milliseconds.
     meter.create_histogram_timedelta(metric.name, metric.help, "duration").record(duration, metric.attributes(labels))
 
 
@@ -330,13 +328,12 @@ def show(meter: Meter, metric: Metric, value: float, /, **labels: str | None) ->
 
 
 def start_at_zero(meter: Meter, recorder: str) -> None:
-    """Show every counter of a recorder with all its labels as 0.
+    """Create all series of a recorder's counters with the value 0.
 
-    Prometheus sees no increase in a series that begins with 1, so without this the first of each kind of trouble,
-    which is often the only one, would raise no alert.
+    Prometheus sees no increase in a series that begins with 1, so the first error of a kind would raise no alert.
 
     Args:
-        meter: With the attributes that the SDK adds there.
+        meter: The SDK's, with its attributes.
         recorder: `WORKFLOW`, or an activity's name.
     """
     for metric in METRICS:

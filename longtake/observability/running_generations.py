@@ -1,6 +1,6 @@
-"""What all generations under way are doing, as gauges: for dashboards and alerts.
+"""Gauges of all running generations, for dashboards and alerts.
 
-Temporal's visibility knows it whatever has become of the workers, so every worker can say it, and all say the same.
+They come from Temporal's visibility store, so every worker reports the same values.
 """
 
 import asyncio
@@ -25,28 +25,28 @@ from longtake.observability.metrics import (
 )
 
 EVERY = timedelta(seconds=15)
-"""How often it is counted: as often as Prometheus asks."""
-_SHARE = 20
-"""A list so long that it takes a while to read is read less often: at most this part of the time is spent on it."""
-_MOST = 1_000_000
+"""Interval between two counts; Prometheus scrapes as often."""
+_MIN_PAUSE_FACTOR = 20
+"""The pause is at least this many times as long as the count took, so that long lists are read less often."""
+_MAX_GENERATIONS = 1_000_000
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class RunningGenerations:
-    """What is under way."""
+    """Counts of running generations."""
 
     running: Counter[str] = field(default_factory=Counter)
     """By stage."""
     attention: Counter[str] = field(default_factory=Counter)
     waiting: Counter[str] = field(default_factory=Counter)
-    """By what is waited for (`longtake.observability.metrics.WAITING`)."""
+    """By reason (`longtake.observability.metrics.WAITING`)."""
     oldest: dict[str, datetime] = field(default_factory=dict)
-    """When the oldest of them was started."""
+    """By reason: the start of the oldest."""
 
     def add(self, generation: Execution) -> None:
-        """Count one."""
+        """Count one generation."""
         self.running[generation.stage or OTHER] += 1
         if generation.attention:
             self.attention[generation.attention] += 1
@@ -56,7 +56,7 @@ class RunningGenerations:
             self.oldest[reason] = min(began, self.oldest.get(reason, began))
 
     def show(self, meter: Meter, now: datetime) -> None:
-        """Set every gauge, those of nothing to 0."""
+        """Set every gauge, also to 0."""
         for metric, label, counted in (
             (RUNNING, "stage", self.running),
             (ATTENTION, "attention", self.attention),
@@ -66,7 +66,7 @@ class RunningGenerations:
                 show(meter, metric, counted[value], **{label: value})
         for reason in _values(OLDEST_WAITING, "reason"):
             age = now - self.oldest.get(reason, now)
-            # Two clocks: what was started just now may lie in the future of this one.
+            # By this machine's clock the start may be in the future.
             show(meter, OLDEST_WAITING, max(age.total_seconds(), 0), reason=reason)
         show(meter, RUNNING_GENERATIONS_CHECKED, now.timestamp())
 
@@ -78,32 +78,32 @@ async def watch_running_generations(
     every: timedelta = EVERY,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Count again and again until cancelled; trouble is said once, and never stops anything."""
+    """Count in a loop until cancelled. A failure is logged once and never stops the worker."""
     loop = asyncio.get_running_loop()
-    silent = False
+    failing = False
     while True:
         began = loop.time()
         try:
             running_generations = RunningGenerations()
-            async for generation in client.generations('ExecutionStatus = "Running"', limit=_MOST):
+            async for generation in client.generations('ExecutionStatus = "Running"', limit=_MAX_GENERATIONS):
                 running_generations.add(generation)
             running_generations.show(meter, now())
-        except Exception as error:  # noqa: BLE001 - whatever it is, a gauge must not stop a worker
-            if not silent:
+        except Exception as error:  # noqa: BLE001 - a gauge must not stop a worker
+            if not failing:
                 logger.warning("generations cannot be counted for the metrics: %s: %s", type(error).__name__, error)
-            silent = True
+            failing = True
         else:
-            if silent:
+            if failing:
                 logger.info("generations are counted for the metrics again")
-            silent = False
-        await asyncio.sleep(max(every.total_seconds(), (loop.time() - began) * _SHARE))
+            failing = False
+        await asyncio.sleep(max(every.total_seconds(), (loop.time() - began) * _MIN_PAUSE_FACTOR))
 
 
 def _waits_for(generation: Execution) -> str | None:
     if generation.stage is None:
         return "worker"
     if generation.stage == Stage.AWAITING_DECISION:
-        # Not by the task id: an extension that was paid for again and not answered has one, and is in doubt.
+        # Not by the task id: a retried extension in doubt has the first submission's.
         return "choice" if generation.paid == Paid.YES else "doubt"
     if generation.attention == Attention.NEEDS_API_KEY:
         return "key"

@@ -1,1 +1,5 @@
-"""What may be asked for: the rules of a request, its images, its prompts. Nothing here knows a gateway or a store."""
+"""The request: its rules, its images, its prompts.
+
+Belongs here: everything that checks a request before anything is paid, and that lays its images out.
+Does not belong here: the gateway, the ledger, Temporal. The only thing outside that is used is the store.
+"""

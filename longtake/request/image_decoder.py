@@ -1,9 +1,8 @@
-"""Decodes one image from standard input in a process of its own, and tells in one line of JSON what it is.
+"""Decodes one image from standard input in a separate process, and prints its facts as one line of JSON.
 
-Decoding is the one place where a caller's bytes decide how much work a library does, and no check of a header bounds
-it: a small file may ask for hundreds of passes or for a canvas of gigabytes. So it happens here, where the kernel
-limits memory and processor time, and whoever waits can kill it. Run as a script, isolated: it imports nothing of
-longtake and inherits no environment, so no key is within reach of a decoder's bug either.
+A caller's bytes decide how much work a decoder does: a small file may need hundreds of passes or gigabytes of memory,
+and no check of its header can bound that. Here the kernel limits memory and processor time, and the parent can kill the
+process. It runs isolated: it imports nothing of longtake and gets no environment, so a decoder's bug reaches no key.
 """
 
 import contextlib
@@ -15,33 +14,33 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 12_500_000
-"""The gateway makes at most 1080p (2 million); a phone's usual photograph has 12.2 million. WebP's decoder holds up to
-20 bytes a pixel, so this fits into `MAX_MEMORY_BYTES`."""
+"""The video has at most 2 million (1080p); a phone's usual photograph has 12.2 million. WebP's decoder needs up to 20
+bytes per pixel, so this fits into `MAX_MEMORY_BYTES`."""
 MAX_SCANS = 100
-"""Of a JPEG. Encoders write about 10; each one is a pass over the whole picture, whatever its size in the file."""
+"""Of a JPEG. Encoders write about 10. Each is a pass over the whole picture, whatever its size in the file."""
 MAX_MEMORY_BYTES = 300 * 2**20
 MAX_CPU_SECONDS = 3
-"""For one image; a request has at most three. Twelve million pixels take about half a second."""
+"""Per image; twelve million pixels take about half a second."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _START_OF_SCAN = b"\xff\xda"
 
 
 class Refused(Exception):
-    """The image cannot be used; the text is one of `damaged`, `memory`, `pixels`, `scans`, `unknown`."""
+    """The image cannot be used. The text is one of `damaged`, `memory`, `pixels`, `scans`, `unknown`."""
 
 
 def inspect(content: bytes) -> tuple[str, int, int]:
-    """Decode an image, all of it.
+    """Decode an image completely.
 
     Returns:
         Pillow's name of its format (`JPEG`, `MPO`, `PNG`, `WEBP`), its width and its height in pixels.
 
     Raises:
-        Refused: It cannot be used, or would take too much to decode.
+        Refused: It cannot be used, or is too expensive to decode.
     """
     with warnings.catch_warnings():
-        # Our own limit is below the one that Pillow warns at.
+        # MAX_PIXELS is lower than the limit at which Pillow warns.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return _decode(content)
@@ -58,7 +57,7 @@ def inspect(content: bytes) -> tuple[str, int, int]:
 
 
 def _decode(content: bytes) -> tuple[str, int, int]:
-    if _webp_pixels(content) > MAX_PIXELS:  # Pillow makes its canvases before it tells their size
+    if _webp_pixels(content) > MAX_PIXELS:  # Pillow allocates canvases before it returns their size
         raise Refused("pixels")
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         kind, (width, height) = image.format or "", image.size
@@ -75,7 +74,7 @@ def _decode(content: bytes) -> tuple[str, int, int]:
 
 
 def _webp_pixels(content: bytes) -> int:
-    """What the header of a WebP claims; 0 where it is none."""
+    """The pixels that a WebP's header declares; 0 for other formats."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
         return 0
     if content[12:16] == b"VP8X":
@@ -88,7 +87,7 @@ def _webp_pixels(content: bytes) -> int:
 
 def _limit() -> None:
     try:
-        import resource  # noqa: PLC0415 - Unix has it; elsewhere the one who waits still limits the time
+        import resource  # noqa: PLC0415 - only Unix has it; elsewhere the parent's timeout remains
     except ImportError:
         return
     for kind, most in (
@@ -96,7 +95,7 @@ def _limit() -> None:
         (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(OSError, ValueError):  # macOS takes no limit of the address space
+        with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
             resource.setrlimit(kind, (most, most))
 
 

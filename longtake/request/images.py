@@ -1,8 +1,8 @@
-"""The images of a request: checked before anything is paid, kept in the store, and laid out for the gateway.
+"""The images of a request: checked before anything is paid, kept in the store, and prepared for the gateway.
 
-A malformed image costs a whole generation if only the gateway notices it, so every image that we can see is fully
-decoded first, by a process of its own with limits (`longtake.request.image_decoder`): at most 300 MB and 3 s of processor time
-an image, two at once. Errors name the image; they never print a data URI.
+If only the gateway notices a malformed image, the generation is already paid. So each image, unless it is a link, is
+fully decoded first, in a separate process with limits (`longtake.request.image_decoder`): at most 300 MB and 3 s of
+processor time per image, two at once. Errors name the image and never contain a data URI.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from longtake.storage import Store, StoreProblem
 
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_REQUEST_BYTES = 60 * 2**20
-"""Of all images of a request. As data URIs they are a third longer, 84 MB, still well below the gateway's limit of
-128 MB (field notes: "Images"): what may go as files may go as data URIs too."""
+"""All images of a request together. As data URIs they take 84 MB, below the gateway's limit of 128 MB (field notes:
+"Images"), so the limit fits both forms."""
 _DECODER = str(Path(image_decoder.__file__).resolve())
 _DECODING_SECONDS = 30.0
-"""On the clock: a loaded machine gives the decoder its few seconds of processor time late."""
+"""Wall-clock limit, above the decoder's own limit of processor time, for loaded machines."""
 _decoding = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decoding")
-"""Threads of their own, which only wait: images that take long hold up each other, and nothing else."""
+"""These threads only wait for decoders, so slow images delay each other and nothing else."""
 
 MediaType: TypeAlias = Literal["image/jpeg", "image/png", "image/webp"]
 
-# An MPO is what many phones write: a JPEG with further pictures behind it.
+# Many phones write MPO: a JPEG followed by further pictures.
 _MEDIA_TYPES: dict[str, MediaType] = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",
@@ -49,15 +49,15 @@ _EXTENSIONS: dict[MediaType, str] = {"image/jpeg": "jpg", "image/png": "png", "i
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(;[^;,]*)*),", re.IGNORECASE)
 _STORED_NAME = re.compile(r"images/(?P<sha256>[0-9a-f]{64})\.(jpg|png|webp)")
 _FOLDER = "images/"
-_MAX_DATA_URI_HEAD = len("data:image/jpeg;base64,") + 4  # and what base64 pads with
+_MAX_DATA_URI_HEAD = len("data:image/jpeg;base64,") + 4  # with base64's padding
 
 
 class ImageProblem(Exception):
     """An image cannot be used.
 
     Attributes:
-        rule: What holds, in words that say what to do.
-        field: Which image of a request, such as `images[1].uri`; None for an image on its own.
+        rule: What the image must be; says what to do.
+        field: The field of the request, such as `images[1].uri`; None for an image outside a request.
     """
 
     def __init__(self, rule: str, *, field: str | None = None) -> None:
@@ -68,7 +68,7 @@ class ImageProblem(Exception):
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image that was fully decoded once."""
+    """An image that was fully decoded."""
 
     content: bytes = field(repr=False)
     media_type: MediaType
@@ -81,7 +81,7 @@ class CheckedImage:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """One `input_reference[]` of the multipart body: either a text, or a file with its name, type and content."""
+    """One `input_reference[]` of the multipart body: a text, or a file with name, type and content."""
 
     text: str | None = field(default=None, repr=False)
     filename: str | None = None
@@ -90,14 +90,14 @@ class ImagePart:
 
 
 def check_image_bytes(content: bytes, *, name: str) -> CheckedImage:
-    """Decode an image, all of it.
+    """Decode an image completely.
 
     Args:
         content: The file.
-        name: What to call it in an error.
+        name: Its name in errors.
 
     Raises:
-        ImageProblem: if it is empty, too large, no JPEG, PNG or WebP, or damaged.
+        ImageProblem: It is empty, too large, damaged, or not a JPEG, PNG or WebP.
     """
     if not content:
         raise ImageProblem(f"{name} is empty: give a JPEG, PNG or WebP image")
@@ -120,7 +120,7 @@ def _decode(content: bytes, name: str) -> tuple[MediaType, int, int]:
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise ImageProblem(_refusal("time", name)) from None
-    except ValueError:  # it was ended by its limits, or crashed
+    except ValueError:  # the decoder hit a limit, or crashed
         raise ImageProblem(_refusal("time", name)) from None
     if "refused" in answer:
         raise ImageProblem(_refusal(answer["refused"], name))
@@ -130,9 +130,9 @@ def _decode(content: bytes, name: str) -> tuple[MediaType, int, int]:
 def _refusal(reason: str, name: str) -> str:
     return {
         "unknown": f"{name} is not a JPEG, PNG or WebP image: convert it to one of these",
-        "pixels": f"{name} has more than {image_decoder.MAX_PIXELS / 1e6:.1f} million pixels: make it smaller, the "
-        "video has two million",
-        "scans": f"{name} is a progressive JPEG of more than {image_decoder.MAX_SCANS} scans: save it again as usual",
+        "pixels": f"{name} has more than {image_decoder.MAX_PIXELS / 1e6:.1f} million pixels: make it smaller; "
+        "the video has two million",
+        "scans": f"{name} is a progressive JPEG of more than {image_decoder.MAX_SCANS} scans: save it as baseline JPEG",
         "memory": f"{name} takes too much memory to decode: make it smaller",
         "time": f"{name} takes too long to decode: save it again, smaller or in another format",
     }.get(reason, f"{name} is damaged or cut: export or download it again")
@@ -141,16 +141,16 @@ def _refusal(reason: str, name: str) -> str:
 _R = TypeVar("_R")
 
 
-async def _in_turn(check: Callable[..., _R], *arguments: object) -> _R:
-    """Check an image beside the event loop, two at once in this process."""
+async def _in_decoding_thread(check: Callable[..., _R], *arguments: object) -> _R:
+    """Check an image outside the event loop, at most two at once."""
     return await asyncio.get_running_loop().run_in_executor(_decoding, check, *arguments)
 
 
 def read_image_file(path: Path | str) -> CheckedImage:
-    """Read and check a local image; one that is too large is refused before it is read.
+    """Read and check a local image.
 
     Raises:
-        ImageProblem: if there is none, it cannot be read, or it is no usable image.
+        ImageProblem: It does not exist, cannot be read, or is not a usable image.
     """
     name = str(path)
     try:
@@ -169,10 +169,10 @@ def read_image_file(path: Path | str) -> CheckedImage:
 
 
 def read_data_uri(uri: str) -> CheckedImage:
-    """Read and check an image that stands in the request itself.
+    """Read and check the image in a data URI.
 
     Raises:
-        ImageProblem: if the URI is not complete and strict base64, or what it holds is not what it declares.
+        ImageProblem: The URI is incomplete or not strict base64, or the image is not of the declared type.
     """
     name = "the image in the data URI"
     head = _DATA_URI.match(uri[:200])
@@ -193,10 +193,10 @@ def read_data_uri(uri: str) -> CheckedImage:
 
 
 def check_image_url(url: str) -> None:
-    """Check the form of a link to an image; whether the gateway can reach it only the gateway can tell.
+    """Check the form of a link to an image. Only the gateway can tell whether it is reachable.
 
     Raises:
-        ImageProblem: if it is not a plain `https://` or `http://` URL.
+        ImageProblem: It is not a plain `https://` or `http://` URL.
     """
     try:
         parts = urlsplit(url)
@@ -214,10 +214,10 @@ def check_image_url(url: str) -> None:
 
 
 async def store_image(store: Store, image: CheckedImage) -> ImageInput:
-    """Put an image into the store under its content's hash, once; the result refers to it by its path there.
+    """Write an image to the store, under its hash. The result refers to its path.
 
     Raises:
-        StoreProblem: if the store cannot be written.
+        StoreProblem: The store cannot be written.
     """
     path = f"{_FOLDER}{image.sha256}.{_EXTENSIONS[image.media_type]}"
     await store.put_by_content(path, image.content)
@@ -225,17 +225,17 @@ async def store_image(store: Store, image: CheckedImage) -> ImageInput:
 
 
 async def load_image(store: Store, uri: str) -> CheckedImage:
-    """Get an image from the store, by its path there or its full URL, and check it.
+    """Read an image from the store, by path or full URL, and check it.
 
     Raises:
-        ImageProblem: if it lies outside the store, is absent, or is not what its name says.
-        StoreProblem: if the store cannot be read.
+        ImageProblem: It is outside the store, does not exist, or does not match the hash in its name.
+        StoreProblem: The store cannot be read.
     """
     try:
         path = store.path_of(uri)
     except StoreProblem:
         raise ImageProblem(
-            "an image must be an https:// URL, a data: URI, or an object in the store (put a local file there first)"
+            "an image must be an https:// URL, a data: URI, or an object in the store (store a local file first)"
         ) from None
     name = f"the image {path}"
     stored_name = _STORED_NAME.fullmatch(path)
@@ -248,32 +248,32 @@ async def load_image(store: Store, uri: str) -> CheckedImage:
     content = await store.get(path)
     if content is None:
         raise ImageProblem(f"{name} is not in the store: store it again")
-    image = await _in_turn(partial(check_image_bytes, content, name=name))
+    image = await _in_decoding_thread(partial(check_image_bytes, content, name=name))
     if stored_name is not None and stored_name["sha256"] != image.sha256:
         raise ImageProblem(f"{name} is not what was stored under that name: store it again")
     return image
 
 
 def can_be_files(images: Sequence[ImageInput]) -> bool:
-    """Whether there are images, and all of them are objects in the store."""
+    """Whether all images, and at least one, are objects in the store."""
     return bool(images) and not any(_is_text(image.uri) for image in images)
 
 
 async def prepare_parts(store: Store, images: Sequence[ImageInput], *, files: bool = True) -> list[ImagePart]:
-    """Lay a request's images out for the gateway, checked, in their order and all in ONE kind.
+    """Check a request's images and prepare them for the gateway, in order and all of ONE kind.
 
     The gateway puts texts before files, so a file followed by a URL would swap first and last frame (field notes:
-    "Images"). Objects in the store go as files if all images are such objects, else all go as texts: URLs and data
-    URIs as they are, objects as data URIs.
+    "Images"). If all images are objects in the store, all become files. Else all become texts: URLs and data URIs
+    unchanged, objects as data URIs.
 
     Args:
-        store: Where the objects lie.
-        images: Of one request.
-        files: Whether the gateway takes files; otherwise all go as texts.
+        store: The store.
+        images: The request's images.
+        files: Whether the gateway accepts files; if not, all become texts.
 
     Raises:
-        ImageProblem: naming the image by its place in the request, or if together they are too large.
-        StoreProblem: if the store cannot be read.
+        ImageProblem: An image cannot be used; the field names it. Or together they are too large.
+        StoreProblem: The store cannot be read.
     """
     as_files = files and can_be_files(images)
     most = MAX_REQUEST_BYTES if as_files else MAX_REQUEST_BYTES * 4 // 3 + len(images) * _MAX_DATA_URI_HEAD
@@ -289,8 +289,8 @@ async def prepare_parts(store: Store, images: Sequence[ImageInput], *, files: bo
     total = sum(len(part.content or b"") + len(part.text or "") for part in parts)
     if total > most:
         raise ImageProblem(
-            f"together they take {total:,} bytes as they are sent, at most {most:,}"
-            f" ({most >> 20} MiB) are allowed: make them smaller",
+            f"together they take {total:,} bytes in the request; the limit is {most:,} ({most >> 20} MiB): "
+            "make them smaller",
             field="images",
         )
     return parts
@@ -301,7 +301,7 @@ def _is_text(uri: str) -> bool:
 
 
 def _as_file(index: int, image: CheckedImage) -> ImagePart:
-    # The gateway passes names on unescaped, so ours are plain.
+    # The gateway forwards file names unescaped, so ours are plain.
     return ImagePart(
         filename=f"image-{index + 1}.{_EXTENSIONS[image.media_type]}",
         media_type=image.media_type,
@@ -311,7 +311,7 @@ def _as_file(index: int, image: CheckedImage) -> ImagePart:
 
 async def _as_text(store: Store, uri: str) -> str:
     if uri.lower().startswith("data:"):
-        await _in_turn(read_data_uri, uri)
+        await _in_decoding_thread(read_data_uri, uri)
         return uri
     if _is_text(uri):
         check_image_url(uri)
@@ -323,6 +323,6 @@ async def _as_text(store: Store, uri: str) -> str:
 def _check_size(size: int, name: str) -> None:
     if size > MAX_IMAGE_BYTES:
         raise ImageProblem(
-            f"{name} has {size:,} bytes, at most {MAX_IMAGE_BYTES:,} ({MAX_IMAGE_BYTES >> 20} MiB) are allowed:"
-            " make it smaller"
+            f"{name} has {size:,} bytes; the limit is {MAX_IMAGE_BYTES:,} ({MAX_IMAGE_BYTES >> 20} MiB): "
+            "make it smaller"
         )

@@ -1,23 +1,19 @@
-"""Prompts kept out of Temporal: the text lies in the store under its hash, and the request carries its path.
+"""Keeps prompts out of Temporal: the text is in the store under its hash, and the request has the path.
 
-Whatever Temporal shows of such a generation (input, activities, results, failures) holds the path, never the text.
-From any language: write the text as UTF-8 to `prompts/<sha256 of these bytes, in hexadecimal>.txt` below the store's
-URL, and give that path instead of the text.
+Temporal then shows the path everywhere, and never the text. In any language: write the text as UTF-8 to
+`prompts/<SHA-256 of these bytes, in hexadecimal>.txt` in the store, and use that path as the prompt.
 """
 
-import hashlib
-
-from longtake.delivery.task_records import folder_name
 from longtake.models import GenerateVideoInput, Problem
 from longtake.request.rules import MAX_PROMPT_CHARACTERS, InvalidRequest, is_in_store, prompt_path, prompt_problems
 from longtake.storage import Store
 
 _MAX_BYTES = 4 * MAX_PROMPT_CHARACTERS
-"""In UTF-8 a character takes at most four."""
+"""A UTF-8 character has at most four bytes."""
 
 
 async def store_prompts(store: Store, request: GenerateVideoInput) -> GenerateVideoInput:
-    """Put a request's prompts into the store, once; the result refers to them.
+    """Write a request's prompts to the store. The result has their paths.
 
     Raises:
         StoreProblem: The store cannot be written.
@@ -31,10 +27,10 @@ async def store_prompts(store: Store, request: GenerateVideoInput) -> GenerateVi
 
 
 async def read_prompts(store: Store, request: GenerateVideoInput) -> GenerateVideoInput:
-    """The request with the texts themselves, held against the rules for them.
+    """The request with its prompts read from the store and checked.
 
     Raises:
-        InvalidRequest: A text is absent, is not the one that was stored under its name, or breaks a rule.
+        InvalidRequest: A text is missing, does not match the hash in its name, or breaks a rule.
         StoreProblem: The store cannot be read.
     """
     return request.model_copy(
@@ -46,15 +42,15 @@ async def read_prompts(store: Store, request: GenerateVideoInput) -> GenerateVid
 
 
 async def read_prompt(store: Store, field: str, prompt: str) -> str:
-    """One prompt's text.
+    """The text of a prompt.
 
     Args:
-        store: Where it may lie.
-        field: What to call it in an error.
-        prompt: The text itself, or its path.
+        store: The store.
+        field: Its name in errors.
+        prompt: The text, or its path.
 
     Raises:
-        InvalidRequest: As `read_prompts`.
+        InvalidRequest: See `read_prompts`.
         StoreProblem: The store cannot be read.
     """
     if not is_in_store(prompt):
@@ -75,21 +71,6 @@ async def read_prompt(store: Store, field: str, prompt: str) -> str:
     if problems := tuple(prompt_problems(field, text)):
         raise InvalidRequest(problems)
     return text
-
-
-async def keep_words(store: Store, key: str, words: str) -> str:
-    """Keep what a gateway said about a generation with hidden prompts: it may repeat them in any form.
-
-    Returns:
-        The path below the store.
-
-    Raises:
-        StoreProblem: The store cannot be written.
-    """
-    content = words.encode(errors="replace")
-    path = f"words/{folder_name(key)}/{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    await store.put_by_content(path, content)
-    return path
 
 
 async def _store(store: Store, prompt: str) -> str:

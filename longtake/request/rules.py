@@ -1,6 +1,6 @@
-"""The eight models and what each accepts: a request is judged here, before anything is paid.
+"""The eight models and the rules of a request, which are checked before anything is paid.
 
-Source: the contract's tables "Submit" and its list of models.
+Source: the contract's table "Submit" and its list of models.
 """
 
 import hashlib
@@ -17,35 +17,35 @@ from pydantic import ValidationError
 from longtake.models import GenerateVideoInput, OnExtendFailed, OnKeyRefused, Problem, with_plain_scheme
 
 MAX_PROMPT_CHARACTERS = 10_000
-"""Per prompt. The contract gives no limit; the model itself reads about 1,024 tokens, so more is a mistake."""
+"""Per prompt. The contract has no limit, but the model reads only about 1,024 tokens, so more is a mistake."""
 
 MAX_INLINE_IMAGE_CHARACTERS = 1_000_000
-"""Of all `data:` URIs of a request together. Temporal refuses payloads above 2 MiB, and the request travels with what
-else is known; `longtake` puts larger images into the store and passes their address instead."""
+"""All `data:` URIs of a request together. Temporal refuses payloads above 2 MiB, and the request is only a part of
+one. Larger images go into the store."""
 MAX_REQUEST_BYTES = 1_250_000
-"""Of the whole request as JSON: room for the images above, both prompts and addresses."""
+"""The whole request as JSON: the images above, both prompts, links."""
 MAX_PROBLEMS = 20
-"""That one refusal names: whoever has more mends these first, and a failure must stay far below 2 MiB."""
+"""Problems per error. Fix these first; the failure must stay far below 2 MiB."""
 _MAX_FIELD_CHARACTERS = 80
 _MAX_RULE_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
 class Size:
-    """A picture size that the gateway takes, in pixels."""
+    """A picture size that the gateway accepts, in pixels."""
 
     width: int
     height: int
 
     @property
     def is_1080p(self) -> bool:
-        """Whether only an `-hd` model really produces it."""
+        """Whether only an `-hd` model produces it."""
         return min(self.width, self.height) == 1080  # noqa: PLR2004 - it is the "1080" of 1080p
 
 
 TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 _TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,255}")
-"""255 is where search attributes end on some databases."""
+"""Some databases limit search attributes to 255 characters."""
 _IN_STORE = re.compile(r"prompts/[0-9a-f]{64}\.txt")
 
 SIZES: Mapping[str, Size] = {
@@ -63,23 +63,23 @@ class VideoModel:
     name: str
     title: str
     frames: bool = False
-    """True where the images are the first and the last frame, False where they are references."""
+    """Whether the images are the first and last frame. If not, they are references."""
     hd: bool = False
-    """True where the output is 1080p."""
+    """Whether the output is 1080p."""
 
     @property
     def images(self) -> range:
-        """How many images it takes."""
+        """How many images the model accepts."""
         return range(1, 3) if self.frames else range(4)
 
     @property
     def images_rule(self) -> str:
-        """The same in words."""
+        """`images` in words."""
         return "1 or 2 images (first frame, last frame)" if self.frames else "0 to 3 reference images"
 
     @property
     def duration_factor(self) -> float:
-        """How long its generations take, as a multiple of the expected time of the plain fast model.
+        """Expected duration of a generation, as a multiple of the plain fast model's.
 
         Field notes: 150 to 300 s in general, 3 to 5 minutes for first-and-last-frame, 5 to 10 minutes for 1080p.
         """
@@ -102,16 +102,16 @@ MODELS: Mapping[str, VideoModel] = {
 
 
 def duration_factor_of(model: str) -> float:
-    """`VideoModel.pace`; of a model that has been retired since it was paid for, that of a plain one."""
+    """`VideoModel.duration_factor`; 1 for a model that was retired after the payment."""
     known = MODELS.get(model)
     return known.duration_factor if known else 1.0
 
 
 class InvalidRequest(Exception):
-    """The request breaks rules of the contract; nothing was sent and nothing was paid."""
+    """The request breaks rules of the contract; nothing was sent or paid."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        """Keep the first `MAX_PROBLEMS`, each cut to a bearable length."""
+        """Keep the first `MAX_PROBLEMS`, each shortened."""
         self.problems = tuple(map(_cut, islice(problems, MAX_PROBLEMS)))
         super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in self.problems))
 
@@ -121,15 +121,15 @@ _MODEL_RULE = f"must be one of {', '.join(MODELS)}"
 
 
 def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
-    """Give an untrusted request its shape and hold it against the contract.
+    """Validate an untrusted request.
 
     Args:
-        raw: Anything that came as JSON, or a `GenerateVideoInput`.
-        offered: Whether model, size and number of images must be what is offered today. What was paid for may name a
-            model that has been retired since: where only the ledger can tell, leave this out, ask it, and judge again.
+        raw: Decoded JSON, or a `GenerateVideoInput`.
+        offered: Whether model, size and number of images must be offered today. A paid request may name a model that
+            was retired since: if only the ledger can tell, pass False, ask the ledger, and check again.
 
     Raises:
-        InvalidRequest: With every problem found, each naming its field and its rule.
+        InvalidRequest: Lists every problem with its field and rule.
     """
     if isinstance(raw, GenerateVideoInput):
         raw = raw.model_dump()
@@ -137,7 +137,7 @@ def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
         raise InvalidRequest(
             (Problem(field="input", rule="must be one JSON object with model, prompt and prompt_extend"),)
         )
-    raw = _few(raw)
+    raw = _truncated(raw)
     problems: list[Problem] = []
     request = None
     try:
@@ -153,25 +153,25 @@ def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
     return request
 
 
-def _few(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with only so many of its unknown fields and images as a refusal can name.
+def _truncated(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with no more unknown fields and images than an error can list.
 
-    Somebody may send a hundred thousand, and to judge them all would take longer than a workflow task may.
+    To check a hundred thousand of them would take longer than a workflow task may.
     """
     known = GenerateVideoInput.model_fields
     unknown = islice((name for name in raw if name not in known), MAX_PROBLEMS)
-    few = {name: value for name, value in raw.items() if name in known} | {name: raw[name] for name in unknown}
-    images = few.get("images")
+    kept = {name: value for name, value in raw.items() if name in known} | {name: raw[name] for name in unknown}
+    images = kept.get("images")
     if isinstance(images, list | tuple):
-        few["images"] = [_few_of_image(image) for image in images[:MAX_PROBLEMS]]
-    return few
+        kept["images"] = [_truncated_image(image) for image in images[:MAX_PROBLEMS]]
+    return kept
 
 
-def _few_of_image(image: Any) -> Any:
+def _truncated_image(image: Any) -> Any:
     if not isinstance(image, Mapping):
         return image
-    few = dict(islice(image.items(), MAX_PROBLEMS))
-    return few | ({"uri": with_plain_scheme(image["uri"])} if isinstance(image.get("uri"), str) else {})
+    kept = dict(islice(image.items(), MAX_PROBLEMS))
+    return kept | ({"uri": with_plain_scheme(image["uri"])} if isinstance(image.get("uri"), str) else {})
 
 
 def _cut(problem: Problem) -> Problem:
@@ -181,13 +181,13 @@ def _cut(problem: Problem) -> Problem:
 
 
 def _shortened(text: str, most: int) -> str:
-    """What fits, and can be written down: half a surrogate pair cannot."""
+    """The text cut to a length, with lone surrogates escaped so that it can be encoded."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
     return cut.encode(errors="backslashreplace").decode()
 
 
 def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
-    """What is allowed but probably not meant."""
+    """What is allowed but probably a mistake."""
     model, size = MODELS.get(request.model), SIZES.get(request.size or "")
     if model and size and size.is_1080p and not model.hd:
         return (f"size {request.size} is 1080p, but {model.name} is not an -hd model: expect a smaller picture",)
@@ -195,46 +195,46 @@ def warnings_for(request: GenerateVideoInput) -> tuple[str, ...]:
 
 
 def expected_size(request: GenerateVideoInput) -> Size | None:
-    """The picture size that the delivered video should have, or None where the gateway chooses."""
-    if request.model not in MODELS or warnings_for(request):  # a retired model was paid for all the same
+    """The picture size that the delivered video should have; None if the gateway chooses."""
+    if request.model not in MODELS or warnings_for(request):  # a retired model may still be paid for
         return None
     return SIZES.get(request.size or "")
 
 
 def prompt_path(text: str) -> str:
-    """Where a prompt lies in the store that is kept out of Temporal: its name says what it must hold."""
+    """The path of a prompt in the store: the hash of its text."""
     return f"prompts/{hashlib.sha256(text.encode()).hexdigest()}.txt"
 
 
 def is_in_store(prompt: str) -> bool:
-    """Whether a request's prompt is such a path, and not the text itself."""
+    """Whether a request's prompt is such a path, and not the text."""
     return _IN_STORE.fullmatch(prompt) is not None
 
 
 def prompt_paths(request: GenerateVideoInput) -> tuple[str, ...]:
-    """Where the prompts of a request lie in the store; empty where it holds the texts."""
+    """The paths among a request's prompts; empty if it has the texts."""
     return tuple(prompt for prompt in (request.prompt, request.prompt_extend) if is_in_store(prompt))
 
 
 def request_digest(request: GenerateVideoInput) -> str:
-    """A fingerprint of what would be paid for: equal for two requests exactly if the gateway would be sent the same."""
+    """A hash of what the gateway would be sent and paid for."""
     fields = {"model", "prompt", "prompt_extend", "size", "images"} | ({"task_id"} if request.task_id else set())
     sent = request.model_dump(mode="json", include=fields)
     return hashlib.sha256(json.dumps(sent, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def extension_digest(remix_id: str, prompt: str) -> str:
-    """The same for the retry of an extension."""
+    """A hash of what the retry of an extension would send."""
     return hashlib.sha256(f"{remix_id}\n{prompt}".encode()).hexdigest()
 
 
 def is_task_id(text: str) -> bool:
-    """Whether the gateway could have given this id: it goes into URLs, records and a search attribute."""
+    """Whether this is a well-formed task id: it goes into URLs, records and a search attribute."""
     return _TASK_ID.fullmatch(text) is not None and text.strip(".") != ""
 
 
 def differing_fields(ours: GenerateVideoInput, theirs: GenerateVideoInput) -> tuple[str, ...]:
-    """The names of the fields in which two requests differ; a prompt and its path in the store are the same."""
+    """The fields in which two requests differ. A prompt equals its path in the store."""
     one, other = _by_path(ours), _by_path(theirs)
     return tuple(name for name in type(ours).model_fields if getattr(one, name) != getattr(other, name))
 
@@ -259,7 +259,7 @@ def _shape_problem(details: Any) -> Problem:
 
 
 def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every rule that the well-shaped fields of a request break, whatever is offered."""
+    """The rules that the well-formed fields of a request break, whatever is offered today."""
     for name in ("prompt", "prompt_extend"):
         if name in fields:
             yield from prompt_problems(name, fields[name])
@@ -289,10 +289,13 @@ def _not_offered(fields: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
-    """Every rule that a prompt breaks, wherever it was read."""
+    """The rules that a prompt breaks."""
     if re.fullmatch(r"prompts/\S*", prompt) and not is_in_store(prompt):
-        # Sent as it stands, a mistyped path would be paid for as if it said what to show.
-        yield Problem(field=name, rule="looks like a prompt in the store, which is prompts/<sha256 of the text>.txt")
+        # A mistyped path would be paid for as if it were the prompt.
+        yield Problem(
+            field=name,
+            rule="looks like a path of a prompt in the store, which has the form prompts/<sha256 of the text>.txt",
+        )
     if not prompt.strip():
         yield Problem(field=name, rule="must say what to show; it is empty")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
@@ -305,16 +308,15 @@ def prompt_problems(name: str, prompt: str) -> Iterator[Problem]:
 
 
 def _size_problems(fields: Mapping[str, Any], uris: Sequence[str]) -> Iterator[Problem]:
-    """What does not fit into one of Temporal's payloads."""
+    """What does not fit into a payload of Temporal."""
     inline = {index: uri for index, uri in enumerate(uris) if uri.startswith("data:")}
     total = sum(map(len, inline.values()))
     if total > MAX_INLINE_IMAGE_CHARACTERS:
         longest = max(inline, key=lambda index: len(inline[index]))
         yield Problem(
             field=f"images[{longest}].uri",
-            rule=f"all data URIs together have {total:,} characters, and {MAX_INLINE_IMAGE_CHARACTERS:,} fit into the "
-            "workflow's input; put images into the store (`starter.py generate --image` does it) or pass their "
-            "https:// addresses",
+            rule=f"all data URIs together have {total:,} characters; the limit is {MAX_INLINE_IMAGE_CHARACTERS:,}. "
+            "Put images into the store (`starter.py generate --image` does it) or pass https:// links",
         )
         return
     size = len(json.dumps(fields, ensure_ascii=False, default=str).encode(errors="replace"))
@@ -348,5 +350,5 @@ def _is_complete_url(uri: str) -> bool:
     try:
         parts = urlsplit(uri)
         return bool(parts.hostname) and not (parts.username or parts.password or re.search(r"\s", uri))
-    except ValueError:  # such as "https://[": no URL at all
+    except ValueError:  # such as "https://["
         return False

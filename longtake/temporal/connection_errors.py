@@ -1,26 +1,26 @@
-"""Why Temporal cannot be reached, in words: what its client says, and what a person can do about it."""
+"""Explains connection errors of Temporal's client, and says what to do."""
 
 import re
 from typing import Final, NamedTuple
 
 
 class _Cause(NamedTuple):
-    said: str
-    """A pattern of what the SDK's core says: rustls' and tonic's names of errors."""
-    what: str
-    to_do: str
+    pattern: str
+    """Pattern of the SDK core's message: error names of rustls and tonic."""
+    reason: str
+    advice: str
 
 
 _TLS: Final = (
     _Cause(
         r"UnknownIssuer|BadSignature",
-        "its certificate is of an authority that is not trusted here",
+        "its certificate is signed by an authority that this machine does not trust",
         "set TEMPORAL_TLS_SERVER_CA_CERT_PATH (in a profile: tls.server_ca_cert_path) to that authority's certificate",
     ),
     _Cause(
         r"InvalidCertificate\(Expired",
         "its certificate has expired",
-        "it must be renewed there, unless this machine's clock is wrong",
+        "renew it there, or correct this machine's clock",
     ),
     _Cause(
         r"NotValidForName",
@@ -39,35 +39,35 @@ _TLS: Final = (
     ),
 )
 _CLOSED: Final = re.compile(r"after connection: .*Error\(Transport|received fatal alert|AlertReceived", re.DOTALL)
-_DEFAULT_TO_DO: Final = "check TEMPORAL_ADDRESS, or leave it out to use the embedded server"
+_DEFAULT_ADVICE: Final = "check TEMPORAL_ADDRESS, or leave it out to use the embedded server"
 _MAX_REASON: Final = 200
 
 
-def explain(said: str, *, tls: bool, client_certificate: bool) -> str:
-    """One sentence for a connection that failed.
+def explain(message: str, *, tls: bool, client_certificate: bool) -> str:
+    """One sentence about a failed connection.
 
     Args:
-        said: What the client says.
-        tls: Whether it was to speak TLS.
-        client_certificate: Whether it had a certificate to show.
+        message: The client's message.
+        tls: Whether the client used TLS.
+        client_certificate: Whether it had a client certificate.
     """
     for cause in _TLS:
-        if re.search(cause.said, said):
-            return f"{cause.what}: {cause.to_do}"
-    if _CLOSED.search(said):
+        if re.search(cause.pattern, message):
+            return f"{cause.reason}: {cause.advice}"
+    if _CLOSED.search(message):
         return _closed(tls=tls, client_certificate=client_certificate)
-    reason = said.splitlines()[0][:_MAX_REASON] if said else "no reason was given"
-    return f"cannot be reached ({reason}): {_DEFAULT_TO_DO}"
+    reason = message.splitlines()[0][:_MAX_REASON] if message else "no reason was given"
+    return f"cannot be reached ({reason}): {_DEFAULT_ADVICE}"
 
 
 def _closed(*, tls: bool, client_certificate: bool) -> str:
-    """A server that wants a certificate, or a better one, closes the connection and often does not say why."""
+    """A server that requires another client certificate closes the connection, often without a reason."""
     files = "TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH"
     if not tls:
-        return "it closes the connection at once: if it wants TLS, set TEMPORAL_TLS=true (or a profile's tls)"
+        return "it closes the connection at once: if it requires TLS, set TEMPORAL_TLS=true (or a profile's tls)"
     if not client_certificate:
-        return f"it closes the connection: it asks for a client certificate, set {files} (tls.client_cert_path, …)"
+        return f"it closes the connection: it requires a client certificate: set {files} (tls.client_cert_path, …)"
     return (
-        "it closes the connection: it does not take the client certificate; has it expired, or is it of an authority "
-        f"that is not known there? Renew what {files} name"
+        "it closes the connection: it rejects the client certificate, which may have expired or be signed by an "
+        f"authority unknown there. Renew the files that {files} name"
     )

@@ -1,8 +1,7 @@
-"""A Temporal namespace remembers which submission ledger it belongs to, in the memo of the workflow `longtake-ledger`.
+"""Registers a namespace's submission ledger in the memo of the workflow `longtake-ledger`.
 
-A store without a ledger looks exactly like one in which nothing was sent yet. So a worker asks the namespace before it
-begins a ledger or polls, and a client before its first start. `docs/adr/0015-the-namespace-knows-its-ledger.md` says
-why it is kept there.
+A lost ledger looks exactly like a new one. So a worker asks the namespace before it creates a ledger or polls, and a
+client before its first start. `docs/adr/0015-the-namespace-knows-its-ledger.md` says why it is kept there.
 """
 
 from typing import Final
@@ -14,23 +13,24 @@ from temporalio.service import RPCError, RPCStatusCode
 from longtake.models import LedgerRegistration
 from longtake.submission.errors import WrongLedger, WrongSide
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import LEDGER_WORKFLOW_TYPE, TASK_QUEUE, VIDEO_STAGE, WORKFLOW_TYPE, TemporalProblem
+from longtake.temporal.connection import TemporalProblem
 from longtake.temporal.key_ring import PayloadUnreadable
+from longtake.temporal.names import LEDGER_WORKFLOW_ID, LEDGER_WORKFLOW_TYPE, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import VIDEO_STAGE
 
-WORKFLOW_ID: Final = "longtake-ledger"
 _MEMO: Final = "registration"
 _NEW_LEDGER: Final = (
-    "where the old ledger is lost or given up on purpose, stop all workers and run `starter.py setup --new-ledger` "
+    "if you gave the old ledger up, stop all workers and run `starter.py setup --new-ledger` "
     "(its keys may then be paid again)"
 )
 
 
 async def registration(client: Client) -> LedgerRegistration | None:
-    """Which ledger the namespace belongs to; None where nobody has said so yet.
+    """The ledger that is registered in the namespace; None if there is none yet.
 
     Raises:
-        PayloadUnreadable: It is encrypted with a key that is not here.
-        TemporalProblem: The server does not say.
+        PayloadUnreadable: It is encrypted with a key that is missing here.
+        TemporalProblem: The server does not answer the request.
     """
     described = await _described(client)
     if described is None:
@@ -39,16 +39,16 @@ async def registration(client: Client) -> LedgerRegistration | None:
 
 
 async def claim(client: Client, ledger: SubmissionLedger) -> str:
-    """For the start of a worker, and for `setup`: see that the namespace belongs to this ledger, or make it so.
+    """Check that the namespace belongs to this ledger, or register it. Workers and `setup` call it at their start.
 
-    A ledger is begun, and registered, only where the namespace belongs to none and no worker has taken up a generation
-    there. Two that do so at the same moment with two stores: Temporal keeps one registration, the other is refused.
+    It creates and registers a ledger only if the namespace has none and no worker has started a generation there. If
+    two workers do so at once with two stores, Temporal keeps one registration and refuses the other worker.
 
     Returns:
-        The ledger's identity, which `ledger` accepts alone from now on.
+        The ledger's identity; from now on `ledger` accepts no other.
 
     Raises:
-        WrongLedger: The namespace belongs to another ledger, or may; nothing was begun.
+        WrongLedger: The namespace belongs, or may belong, to another ledger; nothing was created.
         LedgerUnavailable: The store cannot be read or written.
         PayloadUnreadable, TemporalProblem: See `registration`.
     """
@@ -56,18 +56,18 @@ async def claim(client: Client, ledger: SubmissionLedger) -> str:
     if registered is None:
         if await _knows_generations(client):
             raise WrongLedger(
-                f"the namespace {client.namespace!r} knows generations and no longer says which ledger they began "
-                f"with, so the store {ledger.store_url} is not used: give it the right store and say so by `starter.py "
-                "setup --new-ledger`, which keeps a ledger that the store has",
+                f"the namespace {client.namespace!r} has generations and no registered ledger, so longtake does not "
+                f"use the store {ledger.store_url}: configure the store of these generations, then run `starter.py "
+                "setup --new-ledger`, which keeps that store's ledger",
                 side=WrongSide.UNKNOWN,
             )
         ours = LedgerRegistration(ledger=await ledger.establish(), store=ledger.store_url)
-        # The ledger first: a crash between the two leaves a store that is registered at the next start.
+        # The ledger first: after a crash in between the next start registers it.
         await _register(client, ours, WorkflowIDConflictPolicy.USE_EXISTING)
         registered = await registration(client)
         if registered is None:
             raise TemporalProblem(
-                f"the workflow {WORKFLOW_ID} of the namespace {client.namespace!r} names no ledger, so longtake did "
+                f"the workflow {LEDGER_WORKFLOW_ID} of the namespace {client.namespace!r} has no memo, so longtake did "
                 "not start it: terminate it"
             )
     await _compare(client, ledger, registered)
@@ -78,13 +78,13 @@ async def claim(client: Client, ledger: SubmissionLedger) -> str:
 
 
 async def check(client: Client, ledger: SubmissionLedger) -> LedgerRegistration | None:
-    """For a client, before its first start: see that the namespace does not belong to another ledger.
+    """Check that the namespace does not belong to another ledger. Clients call it before their first start.
 
     Returns:
-        The registration; None where there is none yet: the first worker makes it.
+        The registration; None if no worker has registered a ledger yet.
 
     Raises:
-        WrongLedger: It belongs to another.
+        WrongLedger: The namespace belongs to another ledger.
         LedgerUnavailable: The store cannot be read.
         PayloadUnreadable, TemporalProblem: See `registration`.
     """
@@ -95,12 +95,12 @@ async def check(client: Client, ledger: SubmissionLedger) -> LedgerRegistration 
 
 
 async def begin_anew(client: Client, ledger: SubmissionLedger) -> tuple[LedgerRegistration | None, LedgerRegistration]:
-    """Because an operator says so: from now on the namespace belongs to this ledger, begun where there is none.
+    """Register this ledger in place of the old one, because an operator says so; create it if necessary.
 
-    Keys that were paid for in another ledger are paid for again when they are started again.
+    Keys that were paid in the old ledger are paid again if they are started again.
 
     Returns:
-        The registration before (None where there was none, or none that can be read here), and the one that holds now.
+        The old registration (None if there was none, or it cannot be decrypted here), and the new one.
 
     Raises:
         LedgerUnavailable: The store cannot be read or written.
@@ -108,10 +108,10 @@ async def begin_anew(client: Client, ledger: SubmissionLedger) -> tuple[LedgerRe
     """
     try:
         before = await registration(client)
-    except PayloadUnreadable:  # its key is lost for good: this is the way out
+    except PayloadUnreadable:  # its key is lost: this is the way out
         before = None
     now = LedgerRegistration(ledger=await ledger.establish(), store=ledger.store_url)
-    if before != now:  # also where the same ledger was moved to another place
+    if before != now:  # also if the same ledger moved to another URL
         await _register(client, now, WorkflowIDConflictPolicy.TERMINATE_EXISTING)
     return before, now
 
@@ -123,33 +123,33 @@ async def _compare(client: Client, ledger: SubmissionLedger, registered: LedgerR
     what = f"holds another ledger ({found})" if found else "holds no ledger"
     raise WrongLedger(
         f"the store {ledger.store_url} {what}, and the namespace {client.namespace!r} belongs to the ledger "
-        f"{registered.ledger}, registered at {registered.store}: set LONGTAKE_STORE_URL to that store, mount or "
-        f"restore it; {_NEW_LEDGER}",
+        f"{registered.ledger}, registered at {registered.store}: set LONGTAKE_STORE_URL to that store, or mount "
+        f"or restore it; {_NEW_LEDGER}",
         side=WrongSide.WORKER,
     )
 
 
 async def _described(client: Client) -> WorkflowExecutionDescription | None:
     try:
-        return await client.get_workflow_handle(WORKFLOW_ID).describe()
+        return await client.get_workflow_handle(LEDGER_WORKFLOW_ID).describe()
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return None
-        raise _silent(client, error) from None
+        raise _unanswered(client, error) from None
 
 
 async def _wants_renewal(client: Client) -> bool:
-    """Whether it has ended (retention would delete it), or is sealed with another key than new payloads are.
+    """Whether the workflow has ended (retention will delete it), or its memo is encrypted with an old key.
 
-    A key that only decrypts is left out some day, and this workflow outlives every generation.
+    Operators remove old keys some day, and this workflow outlives every generation.
     """
     described = await _described(client)
     if described is None:
         return False
-    sealed = described.raw_description.workflow_execution_info.memo.fields[_MEMO].metadata
+    stored = described.raw_description.workflow_execution_info.memo.fields[_MEMO].metadata
     fresh = (await client.data_converter.encode([""]))[0].metadata
     key = "encryption-key-id"
-    return described.status is not WorkflowExecutionStatus.RUNNING or sealed.get(key) != fresh.get(key)
+    return described.status is not WorkflowExecutionStatus.RUNNING or stored.get(key) != fresh.get(key)
 
 
 async def _register(client: Client, registered: LedgerRegistration, conflict: WorkflowIDConflictPolicy) -> None:
@@ -157,21 +157,21 @@ async def _register(client: Client, registered: LedgerRegistration, conflict: Wo
         await client.start_workflow(
             LEDGER_WORKFLOW_TYPE,
             registered,
-            id=WORKFLOW_ID,
+            id=LEDGER_WORKFLOW_ID,
             task_queue=TASK_QUEUE,
             memo={_MEMO: registered},
             id_conflict_policy=conflict,
-            static_summary="which submission ledger this namespace belongs to; never terminate it",
+            static_summary="names the submission ledger of this namespace; never terminate it",
         )
     except RPCError as error:
-        raise _silent(client, error) from None
+        raise _unanswered(client, error) from None
 
 
 async def _knows_generations(client: Client) -> bool:
-    """Whether a worker has ever taken up a generation here, as far as Temporal remembers.
+    """Whether Temporal has a generation that a worker started.
 
-    One without a stage waits for its first worker: nothing was sent for it. A namespace without the search attribute
-    has had no worker.
+    A generation without a stage still waits for its first worker. A namespace without the search attribute never had a
+    worker.
     """
     query = f'WorkflowType = "{WORKFLOW_TYPE}" AND {VIDEO_STAGE.name} IS NOT NULL'
     try:
@@ -179,10 +179,8 @@ async def _knows_generations(client: Client) -> bool:
     except RPCError as error:
         if error.status is RPCStatusCode.INVALID_ARGUMENT and VIDEO_STAGE.name in error.message:
             return False
-        raise _silent(client, error) from None
+        raise _unanswered(client, error) from None
 
 
-def _silent(client: Client, error: RPCError) -> TemporalProblem:
-    return TemporalProblem(
-        f"the namespace {client.namespace!r} does not say which ledger it belongs to: {error.message}"
-    )
+def _unanswered(client: Client, error: RPCError) -> TemporalProblem:
+    return TemporalProblem(f"the namespace {client.namespace!r} does not return its ledger: {error.message}")

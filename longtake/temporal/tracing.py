@@ -1,8 +1,8 @@
-"""Traces, Temporal's part: one trace from the caller through the workflow to each activity.
+"""Tracing in Temporal: one trace from the caller through the workflow to each activity.
 
-Imported only where traces are on (`longtake.observability.http_tracing.exporter_names`). It is the SDK's own plugin: its ids come from the
-workflow's seed, so that a worker that is killed and replays goes on in the same trace, and a workflow that somebody
-started without a trace still has one. `docs/adr/0012-traces.md` says what else was considered.
+Imported only if tracing is on (`longtake.observability.http_tracing.exporter_names`). The SDK's plugin derives its ids
+from the workflow's seed, so a replay continues the same trace, and a workflow that was started without a trace
+still gets one. `docs/adr/0012-traces.md` lists the alternatives.
 """
 
 import functools
@@ -19,16 +19,16 @@ from temporalio.worker import HandleQueryInput, WorkflowInboundInterceptor, Work
 from longtake import __version__
 from longtake.observability import http_tracing as tracing
 
-_SHOWN_OF_FAILURES = ("exception.type", "exception.escaped")
-"""OpenTelemetry's attributes of a recorded exception that hold no words."""
+_SAFE_ATTRIBUTES = ("exception.type", "exception.escaped")
+"""Attributes of a recorded exception that contain no message."""
 
 
 @functools.cache
 def plugin() -> OpenTelemetryPlugin:
-    """The plugin for `Client.connect`, which hands it on to workers. One for each process.
+    """The process's only plugin for `Client.connect`, which passes it to workers.
 
-    The provider is made from the standard variables, unless the program has set one already: then its spans and ours
-    are one trace, and what is exported of failures is that program's choice.
+    It creates a provider from the standard variables, unless the program has set one. Then that program's spans and
+    ours form one trace, and that program decides what is exported of failures.
 
     Raises:
         SettingsProblem: The variables name an exporter that is not installed.
@@ -36,16 +36,16 @@ def plugin() -> OpenTelemetryPlugin:
     if isinstance(get_tracer_provider(), ProxyTracerProvider):  # nobody has set one
         provider = create_tracer_provider(resource=tracing.resource())
         for exporter in tracing.load_exporters(tracing.exporter_names()):
-            provider.add_span_processor(_WithoutWords(exporter))
+            provider.add_span_processor(_WithoutMessages(exporter))
         set_tracer_provider(provider)
-    # Each of its tries would be a warning; that it has failed is an error, in one line.
+    # The exporter logs each retry as a warning, and its failure as one error.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     tracing.use(get_tracer("longtake", __version__))
     return _GenerationTracing()
 
 
-class _WithoutWords(BatchSpanProcessor):
-    """Exports of a failure only its type: its words and traceback are sealed in Temporal where that is encrypted."""
+class _WithoutMessages(BatchSpanProcessor):
+    """Exports only the type of a failure: Temporal may store its message and traceback encrypted."""
 
     def on_end(self, span: ReadableSpan) -> None:
         """See base class."""
@@ -56,7 +56,7 @@ class _WithoutWords(BatchSpanProcessor):
                 parent=span.parent,
                 resource=span.resource,
                 attributes=span.attributes,
-                events=[_without_words(event) for event in span.events],
+                events=[_without_message(event) for event in span.events],
                 links=span.links,
                 kind=span.kind,
                 status=Status(span.status.status_code),
@@ -67,8 +67,8 @@ class _WithoutWords(BatchSpanProcessor):
         )
 
 
-def _without_words(event: Event) -> Event:
-    shown = {name: value for name, value in (event.attributes or {}).items() if name in _SHOWN_OF_FAILURES}
+def _without_message(event: Event) -> Event:
+    shown = {name: value for name, value in (event.attributes or {}).items() if name in _SAFE_ATTRIBUTES}
     return Event(event.name, shown, event.timestamp) if event.name == "exception" else event
 
 
@@ -79,24 +79,24 @@ class _GenerationTracing(OpenTelemetryPlugin):
 
 
 class _WithoutQueries(OpenTelemetryInterceptor):
-    """Looking at a generation is no part of it: `watch` asks once a second, which would be hundreds of spans."""
+    """Skips queries: `watch` sends one a second, which would make hundreds of spans."""
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:  # noqa: A002 - the SDK's name
         """See base class."""
-        return _QueriesPassBy(super().intercept_client(next), next)
+        return _UntracedQueries(super().intercept_client(next), next)
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[Any]:
         """See base class."""
         traced: type[WorkflowInboundInterceptor] = super().workflow_interceptor_class(input)
 
-        class Inbound(traced):  # type: ignore[misc, valid-type] # the SDK makes this class for each worker
+        class Inbound(traced):  # type: ignore[misc, valid-type] # the SDK creates this class per worker
             async def handle_query(self, input: HandleQueryInput) -> Any:
                 return await self.next.handle_query(input)
 
         return Inbound
 
 
-class _QueriesPassBy(OutboundInterceptor):
+class _UntracedQueries(OutboundInterceptor):
     def __init__(self, traced: OutboundInterceptor, untraced: OutboundInterceptor) -> None:
         super().__init__(traced)
         self._untraced = untraced

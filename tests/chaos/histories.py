@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTas
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecution
 
-from longtake.temporal.connection import key_of
+from longtake.temporal.names import key_of
 
 _HARMLESS_CAUSES = frozenset(
     {"UNHANDLED_COMMAND", "RESET_STICKY_TASK_QUEUE", "UNHANDLED_UPDATE", "FORCE_CLOSE_COMMAND", "RESET_WORKFLOW"}

@@ -17,8 +17,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.temporal.connection import workflow_id
-from worker import DEPLOYMENT
+from longtake.temporal.names import DEPLOYMENT, workflow_id
 
 _GONE = frozenset({RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.FAILED_PRECONDITION})
 """It has ended meanwhile, or the server refuses that point: an operator shrugs."""

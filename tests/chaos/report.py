@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.models import OnExtendFailed
-from longtake.temporal.connection import workflow_id
+from longtake.temporal.names import workflow_id
 from tests.chaos.histories import RunOfKey, read_all
 from tests.chaos.plan import MARK, Plan, Planned
 from tests.chaos.run import Run

@@ -15,7 +15,8 @@ from temporalio.service import RPCError
 
 from longtake.client import DecisionRejected, Execution, GenerationNotFound, KeyInUse, NoWorker, VideoClient
 from longtake.models import Attention, Decision, DecisionAction
-from longtake.temporal.connection import TemporalProblem, connect, workflow_id
+from longtake.temporal.connection import TemporalProblem, connect
+from longtake.temporal.names import workflow_id
 from tests.chaos.operators import Operators
 from tests.chaos.plan import LONG_RUN_SECONDS, Event, Plan, Planned
 from tests.chaos.site import API_KEYS, NEW_BUILD, OLD_BUILD, Site, Worker

@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx
 
-from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+from cli.embedded import temporal_binary
+from longtake.temporal.names import SEARCH_ATTRIBUTES
 from simulator.faultproxy import Fault, FaultProxy
 from tests.chaos.plan import Plan
 from tests.chaos.stores import Store

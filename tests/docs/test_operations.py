@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def commands(program: str) -> list[list[str]]:
 
 def test_every_command_of_ours_is_taken() -> None:
     given = commands("starter.py")
-    assert {"doctor", "list", "status", "decide", "adopt", "poll_now", "generate"} <= {name for name, *_ in given}
+    assert {"doctor", "list", "status", "decide", "adopt", "poll", "generate"} <= {name for name, *_ in given}
     for name, *words in given:
         assert name in GROUP.commands, name
         flags = {word for word in words if word.startswith("--")}
@@ -93,11 +92,3 @@ def test_an_alert_says_what_to_type_or_leads_to_an_entry_that_does(name: str) ->
     known = {entry.lower().replace("_", "-") for entry in entries()} | {entry.lower() for entry in entries()}
     leads_on = set(re.findall(r"\]\(#([\w-]+)\)", entries()[name])) & known
     assert leads_on or re.search(r"`(starter\.py |python worker\.py|temporal )", entries()[name])
-
-
-def test_sections_come_in_the_order_of_need() -> None:
-    headings = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
-    assert headings[0] == "In a minute"
-    wanted = ["Alerts", "Generations that go on and need attention", "How a generation ends", "How a step fails"]
-    places = [headings.index(heading) for heading in wanted]
-    assert all(earlier < later for earlier, later in pairwise(places))

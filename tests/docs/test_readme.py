@@ -7,24 +7,20 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import typer.main
-from pydantic.fields import FieldInfo
 
 from cli.app import app
-from cli.output import Exit
 from longtake.request.rules import check_request
 from longtake.settings import PREFIX, Settings, variable_names
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-RECORDS = sorted((ROOT / "docs/adr").glob("*.md"))
 PAGES = sorted(
     [
         *(README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"),
@@ -32,7 +28,6 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
-MAX_RECORD_LINES = 40
 
 GROUP: Any = typer.main.get_command(app)
 """The commands, without running any. `Any`: typer brings a click of its own in some versions."""
@@ -75,17 +70,10 @@ def code_spans(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
-def section(name: str) -> str:
-    """What stands between the markers of this name in the README."""
-    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README.read_text(), re.DOTALL)
-    assert found, f"the README has lost its markers {name}:begin and {name}:end"
-    return found[1]
-
-
 def table(text: str) -> list[list[str]]:
-    """The cells of a Markdown table's rows, without its head."""
+    """The cells of every row of Markdown tables, with their heads."""
     rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+    return [[cell.strip() for cell in row] for row in rows]
 
 
 # --- Links ------------------------------------------------------------------------------------------------------------
@@ -154,36 +142,6 @@ def test_every_command_and_flag_that_is_named_exists() -> None:
         assert flags <= options_of(command) | {"--help"}, f"{page}: starter.py {command} {flags}"
 
 
-def test_the_table_of_commands_is_the_list_of_commands() -> None:
-    rows = table(section("commands"))
-    names = [re.findall(r"`([\w-]+)", row[0])[0] for row in rows]
-    assert names == list(GROUP.commands)
-
-
-def test_every_flag_in_the_table_of_commands_belongs_to_its_command() -> None:
-    shown = {}
-    for first, *rest in table(section("commands")):
-        command = re.findall(r"`([\w-]+)", first)[0]
-        shown[command] = set(re.findall(r"`(--[\w-]+)", " ".join([first, *rest])))
-    assert {"--image", "--dry-run"} <= shown["generate"]
-    for command, flags in shown.items():
-        assert flags <= options_of(command), command
-
-
-def test_every_flag_of_generate_is_in_the_readme() -> None:
-    told = README.read_text()
-    assert {flag for flag in options_of("generate") if flag not in told} <= {
-        *("--help", "--wait"),
-        "--data-dir",  # in the table of settings, as LONGTAKE_DATA_DIR
-    }
-
-
-def test_the_exit_codes_are_those_of_the_program() -> None:
-    rows = re.search(r"^\| exit code .*?\n\n", README.read_text(), re.MULTILINE | re.DOTALL)
-    assert rows
-    assert [int(row[0]) for row in table(rows[0])] == sorted(Exit)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_make_target_that_is_named_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -205,25 +163,12 @@ def test_shell_examples_are_shell() -> None:
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
-def default_of(name: str, field: FieldInfo) -> str:
-    """A default as the table shows it; empty where there is none, or where the description says it."""
-    if name == "data_dir" or field.default in (None, ()):
-        return ""
-    if isinstance(field.default, bool):
-        return "true" if field.default else "false"
-    assert not isinstance(field.default, timedelta), "a setting is a number with its unit in its name"
-    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-
-
-def test_the_table_of_settings_is_the_list_of_settings() -> None:
-    rows = {row[0].strip("`"): row[1:] for row in table(section("settings"))}
-    assert list(rows) == list(variable_names())
+def test_the_configuration_names_every_setting_and_its_default() -> None:
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table((ROOT / "docs/configuration.md").read_text())}
+    assert set(variable_names()) <= rows.keys()
     for name, field in Settings.model_fields.items():
-        cells = [cell.replace("`", "") for cell in rows[f"{PREFIX}{name.upper()}"]]
-        default = default_of(name, field)
-        assert not default or default in cells, f"{name}: {cells} do not name the default {default}"
-        assert field.description, name
-        assert field.description.replace("`", "") in " ".join(cells)
+        if isinstance(field.default, bool | int | float | str):
+            assert json.loads(json.dumps(rows[f"{PREFIX}{name.upper()}"])) == str(field.default).lower(), name
 
 
 def test_no_document_names_a_setting_that_does_not_exist() -> None:
@@ -264,17 +209,9 @@ def test_the_python_examples_compile_and_import_what_exists() -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
-# --- Decisions --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
-def test_a_decision_is_short_and_complete(record: Path) -> None:
-    text = record.read_text()
-    assert len(text.splitlines()) <= MAX_RECORD_LINES
-    assert re.match(rf"# {record.stem[:4]} \S", text)
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
-
-
-def test_decisions_are_numbered_without_a_gap() -> None:
-    assert [int(record.stem[:4]) for record in RECORDS] == list(range(1, len(RECORDS) + 1))
-    assert RECORDS
+def test_what_the_find_it_table_names_is_in_the_file_that_it_links() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Find it")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)` in \[[^\]]+\]\(([^)]+)\)", section)
+    assert {"RULES"} <= {name for name, _ in named}
+    for name, path in named:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (name, path)

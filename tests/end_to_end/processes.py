@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+from cli.embedded import temporal_binary
 from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
 from longtake.temporal.connection import connect
+from longtake.temporal.names import SEARCH_ATTRIBUTES
 from tests.end_to_end.forked import Forked
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from cli.embedded import temporal_binary
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 
 
 class TemporalCli:

@@ -10,12 +10,13 @@ from contextlib import ExitStack
 import pytest
 
 from cli.doctor.temporal import RUNBOOK
-from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+from cli.embedded import temporal_binary
 from longtake.client import VideoClient
 from longtake.models import Stage
 from longtake.settings import Settings
 from longtake.temporal.connection import connect, data_converter
 from longtake.temporal.key_ring import new_key
+from longtake.temporal.names import SEARCH_ATTRIBUTES
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

@@ -14,8 +14,9 @@ from cli.embedded import temporal_binary
 from longtake.client import GenerationFailure, VideoClient
 from longtake.models import Stage
 from longtake.settings import Settings
-from longtake.temporal.connection import DATA_CONVERTER, connect, data_converter, workflow_id
+from longtake.temporal.connection import DATA_CONVERTER, connect, data_converter
 from longtake.temporal.key_ring import new_key
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.temporal.connection import SEARCH_ATTRIBUTES
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -65,10 +65,10 @@ async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator:
 
         first, second = await starter("setup"), await starter("setup")
         assert (first.code, second.code) == (0, 0)
-        assert all(key.name in first.out for key in SEARCH_ATTRIBUTES)
+        assert all(key.name in first.out for key in SEARCH_ATTRIBUTE_KEYS)
         (ledger,) = [json.loads(path.read_text())["identity"] for path in (tmp_path / "store").glob("submit/identity")]
         assert (ledger in first.out, ledger in second.out) == (True, True)
-        assert not any(key.name in second.out for key in SEARCH_ATTRIBUTES)
+        assert not any(key.name in second.out for key in SEARCH_ATTRIBUTE_KEYS)
 
         await worker.restart()
         await eventually(worker.ready, "the worker polls")

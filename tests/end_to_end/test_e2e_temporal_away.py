@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from longtake.client import KeyInUse, NoWorker, TemporalUnavailable, VideoClient
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer, request
 
 AWAY_SECONDS = 2.0

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import SEARCH_ATTRIBUTES, temporal_binary
+from cli.embedded import temporal_binary
 from longtake.temporal.connection_errors import explain
+from longtake.temporal.names import SEARCH_ATTRIBUTES
 from tests.end_to_end.processes import (
     MARK,
     DevServer,

@@ -11,7 +11,7 @@ import pytest
 from cli.embedded import temporal_binary
 from longtake.client import VideoClient
 from longtake.models import Stage
-from longtake.temporal.connection import workflow_id
+from longtake.temporal.names import DEPLOYMENT, workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -24,20 +24,19 @@ from tests.end_to_end.processes import (
     request,
     told,
 )
-from worker import DEPLOYMENT
 
 pytestmark = pytest.mark.system
 
-FALLBACK = '        return await self._end_after_failed_extension("fallback", clip)\n'
+FALLBACK = '        return outcome.completed(state, "fallback", clip)\n'
 PATCHED = """\
         if workflow.patched("a-new-step"):
             await workflow.sleep(0.001)
-            generation.warnings.append("made by the patched build")
+            state.warn("made by the patched build")
 """
-PREPARE = "                await prepare(generation)\n"
+PREPARE = "                await prepare(state)\n"
 UNPATCHED = """\
                 await workflow.sleep(0.001)
-                generation.warnings.append("made by the incompatible build")
+                state.warn("made by the incompatible build")
 """
 ASKS = "extend_failed,seconds=30"
 """A generation that waits for a person, however long the machine takes for the rest."""

@@ -16,7 +16,6 @@ from temporalio.testing import WorkflowEnvironment
 
 from cli.embedded import temporal_binary
 from longtake.models import (
-    CarriedGeneration,
     FailureDetails,
     GenerateVideoInput,
     GenerationPolicy,
@@ -24,8 +23,11 @@ from longtake.models import (
     PollSchedule,
     SubmissionReceipt,
 )
-from longtake.temporal.connection import DATA_CONVERTER, SEARCH_ATTRIBUTES, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from tests.workflows.rig import FULL_VIDEO, REQUEST, Generation, Rig, Script, completed, delivered, rig_on, running
+from workflows.state import GenerationState, PaidTask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -40,7 +42,7 @@ _MAX_FAILURE_BYTES = 100_000
 async def server() -> AsyncIterator[Rig]:
     environment = await WorkflowEnvironment.start_local(
         data_converter=DATA_CONVERTER,
-        search_attributes=list(SEARCH_ATTRIBUTES),
+        search_attributes=list(SEARCH_ATTRIBUTE_KEYS),
         dev_server_existing_path=str(temporal_binary()),
         dev_server_log_level="error",
     )
@@ -101,7 +103,7 @@ async def test_a_bad_request_never_hangs(server: Rig, request: pytest.FixtureReq
 
 
 async def test_a_bad_decision_never_hangs(server: Rig) -> None:
-    script = Script(polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
+    script = Script(polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     generation = await started(server, "video-decided", REQUEST, script=script)
     await generation.reaches(lambda status: status.next_poll_at)
     for decision in ({f"field {n} {'x' * 300}": 1 for n in range(5_200)}, {"action": "x" * 1_900_000}):
@@ -134,10 +136,10 @@ async def test_a_key_that_only_our_client_would_refuse_is_refused(server: Rig, n
 def forged() -> dict[str, Any]:
     """The state of a generation that has paid for somebody else's task, as a run hands it to the next one."""
     receipt = SubmissionReceipt(task_id="task_Victim1", submitted_at=datetime.now(UTC), slot=1)
-    carried = CarriedGeneration(
-        request=GenerateVideoInput.model_validate(REQUEST), policy=GenerationPolicy(), receipt=receipt
+    state = GenerationState(
+        key="k", input=GenerateVideoInput.model_validate(REQUEST), first_task=PaidTask(receipt=receipt)
     )
-    return carried.model_dump(mode="json")
+    return state.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("given", [REQUEST, forged(), {"carried": 1}, {"carried": 2}], ids=["plain", *"123"])
@@ -164,7 +166,7 @@ async def next_run_is_refused(generation: Generation, rig: Rig) -> None:
 async def test_a_flood_of_asked_for_polls_keeps_the_floor(server: Rig) -> None:
     min_interval = timedelta(seconds=2)
     policy = GenerationPolicy(schedule=PollSchedule(expected=timedelta(hours=1), min_interval=min_interval))
-    script = Script(prepare=[policy], polls_of_task=[running(10)] * 100)
+    script = Script(prepare=[policy], polls=[running(10)] * 100)
     generation = await started(server, "video-flooded", REQUEST, script=script)
     await generation.reaches(lambda status: status.next_poll_at)
     until = asyncio.get_running_loop().time() + 3 * min_interval.total_seconds()

@@ -16,7 +16,8 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError
 
 from longtake.client import VideoClient
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, connect
+from longtake.temporal.connection import connect
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE
 from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, environment, request, request_json
 from tests.hostile.fuzzing.targets import seeds
 from tests.hostile.test_hostile_answers import gzip

@@ -19,20 +19,21 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from longtake.models import (
-    CarriedGeneration,
     DeliverInput,
     DeliveryKind,
     FailureDetails,
     GenerateVideoInput,
     GenerateVideoResult,
     GenerationPolicy,
+    Paid,
     PollSchedule,
     SubmissionReceipt,
     TaskRecord,
     TaskState,
 )
-from longtake.temporal.connection import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 from tests.workflows.real_site import EXCHANGE, PATIENCE_SECONDS, Site, running_site
+from workflows.state import GenerationState, PaidTask
 
 THEIR_QUEUE = "theirs"
 VICTIM, THIEF = "victim", "thief"
@@ -105,18 +106,19 @@ async def victims(site: Site) -> tuple[GenerateVideoInput, GenerateVideoResult]:
     return GenerateVideoInput.model_validate(fields), result
 
 
-def forged(request: GenerateVideoInput, task_id: str, **more: Any) -> CarriedGeneration:
+def forged(request: GenerateVideoInput, task_id: str, record: TaskRecord | None = None, **more: Any) -> GenerationState:
     receipt = SubmissionReceipt(task_id=task_id, submitted_at=datetime.now(UTC), slot=1)
-    return CarriedGeneration(request=request, policy=POLICY, receipt=receipt, **more)
+    task = PaidTask(receipt=receipt, record=record)
+    return GenerationState(key=VICTIM, input=request, policy=POLICY, first_task=task, paid=Paid.YES, **more)
 
 
-def forgeries(request: GenerateVideoInput, task_id: str) -> Iterator[CarriedGeneration]:
+def forgeries(request: GenerateVideoInput, task_id: str) -> Iterator[GenerationState]:
     completed = TaskRecord(task_id=task_id, state=TaskState.COMPLETED, has_video_link=True, has_first_video_link=True)
     yield forged(request, task_id)
     yield forged(request, task_id, record=completed)
     receipt = SubmissionReceipt(task_id=task_id, submitted_at=datetime.now(UTC), slot=1)
     failed = completed.model_copy(update={"state": TaskState.EXTEND_FAILED, "remix_id": "video_1"})
-    yield forged(request, task_id, record=failed, extension=receipt, extension_number=1)
+    yield forged(request, task_id, record=failed, extension_task=PaidTask(receipt=receipt), extension_number=1)
 
 
 @pytest.mark.parametrize("number", range(3), ids=["a receipt", "a verdict", "a retried extension"])

@@ -25,7 +25,6 @@ from longtake.gateway import wire
 from longtake.gateway.errors import InvalidResponse
 from longtake.models import (
     Attention,
-    DecisionAction,
     FailureDetails,
     GenerateVideoInput,
     GenerationStatus,
@@ -93,13 +92,7 @@ def status_of(text: str, **fields: Any) -> GenerationStatus:
     known |= {"decisions": ("adopt", "resubmit", "abandon"), "paid": Paid.YES, "polls": 3, "progress": 61}
     known |= {"video": video, "first_video": video, "has_link": True} | fields
     status = GenerationStatus.model_validate(known)
-    offered = [DecisionAction(decision) for decision in status.decisions]
-    return status.model_copy(
-        update={
-            "advice": status_text.advice_for(status.attention, status.key, offered),
-            "message": status_text.message_for(status.stage, status.attention, offered),
-        }
-    )
+    return status_text.explained(status)
 
 
 STATUSES: list[dict[str, Any]] = [

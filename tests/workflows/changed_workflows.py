@@ -8,7 +8,7 @@ from temporalio.common import RawValue
 with workflow.unsafe.imports_passed_through():
     from datetime import timedelta
 
-    from longtake.temporal.connection import VIDEO_STAGE
+    from longtake.temporal.search_attributes import VIDEO_STAGE
     from workflows.generate_video import GenerateVideoWorkflow
 
 

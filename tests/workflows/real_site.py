@@ -26,14 +26,9 @@ from longtake.gateway.client import GatewayClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, GenerationStatus
 from longtake.storage import Store
 from longtake.submission.ledger import SubmissionLedger
-from longtake.temporal.connection import (
-    DATA_CONVERTER,
-    SEARCH_ATTRIBUTES,
-    SUBMISSION_TASK_QUEUE,
-    TASK_QUEUE,
-    WORKFLOW_TYPE,
-    workflow_id,
-)
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from simulator import Simulator, SimulatorSettings, serve
 from worker import workflow_setup
 
@@ -122,7 +117,7 @@ async def running_site(
     """
     environment = await WorkflowEnvironment.start_local(
         data_converter=DATA_CONVERTER,
-        search_attributes=list(SEARCH_ATTRIBUTES),
+        search_attributes=list(SEARCH_ATTRIBUTE_KEYS),
         dev_server_existing_path=str(temporal_binary()),
         dev_server_log_level="error",
     )

@@ -48,20 +48,18 @@ FULL = [delivered(FULL_VIDEO)]
 
 
 async def full(rig: Rig) -> Generation:
-    polls_of_task = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
-    return await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="full", size="1920x1080")
+    polls = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
+    return await rig.generate(Script(polls=polls, deliver=FULL), key="full", size="1920x1080")
 
 
 async def with_trouble(rig: Rig) -> Generation:
-    polls_of_task = [
+    polls = [
         refusal("KeyRefused", "401"),
         refusal("InvalidResponse", "HTML"),
         lost(error_message="gone"),
         completed(),
     ]
-    script = Script(
-        submit=[accepted(recorded=False)], record=[None], polls_of_task=polls_of_task, deliver=[*FULL, *FIRST]
-    )
+    script = Script(submit=[accepted(recorded=False)], record=[None], polls=polls, deliver=[*FULL, *FIRST])
     generation = await rig.generate(script, key="with_trouble", keep_first=True)
     await rig.pass_time(timedelta(seconds=70))
     await generation.handle.execute_update("poll_now")
@@ -69,11 +67,11 @@ async def with_trouble(rig: Rig) -> Generation:
 
 
 async def fallback(rig: Rig) -> Generation:
-    return await rig.generate(Script(polls_of_task=[running(30), extend_failed()], deliver=FIRST), key="fallback")
+    return await rig.generate(Script(polls=[running(30), extend_failed()], deliver=FIRST), key="fallback")
 
 
 async def decided(rig: Rig) -> Generation:
-    script = Script(polls_of_task=[extend_failed()], deliver=FIRST)
+    script = Script(polls=[extend_failed()], deliver=FIRST)
     generation = await rig.generate(script, key="decided", on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
@@ -84,7 +82,7 @@ async def decided(rig: Rig) -> Generation:
 async def extension_retried(rig: Rig) -> Generation:
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        polls_of_task=[extend_failed(), running(40), completed()],
+        polls=[extend_failed(), running(40), completed()],
         extend=[accepted(task_id="task_extend_1")],
         deliver=[*FIRST, *FULL],
     )
@@ -92,12 +90,12 @@ async def extension_retried(rig: Rig) -> Generation:
 
 
 async def extension_failed(rig: Rig) -> Generation:
-    script = Script(polls_of_task=[extend_failed()], deliver=FIRST)
+    script = Script(polls=[extend_failed()], deliver=FIRST)
     return await rig.generate(script, key="extension_failed", on_extend_failed="fail")
 
 
 async def generation_failed(rig: Rig) -> Generation:
-    return await rig.generate(Script(polls_of_task=[running(20), generate_failed()]), key="generate_failed")
+    return await rig.generate(Script(polls=[running(20), generate_failed()]), key="generation_failed")
 
 
 async def invalid_request(rig: Rig) -> Generation:
@@ -126,7 +124,7 @@ async def adopted(rig: Rig) -> Generation:
         submit=[UNKNOWN],
         reconcile=again(Reconciliation(candidates=("task_a",))),
         resolve=[resolved],
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script, key="adopted")
@@ -143,22 +141,22 @@ async def abandoned(rig: Rig) -> Generation:
 
 async def task_lost(rig: Rig) -> Generation:
     policy = GenerationPolicy(lost_grace=timedelta(minutes=2))
-    polls_of_task = again(lost(error_message="upstream returned error"))
-    return await rig.generate(Script(prepare=[policy], polls_of_task=polls_of_task), key="task_lost")
+    polls = again(lost(error_message="upstream returned error"))
+    return await rig.generate(Script(prepare=[policy], polls=polls), key="task_lost")
 
 
 async def overdue(rig: Rig) -> Generation:
     policy = GenerationPolicy(overdue_after=timedelta(minutes=4), give_up_after=timedelta(minutes=20))
-    return await rig.generate(Script(prepare=[policy], polls_of_task=again(running(60))), key="stalled")
+    return await rig.generate(Script(prepare=[policy], polls=again(running(60))), key="overdue")
 
 
 async def delivery_failed(rig: Rig) -> Generation:
     no = refusal("DeliveryFailed", "every source says it is gone")
-    return await rig.generate(Script(polls_of_task=[completed()], deliver=[no]), key="delivery_failed")
+    return await rig.generate(Script(polls=[completed()], deliver=[no]), key="delivery_failed")
 
 
 async def cancelled(rig: Rig) -> Generation:
-    generation = await rig.generate(Script(polls_of_task=[running(10), running(20)]), key="cancelled")
+    generation = await rig.generate(Script(polls=[running(10), running(20)]), key="cancelled")
     await rig.pass_time(timedelta(seconds=70))
     await generation.handle.cancel()
     return generation
@@ -175,8 +173,8 @@ async def cancelled_while_submitting(rig: Rig) -> Generation:
 
 
 async def continued_as_new(rig: Rig) -> Generation:
-    polls_of_task = [*[running(60, remix_id="video_first")] * 4, completed()]
-    return await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL), key="continued_as_new")
+    polls = [*[running(60, remix_id="video_first")] * 4, completed()]
+    return await rig.generate(Script(polls=polls, deliver=FULL), key="continued_as_new")
 
 
 RECORDINGS: Final[tuple[Callable[[Rig], Awaitable[Generation]], ...]] = (

@@ -1,7 +1,7 @@
 """The time-skipping server, workers as `worker.py` builds them, and scripted fakes of the activities by name.
 
 One server and one pair of workers serve every test: a script is found by the workflow's id. Times are the server's,
-which skips them, so nothing here may look at this machine's clock.
+which skips them, so nothing here may read this machine's clock.
 """
 
 import asyncio
@@ -54,14 +54,9 @@ from longtake.models import (
     TaskRecord,
     TaskState,
 )
-from longtake.temporal.connection import (
-    DATA_CONVERTER,
-    SEARCH_ATTRIBUTES,
-    SUBMISSION_TASK_QUEUE,
-    TASK_QUEUE,
-    WORKFLOW_TYPE,
-    workflow_id,
-)
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import SUBMISSION_TASK_QUEUE, TASK_QUEUE, WORKFLOW_TYPE, workflow_id
+from longtake.temporal.search_attributes import SEARCH_ATTRIBUTE_KEYS
 from worker import workflow_setup
 
 IDENTITY: Final = "tests"
@@ -206,7 +201,7 @@ async def _give(answer: Answer, input: BaseModel) -> Any:
 class Script:
     """What each activity answers, call by call (a retry is a call). A call too many fails the test."""
 
-    polls_of_task: Iterable[Answer] = ()
+    polls: Iterable[Answer] = ()
     deliver: Iterable[Answer] = ()
     prepare: Iterable[Answer] = (GenerationPolicy(),)
     submit: Iterable[Answer] = field(default_factory=lambda: (accepted(),))
@@ -227,7 +222,7 @@ class Script:
             "prepare_generation": iter(self.prepare),
             "submit_generation": iter(self.submit),
             "record_submission": iter(self.record),
-            "query_generation": iter(self.polls_of_task),
+            "query_generation": iter(self.polls),
             "deliver_video": iter(self.deliver),
             "await_api_key": iter(self.await_key),
             "close_submission": iter(self.close),
@@ -249,7 +244,7 @@ class Script:
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)
 
-    def orders(self, name: str) -> list[Any]:
+    def inputs(self, name: str) -> list[Any]:
         return [input for called, input in self.calls if called == name]
 
     def times(self, name: str) -> list[datetime]:
@@ -377,7 +372,7 @@ class Generation:
     async def attributes(self) -> dict[str, str]:
         """Our search attributes, those that are set."""
         found = (await self.handle.describe()).typed_search_attributes
-        values = {key.name: found.get(key) for key in SEARCH_ATTRIBUTES}
+        values = {key.name: found.get(key) for key in SEARCH_ATTRIBUTE_KEYS}
         return {name: value for name, value in values.items() if value is not None}
 
     async def events(self) -> list[HistoryEvent]:
@@ -463,11 +458,11 @@ class Rig:
             if (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING:
                 await generation.handle.terminate("the test is over")
         assert not [name for generation in started for name in generation.script.overruns]
-        histories = await asyncio.gather(*(self._history(generation) for generation in started))
+        histories = await asyncio.gather(*(self.history(generation) for generation in started))
         bare = without_summary(itertools.chain(*histories))
         assert not bare, f"without a summary: {bare}"
 
-    async def _history(self, generation: Generation) -> list[HistoryEvent]:
+    async def history(self, generation: Generation) -> list[HistoryEvent]:
         """Every event, also of the runs that it continued as new."""
         events: list[HistoryEvent] = []
         run = generation.handle.first_execution_run_id
@@ -553,7 +548,7 @@ async def running_rig(*plugins: Plugin, cached: int = 1000) -> AsyncIterator[Rig
     )
     async with environment:
         # This server cannot list them, so the product's own `register_search_attributes` does not work on it.
-        kinds = {key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for key in SEARCH_ATTRIBUTES}
+        kinds = {key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD for key in SEARCH_ATTRIBUTE_KEYS}
         await environment.client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=environment.client.namespace, search_attributes=kinds)
         )

@@ -3,14 +3,23 @@
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from longtake.models import ExtensionInput, FailureDetails, GenerateVideoInput, Paid, Reconciliation, SubmitInput
+from longtake.models import (
+    DecisionAction,
+    ExtensionInput,
+    FailureDetails,
+    GenerateVideoInput,
+    Paid,
+    Reconciliation,
+    SubmissionReceipt,
+    SubmitInput,
+)
 from tests.workflows.rig import REQUEST
 from workflows.failures import Cause
-from workflows.state import Generation
+from workflows.state import Doubt, GenerationState, Question
 from workflows.steps import resolve as resolving
 from workflows.steps.resolve import CHECK_ACCOUNT_AGAIN, CHECK_YOURSELF, CONFIRM_NOT_CHARGED
 
@@ -64,14 +73,6 @@ def test_what_ends_in_doubt_tells_all_that_is_known(advice: str, shown: str) -> 
     assert failed.details == KNOWN.model_copy(update={"paid": Paid.UNKNOWN, "advice": shown})
 
 
-def test_the_ledger_names_the_submission_that_is_in_doubt_and_says_nothing_else() -> None:
-    said = KNOWN.model_copy(update={"advice": "do this"})
-    known = FailureDetails(slot=5, sent_at=NOW, request_id="r2", http_status=500, advice="not this", key="another")
-    in_doubt = {"slot": 5, "sent_at": NOW, "request_id": "r2"}
-    assert resolving._merged(said, known) == said.model_copy(update=in_doubt)
-    assert resolving._merged(said, FailureDetails()) == said
-
-
 @pytest.mark.parametrize(
     ("doubt", "told"),
     [
@@ -80,13 +81,13 @@ def test_the_ledger_names_the_submission_that_is_in_doubt_and_says_nothing_else(
         (FailureDetails(sent_at=NOW, request_id="r1"), ("2026-07-01 12:00:00 UTC", "r1")),
     ],
 )
-def test_whoever_looks_for_it_is_told_when_it_left(doubt: FailureDetails, told: tuple[str, ...]) -> None:
+def test_whoever_looks_for_it_learns_when_it_left(doubt: FailureDetails, told: tuple[str, ...]) -> None:
     lines = resolving._sent(doubt)
     assert len(lines) == (1 if doubt.sent_at else 0)
     assert all(fact in lines[0] for fact in told)
 
 
-def test_the_witnesses_are_heard_at_growing_intervals_and_the_last_one_again_and_again() -> None:
+def test_the_account_is_checked_at_growing_intervals_and_the_last_one_again_and_again() -> None:
     pauses = list(islice(resolving._pauses(), len(CHECK_ACCOUNT_AGAIN) + 3))
     assert pauses == [*CHECK_ACCOUNT_AGAIN, *[CHECK_ACCOUNT_AGAIN[-1]] * 3]
 
@@ -105,7 +106,7 @@ def test_the_witnesses_are_heard_at_growing_intervals_and_the_last_one_again_and
         (MINUTE, Reconciliation(resubmittable=True), MINUTE, MINUTE),
     ],
 )
-def test_a_finding_brings_the_next_hearing_forward_and_ever_more_rarely(
+def test_a_finding_brings_the_next_check_forward_and_ever_more_rarely(
     pause: timedelta,
     finding: Reconciliation,
     since: timedelta,
@@ -116,51 +117,44 @@ def test_a_finding_brings_the_next_hearing_forward_and_ever_more_rarely(
     assert resolving._shortened(pause, finding, NOW - since) == shortened
 
 
-def generation(**fields: Any) -> Generation:
-    """What these steps change of a generation, and no more."""
-    return cast("Generation", SimpleNamespace(warnings=[], **fields))
+def generation(**fields: Any) -> GenerationState:
+    return GenerationState(key="order-1", **fields)
 
 
-def test_each_submission_that_was_made_again_by_itself_is_told_once() -> None:
+def test_each_submission_that_was_made_again_by_itself_is_warned_of_once() -> None:
     one = generation()
     warned = []
     for count in (0, 1, 1, 2, 2):
-        resolving._tell_of_resubmissions(one, count)
+        resolving._warn_of_resubmissions(one, count)
         warned.append(len(one.warnings))
     assert warned == [0, 1, 1, 2, 2]
 
 
-ORDER = SubmitInput(key="order-1", request=GenerateVideoInput.model_validate(REQUEST))
-RETRY = ORDER.model_copy(update={"extension": ExtensionInput(remix_id="video_first", number=1)})
+SUBMISSION = SubmitInput(key="order-1", request=GenerateVideoInput.model_validate(REQUEST))
+RETRY = SUBMISSION.model_copy(update={"extension": ExtensionInput(remix_id="video_first", number=1)})
+RECEIPT = SubmissionReceipt(task_id="task_a", submitted_at=NOW, slot=1)
 
 
 @pytest.mark.parametrize(
-    ("order", "found", "paid"),
-    [(ORDER, None, None), (ORDER, "receipt", Paid.YES), (RETRY, None, Paid.YES), (RETRY, "receipt", Paid.YES)],
+    ("input", "found", "paid"),
+    [
+        (SUBMISSION, None, None),
+        (SUBMISSION, RECEIPT, Paid.YES),
+        (RETRY, None, Paid.YES),
+        (RETRY, RECEIPT, Paid.YES),
+    ],
 )
-def test_once_it_is_known_nobody_is_asked_any_more(input: SubmitInput, found: Any, paid: Paid | None) -> None:
-    one = generation(
-        paid=Paid.UNKNOWN,
-        offered=("adopt",),
-        asked_slot=1,
-        candidates=("task_a",),
-        evidence=("charged",),
-        charged=Paid.UNKNOWN,
-    )
-    assert resolving._found(one, input, found) is found
-    assert vars(one) == {
-        "warnings": [],
-        "paid": paid,
-        "offered": (),
-        "asked_slot": None,
-        "candidates": (),
-        "evidence": (),
-        "charged": None,
-    }
+def test_once_it_is_known_nobody_is_asked_any_more(
+    input: SubmitInput, found: SubmissionReceipt | None, paid: Paid | None
+) -> None:
+    doubt = Doubt(extension=False, charged=Paid.UNKNOWN, candidates=("task_a",), evidence=("charged",))
+    one = generation(paid=Paid.UNKNOWN, doubt=doubt, question=Question(actions=(DecisionAction.ADOPT,), slot=1))
+    assert resolving._resolved(one, input, found) is found
+    assert one == generation(paid=paid)
 
 
-@pytest.mark.parametrize(("order", "paid"), [(ORDER, Paid.UNKNOWN), (RETRY, Paid.YES)])
-def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(input: SubmitInput, paid: Paid) -> None:
-    one = generation(paid=Paid.YES)
+@pytest.mark.parametrize(("input", "paid"), [(SUBMISSION, Paid.UNKNOWN), (RETRY, None)])
+def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(input: SubmitInput, paid: Paid | None) -> None:
+    one = generation()
     resolving._mark_unknown(one, input)
     assert one.paid is paid

@@ -64,7 +64,7 @@ def waiting(status: Any) -> bool:
 
 async def test_it_is_shown_and_goes_on_after_a_top_up_by_itself(rig: Rig) -> None:
     held = Held(STILL)
-    script = Script(submit=[EMPTY, accepted()], await_key=[held, GO_ON], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[EMPTY, accepted()], await_key=[held, GO_ON], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, on_key_refused="wait", key="batch-1")
     await generation.skip_to(held)
 
@@ -79,7 +79,7 @@ async def test_it_is_shown_and_goes_on_after_a_top_up_by_itself(rig: Rig) -> Non
 
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("submit_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("submit_generation")] == [False, True]
     status = await generation.status()
     assert (status.attention, status.key_problem, status.waiting_since, status.paid) == (None, None, None, Paid.YES)
 
@@ -102,7 +102,7 @@ async def test_any_other_refusal_ends_at_once(rig: Rig) -> None:
 
 async def test_somebody_who_has_topped_up_need_not_wait(rig: Rig) -> None:
     held = Held(STILL)
-    script = Script(submit=[EMPTY, accepted()], await_key=[held], polls_of_task=[completed()], deliver=FULL)
+    script = Script(submit=[EMPTY, accepted()], await_key=[held], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, on_key_refused="wait")
     await generation.skip_to(held)
     await generation.reaches(waiting)
@@ -112,14 +112,12 @@ async def test_somebody_who_has_topped_up_need_not_wait(rig: Rig) -> None:
     await generation.reaches(lambda status: status.task_id)
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("submit_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("submit_generation")] == [False, True]
 
 
-async def test_resume_is_rejected_where_nothing_waits(rig: Rig) -> None:
+async def test_poll_now_is_rejected_where_nothing_waits(rig: Rig) -> None:
     held = Held(accepted())
-    generation = await rig.generate(
-        Script(submit=[held], polls_of_task=[completed()], deliver=FULL), on_key_refused="wait"
-    )
+    generation = await rig.generate(Script(submit=[held], polls=[completed()], deliver=FULL), on_key_refused="wait")
     await generation.skip_to(held)
     with pytest.raises(WorkflowUpdateFailedError):
         await generation.handle.execute_update("poll_now")
@@ -132,7 +130,7 @@ async def test_a_trial_that_is_refused_waits_on_since_the_first(rig: Rig) -> Non
     script = Script(
         submit=[EMPTY, WRONG, accepted()],
         await_key=[STILL, GO_ON, held, GO_ON],
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script, on_key_refused="wait")
@@ -147,7 +145,7 @@ async def test_a_trial_that_is_refused_waits_on_since_the_first(rig: Rig) -> Non
 
 async def test_a_key_that_is_refused_while_preparing_is_waited_for_there(rig: Rig) -> None:
     held = Held(GO_ON)
-    script = Script(prepare=[WRONG, GenerationPolicy()], await_key=[held], polls_of_task=[completed()], deliver=FULL)
+    script = Script(prepare=[WRONG, GenerationPolicy()], await_key=[held], polls=[completed()], deliver=FULL)
     generation = await rig.generate(script, on_key_refused="wait")
     await generation.skip_to(held)
     status = await generation.reaches(waiting)
@@ -155,7 +153,7 @@ async def test_a_key_that_is_refused_while_preparing_is_waited_for_there(rig: Ri
     assert "LONGTAKE_GATEWAY_API_KEY" in status.advice
     held.let_go()
     assert (await generation.result()).outcome == "full"
-    assert [input.trial for input in script.orders("prepare_generation")] == [False, True]
+    assert [input.trial for input in script.inputs("prepare_generation")] == [False, True]
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARING, Stage.SUBMITTING])
@@ -175,7 +173,7 @@ async def test_days_of_it_leave_no_longer_history(rig: Rig) -> None:
     script = Script(
         submit=[EMPTY, accepted()],
         await_key=changing(timedelta(days=2), STILL, GO_ON),
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await rig.generate(script, on_key_refused="wait")
@@ -188,7 +186,7 @@ async def test_it_survives_a_restart_of_the_worker(forgetful_rig: Rig) -> None:
     script = Script(
         submit=[EMPTY, accepted()],
         await_key=changing(timedelta(minutes=20), STILL, GO_ON),
-        polls_of_task=[completed()],
+        polls=[completed()],
         deliver=FULL,
     )
     generation = await forgetful_rig.generate(script, on_key_refused="wait")
@@ -212,7 +210,7 @@ async def test_waiting_that_is_ended_from_outside_ends_as_the_refusal(rig: Rig) 
 async def test_the_retry_of_an_extension_never_waits(rig: Rig) -> None:
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        polls_of_task=[extend_failed()],
+        polls=[extend_failed()],
         extend=[EMPTY],
         close=[NOTHING_SENT],
         deliver=[delivered(FIRST_CLIP)],
@@ -221,9 +219,9 @@ async def test_the_retry_of_an_extension_never_waits(rig: Rig) -> None:
     assert (await generation.result()).outcome == "fallback"
 
 
-async def test_out_of_quota_while_looking_is_told_as_such(rig: Rig) -> None:
+async def test_out_of_quota_while_polling_is_shown_as_such(rig: Rig) -> None:
     no = refusal("KeyRefused", "out of quota", http_status=403, key_problem=KeyProblem.OUT_OF_QUOTA)
-    generation = await rig.generate(Script(polls_of_task=[no, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[no, completed()], deliver=FULL))
     await rig.pass_time(timedelta(seconds=70))
     status = await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
     assert status.key_problem is KeyProblem.OUT_OF_QUOTA

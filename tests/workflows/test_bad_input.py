@@ -100,7 +100,7 @@ async def test_bad_request_is_refused_with_every_problem(rig: Rig, arguments: li
 async def test_what_is_not_offered_any_more_may_have_been_paid(rig: Rig, retired: dict[str, Any]) -> None:
     """Only the ledger can tell, so the request is judged with it: refused where nothing was submitted for the key."""
     bought = await rig.start(
-        Script(submit=[accepted(attached=True)], polls_of_task=[completed()], deliver=[FULL]), {**REQUEST, **retired}
+        Script(submit=[accepted(attached=True)], polls=[completed()], deliver=[FULL]), {**REQUEST, **retired}
     )
     assert (await bought.result()).task_id == TASK_ID
     refused = refusal("InvalidRequest", "not offered", paid=Paid.NO)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 COMPLETED = EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
 IN_DOUBT = ClosedSubmission(in_doubt=FailureDetails(slot=1))
-CANCEL_HEARD = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
+CANCEL_REQUESTED = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
 
 
 async def cancelled(generation: Generation, *, task_id: str | None, paid: str = "yes") -> None:
@@ -94,7 +94,7 @@ async def earlier(_: Any) -> ClosedSubmission:
 async def test_the_ledger_says_what_was_paid_when_it_is_cancelled(
     own_rig: Rig, stage: str, answer: Any, paid: str, task_id: str | None
 ) -> None:
-    """Nobody is to look for what was never sent, and what an earlier run of the key has paid is not "no"."""
+    """Nobody is to search for what was never sent, and what an earlier run of the key has paid is not "no"."""
     busy = refusal("GatewayBusy", "no channel", retried=True, after=timedelta(minutes=20), paid=Paid.NO)
     held = Held(GenerationPolicy())
     script = Script(prepare=[held], close=[answer]) if stage == "preparing" else Script(submit=[busy], close=[answer])
@@ -122,7 +122,7 @@ async def test_while_the_post_is_under_way_waits_for_its_id(own_rig: Rig) -> Non
     generation = await own_rig.generate(Script(submit=[held]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     assert (await generation.handle.describe()).status is WorkflowExecutionStatus.RUNNING
     held.let_go()
     await cancelled(generation, task_id=TASK_ID)
@@ -152,7 +152,7 @@ async def test_while_the_post_is_under_way_its_outcome_still_reaches_the_ledger(
     generation = await own_rig.generate(Script(submit=[held], record=[None]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     await cancelled(generation, task_id=TASK_ID)
     assert generation.script.count("record_submission") == 1
@@ -163,7 +163,7 @@ async def test_while_the_post_is_under_way_and_it_is_refused(own_rig: Rig) -> No
     generation = await own_rig.generate(Script(submit=[held], close=[ClosedSubmission()]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     error, details = await generation.failure()
     assert (error.type, details.paid) == ("SubmissionRefused", Paid.NO)
@@ -174,7 +174,7 @@ async def test_while_the_post_is_under_way_and_its_outcome_is_unknown(own_rig: R
     generation = await own_rig.generate(Script(submit=[held], close=[IN_DOUBT]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     error, details = await generation.failure()
     assert (error.type, details.paid, details.slot) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN, 1)
@@ -186,7 +186,7 @@ async def test_while_the_post_is_under_way_and_it_was_paid_after_all(own_rig: Ri
     generation = await own_rig.generate(Script(submit=[held], close=[earlier]))
     await held.begun.wait()
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     await cancelled(generation, task_id=TASK_ID, paid="yes")
 
@@ -225,17 +225,17 @@ async def test_while_the_ledger_is_written_and_does_not_take_it(own_rig: Rig) ->
     assert "read only" in (await generation.status()).warnings[0]
 
 
-async def test_while_waiting_for_the_next_look(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(polls_of_task=[running(10)]))
+async def test_while_waiting_for_the_next_poll(own_rig: Rig) -> None:
+    generation = await own_rig.generate(Script(polls=[running(10)]))
     await generation.reaches(lambda status: status.next_poll_at)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
     assert generation.script.count("query_generation") == 0
 
 
-async def test_while_looking(own_rig: Rig) -> None:
+async def test_while_polling(own_rig: Rig) -> None:
     held = Held(completed())
-    generation = await own_rig.generate(Script(polls_of_task=[held]))
+    generation = await own_rig.generate(Script(polls=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -243,9 +243,9 @@ async def test_while_looking(own_rig: Rig) -> None:
     assert generation.script.count("deliver_video") == 0
 
 
-async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
+async def test_while_a_poll_waits_to_be_tried_again(own_rig: Rig) -> None:
     trouble = refusal("PollFailing", "502", retried=True, after=timedelta(minutes=1))
-    generation = await own_rig.generate(Script(polls_of_task=[running(10), trouble]))
+    generation = await own_rig.generate(Script(polls=[running(10), trouble]))
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.handle.execute_update("poll_now")
     await generation.reaches(lambda _: generation.script.count("query_generation") == 2)
@@ -254,7 +254,7 @@ async def test_while_a_look_waits_to_be_tried_again(own_rig: Rig) -> None:
 
 
 async def test_while_a_key_is_needed(own_rig: Rig) -> None:
-    generation = await own_rig.generate(Script(polls_of_task=[refusal("KeyRefused", "401")]))
+    generation = await own_rig.generate(Script(polls=[refusal("KeyRefused", "401")]))
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.attention is Attention.NEEDS_API_KEY)
     await generation.handle.cancel()
@@ -266,7 +266,7 @@ async def test_while_a_key_is_needed(own_rig: Rig) -> None:
 )
 async def test_while_delivering(own_rig: Rig, kind: str, verdict: Any, clip: Any) -> None:
     held = Held(delivered(clip))
-    generation = await own_rig.generate(Script(polls_of_task=[verdict], deliver=[held]))
+    generation = await own_rig.generate(Script(polls=[verdict], deliver=[held]))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -283,9 +283,7 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
             return await held(input)
         raise trouble.with_traceback(None)
 
-    generation = await own_rig.generate(
-        Script(polls_of_task=[completed(has_first_video_link=True)], deliver=again(answer))
-    )
+    generation = await own_rig.generate(Script(polls=[completed(has_first_video_link=True)], deliver=again(answer)))
     await generation.skip_to(held)
     await generation.handle.cancel()
     await cancelled(generation, task_id=TASK_ID)
@@ -293,7 +291,7 @@ async def test_while_both_clips_are_being_delivered(own_rig: Rig) -> None:
 
 
 async def test_while_a_decision_about_the_extension_is_awaited(own_rig: Rig) -> None:
-    script = Script(polls_of_task=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
+    script = Script(polls=[extend_failed()], deliver=[delivered(FIRST_CLIP)])
     generation = await own_rig.generate(script, on_extend_failed="ask")
     await own_rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
@@ -313,7 +311,7 @@ async def test_while_a_decision_about_the_submission_is_awaited(own_rig: Rig) ->
     await cancelled(generation, task_id=None, paid="unknown")
 
 
-async def test_while_the_witnesses_are_heard(own_rig: Rig) -> None:
+async def test_while_the_account_is_checked(own_rig: Rig) -> None:
     unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
     held = Held(Reconciliation())
     generation = await own_rig.generate(Script(submit=[unknown], reconcile=[held], close=[IN_DOUBT]))
@@ -327,13 +325,13 @@ async def test_while_a_retried_extension_is_submitted(own_rig: Rig) -> None:
     held = Held(accepted(task_id="task_extend_1"))
     script = Script(
         prepare=[GenerationPolicy(extension_retries=1)],
-        polls_of_task=[extend_failed()],
+        polls=[extend_failed()],
         deliver=[delivered(FIRST_CLIP)],
         extend=[held],
     )
     generation = await own_rig.generate(script, on_extend_failed="retry")
     await generation.skip_to(held)
     await generation.handle.cancel()
-    await generation.has_event(CANCEL_HEARD)
+    await generation.has_event(CANCEL_REQUESTED)
     held.let_go()
     await cancelled(generation, task_id=TASK_ID)

@@ -2,21 +2,32 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, cast
 
 import pytest
+from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 
 from longtake.models import (
-    CarriedGeneration,
+    Attention,
+    Decision,
+    DecisionAction,
+    FailureDetails,
+    GenerateVideoInput,
     GenerationPolicy,
     GenerationStatus,
+    KeyProblem,
+    Paid,
+    Stage,
+    SubmissionReceipt,
     TaskRecord,
     TaskState,
+    UncollectedExtension,
 )
 from longtake.request.rules import MODELS
+from longtake.temporal.connection import DATA_CONVERTER
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -35,13 +46,14 @@ from tests.workflows.rig import (
     running,
     server_now,
 )
-from workflows import state as generation_module
+from workflows.state import Doubt, GenerationState, LastPoll, PaidTask, Question
 from workflows.steps import poll as watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 FULL = delivered(FULL_VIDEO)
 FIRST = delivered(FIRST_CLIP)
+AT = datetime(2026, 7, 22, 10, tzinfo=UTC)
 TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 
 # --- Never judged again ----------------------------------------------------------------------------------------------
@@ -54,9 +66,7 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
         monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
         return running(10)
 
-    generation = await rig.generate(
-        Script(polls_of_task=[retired, running(20), completed()], deliver=[FULL]), size="1280x720"
-    )
+    generation = await rig.generate(Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
 
     result = await generation.result()
 
@@ -76,29 +86,29 @@ async def test_state_of_a_later_form_waits_for_a_newer_worker(own_rig: Rig, monk
 
 async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, newer: dict[str, Any]) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
-    ours: Callable[..., CarriedGeneration] = generation_module.Generation.carried
+    ours = workflow.continue_as_new
     known: dict[str, Any] = {}
 
-    def as_a_newer_worker_writes_it(generation: generation_module.Generation) -> Any:
-        known.update(ours(generation).model_dump(mode="json"))
-        return known | newer
+    def as_a_newer_worker_does(state: GenerationState) -> None:
+        known.update(state.model_dump(mode="json"))
+        ours(known | newer)
 
-    monkeypatch.setattr(generation_module.Generation, "carried", as_a_newer_worker_writes_it)
-    generation = await rig.generate(Script(polls_of_task=[running(10), completed()], deliver=[FULL]))
+    monkeypatch.setattr(workflow, "continue_as_new", as_a_newer_worker_does)
+    generation = await rig.generate(Script(polls=[running(10), completed()], deliver=[FULL]))
     failed = asyncio.create_task(generation.result())  # lets time pass
     await generation.has_event(TASK_FAILED)
     assert generation.script.count("query_generation") == 1
 
-    read = CarriedGeneration.model_validate
-    monkeypatch.setattr(CarriedGeneration, "model_validate", lambda _: read(known))
+    read = GenerationState.model_validate
+    monkeypatch.setattr(GenerationState, "model_validate", lambda _: read(known))
     result = await failed
     assert (result.outcome, result.polls) == ("full", 2)
 
 
 async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
     """A cron schedule starts the same request once more: that is a request, and is judged as one."""
-    script = Script(polls_of_task=[completed()], deliver=[FULL])
-    forged = {"request": REQUEST, "carried": 1, "policy": {}}
+    script = Script(polls=[completed()], deliver=[FULL])
+    forged = {"key": "k", "input": REQUEST, "carried": 1}
     error, _ = await (await own_rig.start(script, forged)).failure()
     assert error.type == "InvalidRequest", "nothing was continued as new here"
 
@@ -111,7 +121,7 @@ _TIMES = {"next_poll_at", "submitted_at"}
 
 
 class Watched:
-    """Notes what the status says at every look, and while clips are brought home."""
+    """Notes what the status says at every poll, and while clips are delivered."""
 
     def __init__(self) -> None:
         self.generation: Generation | None = None
@@ -139,7 +149,7 @@ REFUSED = refusal("KeyRefused", "401")
 MISSING = refusal("TaskNotFound", "task_not_exist")
 SCRIPTS: dict[str, dict[str, Any]] = {
     "trouble": {
-        "looks": [
+        "polls": [
             REFUSED,
             running(61, remix_id="video_first", remix_id_extend="video_second", quota=7, upstream_task_id="up-1"),
             MISSING,
@@ -148,9 +158,9 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         ],
         "deliver": [FULL],
     },
-    "lost": {"looks": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
+    "lost": {"polls": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
     "retried extension": {
-        "looks": [
+        "polls": [
             running(20, remix_id="video_first", quota=5),
             extend_failed(),
             REFUSED,
@@ -163,7 +173,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         "deliver": [FIRST, FULL],
     },
     "two retries, the second one lost": {
-        "looks": [
+        "polls": [
             extend_failed(),
             running(30, **EXTENDED, quota=3),
             extend_failed(**EXTENDED, error_message="again"),
@@ -174,8 +184,8 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         "extend": [accepted(**EXTENDED), accepted(task_id="task_extend_2")],
         "deliver": [FIRST],
     },
-    "retried extension that cannot be brought home": {
-        "looks": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
+    "retried extension that cannot be delivered": {
+        "polls": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
         "extend": [accepted(**EXTENDED)],
         "deliver": [FIRST, refusal("DeliveryFailed", "gone")],
     },
@@ -202,7 +212,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_continued_as_new_after_every_look_everything_is_shown_as_before(
+async def test_continued_as_new_after_every_poll_everything_is_shown_as_before(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     whole = await played(rig, SCRIPTS[name])
@@ -217,27 +227,80 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
-    polls_of_task = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
-    script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
-    )
+    polls = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
+    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL])
     await (await rig.generate(script, on_extend_failed="retry")).result()
     *_, refused, last = script.times("query_generation")
     assert last - refused >= RETRYING.schedule.expected
 
 
-async def test_every_part_of_the_state_is_carried_or_has_its_reason_not_to_be() -> None:
-    made = generation_module.Generation("k")
-    carried = set(CarriedGeneration.model_fields)
-    state = {name.removeprefix("_") for name in vars(made)}
-    assert state - carried == set(generation_module.NOT_CARRIED)
-    assert carried - state == {"carried", "request", "stage_since"}, "these have other names in a generation"
+async def test_every_field_of_the_state_goes_through_temporal_unchanged() -> None:
+    receipt = SubmissionReceipt(task_id=TASK_ID, submitted_at=AT, slot=2)
+    task = PaidTask(receipt=receipt, record=running(61), polls=3, polling_since=AT, lost_since=AT, missing_since=AT)
+    state = GenerationState(
+        key="order-1",
+        input=GenerateVideoInput.model_validate(REQUEST),
+        policy=RETRYING,
+        stage=Stage.EXTENDING,
+        stage_since=AT,
+        attention=Attention.TASK_LOST,
+        paid=Paid.YES,
+        first_task=task,
+        extension_number=1,
+        extension_task=task,
+        polls=6,
+        last_poll=LastPoll(number=6, result="lost"),
+        polling=True,
+        next_poll_at=AT,
+        poll_requested=True,
+        awaiting_key=True,
+        waiting_since=AT,
+        key_problem=KeyProblem.REFUSED,
+        last_problem="gone",
+        doubt=Doubt(extension=True, charged=Paid.NO, candidates=("a",), evidence=("b",)),
+        question=Question(actions=(DecisionAction.ADOPT,), by=AT, slot=2),
+        decision=Decision(action=DecisionAction.ADOPT, task_id="a", slot=2),
+        first_video=FIRST_CLIP,
+        video=FULL_VIDEO,
+        uncollected=UncollectedExtension(number=1, reason="gone"),
+        outcome="full",
+        failure=FailureDetails(advice="wait"),
+        warnings=("slow",),
+    )
+    fresh = GenerationState(key="")
+    same = [name for name in GenerationState.model_fields if getattr(state, name) == getattr(fresh, name)]
+    assert same == ["carried"], "give every field another value here"
+    assert [name for name in PaidTask.model_fields if not getattr(task, name)] == []
+    converter = DATA_CONVERTER.payload_converter
+    carried = GenerationState.model_validate(converter.from_payloads(converter.to_payloads([state]))[0])
+    assert carried == state
+
+
+async def test_a_snapshot_is_out_of_reach_of_later_changes() -> None:
+    state = GenerationState(key="k")
+    state.first_task = PaidTask(receipt=SubmissionReceipt(task_id=TASK_ID, submitted_at=AT, slot=1))
+    before, shown = state.show()
+    assert before is None
+    state.first_task.polls, state.warnings = 1, ("slow",)
+    again_before, now = state.show()
+    assert again_before == shown
+    assert shown.first_task is not None
+    assert (shown.first_task.polls, shown.warnings) == (0, ())
+    assert now.first_task is not None
+    assert (now.first_task.polls, now.warnings) == (1, ("slow",))
+
+
+async def test_what_was_surely_paid_stays_so() -> None:
+    state = GenerationState(key="k", paid=Paid.YES)
+    for unsure in (Paid.UNKNOWN, Paid.NO, None):
+        state.set_paid(unsure)
+        assert state.paid is Paid.YES
 
 
 # --- A day, and another one ------------------------------------------------------------------------------------------
 
 HOUR = timedelta(hours=1)
-SLOW = GenerationPolicy.model_validate({"pacing": {"expected": "PT5H"}})
+SLOW = GenerationPolicy.model_validate({"schedule": {"expected": "PT5H"}})
 
 
 def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
@@ -249,16 +312,16 @@ def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
     return answer
 
 
-async def test_one_failed_look_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
-    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls_of_task=[REFUSED, completed()], deliver=[FULL])
+async def test_one_failed_poll_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
+    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls=[REFUSED, completed()], deliver=[FULL])
     assert (await (await rig.generate(script)).result()).outcome == "full"
 
 
-async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watch(
+async def test_the_second_day_of_failed_polls_counts_from_the_start_of_this_watch(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 7)
-    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], polls_of_task=again(refusal("Defect", "?")))
+    script = Script(prepare=[SLOW], submit=[submitted_long_ago(50 * HOUR)], polls=again(refusal("Defect", "?")))
     error, details = await (await rig.generate(script)).failure()
     assert (error.type, details.task_id) == ("GenerationTimedOut", TASK_ID)
     times = script.times("query_generation")
@@ -268,7 +331,7 @@ async def test_the_second_day_of_failed_looks_counts_from_the_start_of_this_watc
 @pytest.mark.parametrize("last", [lost(error_message="upstream"), refusal("Defect", "?")], ids=["lost", "trouble"])
 async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig, last: Any) -> None:
     policy = SLOW.model_copy(update={"lost_grace": timedelta(days=30), "give_up_after": HOUR})
-    script = Script(prepare=[policy], polls_of_task=chain([lost(error_message="upstream")], again(last)))
+    script = Script(prepare=[policy], polls=chain([lost(error_message="upstream")], again(last)))
     error, details = await (await rig.generate(script)).failure()
     assert error.type == "TaskLost"
     assert details.last_record is not None
@@ -280,14 +343,14 @@ async def test_given_up_while_the_gateways_last_word_is_lost_it_is_lost(rig: Rig
 
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("minutes", [10, -10])
-async def test_looks_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
+async def test_polls_are_planned_by_temporals_time_alone(rig: Rig, attached: bool, minutes: int) -> None:
     """The worker that submitted had a clock that was ten minutes off."""
 
     async def off(input: Any) -> Any:
         at = server_now() + timedelta(minutes=minutes)
         return await accepted(submitted_at=at, attached=attached)(input)
 
-    script = Script(submit=[off], polls_of_task=[running(10), completed()], deliver=[FULL])
+    script = Script(submit=[off], polls=[running(10), completed()], deliver=[FULL])
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     (submitted,) = script.times("submit_generation")
@@ -307,7 +370,7 @@ async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> Non
 
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), completed(**EXTENDED)],
+        polls=[extend_failed(), completed(**EXTENDED)],
         extend=[ahead],
         deliver=[FIRST, FULL],
     )

@@ -60,10 +60,10 @@ async def seen() -> Exposition:
     return await asyncio.to_thread(Exposition.of, ADDRESS)
 
 
-async def test_a_generation_counts_its_end_its_looks_its_verdict_and_what_it_cost(rig: Rig) -> None:
+async def test_a_generation_counts_its_end_its_polls_its_verdict_and_what_it_cost(rig: Rig) -> None:
     before = await seen()
-    polls_of_task = [running(10, quota=425_000), refusal("PollFailing", "502"), running(61), completed()]
-    await (await rig.generate(Script(polls_of_task=polls_of_task, deliver=FULL))).result()
+    polls = [running(10, quota=425_000), refusal("PollFailing", "502"), running(61), completed()]
+    await (await rig.generate(Script(polls=polls, deliver=FULL))).result()
     after = await seen()
 
     assert after.added(before, "longtake_generations_total", "outcome", "model") == {("full", MODEL): 1}
@@ -84,14 +84,14 @@ async def test_a_generation_counts_its_end_its_looks_its_verdict_and_what_it_cos
 
 async def test_every_stage_is_timed(rig: Rig) -> None:
     before = await seen()
-    generation = await rig.generate(Script(polls_of_task=[running(10), running(61), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[running(10), running(61), completed()], deliver=FULL))
     await generation.result()
     after = await seen()
 
     name = "longtake_stage_duration_seconds"
     stages = ("preparing", "submitting", "first_segment", "extending", "delivering")
     assert after.added(before, f"{name}_count", "stage") == {(stage,): 1 for stage in stages}
-    # The looks, between which time is skipped, are what takes long.
+    # The polls, between which time is skipped, are what takes long.
     called = generation.script.times("query_generation")
     seconds = after.added(before, f"{name}_sum", "stage")
     assert seconds["extending",] == pytest.approx((called[2] - called[1]).total_seconds(), abs=2)
@@ -101,7 +101,7 @@ async def test_every_stage_is_timed(rig: Rig) -> None:
 async def test_a_stage_is_timed_across_continue_as_new(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
     before = await seen()
-    generation = await rig.generate(Script(polls_of_task=[*[running(10)] * 5, completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[*[running(10)] * 5, completed()], deliver=FULL))
     await generation.result()
     after = await seen()
 
@@ -116,11 +116,9 @@ async def test_a_stage_is_timed_across_continue_as_new(rig: Rig, monkeypatch: py
 
 async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     before = await seen()
-    await (await rig.generate(Script(polls_of_task=[generate_failed()]))).failure()
-    await (await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST))).result()
-    await (
-        await rig.generate(Script(polls_of_task=[extend_failed()], deliver=FIRST), on_extend_failed="fail")
-    ).failure()
+    await (await rig.generate(Script(polls=[generate_failed()]))).failure()
+    await (await rig.generate(Script(polls=[extend_failed()], deliver=FIRST))).result()
+    await (await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="fail")).failure()
     unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
     not_offered = Script(prepare=[refusal("InvalidRequest", "no such model", paid="no")], submit=[])
@@ -146,7 +144,7 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("looks", "charged", "given_back"),
+    ("polls", "charged", "given_back"),
     [
         ([running(10, quota=425_000), extend_failed(quota=0, refunded=True)], 425_000, 425_000),
         ([extend_failed(quota=425_000, refunded=False), extend_failed(quota=0, refunded=True)], 425_000, 425_000),
@@ -156,10 +154,10 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     ],
 )
 async def test_a_refund_is_counted_where_the_charge_was(
-    rig: Rig, polls_of_task: list[TaskRecord], charged: int | None, given_back: int | None
+    rig: Rig, polls: list[TaskRecord], charged: int | None, given_back: int | None
 ) -> None:
     before = await seen()
-    await (await rig.generate(Script(polls_of_task=polls_of_task, deliver=FIRST))).result()
+    await (await rig.generate(Script(polls=polls, deliver=FIRST))).result()
     after = await seen()
     for name, amount in (("longtake_quota_total", charged), ("longtake_refunded_quota_total", given_back)):
         assert after.added(before, name, "task") == ({("generation",): amount} if amount else {}), name
@@ -167,7 +165,7 @@ async def test_a_refund_is_counted_where_the_charge_was(
 
 async def test_a_cancelled_generation_is_counted(rig: Rig) -> None:
     before = await seen()
-    generation = await rig.generate(Script(polls_of_task=[]))
+    generation = await rig.generate(Script(polls=[]))
     await generation.reaches(lambda status: status.stage == "first_segment")
     await generation.handle.cancel()
     await generation.cancellation()
@@ -185,7 +183,7 @@ async def test_a_doubt_is_counted_and_what_comes_of_it(rig: Rig) -> None:
             submit=[unknown],
             reconcile=[Reconciliation(candidates=("task_x",))],
             resolve=[resolved],
-            polls_of_task=[completed()],
+            polls=[completed()],
             deliver=FULL,
         )
     )
@@ -202,7 +200,7 @@ async def test_a_doubt_is_counted_and_what_comes_of_it(rig: Rig) -> None:
 
 
 async def resolved(_: object) -> Resolution:
-    receipt = await accepted(attached=True)(_)  # type: ignore[arg-type] # it does not look at the order
+    receipt = await accepted(attached=True)(_)  # type: ignore[arg-type] # it does not read its input
     return Resolution(receipt=receipt)
 
 
@@ -221,7 +219,7 @@ async def test_what_this_run_did_not_pay_is_not_counted_again(
 ) -> None:
     policy = GenerationPolicy(give_up_after=timedelta(days=100_000))
     before = await seen()
-    script = Script(prepare=[policy], submit=[accepted(**receipt)], polls_of_task=[completed()], deliver=FULL)
+    script = Script(prepare=[policy], submit=[accepted(**receipt)], polls=[completed()], deliver=FULL)
     await (await rig.generate(script, **fields)).result()
     after = await seen()
     assert after.added(before, "longtake_generations_total", "outcome") == {("full",): 1}
@@ -239,7 +237,7 @@ async def test_an_extension_that_is_paid_for_again_is_told_apart(
     generation = await rig.generate(
         Script(
             prepare=[policy],
-            polls_of_task=[
+            polls=[
                 running(10, quota=425_000),
                 extend_failed(),
                 running(60, task_id="task_second", quota=200_000),
@@ -262,7 +260,7 @@ async def test_an_extension_that_is_paid_for_again_is_told_apart(
 
 async def test_a_replay_counts_and_logs_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    generation = await rig.generate(Script(polls_of_task=[running(61), completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[running(61), completed()], deliver=FULL))
     await generation.result()
     before = await seen()
     assert "stage done" in caplog.text

@@ -7,7 +7,8 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.worker import Replayer
 
 from longtake.models import LedgerRegistration
-from longtake.temporal.connection import DATA_CONVERTER, LEDGER_WORKFLOW_TYPE, TASK_QUEUE
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import LEDGER_WORKFLOW_TYPE, TASK_QUEUE
 from tests.workflows.rig import Rig
 from worker import workflow_setup
 

@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities import heartbeats
 from longtake.models import FailureDetails, GenerationPolicy, Paid, Stage
-from longtake.temporal.connection import workflow_id
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.tls_proxy import Authority
 from tests.workflows.real_site import EXCHANGE, PATIENCE_SECONDS, POLICY, Site, running_site
 from workflows import options

@@ -14,7 +14,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from longtake.temporal.connection import DATA_CONVERTER, workflow_id
+from longtake.temporal.connection import DATA_CONVERTER
+from longtake.temporal.names import workflow_id
 from tests.workflows.changed_workflows import WithAnotherCommandAtTheEnd, WithAnotherEnd, WithAnotherTimer
 from tests.workflows.record_histories import FOLDER, RECORDINGS, SHORT_RUN
 from tests.workflows.rig import IDENTITY, without_summary
@@ -41,7 +42,7 @@ ENDS = {
     "adopted": (COMPLETED, "full"),
     "abandoned": (FAILED, "Abandoned"),
     "task_lost": (FAILED, "TaskLost"),
-    "stalled": (FAILED, "GenerationTimedOut"),
+    "overdue": (FAILED, "GenerationTimedOut"),
     "delivery_failed": (FAILED, "DeliveryFailed"),
     "cancelled": (CANCELLED, None),
     "cancelled_while_submitting": (CANCELLED, None),
@@ -83,7 +84,7 @@ def test_history_is_what_it_says(path: Path) -> None:
 
 @pytest.fixture
 def polls_per_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one history that continues as new was recorded with few looks, to be short."""
+    """The one history that continues as new was recorded with few polls, to be short."""
     if path.stem == "continued_as_new":
         monkeypatch.setattr(watching, "POLLS_PER_RUN", SHORT_RUN)
 

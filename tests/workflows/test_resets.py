@@ -12,7 +12,7 @@ from temporalio.client import WorkflowExecutionStatus
 
 from longtake.models import Stage
 from longtake.submission import ledger as ledger_module
-from longtake.temporal.connection import workflow_id
+from longtake.temporal.names import workflow_id
 from tests.workflows.real_site import PATIENCE_SECONDS, running_site
 from workflows.steps import resolve as resolving
 

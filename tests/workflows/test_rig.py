@@ -11,7 +11,7 @@ from tests.workflows.rig import Held, Script, SharedRig, again, running
 async def test_a_server_whose_time_stands_still_is_replaced(shared_rig: SharedRig) -> None:
     poisoned = await shared_rig.healthy()
     held = Held(running())
-    generation = await poisoned.generate(Script(polls_of_task=again(held)))
+    generation = await poisoned.generate(Script(polls=again(held)))
     await generation.skip_to(held)
     await generation.handle.terminate("while its activity is under way")
 

@@ -13,8 +13,9 @@ from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSche
 from longtake.request.rules import MODELS, InvalidRequest, prompt_path
 from longtake.storage import Store
 from longtake.submission.ledger import Submission, SubmissionLedger
-from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.connection import connect
 from longtake.temporal.ledger_registration import begin_anew
+from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,
@@ -56,10 +57,8 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    await (
-        await rig.generate(Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone]), key=key, **before)
-    ).failure()
-    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[delivered(FULL_VIDEO)])
+    await (await rig.generate(Script(prepare=[SOON], polls=[completed()], deliver=[gone]), key=key, **before)).failure()
+    script = Script(prepare=[SOON], polls=[completed()], deliver=[delivered(FULL_VIDEO)])
     rig._fakes.scripts[workflow_id(key)] = script
 
     client = VideoClient(rig.client)
@@ -67,7 +66,7 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 
     assert started
     assert (await client.result(key)).outcome == "full"
-    (submitted,) = script.orders("submit_generation")
+    (submitted,) = script.inputs("submit_generation")
     assert submitted.request == GenerateVideoInput.model_validate({**REQUEST, **before})
     another = {**REQUEST, "prompt": prompt_path("another")}
     with pytest.raises(KeyInUse, match="differs in prompt"):
@@ -80,7 +79,7 @@ async def collect_extension_again(rig: Rig) -> None:
     again = {"task_id": "task_extend_1"}
     script = Script(
         prepare=[policy],
-        polls_of_task=[extend_failed(), lost(**again)],
+        polls=[extend_failed(), lost(**again)],
         extend=[accepted(**again)],
         deliver=[delivered(FIRST_CLIP)],
     )
@@ -90,7 +89,7 @@ async def collect_extension_again(rig: Rig) -> None:
     script = Script(
         prepare=[policy.model_copy(update={"extensions_sent": 1})],
         submit=[accepted(attached=True)],
-        polls_of_task=[extend_failed(), completed(**again)],
+        polls=[extend_failed(), completed(**again)],
         extend=[accepted(**again, attached=True)],
         deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
     )
@@ -108,7 +107,7 @@ async def collect_extension_again(rig: Rig) -> None:
 async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is offered today says nothing about a key that Temporal or the ledger knows; a new key is refused."""
     gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
-    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone])
+    script = Script(prepare=[SOON], polls=[completed()], deliver=[gone])
     await (await rig.generate(script, key="retired")).failure()
     request = GenerateVideoInput.model_validate(REQUEST)
     ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
@@ -120,7 +119,7 @@ async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.Mo
         rig._fakes.scripts[workflow_id(key)] = Script(
             prepare=[SOON],
             submit=[accepted(attached=True)],
-            polls_of_task=[completed()],
+            polls=[completed()],
             deliver=[delivered(FULL_VIDEO)],
         )
         with pytest.raises(InvalidRequest):

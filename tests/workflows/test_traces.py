@@ -16,8 +16,8 @@ from temporalio.worker import Replayer
 from longtake.observability import http_tracing as tracing
 from longtake.temporal.connection import DATA_CONVERTER
 from longtake.temporal.tracing import plugin
+from tests.workflows.cases import FULL, first_run_status
 from tests.workflows.rig import REQUEST, Rig, Script, completed, running, running_rig
-from tests.workflows.test_generate_video import FULL, first_run_status
 from tests.workflows.test_replay import HISTORIES, history
 from worker import workflow_setup
 from workflows.steps import poll as watching
@@ -62,7 +62,7 @@ def traces_of(found: list[ReadableSpan]) -> set[int]:
 
 async def test_the_callers_own_span_is_the_root(rig: Rig) -> None:
     with get_tracer("backend").start_as_current_span("order-17"):
-        generation = await rig.generate(Script(polls_of_task=[running(20), completed()], deliver=FULL))
+        generation = await rig.generate(Script(polls=[running(20), completed()], deliver=FULL))
     await generation.result()
     await generation.status()
     workflow = "order-17 > StartWorkflow:GenerateVideo > RunWorkflow:GenerateVideo"
@@ -76,7 +76,7 @@ async def test_the_callers_own_span_is_the_root(rig: Rig) -> None:
 
 async def test_continued_as_new_it_is_the_same_trace(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
-    generation = await rig.generate(Script(polls_of_task=[running(20)] * 5 + [completed()], deliver=FULL))
+    generation = await rig.generate(Script(polls=[running(20)] * 5 + [completed()], deliver=FULL))
     await generation.result()
     assert await first_run_status(rig, generation) is WorkflowExecutionStatus.CONTINUED_AS_NEW
     assert len(traces_of(spans())) == 1
@@ -88,9 +88,7 @@ async def test_continued_as_new_it_is_the_same_trace(rig: Rig, monkeypatch: pyte
 async def test_started_by_a_program_without_traces_it_is_one_trace_all_the_same(rig: Rig) -> None:
     """The workflow makes the trace's id from its seed."""
     untraced = Client(rig.client.service_client, data_converter=DATA_CONVERTER)
-    generation = await rig.start(
-        Script(polls_of_task=[running(20), completed()], deliver=FULL), REQUEST, client=untraced
-    )
+    generation = await rig.start(Script(polls=[running(20), completed()], deliver=FULL), REQUEST, client=untraced)
     await rig.pass_time(timedelta(hours=1))
     await generation.result()
     assert "StartWorkflow:GenerateVideo" not in {span.name for span in spans()}

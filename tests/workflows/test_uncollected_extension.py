@@ -40,27 +40,25 @@ UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, sl
 
 
 async def test_the_task_of_a_paid_retry_is_shown_everywhere(rig: Rig) -> None:
-    look = Held(completed(**EXTENDED, remix_id_extend="video_third"))
+    poll = Held(completed(**EXTENDED, remix_id_extend="video_third"))
     script = Script(
-        prepare=[RETRYING], polls_of_task=[extend_failed(), look], extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
+        prepare=[RETRYING], polls=[extend_failed(), poll], extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
     )
     generation = await rig.generate(script, on_extend_failed="retry")
-    await generation.skip_to(look)
+    await generation.skip_to(poll)
     status = await generation.status()
     assert (status.task_id, status.extension_task_id) == (TASK_ID, "task_extend_1")
     assert "task_extend_1" in await generation.page()
-    look.let_go()
+    poll.let_go()
     result = await generation.result()
     assert (result.extension_task_id, result.remix_id_extend) == ("task_extend_1", "video_third")
     assert result.uncollected is None
 
 
 async def test_an_upstream_id_is_never_a_task_of_the_gateway(rig: Rig) -> None:
-    polls_of_task = [extend_failed(), completed(**EXTENDED, remix_id_extend=None)]
+    polls = [extend_failed(), completed(**EXTENDED, remix_id_extend=None)]
     gone = refusal("DeliveryFailed", "gone")
-    script = Script(
-        prepare=[RETRYING], polls_of_task=polls_of_task, extend=[accepted(**EXTENDED)], deliver=[FIRST, gone]
-    )
+    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, gone])
     _, details = await (await rig.generate(script, on_extend_failed="retry")).failure()
     assert (details.extension_task_id, details.remix_id_extend) == ("task_extend_1", "video_second")
 
@@ -70,7 +68,7 @@ async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: R
     held = Held(accepted(**EXTENDED) if while_submitted else running(10, **EXTENDED))
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed()] if while_submitted else [extend_failed(), held],
+        polls=[extend_failed()] if while_submitted else [extend_failed(), held],
         extend=[held] if while_submitted else [accepted(**EXTENDED)],
         deliver=[FIRST],
     )
@@ -91,7 +89,7 @@ async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: R
 
 
 @pytest.mark.parametrize(
-    ("extend", "looks", "task_id"),
+    ("extend", "polls", "task_id"),
     [
         ([accepted(**EXTENDED)], [lost(**EXTENDED)], "task_extend_1"),
         ([UNKNOWN], [], None),
@@ -101,11 +99,11 @@ async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: R
     ids=["lost", "unknown", "refused", "failed"],
 )
 async def test_the_result_says_whether_a_paid_extension_is_uncollected(
-    rig: Rig, extend: Any, polls_of_task: Any, task_id: str | None
+    rig: Rig, extend: Any, polls: Any, task_id: str | None
 ) -> None:
     script = Script(
         prepare=[RETRYING],
-        polls_of_task=[extend_failed(), *polls_of_task],
+        polls=[extend_failed(), *polls],
         extend=extend,
         close=again(ClosedSubmission()),
         reconcile=again(Reconciliation(evidence=("charged once",))),
@@ -133,21 +131,21 @@ async def test_what_an_earlier_run_paid_for_is_collected_before_anybody_is_asked
     script = Script(
         prepare=[SENT],
         submit=[accepted(attached=True)],
-        polls_of_task=[extend_failed(), completed(**EXTENDED)],
+        polls=[extend_failed(), completed(**EXTENDED)],
         extend=[accepted(**EXTENDED, attached=True)],
         deliver=[FIRST, FULL],
     )
     generation = await rig.generate(script, on_extend_failed=wish, key=f"again-{wish}")
     result = await generation.result()
     assert (result.outcome, result.extension_task_id, result.uncollected) == ("full", "task_extend_1", None)
-    (input,) = script.orders("submit_extension")
+    (input,) = script.inputs("submit_extension")
     assert input.ledger_key == f"again-{wish}#extend-1"
 
 
 async def test_a_key_that_is_started_again_pays_for_no_further_extension(rig: Rig) -> None:
     script = Script(
         prepare=[SENT],
-        polls_of_task=[extend_failed(), generate_failed(**EXTENDED)],
+        polls=[extend_failed(), generate_failed(**EXTENDED)],
         extend=[accepted(**EXTENDED, attached=True)],
         deliver=[FIRST],
     )
@@ -158,7 +156,7 @@ async def test_a_key_that_is_started_again_pays_for_no_further_extension(rig: Ri
 async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> None:
     script = Script(
         prepare=[SENT],
-        polls_of_task=[extend_failed(), generate_failed(**EXTENDED), completed(task_id="task_extend_2")],
+        polls=[extend_failed(), generate_failed(**EXTENDED), completed(task_id="task_extend_2")],
         extend=[accepted(**EXTENDED, attached=True), accepted(task_id="task_extend_2")],
         deliver=[FIRST, FULL],
     )
@@ -167,7 +165,7 @@ async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> No
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     await generation.handle.execute_update("decide", {"action": "retry"})
     assert (await generation.result()).outcome == "full"
-    assert [input.ledger_key for input in script.orders("submit_extension")] == [
+    assert [input.ledger_key for input in script.inputs("submit_extension")] == [
         "again-asked#extend-1",
         "again-asked#extend-2",
     ]
@@ -175,7 +173,7 @@ async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> No
 
 async def test_where_it_cannot_be_collected_now_it_stays_to_be_collected(rig: Rig) -> None:
     policy = GenerationPolicy(extensions_sent=1)  # the gateway that retries is not configured any more
-    script = Script(prepare=[policy], polls_of_task=[extend_failed()], deliver=[FIRST])
+    script = Script(prepare=[policy], polls=[extend_failed()], deliver=[FIRST])
     result = await (await rig.generate(script, on_extend_failed="retry")).result()
     assert result.uncollected is not None
     assert (result.outcome, result.uncollected.number) == ("fallback", 1)
@@ -188,7 +186,7 @@ async def test_a_doubt_about_an_extension_never_lowers_what_was_surely_paid(rig:
     policy = RETRYING.model_copy(update={"decision_window": timedelta(days=7)})
     script = Script(
         prepare=[policy],
-        polls_of_task=[extend_failed()],
+        polls=[extend_failed()],
         extend=[UNKNOWN],
         reconcile=again(Reconciliation(candidates=("task_a",), evidence=("charged once",))),
         deliver=[FIRST],

@@ -1,278 +1,255 @@
-"""Looking at a task, paced, until the gateway has said what became of the video."""
+"""Polling a task, on the poll schedule, until the gateway gives a verdict on the video."""
 
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.polling import PollingActivities
 from longtake.gateway.poll_schedule import Progress, next_poll
-from longtake.models import (
-    Attention,
-    DeliveryReceipt,
-    PollInput,
-    Stage,
-    SubmissionReceipt,
-    TaskRecord,
-    TaskState,
-)
+from longtake.models import Attention, DeliveryReceipt, FailureDetails, PollInput, Stage, TaskRecord, TaskState
 from longtake.request.rules import duration_factor_of, prompt_paths
-from workflows import measuring, options
-from workflows.failures import Cause, cause_of
-from workflows.state import Generation, StepFailed
+from workflows import options
+from workflows.failures import Cause, StepFailed, attempt
+from workflows.reporting import report
+from workflows.state import VERDICTS, GenerationState, LastPoll, PaidTask
 
 POLLS_PER_RUN = 300
 """About 3,300 events: below the 4,100 at which the server suggests to continue as new."""
 
-VERDICTS = frozenset({TaskState.COMPLETED, TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED})
 _EXTENSION_DURATION_FACTOR = 0.6
 """A retried extension makes 7 of the 15 seconds."""
 _EXTENDING_FROM = 50
 """Percent; the contract: 50 to 99 is the extension."""
+_START_AGAIN = "Starting again with the same key, on the same ledger, polls again and pays nothing."
 
 
-async def poll_for_refund(generation: Generation) -> None:
-    """Ask once more what a failed task cost, where the gateway had not given it back by the time it told of it.
+async def poll_for_refund(state: GenerationState) -> None:
+    """Poll once more for what a failed task cost, where the gateway had not refunded it at the time of its verdict.
 
     It costs seconds, and whatever comes of it the generation ends as it would have.
     """
-    record = generation.record
+    record = state.record
     if record is None or record.refunded is not False:
         return
-    generation.polls += 1
-    try:
-        told = await workflow.execute_activity_method(
+    state.polls += 1
+    answer = await attempt(
+        workflow.execute_activity_method(
             PollingActivities.query_generation,
-            _input(generation, generation.task).model_copy(update={"clip_is_stored": True}),
-            summary=f"look {generation.polls}: was it refunded?",
+            _input(state, state.task).model_copy(update={"clip_is_stored": True}),
+            summary=f"poll {state.polls}: was it refunded?",
             **options.REFUND,
         )
-    except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
-        measuring.polled(cause_of(error).type)
-        return
-    measuring.polled(told.state)
-    learn_cost(generation, told)
+    )
+    if isinstance(answer, Cause):
+        state.last_poll = LastPoll(number=state.polls, result=answer.type)
+    else:
+        state.last_poll = LastPoll(number=state.polls, result=answer.state)
+        learn_cost(state, answer)
+    report(state)
 
 
-def learn_cost(generation: Generation, told: TaskRecord | DeliveryReceipt) -> None:
-    """Keep what the gateway tells of a task's cost after its verdict; what it no longer tells stays known.
+def learn_cost(state: GenerationState, answer: TaskRecord | DeliveryReceipt) -> None:
+    """Keep what the gateway says of a task's cost after its verdict; what it no longer says stays known.
 
-    What was given back stays so: where the usage log said it, the task's own record may not.
+    What was refunded stays so: where the usage log showed it, the task's own record may not.
     """
-    before = generation.record
-    if before is None or told.quota is None or (not told.refunded and before.refunded):
+    before = state.record
+    if before is None or answer.quota is None or (not answer.refunded and before.refunded):
         return
-    if told.refunded is None and before.quota is not None:
+    if answer.refunded is None and before.quota is not None:
         return
-    cost = {name: getattr(told, name) for name in ("quota", "refunded", "refund_evidence")}
-    generation.record = before.model_copy(update=cost)
-    measuring.charged(generation.record, before, generation.task, generation.request, extension=False)
+    cost = {name: getattr(answer, name) for name in ("quota", "refunded", "refund_evidence")}
+    state.task.record = before.model_copy(update=cost)
 
 
-class Watch:
-    """The watch over one paid task: the first one, or that of a retried extension."""
+async def poll_until_verdict(state: GenerationState, task: PaidTask) -> TaskRecord:
+    """Poll the task of the request, or of a retried extension, until there is a verdict.
 
-    def __init__(self, generation: Generation, task: SubmissionReceipt, *, extension: bool = False) -> None:
-        self._generation = generation
+    Raises:
+        StepFailed: `TaskLost` or `GenerationTimedOut`; nothing is ever submitted again for it.
+    """
+    state.polling = True
+    try:
+        return await _Poller(state, task).run()
+    finally:
+        state.polling = state.poll_requested = False
+
+
+class _Poller:
+    """The polls of one task in one run of the workflow."""
+
+    def __init__(self, state: GenerationState, task: PaidTask) -> None:
+        self._state = state
         self._task = task
-        self._extension = extension
+        self._extension = task is state.extension_task
         self._retry_after: timedelta | None = None
 
-    async def verdict(self) -> TaskRecord:
-        """Look until there is a verdict.
-
-        Raises:
-            StepFailed: `TaskLost` or `GenerationTimedOut`; nothing is ever submitted again for it.
-        """
-        generation = self._generation
-        generation.polling_since = generation.polling_since or workflow.now()
-        generation.watched = True
-        try:
-            return await self._watch(generation.attention if generation.polls_of_task else None)
-        finally:
-            generation.watched = generation.poll_requested = False
-
-    async def _watch(self, carried: Attention | None) -> TaskRecord:
+    async def run(self) -> TaskRecord:
+        state, task = self._state, self._task
+        task.polling_since = task.polling_since or workflow.now()
+        carried = state.attention if task.polls else None  # continued as new
         if carried is Attention.NEEDS_API_KEY:
-            self._retry_after = self._generation.policy.schedule.expected
+            self._retry_after = state.policy.schedule.expected
         self._show(carried)
         while True:
             await self._wait_for_next_poll()
             record = await self._poll()
             if record and record.state in VERDICTS:
-                measuring.judged(record, self._generation.request.model, extension=self._extension)
                 return record
             self._check_limits(record)
             await self._continue_as_new_if_long()
 
     async def _wait_for_next_poll(self) -> None:
-        generation = self._generation
+        state = self._state
         wait = next_poll(
-            generation.policy.schedule,
+            state.policy.schedule,
             Progress(
                 elapsed=self._elapsed,
-                polls_of_task=generation.polls_of_task,
-                stage=generation.stage,
-                overdue=self._elapsed > generation.policy.overdue_after,
+                polls_of_task=self._task.polls,
+                stage=state.stage,
+                overdue=self._elapsed > state.policy.overdue_after,
                 retry_after=self._retry_after,
             ),
-            duration_factor=duration_factor_of(generation.request.model)
+            duration_factor=duration_factor_of(state.request.model)
             * (_EXTENSION_DURATION_FACTOR if self._extension else 1),
             jitter=workflow.random().random(),
         )
-        soonest = workflow.now() + generation.policy.schedule.min_interval
-        generation.next_poll_at = workflow.now() + wait
-        generation.tell()
-        summary = f"until look {generation.polls + 1}: {generation.stage}"
+        earliest = workflow.now() + state.policy.schedule.min_interval
+        state.next_poll_at = workflow.now() + wait
+        report(state)
+        summary = f"until poll {state.polls + 1}: {state.stage}"
         try:
-            await workflow.wait_condition(lambda: generation.poll_requested, timeout=wait, timeout_summary=summary)
-            # Asked for: at once, but whoever asks a thousand times does not have the gateway asked a thousand times.
-            if (left := soonest - workflow.now()) > timedelta(0):
-                generation.next_poll_at = soonest
-                generation.tell()
+            await workflow.wait_condition(lambda: state.poll_requested, timeout=wait, timeout_summary=summary)
+            # Somebody asked: at once, but a thousand updates do not make a thousand requests to the gateway.
+            if (left := earliest - workflow.now()) > timedelta(0):
+                state.next_poll_at = earliest
+                report(state)
                 await workflow.sleep(left, summary=summary)
         except TimeoutError:
             pass
         finally:
-            generation.poll_requested = False
-            generation.next_poll_at = None
+            state.poll_requested = False
+            state.next_poll_at = None
 
     async def _poll(self) -> TaskRecord | None:
-        """Ask once; trouble is shown and looked at again, it never ends a generation."""
-        generation = self._generation
-        generation.polls += 1
-        generation.polls_of_task += 1
-        try:
-            record = await workflow.execute_activity_method(
+        """Poll once. A failure is shown and followed by another poll; it never ends a generation."""
+        state, task = self._state, self._task
+        state.polls += 1
+        task.polls += 1
+        answer = await attempt(
+            workflow.execute_activity_method(
                 PollingActivities.query_generation,
-                _input(generation, self._task, extension=self._extension),
-                summary=f"look {generation.polls}",
+                _input(state, task, extension=self._extension),
+                summary=f"poll {state.polls}",
                 **options.POLL,
             )
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            cause = cause_of(error)
-            measuring.polled(cause.type)
-            self._note_trouble(cause)
+        )
+        if isinstance(answer, Cause):
+            state.last_poll = LastPoll(number=state.polls, result=answer.type)
+            self._note_failure(answer)
             return None
-        measuring.polled(record.state)
-        self._take(record)
-        return record
+        state.last_poll = LastPoll(number=state.polls, result=answer.state)
+        self._take(answer)
+        return answer
 
     def _take(self, record: TaskRecord) -> None:
-        """Keep what a look told; a task that the gateway gave up keeps the ids known before."""
-        generation = self._generation
+        """Keep the answer; a task that the gateway gave up keeps the ids known before."""
+        state, task = self._state, self._task
         if record.state is TaskState.LOST:
-            generation.lost_since = generation.lost_since or workflow.now()
+            task.lost_since = task.lost_since or workflow.now()
             reason = record.error_message or f"the gateway says {record.gateway_status}, without a verdict"
-            generation.last_problem = reason
+            state.last_problem = reason
         else:
-            generation.lost_since = generation.last_problem = None
-        generation.missing_since = generation.key_problem = self._retry_after = None
-        before = generation.extension_record if self._extension else generation.record
-        measuring.charged(record, before, self._task, generation.request, extension=self._extension)
-        if self._extension:
-            generation.extension_record = _with_ids_of(before, record)
-        else:
-            generation.record = _with_ids_of(before, record)
+            task.lost_since = state.last_problem = None
+        task.missing_since = state.key_problem = self._retry_after = None
+        task.record = _with_ids_of(task.record, record)
         self._show()
 
-    def _note_trouble(self, cause: Cause) -> None:
-        generation = self._generation
-        generation.last_problem, generation.key_problem = cause.message, cause.details.key_problem
+    def _note_failure(self, cause: Cause) -> None:
+        state, task = self._state, self._task
+        state.last_problem, state.key_problem = cause.message, cause.details.key_problem
         missing = cause.type == "TaskNotFound"
-        generation.missing_since = (generation.missing_since or workflow.now()) if missing else None
+        task.missing_since = (task.missing_since or workflow.now()) if missing else None
         key_refused = cause.type == "KeyRefused"
-        # Asking often with a dead key helps nobody: wait for a generation's time, or for `poll_now`.
-        self._retry_after = generation.policy.schedule.expected if key_refused else None
+        # Polling often with a refused key helps nobody: wait for a generation's time, or for `poll_now`.
+        self._retry_after = state.policy.schedule.expected if key_refused else None
         self._show(Attention.NEEDS_API_KEY if key_refused else Attention.POLL_FAILING)
 
     def _show(self, trouble: Attention | None = None) -> None:
         """Show which segment is being made, and what is wrong with it, if anything."""
-        generation = self._generation
-        record = generation.record
+        record = self._task.record
         extending = self._extension or (
             record is not None and (record.remix_id_extend is not None or (record.progress or 0) >= _EXTENDING_FROM)
         )
-        attention = trouble or (Attention.TASK_LOST if generation.lost_since else None)
-        if attention is None and self._elapsed > generation.policy.overdue_after:
+        attention = trouble or (Attention.TASK_LOST if self._task.lost_since else None)
+        if attention is None and self._elapsed > self._state.policy.overdue_after:
             attention = Attention.OVERDUE
-        generation.enter(Stage.EXTENDING if extending else Stage.FIRST_SEGMENT, attention)
+        self._state.enter(Stage.EXTENDING if extending else Stage.FIRST_SEGMENT, attention)
+        report(self._state)
 
     def _check_limits(self, record: TaskRecord | None) -> None:
         """End what cannot come any more.
 
         Raises:
-            StepFailed: See `verdict`.
+            StepFailed: See `poll_until_verdict`.
         """
-        generation, policy, now = self._generation, self._generation.policy, workflow.now()
-        again = "Starting again with the same key, on the same ledger, looks again and pays nothing."
-        if record and generation.lost_since and now - generation.lost_since >= policy.lost_grace:
-            raise StepFailed(
-                "TaskLost",
-                f"the gateway gave the task up without a verdict on the video: {generation.last_problem}",
-                generation.known(
-                    advice=f"Ask the gateway's support for the upstream ids; the video may exist there. {again}"
-                ),
+        task, policy, now = self._task, self._state.policy, workflow.now()
+        problem, over = self._state.last_problem, self._is_overdue(record)
+        support = "Ask the gateway's support for the upstream ids"
+        if record and task.lost_since and now - task.lost_since >= policy.lost_grace:
+            raise _lost(
+                f"the gateway gave the task up without a verdict on the video: {problem}",
+                f"{support}; the video may exist there.",
             )
-        if generation.missing_since and now - generation.missing_since >= policy.overdue_after:
-            raise StepFailed(
-                "TaskLost",
-                f"the gateway does not know the task {self._task.task_id}: {generation.last_problem}",
-                generation.known(
-                    advice=f"Ask the gateway's support for this task id: it was paid, its row is missing. {again}"
-                ),
+        if task.missing_since and now - task.missing_since >= policy.overdue_after:
+            raise _lost(
+                f"the gateway does not know the task {task.id}: {problem}",
+                "Ask the gateway's support for this task id: it was paid, its row is missing.",
             )
-        if not self._is_overdue(record):
-            return
-        if generation.lost_since:
-            raise StepFailed(
-                "TaskLost",
-                f"no verdict within {policy.give_up_after}, and the gateway has given the task up: "
-                f"{generation.last_problem}",
-                generation.known(advice=f"Ask the gateway's support for the upstream ids. {again}"),
-            )
-        raise StepFailed(
-            "GenerationTimedOut",
-            f"no verdict within {policy.give_up_after}",
-            generation.known(advice=f"The gateway itself gives up after 24 hours. {again}"),
-        )
+        no_verdict = f"no verdict within {policy.give_up_after}"
+        if over and task.lost_since:
+            raise _lost(f"{no_verdict}, and the gateway has given the task up: {problem}", f"{support}.")
+        if over:
+            advice = f"The gateway itself gives up after 24 hours. {_START_AGAIN}"
+            raise StepFailed("GenerationTimedOut", no_verdict, FailureDetails(advice=advice))
 
     def _is_overdue(self, record: TaskRecord | None) -> bool:
         """Whether the task's time is over.
 
-        A look that told nothing, because of a dead key for example, ends it only when there was another day for it; and
-        a key that is started again, however old its task is, has a whole day for an answer.
+        A failed poll, because of a refused key for example, ends it only when there was another day for it; and a key
+        that is started again, however old its task is, has a whole day for an answer.
         """
-        policy = self._generation.policy
+        limit = self._state.policy.give_up_after
         if record:
-            return self._elapsed >= policy.give_up_after
-        since = self._generation.polling_since or workflow.now()
-        return self._elapsed >= policy.give_up_after * 2 and workflow.now() - since >= policy.give_up_after
+            return self._elapsed >= limit
+        since = self._task.polling_since or workflow.now()
+        return self._elapsed >= limit * 2 and workflow.now() - since >= limit
 
     async def _continue_as_new_if_long(self) -> None:
-        if self._generation.polls_of_task % POLLS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
+        if self._task.polls % POLLS_PER_RUN and not workflow.info().is_continue_as_new_suggested():
             return
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._generation.carried())
+        # A copy: the SDK encodes it when this run's `finally` blocks have changed the state.
+        workflow.continue_as_new(self._state.snapshot())
 
     @property
     def _elapsed(self) -> timedelta:
-        return workflow.now() - self._task.submitted_at
+        return workflow.now() - self._task.receipt.submitted_at
 
 
-def _input(generation: Generation, task: SubmissionReceipt, *, extension: bool = False) -> PollInput:
+def _lost(message: str, advice: str) -> StepFailed:
+    return StepFailed("TaskLost", message, FailureDetails(advice=f"{advice} {_START_AGAIN}"))
+
+
+def _input(state: GenerationState, task: PaidTask, *, extension: bool = False) -> PollInput:
     return PollInput(
-        key=generation.key,
-        task_id=task.task_id,
+        key=state.key,
+        task_id=task.id,
         extension=extension,
-        stage=generation.stage,
-        hide_words=bool(prompt_paths(generation.request)),
-        gateway=task.gateway,
-        account=task.account,
+        stage=state.stage,
+        hide_words=bool(prompt_paths(state.request)),
+        gateway=task.receipt.gateway,
+        account=task.receipt.account,
     )
 
 

@@ -165,7 +165,7 @@ def everything() -> Iterator[tuple[str, str, bytes]]:
     frames = [{"uri": "https://example.com/a.png"}, {"uri": "DATA:image/png;base64,AAAA"}]
     more = {"images": frames, "on_extend_failed": "ask", "keep_first": True, "task_id": TASK}
     yield "requests", "more", json.dumps(REQUEST | more).encode()
-    yield "requests", "carried", json.dumps({"carried": 1, "request": REQUEST, "policy": {}}).encode()
+    yield "requests", "carried", json.dumps({"carried": 1, "key": "k", "input": REQUEST, "policy": {}}).encode()
     for number, decision in enumerate(({"action": "accept"}, {"action": "adopt", "task_id": TASK, "slot": 1})):
         yield "decisions", str(number), json.dumps(decision).encode()
     texts = ("done: full 15.0 s\x1b[2J", "$(touch x) `id` 'a'", "\u202egpj.exe\u2028x", "**b** <b> [a](https://b)")

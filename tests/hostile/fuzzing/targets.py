@@ -38,7 +38,7 @@ from longtake.gateway.account import AccountClient, AccountRecords, ConsoleAcces
 from longtake.gateway.client import GatewayClient, SubmissionForm, SubmittedTask
 from longtake.gateway.errors import GatewayError, GatewayUnreachable
 from longtake.gateway.links import expires_at
-from longtake.models import CarriedGeneration, Decision, DeliveryKind, GenerateVideoInput, MediaInfo
+from longtake.models import Decision, DeliveryKind, GenerateVideoInput, MediaInfo
 from longtake.observability.logs import JsonFormatter, TextFormatter
 from longtake.request.images import ImageProblem, check_image_bytes, check_image_url, read_data_uri
 from longtake.request.rules import (
@@ -61,6 +61,7 @@ from longtake.temporal.codec import EncryptionCodec, Place
 from longtake.temporal.connection import DATA_CONVERTER
 from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, parse_keys
 from tests.hostile.fuzzing.replayed import Replay, parts
+from workflows.state import GenerationState
 
 KEY: Final = "sk-fuzzed0123456789"
 TASK: Final = "task_fuzzed1"
@@ -448,7 +449,7 @@ class Readers:
             assert not differing_fields(request, request)
             _ = warnings_for(request), expected_size(request)
         with contextlib.suppress(ValidationError):
-            CarriedGeneration.model_validate(decoded)
+            GenerationState.model_validate(decoded)
 
     async def decisions(self, data: bytes) -> None:
         payload = Payload(metadata={"encoding": b"json/plain"}, data=data)

@@ -119,7 +119,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    for name in ("_tracer", "_own", "_told"):
+    for name in ("_tracer", "_gateway", "_traced"):
         monkeypatch.setattr(tracing, name, None)
     tracing.use(provider.get_tracer("test"))
     yield exporter
@@ -216,7 +216,7 @@ async def test_the_exchange_is_a_child_of_what_is_being_done(kept: InMemorySpanE
 
 
 async def test_without_traces_nothing_is_sent_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_own", "_told"):  # put back at the end
+    for name in ("_gateway", "_traced"):  # put back at the end
         monkeypatch.setattr(tracing, name, None)
     async with listening() as gateway:
         know_gateway(gateway.url, trace_it=True)

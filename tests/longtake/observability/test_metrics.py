@@ -85,8 +85,9 @@ def test_the_failure_types_are_those_of_the_table() -> None:
 
 
 def test_the_activities_are_those_of_the_workflow() -> None:
-    assert set(metrics.ACTIVITIES) == set(chain.from_iterable(generate.ACTIVITIES.values()))
-    assert generate.ACTIVITIES["submission"] == metrics.PAYING_ACTIVITIES
+    steps = generate.steps()
+    assert set(metrics.ACTIVITIES) == set(chain.from_iterable(step.activities for step in steps.values()))
+    assert set(steps["submission"].activities) == set(metrics.PAYING_ACTIVITIES)
     recorders = {recorder for metric in METRICS for recorder in metric.recorded_by}
     assert recorders == {metrics.WORKFLOW, metrics.WORKER, *metrics.ACTIVITIES}
 

@@ -90,12 +90,12 @@ def shown(*generations: Execution) -> Recorded:
 def test_generations_are_counted_by_stage_and_attention() -> None:
     meter = shown(
         generation("first_segment", task_id="t1"),
-        generation("first_segment", task_id="t2", attention="stalled"),
+        generation("first_segment", task_id="t2", attention="overdue"),
         generation("delivering", task_id="t3"),
         generation(None),
     )
     assert meter.of(RUNNING.name) == {"first_segment": 2, "delivering": 1, OTHER: 1}
-    assert meter.of(ATTENTION.name) == {"stalled": 1}
+    assert meter.of(ATTENTION.name) == {"overdue": 1}
 
 
 def test_what_is_waited_for_is_told_apart() -> None:

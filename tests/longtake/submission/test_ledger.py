@@ -1675,3 +1675,31 @@ async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
         await close(disk)
     assert (await ledger.is_untouched(KEY), await ledger.open_slot(KEY), gateway.sent) == (True, None, 0)
     assert (await ledger.accepted(KEY), await ledger.resubmissions(KEY)) == (None, 0)
+
+
+async def test_it_left_when_its_first_byte_was_to_leave_and_not_when_it_set_out(disk: Store) -> None:
+    moments: list[datetime] = []
+
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
+        await asyncio.sleep(0.002)  # connecting
+        moments.append(datetime.now(UTC))
+        await create_intent()
+        return SubmittedTask("task-1")
+
+    accepted = await patient(disk, Gateway()).submit(send=send)
+    intent = await intent_in(disk)
+    assert intent
+    assert accepted.submitted_at == intent.sent_at >= moments[0]
+
+
+@pytest.mark.parametrize("needs_operator", [True, False])
+async def test_a_ledger_that_cannot_begin_says_whether_waiting_helps(
+    disk: Store, monkeypatch: pytest.MonkeyPatch, *, needs_operator: bool
+) -> None:
+    async def create(_path: str, _content: bytes) -> bool:
+        raise StoreProblem("no", retryable=True, needs_operator=needs_operator)
+
+    monkeypatch.setattr(disk, "create", create)
+    with pytest.raises(LedgerUnavailable) as caught:
+        await ledger_of(disk).establish()
+    assert caught.value.needs_operator is needs_operator

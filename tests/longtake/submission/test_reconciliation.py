@@ -1028,3 +1028,25 @@ async def test_what_is_not_charged_is_told_whole(charged: Charged, monkeypatch: 
     assert late == Reconciliation(receipt=accepted, evidence=first.evidence, charged=Paid.NO)
     closed = await charged.check(resubmit=Resubmit.NOW)
     assert closed == Reconciliation(clear=True, evidence=first.evidence, charged=Paid.NO, resubmissions=1)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_a_later_list_that_nothing_confirms_keeps_it_from_being_sent_again(told: Told, confirmed: bool) -> None:
+    """It may be the empty one of a broken database, and what was made late be in it."""
+    at = NOON - timedelta(hours=1)
+    ours = at + 3 * MINUTE
+    error = ResponseLost("HTTP 500", status=500, request_id=OURS)
+    await told.answered(KEY, sent_at=at, error=error, gateway=told.account_client.origin, account=PAYER)
+    paid = SubmissionReceipt(
+        task_id="task_ours", slot=1, submitted_at=ours, request_id="req-8", nonce="n", account=PAYER
+    )
+    await told.ledger.record_accepted("earlier", paid)
+    seen = (SeenTask(task_id="task_ours", submitted_at=ours),)
+    charge = Charge(at=ours, model=MODEL, request_id="req-8")
+    told.says = said_module.AccountRecords(
+        tasks=(orphan(ours, "task_ours"),), seen=seen, charges=1, charged_at=(ours,), logged=(charge,)
+    )
+    told.says_later = said_module.AccountRecords(tasks=(), seen=seen if confirmed else ())
+    found = await told.check(resubmit=Resubmit.NOW)
+    assert (found.charged, found.clear, found.resubmissions) == (Paid.NO, confirmed, int(confirmed))
+    assert await told.ledger.open_slot(KEY) == (None if confirmed else 1)

@@ -19,7 +19,7 @@ from longtake.submission.errors import KeyReused, OutcomeUnknown, TaskOwned
 from longtake.submission.ledger import MARGIN, CreateIntent, PaidTask, Submission, SubmissionLedger
 from longtake.submission.records import PREFIX, Outcome, folder_of, owner_path
 from longtake.submission.recovery import request_for, undelivered_tasks
-from longtake.temporal.connection import key_of, workflow_id
+from longtake.temporal.names import key_of, workflow_id
 from tests.longtake.s3_server import S3Server
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)

@@ -15,9 +15,11 @@ from longtake.submission.errors import WrongLedger, WrongSide
 from longtake.submission.ledger import SubmissionLedger
 from longtake.submission.records import IDENTITY
 from longtake.temporal.codec import encrypting
-from longtake.temporal.connection import DATA_CONVERTER, TASK_QUEUE, VIDEO_STAGE, WORKFLOW_TYPE, connect
+from longtake.temporal.connection import DATA_CONVERTER, connect
 from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, parse_keys
-from longtake.temporal.ledger_registration import WORKFLOW_ID, begin_anew, check, claim, registration
+from longtake.temporal.ledger_registration import begin_anew, check, claim, registration
+from longtake.temporal.names import LEDGER_WORKFLOW_ID, TASK_QUEUE, WORKFLOW_TYPE
+from longtake.temporal.search_attributes import VIDEO_STAGE
 from tests.end_to_end.processes import DevServer
 
 NAMESPACES = [f"ledger-{number}" for number in range(12)]
@@ -134,11 +136,11 @@ async def test_a_new_ledger_on_purpose(client: Client, stores: Path) -> None:
 
 async def test_a_registration_that_was_terminated_still_holds_and_is_renewed(client: Client, stores: Path) -> None:
     identity = await claim(client, ledger_in(stores / "a"))
-    await client.get_workflow_handle(WORKFLOW_ID).terminate()
+    await client.get_workflow_handle(LEDGER_WORKFLOW_ID).terminate()
     with pytest.raises(WrongLedger):
         await claim(client, ledger_in(stores / "b"))
     assert await claim(client, ledger_in(stores / "a")) == identity
-    renewed = await client.get_workflow_handle(WORKFLOW_ID).describe()
+    renewed = await client.get_workflow_handle(LEDGER_WORKFLOW_ID).describe()
     assert renewed.status is WorkflowExecutionStatus.RUNNING
     assert await claim(client, ledger_in(stores / "a")) == identity
 
@@ -149,7 +151,7 @@ async def test_encrypted_and_sealed_anew_when_the_key_changes(server: DevServer,
         return await connect(server.address, namespace=namespace, data_converter=converter)
 
     identity = await claim(await with_keys(K1), ledger_in(stores / "a"))
-    described = await (await with_keys(K1)).get_workflow_handle(WORKFLOW_ID).describe()
+    described = await (await with_keys(K1)).get_workflow_handle(LEDGER_WORKFLOW_ID).describe()
     assert identity not in str(described.raw_description), "neither the ledger nor the store can be read"
     assert stores.as_uri() not in str(described.raw_description)
     for keys in ((), (K2,)):

@@ -17,14 +17,15 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.settings import SettingsProblem
-from longtake.temporal.connection import (
-    SEARCH_ATTRIBUTES,
-    TemporalProblem,
+from longtake.temporal.connection import TemporalProblem
+from longtake.temporal.names import SEARCH_ATTRIBUTES
+from longtake.temporal.search_attributes import (
+    HOW_TO_CREATE_ATTRIBUTES,
     missing_search_attributes,
     register_search_attributes,
 )
 
-ALL = tuple(key.name for key in SEARCH_ATTRIBUTES)
+ALL = SEARCH_ATTRIBUTES
 KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 NOT_FOR_US = [RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED]
 NOT_NOW = [RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.NOT_FOUND]
@@ -125,7 +126,7 @@ async def test_refused_registration_names_what_is_missing_and_what_to_do(status:
         await register_search_attributes(cluster.client())
     assert [name for name in ALL if name in str(told.value)] == list(ALL[2:])
     assert "Request unauthorized." in str(told.value)
-    assert "with the cluster's own tools, each a Keyword" in str(told.value)
+    assert HOW_TO_CREATE_ATTRIBUTES in str(told.value)
 
 
 async def test_registration_that_fails_says_why_unless_somebody_else_was_faster() -> None:
