@@ -454,7 +454,7 @@ async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(
     assert [entry["kind"] for entry in sim.ledger.submissions(paid=True)] == ["submit"]
 
 
-@pytest.mark.parametrize("looked", [True, False], ids=["its record is kept", "it is not"])
+@pytest.mark.parametrize("polled", [True, False], ids=["its record is kept", "it is not"])
 async def test_what_another_generation_made_is_not_extended(
     worker: Worker, hire: Hire, sim: Simulator, request_for: Request, polled: bool
 ) -> None:

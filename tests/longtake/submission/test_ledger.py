@@ -1649,12 +1649,12 @@ async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, 
     assert len(await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")) == 1
 
 
-@pytest.mark.parametrize("request_of", ["settle", "outcome_of"])
+@pytest.mark.parametrize("request_of", ["resolve", "outcome_of"])
 async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_of: str) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", None)
     ledger = ledger_of(disk)
-    if request_of == "settle":
+    if request_of == "resolve":
         assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     else:
         assert await ledger.outcome_of(KEY, 1) is None
