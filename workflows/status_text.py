@@ -23,7 +23,7 @@ _ATTENTION = {
         "the gateway refuses the key",
         (
             "Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself, "
-            "at once by {resume}."
+            "at once by {poll}."
         ),
     ),
     Attention.NEEDS_DECISION: ("a person must decide", ""),
@@ -37,7 +37,7 @@ _ATTENTION = {
     ),
     Attention.POLL_FAILING: (
         "the last look told nothing",
-        "Nothing to do yet: the next look follows by itself, or at once by {resume}.",
+        "Nothing to do yet: the next look follows by itself, or at once by {poll}.",
     ),
     Attention.DELIVERY_FAILING: (
         "the video is made and paid, and cannot be brought home yet",
@@ -51,14 +51,14 @@ _ATTENTION = {
 
 _OUT_OF_QUOTA = (
     "out of quota: the gateway's account, or the API key's share of it, is used up",
-    ("Top up the account, or give the API key a larger share of it; it goes on by itself, at once by {resume}."),
+    ("Top up the account, or give the API key a larger share of it; it goes on by itself, at once by {poll}."),
 )
 _AWAITING_KEY = {
     KeyProblem.REFUSED: "Give the worker a working LONGTAKE_GATEWAY_API_KEY",
     KeyProblem.OUT_OF_QUOTA: "Top up the gateway's account, or give the API key a larger share of it",
 }
 _UNTIL_THEN = (
-    "; it is submitted then by itself, at once by {resume}. The gateway has made nothing and is asked "
+    "; it is submitted then by itself, at once by {poll}. The gateway has made nothing and is asked "
     "every few minutes, by one for all that wait; {cancel} ends the waiting."
 )
 
@@ -132,7 +132,7 @@ def advice_awaiting_key(key_problem: KeyProblem, key: str) -> str:
 
 
 def _filled(advice: str, key: str) -> str:
-    commands = {word: code(command("starter.py", word, key)) for word in ("poll_now", "cancel")}
+    commands = {word: code(command("starter.py", word, key)) for word in ("poll", "cancel")}
     return advice.format(**commands)
 
 

@@ -1,4 +1,4 @@
-"""From flags or a file to a checked request, before anything is started or paid."""
+"""Builds a checked request from flags or a file, before anything is started or paid."""
 
 import json
 import secrets
@@ -17,7 +17,7 @@ from longtake.storage import Store, StoreProblem
 
 
 def new_key() -> str:
-    """A key for a caller that has none: readable, and unlikely to be taken."""
+    """A new idempotency key: readable, and unlikely to be in use."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -25,7 +25,7 @@ def read_request_file(path: str) -> dict[str, Any]:
     """The request in a JSON file; `-` is standard input.
 
     Raises:
-        CommandProblem: It cannot be read or is no JSON object.
+        CommandProblem: The file cannot be read or is not a JSON object.
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
@@ -35,27 +35,27 @@ def read_request_file(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} is not JSON: {error}") from None
     if not isinstance(loaded, dict):
-        raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} must hold one JSON object")
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} must contain one JSON object")
     return loaded
 
 
 async def build_request(
     fields: dict[str, Any], images: Sequence[str], store: Store, *, dry_run: bool, hide_prompts: bool = False
 ) -> tuple[GenerateVideoInput, list[str]]:
-    """Check everything, and put local images into the store.
+    """Check the request, and put local images into the store.
 
     Args:
-        fields: The request without the images of the command line.
+        fields: The request without the images given as flags.
         images: Paths, URLs and data URIs, in order.
         store: Where workers find the images.
-        dry_run: Leave the store alone.
-        hide_prompts: Put the prompts into the store too; the request gets their paths.
+        dry_run: Write nothing to the store.
+        hide_prompts: Put the prompts into the store too; the request then holds their paths.
 
     Returns:
-        The request, and one line for each image.
+        The request, and one line of text for each image.
 
     Raises:
-        CommandProblem: With all problems at once.
+        CommandProblem: The request is invalid (all problems at once), or the store rejects an image.
     """
     problems: list[Problem] = []
     inputs: list[dict[str, str]] = []

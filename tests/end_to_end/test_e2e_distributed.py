@@ -421,7 +421,7 @@ async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: D
 
 async def test_every_command_explains_itself(client: Starter) -> None:
     commands = ["generate", "status", "watch", "result", "list", "cancel", "models", "doctor", "up", "demo"]
-    commands += ["setup", "poll_now", "decide", "adopt"]
+    commands += ["setup", "poll", "decide", "adopt"]
     runs = await asyncio.gather(client("--help"), *(client(command, "--help") for command in commands))
     assert [run.code for run in runs] == [0] * len(runs)
     assert all(command in runs[0].out for command in commands)

@@ -238,7 +238,7 @@ class Disturbed:
         starter = self._client.but(**site.env)
         decide, resume, cancel, another = await asyncio.gather(
             starter("decide", "asking", "accept", "--json"),
-            starter("poll_now", "asking"),
+            starter("poll", "asking"),
             starter("cancel", "killed-first"),
             client.decide("asking", Decision(action=DecisionAction.ACCEPT)),
             return_exceptions=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded import EmbeddedServer
-from cli.session import EmbeddedWorker
+from cli.embedded_worker import EmbeddedWorker
 from longtake.settings import Settings
 from tests.end_to_end.processes import ROOT, DevServer, Starter, environment
 
