@@ -24,7 +24,9 @@ app = typer.Typer(
     epilog="Exit codes: " + "; ".join(f"{code:d} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 
-KeyArgument = Annotated[str, typer.Argument(help="The generation's idempotency key.", show_default=False)]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="The generation's idempotency key.", show_default=False)
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output, nothing else.")]
 DataDir = Annotated[
     Path | None,
@@ -59,7 +61,7 @@ def generate(
     on_extend_failed: Annotated[
         str | None,
         typer.Option(
-            help="What to do if the extension fails. fallback: deliver the 8 s clip. fail: end with an error. "
+            help="If the extension fails. fallback: deliver the 8 s clip. fail: end with an error. "
             "retry: pay for the extension again, where configured. ask: wait for `decide`.",
             show_default="fallback",
         ),
@@ -67,7 +69,7 @@ def generate(
     on_key_refused: Annotated[
         str | None,
         typer.Option(
-            help="What to do if the gateway refuses the API key or its quota is used up. fail: end with an error. "
+            help="If the gateway refuses the API key, or its quota is used up. fail: end with an error. "
             "wait: submit when the key works again, however long that takes (for batches).",
             show_default="fail",
         ),
@@ -86,7 +88,7 @@ def generate(
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Generate one video: submit, poll, download, verify, store."""
+    """Generate one video. Submits, polls, downloads, verifies and stores it."""
     from cli.commands import generate as command
     from cli.results import ResultOptions
 
@@ -113,7 +115,7 @@ def generate(
 
 @app.command()
 def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Show where a generation stands, why, and what you can do."""
+    """Show the state of a generation. Says why it is there, and what you can do."""
     from cli.commands import inspect
 
     _run(inspect.show_status(key, data_dir, as_json=as_json), as_json=as_json, key=key)
@@ -121,7 +123,7 @@ def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 @app.command()
 def watch(key: KeyArgument, *, strict: StrictFlag = False, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Follow a generation until it ends. Ctrl-C stops watching, not the generation."""
+    """Watch a generation until it ends. Ctrl-C stops watching, not the generation."""
     from cli.commands import inspect
     from cli.results import ResultOptions
 
@@ -138,7 +140,7 @@ def result(
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Wait until a generation ends and print its result."""
+    """Wait for a generation and print its result."""
     from cli.commands import inspect
     from cli.results import ResultOptions
 
@@ -148,13 +150,15 @@ def result(
 
 @app.command("list")
 def list_generations(
-    query: Annotated[str, typer.Argument(help='A list filter of Temporal, such as VideoStage="failed".')] = "",
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help='A list filter of Temporal, such as VideoStage="failed".')
+    ] = "",
     *,
     limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """List the newest generations."""
+    """List generations. The newest come first."""
     from cli.commands import inspect
 
     _run(inspect.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
@@ -170,7 +174,7 @@ def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = N
 
 @app.command()
 def poll(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Poll the gateway for a generation now, for example after you fixed or topped up its API key."""
+    """Poll the gateway for a generation now. For example, after you fixed or topped up the API key."""
     from cli.commands import act
 
     _run(act.poll(key, data_dir, as_json=as_json), as_json=as_json, key=key)
@@ -182,12 +186,15 @@ def decide(
     action: Annotated[
         str,
         typer.Argument(
+            metavar="ACTION",
             help="accept: the 8 s clip is enough. retry: pay for the extension again. adopt: continue with TASK_ID. "
             "resubmit: nothing was paid, submit again. abandon: end the generation.",
             show_default=False,
         ),
     ],
-    task_id: Annotated[str | None, typer.Argument(help="The gateway's task to adopt.", show_default=False)] = None,
+    task_id: Annotated[
+        str | None, typer.Argument(metavar="TASK_ID", help="The gateway's task to adopt.", show_default=False)
+    ] = None,
     *,
     slot: Annotated[
         int | None,
@@ -198,7 +205,7 @@ def decide(
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Make the decision that a generation waits for. `status KEY` shows the choices."""
+    """Decide how a generation continues. `status KEY` shows whether it waits for a decision, and the choices."""
     from cli.commands import act
 
     work = act.decide(key, (action, task_id), data_dir, slot=slot, as_json=as_json)
@@ -207,7 +214,7 @@ def decide(
 
 @app.command()
 def adopt(
-    task_id: Annotated[str, typer.Argument(help="The gateway's task id.", show_default=False)],
+    task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="The gateway's task id.", show_default=False)],
     *,
     key: Annotated[str, typer.Option(help="The idempotency key of the new generation.", show_default=False)],
     model: Annotated[str, typer.Option(help="The model that the task was submitted with.")] = "veo_3_1-fast-remix",
@@ -220,7 +227,7 @@ def adopt(
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Adopt a task that something else submitted: poll, download and store it. Pays nothing."""
+    """Adopt a task from another program. Polls, downloads and stores it; pays nothing."""
     from cli.commands import generate as command
     from cli.results import ResultOptions
 
@@ -241,7 +248,7 @@ def adopt(
 
 @app.command()
 def models(*, as_json: JsonFlag = False) -> None:
-    """List the models and the images that each accepts."""
+    """List the models. Shows what each one is for, and how many images it accepts."""
     from cli.commands.models import show_models
 
     show_models(as_json=as_json)
@@ -249,7 +256,7 @@ def models(*, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Check every configured part against the live one, and say how to fix each finding. Pays nothing."""
+    """Check the installation. Tests every configured part live and says how to fix each finding; pays nothing."""
     from cli.doctor import run
 
     _run(run.run(data_dir, as_json=as_json), as_json=as_json)
@@ -268,7 +275,7 @@ def setup(
     yes: Annotated[bool, typer.Option("--yes", help="Confirm --new-ledger without a question.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Register the search attributes and the ledger in Temporal's namespace. Safe to repeat."""
+    """Set up Temporal's namespace. Registers the search attributes and the ledger; safe to repeat."""
     from cli.commands import setup as command
 
     def confirm(question: str) -> bool:
@@ -288,7 +295,7 @@ def recover(
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """List paid videos that were not delivered and that Temporal has lost; download them with --yes. Pays nothing."""
+    """Recover videos that Temporal has lost. Lists those paid for and not delivered; --yes downloads them, unpaid."""
     from cli.commands import recover as command
 
     _run(command.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
@@ -300,7 +307,7 @@ def encryption_key(
         str | None, typer.Argument(metavar="ID", help="The key's name, readable in Temporal.", show_default="the date")
     ] = None,
 ) -> None:
-    """Create a key for LONGTAKE_ENCRYPTION_KEYS and print it."""
+    """Create an encryption key. Prints it for LONGTAKE_ENCRYPTION_KEYS."""
     from datetime import UTC, datetime
 
     from longtake.temporal.key_ring import new_key
@@ -323,7 +330,7 @@ def codec_server(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Decrypt payloads for Temporal's UI and the `temporal` command, until Ctrl-C. Needs LONGTAKE_CODEC_SERVER."""
+    """Decrypt payloads for Temporal's UI. Also for the `temporal` command. Needs LONGTAKE_CODEC_SERVER."""
     from cli import codec_server as command
 
     _run(command.serve(data_dir, unprotected=unprotected))
@@ -331,7 +338,7 @@ def codec_server(
 
 @app.command()
 def up(*, data_dir: DataDir = None) -> None:
-    """Run the embedded Temporal server, its UI and a worker, until Ctrl-C."""
+    """Run the embedded server and a worker. Temporal, its UI and a worker run until Ctrl-C."""
     from cli.commands import up as command
 
     _run(command.up(data_dir))
@@ -344,7 +351,7 @@ def demo(
     videos: Annotated[Path, typer.Option(help="The folder for the MP4s.")] = Path("videos"),
     like: Annotated[Literal["document", "newapi-2026-07"], typer.Option(help="The gateway to simulate.")] = "document",
 ) -> None:
-    """Run four generations against a simulated gateway, with a real Temporal server and real MP4s."""
+    """Run a demo with a simulated gateway. Four generations, a real Temporal server, real MP4s; pays nothing."""
     from cli import demo as command
 
     _run(command.run(videos, keep=keep, like=like))

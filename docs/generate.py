@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from temporalio.common import RetryPolicy
 
 from activities.failures import RULES, Rule
+from docs import cli_reference
 from longtake.gateway.errors import GatewayError
 from longtake.models import GenerationPolicy
 from longtake.observability.metrics import METRICS
@@ -240,6 +241,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "models": models,
     "metrics": metrics,
+    "cli": cli_reference.commands,
+    "exit-codes": cli_reference.exit_codes,
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from cli.embedded import EmbeddedServer
-from cli.output import CommandProblem
 from cli.embedded_worker import EmbeddedWorker
+from cli.output import CommandProblem
 from longtake.settings import Settings
 
 WORKER = """#!/bin/sh
