@@ -131,7 +131,7 @@ def test_new_ledger_needs_a_confirmation_where_nobody_can_answer(called: Called)
     [
         (SettingsProblem("x"), Exit.USAGE, "InvalidSettings"),
         (GenerationNotFound("x"), Exit.USAGE, "GenerationNotFound"),
-        (WrongLedger("x", side=WrongSide.STORE), Exit.USAGE, "WrongLedger"),
+        (WrongLedger("x", side=WrongSide.WORKER), Exit.USAGE, "WrongLedger"),
         (LedgerUnavailable("x"), Exit.UNREACHABLE, "LedgerUnavailable"),
         (StoreProblem("x", retryable=False), Exit.UNREACHABLE, "StoreUnavailable"),
         (NoWorker("x"), Exit.UNREACHABLE, "NoWorker"),
