@@ -129,8 +129,8 @@ class Downloads:
 
     def _record(self, request: Request, origin: str, status: int, **more: str | bool | int) -> Entry:
         """Write down a request to an origin that must never see a key."""
-        told = [*request.headers.values(), str(request.url)]
-        if "authorization" in request.headers or any(map(self._world.shows_a_key, told)):
+        given = [*request.headers.values(), str(request.url)]
+        if "authorization" in request.headers or any(map(self._world.shows_a_key, given)):
             more = {"violation": "a key was sent to another host than the gateway", **more}
         return self._world.record(request, status, **{"origin": origin, **more})
 

@@ -35,7 +35,7 @@ class Document:
         takes_files: Whether images may be file parts.
         has_fetch: Whether `POST /suno/fetch` is there.
         proxy_pages_are_named: Whether the HTML pages of proxies carry the gateway's request id.
-        forwards_range: Whether `/content` honours `Range` without being told to.
+        forwards_range: Whether `/content` honours `Range` without being set to.
         keeps_links: Whether a task that has ended keeps its link for good: then no query brings a fresh one.
     """
 

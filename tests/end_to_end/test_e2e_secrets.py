@@ -33,7 +33,7 @@ SCENARIOS = {
     "short": "extend_failed,seconds=30",
     "refused": "refuse_422",
     "unknown": "fail_to_fetch_task",
-    "trouble": "query_500,looks=1,seconds=30",
+    "trouble": "query_500,polls=1,seconds=30",
 }
 
 
