@@ -210,9 +210,10 @@ def supervise(data_dir: Path, program: str, *codec: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures = 0
     while failures < _START_TRIES:
-        # Another process can have taken a port that was free a moment ago: try others.
-        ports = _ports(folder, fresh=failures > 0)
-        server = _launch(data_dir, program, ports, *codec)
+        with _server_lock(folder) as lock:
+            # Another process can have taken a port that was free a moment ago: try others.
+            ports = _ports(folder, fresh=failures > 0)
+            server = _launch(data_dir, program, ports, lock, *codec)
         try:
             if not _comes_up(server, f"{HOST}:{ports.port}"):
                 failures += 1
@@ -257,7 +258,7 @@ class _Ports:
     ui_host: str
 
 
-def _launch(data_dir: Path, program: str, ports: _Ports, *codec: str) -> subprocess.Popen[bytes]:
+def _launch(data_dir: Path, program: str, ports: _Ports, lock: IO[str], *codec: str) -> subprocess.Popen[bytes]:
     command = [program, "server", "start-dev", "--ip", HOST, "--port", str(ports.port)]
     command += ["--ui-ip", ports.ui_host, "--ui-port", str(ports.ui_port)]
     command += ["--dynamic-config-value", f"frontend.httpAllowedHosts={json.dumps([_NO_HOST])}"]
@@ -266,11 +267,10 @@ def _launch(data_dir: Path, program: str, ports: _Ports, *codec: str) -> subproc
         command += ["--ui-codec-endpoint", url]
     for name in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{name}=Keyword"]
-    with _server_lock(data_dir / "embedded") as lock:
-        server = subprocess.Popen(  # noqa: S603 - the configured program
-            command, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()]
-        )
-        lock.write(str(server.pid))
+    server = subprocess.Popen(  # noqa: S603 - the configured program
+        command, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()]
+    )
+    lock.write(str(server.pid))
     return server
 
 
