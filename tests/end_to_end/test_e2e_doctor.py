@@ -189,8 +189,8 @@ async def encrypted_elsewhere(site: Site, starter: Starter, doctor: Doctor) -> N
     assert (open_.code, levels(open_, "encryption")) == (0, ["ok"]), open_
 
     # For people: one line for each finding, and a sum.
-    told = await starter("doctor")
-    lines = told.out.splitlines()
+    plain = await starter("doctor")
+    lines = plain.out.splitlines()
     assert len(lines) == len(locked.json()) + 1
     assert all(re.match(r"(ok     |warning|problem)  [^:]+: .+( -> .+)?$", line) for line in lines[:-1])
     assert re.fullmatch(r"\d+ ok, \d+ warning, 1 problem", lines[-1])

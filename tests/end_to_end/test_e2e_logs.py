@@ -54,7 +54,7 @@ async def test_a_worker_tells_whose_event_it_is(
     assert (end["error_type"], end["error"]) == (failure.value.kind, failure.value.message)
     assert (end["request_id"], end["gateway_code"]) == (post["request_id"], "generate_failed")
 
-    # A line of the SDK's own, about a look that failed.
+    # A line of the SDK, about a poll that failed.
     (failed,) = [
         event
         for event in events

@@ -1,4 +1,4 @@
-"""Who serves metrics: workers that are told to, and nobody else."""
+"""Who serves metrics: workers with an address for them, and no other process."""
 
 import socket
 import subprocess
