@@ -112,7 +112,7 @@ screenshots: $(VENV)/.system ## Make docs/screenshots/*.png anew, in a real brow
 	@sh tests/system/install.sh
 	@mkdir -p docs/screenshots && SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m system tests/system/test_ui.py $(ARGS)
 
-chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 3 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
+chaos: $(VENV)/.test ## Hundreds of generations while everything breaks, some 5 minutes; SEED=7 (or SEEDS="1 2 3") GENERATIONS=300 S3=1.
 	@$(BIN)/python -m tests.chaos $(if $(SEEDS)$(SEED),--seeds $(SEEDS) $(SEED)) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(S3),--s3) $(ARGS)
 
 # In a copy and an environment of its own: the tool writes its mutants beside the code. Run again it goes on.

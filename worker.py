@@ -226,9 +226,14 @@ async def _activities(
         image_transfer=settings.image_transfer,
         resubmit_not_charged=settings.resubmit_not_charged,
     )
-    polling = PollingActivities(gateway=gateway, store=store, extension=extension)
+    polling = PollingActivities(gateway=gateway, store=store, account_client=account_client, extension=extension)
     delivery = DeliveryActivities(
-        gateway=gateway, store=store, fetcher=fetcher, extension=extension, extension_fetcher=extension_fetcher
+        gateway=gateway,
+        store=store,
+        fetcher=fetcher,
+        ledger=ledger,
+        extension=extension,
+        extension_fetcher=extension_fetcher,
     )
     return submission, polling, delivery
 

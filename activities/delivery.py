@@ -18,6 +18,7 @@ from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverInput, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import SubmissionLedger
 
 GONE_AFTER = timedelta(hours=1)
 """When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
@@ -28,18 +29,20 @@ _ROUTES = 2
 class DeliveryActivities:
     """Everything that downloads and stores."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one client each
         self,
         *,
         gateway: GatewayClient,
         store: Store,
         fetcher: Fetcher,
+        ledger: SubmissionLedger,
         extension: ExtensionClient | None = None,
         extension_fetcher: Fetcher | None = None,
     ) -> None:
         self._gateway = gateway
         self._store = store
         self._fetcher = fetcher
+        self._ledger = ledger
         self._extension = extension
         self._extension_fetcher = extension_fetcher
 
@@ -49,6 +52,8 @@ class DeliveryActivities:
         answered: list[GatewayRecord | None] = []
         async with heartbeating() as heartbeat:
             try:
+                # Whatever a workflow asks for: what another generation paid for is not brought to this one.
+                await self._ledger.check_owner(input.ledger_key, input.task_id)
                 receipt = await deliver(
                     store=self._store,
                     fetcher=(self._extension_fetcher if input.extension else None) or self._fetcher,
@@ -72,7 +77,9 @@ class DeliveryActivities:
             await self._forget_links(input)
         told = next((record for record in answered if record and record.quota is not None), None)
         if told:
-            receipt = receipt.model_copy(update={"quota": told.quota, "refunded": told.refunded})
+            shown = told.without_links()
+            cost = {name: getattr(shown, name) for name in ("quota", "refunded", "refund_evidence")}
+            receipt = receipt.model_copy(update=cost)
         measuring.delivered(receipt, input.kind)
         activity.logger.info("delivered", extra={"kind": input.kind, "bytes": receipt.video.bytes})
         return receipt

@@ -238,6 +238,16 @@ RULES: tuple[Rule, ...] = (
         advice="The gateway cannot be asked just now; it is tried again, and then at the next look.",
     ),
     Rule(
+        TaskOwned, (Step.DELIVER,), "TaskOwned", retried=False, paid=Paid.UNKNOWN,
+        who_acts="operator",
+        advice="The ledger says that another generation paid for this task: find out who started this one.",
+    ),
+    Rule(
+        LedgerUnavailable, (Step.DELIVER,), "StoreRefused", retried=True, paid=Paid.YES,
+        who_acts="operator",
+        advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
+    ),
+    Rule(
         DownloadFailed, (Step.DELIVER,), "DeliveryFailed", retried=True, paid=Paid.YES,
         who_acts="nobody, or operator",
         advice="No source gives a whole video yet; it is tried again.",
@@ -272,11 +282,17 @@ def rule_for(error: BaseException, step: Step) -> Rule:
     return next(rule for rule in RULES if step in rule.steps and isinstance(error, rule.error))
 
 
-def foreign_words(error: BaseException, step: Step) -> str | None:
-    """An error's text where somebody else's words may be in it; None where all of it is ours."""
-    # An unknown outcome repeats what ended the exchange.
-    foreign = isinstance(error, (GatewayError, OutcomeUnknown)) or rule_for(error, step).error is Exception
-    return str(error) if foreign else None
+_QUOTES = (GatewayError, OutcomeUnknown)
+"""An unknown outcome repeats what ended the exchange."""
+_OURS: tuple[type[BaseException], ...] = (
+    ApplicationError,
+    *(rule.error for rule in RULES if rule.error is not Exception),
+)
+
+
+def may_quote(error: BaseException) -> bool:
+    """Whether somebody else's words may be in an error's text; those of an `application_error` are as it made them."""
+    return isinstance(error, _QUOTES) or not isinstance(error, _OURS)
 
 
 def code_or_none(code: str | None) -> str | None:

@@ -7,7 +7,8 @@ them, so none of its words may reach Temporal.
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.failures import Step, application_error, code_or_none, foreign_words
+from activities.failures import Step, application_error, code_or_none, may_quote
+from longtake.gateway.errors import KeyRefused
 from longtake.models import TaskRecord
 from longtake.request.prompts import keep_words
 from longtake.storage import Store, StoreProblem
@@ -17,8 +18,7 @@ async def hiding_error(  # noqa: PLR0913 - each named at the call
     error: Exception, step: Step, *, store: Store, key: str, hidden: bool, gone_for_good: bool = False
 ) -> ApplicationError:
     """What `application_error` makes of an error; without the gateway's words, where prompts are hidden."""
-    words = foreign_words(error, step) if hidden else None
-    instead = await in_the_store(words, store=store, key=key) if words else None
+    instead = await in_the_store(str(error), store=store, key=key) if hidden and may_quote(error) else None
     return application_error(error, step, gone_for_good=gone_for_good, instead=instead)
 
 
@@ -31,6 +31,13 @@ async def without_words(record: TaskRecord, *, store: Store, key: str) -> TaskRe
             "gateway_status": code_or_none(record.gateway_status) or "",
         }
     )
+
+
+def without_gateways_words(refusal: KeyRefused) -> KeyRefused:
+    """A refusal as other generations may be told of it: which one it is, the status and the code."""
+    code = code_or_none(refusal.code)
+    said = ", ".join(str(part) for part in (refusal.status, code) if part)
+    return type(refusal)(f"the key was refused (HTTP {said})", status=refusal.status, code=code)
 
 
 async def in_the_store(words: str, *, store: Store, key: str) -> str:

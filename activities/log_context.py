@@ -1,12 +1,17 @@
-"""Whatever an activity logs, deep inside the gateway's client or the ledger too, names its generation."""
+"""Whatever an activity logs, deep inside the gateway's client or the ledger too, names its generation.
+
+Where the generation's prompts are hidden, it has no words that may repeat one.
+"""
 
 from typing import Any
 
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from longtake.models import Stage
-from longtake.observability.logs import note
+from activities.failures import may_quote
+from longtake.models import GenerateVideoInput, Stage
+from longtake.observability.logs import note, withhold_words
+from longtake.request.rules import prompt_paths
 
 _STAGES = {
     "prepare_generation": Stage.PREPARING,
@@ -32,6 +37,9 @@ class _Noting(ActivityInboundInterceptor):
         info = activity.info()
         order = input.args[0] if input.args else None
         receipt = getattr(order, "receipt", None)
+        request = getattr(order, "request", None)
+        if getattr(order, "hide_words", False) or (isinstance(request, GenerateVideoInput) and prompt_paths(request)):
+            withhold_words(may_quote)
         # Not taken back at the end: the SDK logs in the same asyncio task how the activity ended.
         note(
             workflow_id=info.workflow_id,

@@ -6,6 +6,7 @@ from activities.failures import Step
 from activities.heartbeats import heartbeating
 from activities.hiding import hiding_error, without_words
 from longtake.delivery.task_records import save_record
+from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
@@ -20,8 +21,16 @@ _FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
 class PollingActivities:
     """Everything that asks the gateway how a task is doing."""
 
-    def __init__(self, *, gateway: GatewayClient, store: Store, extension: ExtensionClient | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: GatewayClient,
+        store: Store,
+        account_client: AccountClient,
+        extension: ExtensionClient | None = None,
+    ) -> None:
         self._gateway = gateway
+        self._account_client = account_client
         self._extension = extension
         self._store = store
 
@@ -29,7 +38,8 @@ class PollingActivities:
     async def query_generation(self, input: PollInput) -> TaskRecord:
         """Ask once; where the task has ended, on the gateway's other route too.
 
-        The other one may know better what became of it, and alone may tell where the video lies and what it cost.
+        The other one may know better what became of it, and alone may tell where the video lies and what it cost. Of
+        one that failed the usage log may alone tell that it was refunded.
         """
         async with heartbeating():
             record = await self._poll(input)
@@ -38,7 +48,7 @@ class PollingActivities:
         if (record.video_url or record.first_video_url or failed) and not input.clip_is_stored:
             await self._keep(input, record)
         shown = record.without_links()
-        return await without_words(shown, store=self._store, key=input.key) if input.hidden_prompts else shown
+        return await without_words(shown, store=self._store, key=input.key) if input.hide_words else shown
 
     async def _poll(self, input: PollInput) -> GatewayRecord:
         try:
@@ -47,9 +57,12 @@ class PollingActivities:
             record = await query_task(client, input.task_id, account=input.account)
             if record.state is not TaskState.RUNNING:
                 record = await self._ask_other_route(client, input.task_id, record)
+            if record.state in _FAILED and not record.refunded:
+                record = await self._look_for_refund(input, record)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            hidden = bool(input.hidden_prompts)
-            raise await hiding_error(error, Step.POLL, store=self._store, key=input.key, hidden=hidden) from None
+            raise await hiding_error(
+                error, Step.POLL, store=self._store, key=input.key, hidden=input.hide_words
+            ) from None
         return record
 
     async def _ask_other_route(self, client: TaskGateway, task_id: str, record: GatewayRecord) -> GatewayRecord:
@@ -61,6 +74,17 @@ class PollingActivities:
         if record.state is TaskState.LOST and other.state is not TaskState.LOST:
             return other.completed_by(record)
         return record.completed_by(other)
+
+    async def _look_for_refund(self, input: PollInput, record: GatewayRecord) -> GatewayRecord:
+        """Read the usage log, where it is that of the key that paid."""
+        if input.extension or input.account not in {"", self._account_client.account}:
+            return record
+        refund = await self._account_client.refund_of(input.task_id)
+        if refund is None:
+            return record
+        amount = "" if refund.quota is None else f" of {refund.quota}"
+        when = f" at {refund.at:%Y-%m-%d %H:%M:%S} UTC" if refund.at else ""
+        return record.refunded_by(f"the usage log shows a refund{amount}{when}")
 
     async def _keep(self, input: PollInput, record: GatewayRecord) -> None:
         """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""

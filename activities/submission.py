@@ -1,6 +1,7 @@
 """Before and around the paid POSTs."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 
@@ -8,15 +9,22 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.exchange import BeforeSend, PaidExchange, Post, owner
-from activities.failures import Step, application_error, details_of
+from activities.failures import Step, application_error, code_or_none, details_of
 from activities.heartbeats import Heartbeat, heartbeating
-from activities.hiding import hiding_error, in_the_store
+from activities.hiding import hiding_error, in_the_store, without_gateways_words
 from longtake.delivery.download import Fetcher
-from longtake.delivery.task_records import save_request
+from longtake.delivery.task_records import load_record, save_request
 from longtake.gateway.account import AccountClient
 from longtake.gateway.breaker import KeyBreaker
 from longtake.gateway.client import GatewayClient, SubmissionAnswer, SubmissionForm
-from longtake.gateway.errors import GatewayError, KeyRefused, MediaRefused, QuotaExhausted, TaskNotFound
+from longtake.gateway.errors import (
+    GatewayError,
+    GatewayUnreachable,
+    KeyRefused,
+    MediaRefused,
+    QuotaExhausted,
+    TaskNotFound,
+)
 from longtake.gateway.extension import ExtensionClient
 from longtake.gateway.preflight import Preflight
 from longtake.models import (
@@ -88,11 +96,11 @@ class SubmissionActivities:
 
     async def _prepare(self, input: PrepareInput) -> GenerationPolicy:
         try:
-            request = check_request(input.request)
             ledger_id = await self._ledger.identity()
-            # What was paid for is collected whatever has become of its images, the store and the API key since.
+            # What was paid for is collected whatever has become of its model, its images, the store and the API key.
             extensions_sent = 0
             if await self._ledger.is_untouched(input.key):
+                request = check_request(input.request)
                 await self._store.probe()
                 await read_prompts(self._store, request)
                 await prepare_parts(self._store, request.images, files=self._files_are_taken)
@@ -143,7 +151,9 @@ class SubmissionActivities:
             if good:
                 self._breaker.accepted(preflight=True)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise application_error(error, Step.AWAIT_KEY) from None
+            raise await hiding_error(
+                error, Step.AWAIT_KEY, store=self._store, key=input.key, hidden=input.hide_words
+            ) from None
         return KeyTrial(trial=True)
 
     async def _extensions_sent(self, input: PrepareInput) -> int:
@@ -207,6 +217,7 @@ class SubmissionActivities:
         prompt = input.request.prompt_extend
 
         async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            await self._check_remix(input.key, extension.remix_id)
             text = await read_prompt(self._store, "prompt_extend", prompt)
             return await client.submit(extension.remix_id, text, before_send=before_send)
 
@@ -214,6 +225,26 @@ class SubmissionActivities:
             return await self._exchange(input, extension_digest(extension.remix_id, prompt), post, client, heartbeat)
 
         return await self._pay(input, send)
+
+    async def _check_remix(self, key: str, remix_id: str) -> None:
+        """See that what is to be extended is this generation's own first segment: the retry shows it.
+
+        Raises:
+            InvalidRequest: It is not.
+            GatewayUnreachable: Nobody can tell now.
+        """
+        accepted = await self._ledger.accepted(key)
+        record = None
+        if accepted is not None:
+            with contextlib.suppress(ValueError):  # what is kept there is no record
+                record = await load_record(self._store, key, accepted.task_id)
+            if record is None or record.remix_id is None:
+                try:
+                    record = await self._gateway.query(accepted.task_id)
+                except GatewayError as error:
+                    raise GatewayUnreachable(f"nothing was sent, the task to extend is not shown: {error}") from None
+        if record is None or record.remix_id != remix_id:
+            raise InvalidRequest((Problem(field="remix_id", rule="is not of the task that this generation paid for"),))
 
     @activity.defn
     async def record_submission(self, input: RecordInput) -> None:
@@ -230,7 +261,7 @@ class SubmissionActivities:
         )
         try:
             await self._ledger.check_identity(input.ledger_id)
-            await self._ledger.record_accepted(input.key, accepted)
+            await self._ledger.record_accepted(input.key, accepted, only=True)
         except Exception as error:  # noqa: BLE001 - the table knows every kind
             raise application_error(error, Step.SETTLE) from None
 
@@ -382,6 +413,7 @@ class SubmissionActivities:
         request = input.request
 
         async def post(before_send: BeforeSend) -> SubmissionAnswer:
+            check_request(request)  # a key that was in doubt while it was prepared is not judged before
             if request.on_key_refused is OnKeyRefused.WAIT and not input.trial:
                 self._breaker.check()
             texts = await read_prompts(self._store, request)
@@ -395,7 +427,8 @@ class SubmissionActivities:
             try:
                 answer = await self._gateway.submit(form, before_send=before_send)
             except KeyRefused as refusal:
-                self._breaker.refused(refusal)
+                # It is told every generation that waits for the key.
+                self._breaker.refused(without_gateways_words(refusal) if prompt_paths(request) else refusal)
                 self._preflight.forget()
                 raise
             self._breaker.accepted()
@@ -418,7 +451,8 @@ async def _see(gateway: GatewayClient | ExtensionClient | None, task_id: str) ->
     try:
         return (await gateway.query(task_id)).own_task_id
     except TaskNotFound as error:
-        raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=error.code) from error
+        code = code_or_none(error.code)
+        raise TaskNotFound(f"{task_id[:80]}: {_NO_SUCH_TASK}", status=error.status, code=code) from error
     except GatewayError:
         return task_id  # it cannot be asked now: the looks will tell
 

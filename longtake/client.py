@@ -43,7 +43,7 @@ from temporalio.exceptions import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from longtake.display import code, line, prose
+from longtake.display import after_cancelling, code, line, prose
 from longtake.models import (
     Decision,
     FailureDetails,
@@ -205,7 +205,8 @@ class VideoClient:
                 with the one that the namespace belongs to. Without it, nothing is compared here; workers do it.
         """
         self._temporal = temporal
-        self._unchecked = store
+        self._ledger = SubmissionLedger(store, longest_exchange=timedelta(0)) if store is not None else None
+        self._ledger_is_checked = False
         self._patience = patience.total_seconds()
 
     def with_patience(self, patience: timedelta) -> Self:
@@ -220,24 +221,27 @@ class VideoClient:
         Args:
             key: The caller's own name for this generation, such as an order number. Starting the same key again never
                 pays again, as long as the workers keep the same submission ledger.
-            request: What to make.
+            request: What to make. Where something was submitted for this key, it may name what has been retired since.
 
         Returns:
             The run id, and whether this call started it.
 
         Raises:
-            InvalidRequest: The request breaks rules; nothing was started.
+            InvalidRequest: The request breaks rules, and nothing was submitted for this key; nothing was started.
             InvalidKey: The key cannot be used.
             KeyInUse: The key names another request.
             WrongLedger, LedgerUnavailable: The store is not the one that the namespace belongs to, or cannot be read.
             TemporalUnavailable: Temporal is away. It may have been started: the same call tells.
         """
-        request = check_request(request)
+        request, refused = _judged(request)
         name = workflow_id(key)
-        if self._unchecked is not None:
-            ledger = SubmissionLedger(self._unchecked, longest_exchange=timedelta(0))
+        ledger = self._ledger
+        if ledger is not None and not self._ledger_is_checked:
             await self._riding_out(lambda: check(self._temporal, ledger))
-            self._unchecked = None
+            self._ledger_is_checked = True
+        # Without the store, a worker asks the ledger before anything is sent.
+        if refused and not (await self.knows(key) if ledger is None else not await ledger.is_untouched(key)):
+            raise refused
         try:
             return await self._start(name, request, WorkflowIDReusePolicy.REJECT_DUPLICATE), True
         except WorkflowAlreadyStartedError:
@@ -324,7 +328,7 @@ class VideoClient:
             execution, _ = await self._describe(key)
             paid = Paid(execution.paid) if execution.paid in set(Paid) else Paid.UNKNOWN
             known = {"key": key, "model": execution.model, "paid": paid, "task_id": execution.task_id}
-            failure.details = failure.details.model_copy(update=known)
+            failure = GenerationFailure(failure.kind, _cancelled(paid), failure.details.model_copy(update=known))
         raise failure
 
     async def cancel(self, key: str) -> None:
@@ -430,7 +434,7 @@ class VideoClient:
                 first = decoded[0]
                 if isinstance(first, dict) and "carried" in first:  # continued as new: accepted, and not judged again
                     return GenerateVideoInput.model_validate(first["request"])
-                return check_request(first)
+                return check_request(first, offered=False)
             except (InvalidRequest, KeyError, ValidationError):
                 return None
         return None
@@ -513,11 +517,24 @@ class VideoClient:
         return self._temporal.get_workflow_handle(workflow_id(key))
 
 
+def _judged(request: GenerateVideoInput) -> tuple[GenerateVideoInput, InvalidRequest | None]:
+    """The request, and why it cannot be submitted today, if what it asks for is not offered any more.
+
+    Raises:
+        InvalidRequest: It never could be.
+    """
+    try:
+        return check_request(request), None
+    except InvalidRequest as error:
+        return check_request(request, offered=False), error
+
+
 def _summary(request: GenerateVideoInput) -> str:
     """What is made, in one line: the title of the workflow's page."""
     if request.task_id:
         return f"take over task {line(request.task_id[:80])}"
-    number, frames = len(request.images), MODELS[request.model].frames
+    model = MODELS.get(request.model)  # None: retired since it was paid for
+    number, frames = len(request.images), model is not None and model.frames
     images = f"{number} image{'s'[: number != 1]}, {'first and last frame' if frames else 'as reference'}"
     return f"15 s of video by {request.model} from {images if number else 'text'}"
 
@@ -574,10 +591,13 @@ def _failure(error: WorkflowFailureError) -> GenerationFailure:
         return GenerationFailure(cause.type or "Defect", cause.message, details)
     advice = "Starting again with the same key, and the same ledger, goes on where it was and pays nothing twice."
     if isinstance(cause, CancelledError):
-        message = "it was cancelled; what was submitted may still be made, and cost"
-        return GenerationFailure("Cancelled", message, FailureDetails(advice=advice))
+        return GenerationFailure("Cancelled", _cancelled(Paid.UNKNOWN), FailureDetails(advice=advice))
     kind = "Terminated" if isinstance(cause, TerminatedError) else "TimedOut"
     return GenerationFailure(kind, str(cause), FailureDetails(advice=advice))
+
+
+def _cancelled(paid: Paid) -> str:
+    return f"it was cancelled: {after_cancelling(paid)}"
 
 
 def _not_found(key: str, error: RPCError) -> Exception:

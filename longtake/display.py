@@ -7,9 +7,22 @@ a JSON document on a screen. The log has the same rule (`longtake.observability.
 import json
 import re
 import shlex
+from collections.abc import Mapping
 
+from longtake.models import Paid
+
+_AFTER_CANCELLING: Mapping[str, str] = {
+    Paid.NO: "nothing was paid",
+    Paid.YES: "nobody waits any more; it was paid, and the gateway makes it all the same",
+    Paid.UNKNOWN: "nobody waits any more; it may have been submitted, and may still be made, and cost",
+}
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&!$])")
 _BACKTICKS = re.compile(r"`+")
+
+
+def after_cancelling(paid: str | None) -> str:
+    """What a cancelled generation comes to, by what is known about money."""
+    return _AFTER_CANCELLING.get(paid or "", _AFTER_CANCELLING[Paid.UNKNOWN])
 
 
 def line(text: object) -> str:

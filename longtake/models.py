@@ -145,6 +145,8 @@ class GenerateVideoResult(_Payload):
     """What the gateway says it cost, in the gateway's own unit."""
     refunded: bool | None = None
     """Whether the gateway gave back what a failed extension cost (`quota` is then 0); None where it does not say."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     polls: int
     """How often the gateway was asked."""
     warnings: tuple[str, ...] = ()
@@ -195,6 +197,8 @@ class FailureDetails(_Payload):
     """What the gateway says it cost, in the gateway's own unit."""
     refunded: bool | None = None
     """Whether the gateway gave it back (`quota` is then 0); None where it does not say."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     http_status: int | None = None
     gateway_code: str | None = None
     gateway_message: str | None = None
@@ -242,6 +246,8 @@ class TaskRecord(_Payload):
     quota: int | None = None
     refunded: bool | None = None
     """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     error_code: str | None = None
     error_message: str | None = None
     submitted_at: datetime | None = None
@@ -300,6 +306,12 @@ class GenerationStatus(_Payload):
     charged: Paid | None = None
     """Whether the account's records show a charge for a submission whose outcome is unknown; None where none is in
     doubt. `evidence` says why. Less than `paid`: what is not charged yet may still be accepted."""
+    quota: int | None = None
+    """What the gateway says the first task cost, in the gateway's own unit."""
+    refunded: bool | None = None
+    """Whether the gateway gave it back (`quota` is then 0); None where nothing failed, or nobody says."""
+    refund_evidence: str | None = None
+    """Where the refund was seen, for a person."""
     model: str | None = None
     progress: int | None = None
     polls: int = 0
@@ -419,6 +431,7 @@ class DeliveryReceipt(_Payload):
     quota: int | None = None
     """What the task cost, where the gateway was asked on the way and told."""
     refunded: bool | None = None
+    refund_evidence: str | None = None
 
 
 class PrepareInput(_Payload):
@@ -440,6 +453,8 @@ class AwaitKeyInput(_Payload):
     """How the gateway refused."""
     message: str = ""
     """The same in words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
 
 
 class KeyTrial(_Payload):
@@ -585,8 +600,8 @@ class PollInput(_Payload):
     """Whether it is the task of a retried extension, which may live at another gateway."""
     stage: Stage | None = None
     """For the log."""
-    hidden_prompts: tuple[str, ...] = ()
-    """Where the request's prompts lie in the store; where there are any, the look tells codes and no words."""
+    hide_words: bool = False
+    """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -604,7 +619,8 @@ class DeliverInput(_Payload):
     width: int | None = None
     """The picture that was asked for, in pixels; None where the gateway chose."""
     height: int | None = None
-    extension: bool = False
+    extension_number: int = 0
+    """Which retry of the extension made the task; 0 where it is the first payment's."""
     gateway: str = ""
     """The origin of the gateway where the task lives; empty where that is not known."""
     account: str = ""
@@ -613,6 +629,16 @@ class DeliverInput(_Payload):
     """Whether the gateway's words stay in the store, because they may repeat a hidden prompt."""
     keep_first_link: bool = False
     """Whether the first 8 s of a full video are to be downloaded too, so that their link is still needed."""
+
+    @property
+    def extension(self) -> bool:
+        """Whether a retry of the extension made the task."""
+        return self.extension_number > 0
+
+    @property
+    def ledger_key(self) -> str:
+        """Whose the task is, in the ledger."""
+        return extension_key(self.key, self.extension_number) if self.extension else self.key
 
 
 class DecisionAction(StrEnum):

@@ -261,6 +261,10 @@ class Settings(BaseSettings):
             SettingsProblem: Naming every variable that is misspelt or has an unusable value. Values are not repeated.
         """
         problems = [_misspelt(name) for name in _unknown_names()]
+        # No validator gets to see these: pydantic fails on them by itself.
+        broken = [name for name in sorted(variable_names()) if not _is_text(os.environ.get(name, ""))]
+        if broken:
+            raise SettingsProblem("; ".join([*problems, *(f"{name}: must be UTF-8" for name in broken)]))
         try:
             settings = cls()
         except ValidationError as error:
@@ -358,6 +362,14 @@ def variable_names() -> tuple[str, ...]:
 
 def _unknown_names() -> list[str]:
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in variable_names())
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot read as lone surrogates
+        return False
+    return True
 
 
 def _misspelt(name: str) -> str:

@@ -201,7 +201,8 @@ class NewApi202607(Document):
 
     def refund(self, task: Task, reason: str) -> Json:
         """See `Document`."""
-        other: Json = {"task_id": task.task_id, "pre_consumed_quota": task.quota, "reason": reason}
+        quota: Json = {"pre_consumed_quota": task.quota, "actual_quota": 0}
+        other: Json = {"task_id": task.task_id, **quota, "reason": reason, "seconds": 4, "size": 1}
         return {"other": answers.compact(other)}
 
     def invalid_key(self) -> Response:
@@ -214,7 +215,7 @@ class NewApi202607(Document):
 
     def invalid_token(self) -> Response:
         """See `Document`."""
-        return JSONResponse({"success": False, "message": "Unauthorized, invalid access token"}, 401)
+        return JSONResponse({"success": False, "message": "Unauthorized, invalid access token"})
 
     def account_is_empty(self, left: int, needed: int) -> Response:
         """See `Document`."""
@@ -240,8 +241,7 @@ def _rewrite_links(record: dict[str, Any], link: str) -> None:
     video = record.get("video")
     record["video"] = {**(video if isinstance(video, dict) else {}), "url": link}
     metadata = record.get("metadata")
-    if isinstance(metadata, dict):
-        record["metadata"] = {**metadata, **dict.fromkeys(_LINK_FIELDS, link), "result_urls": [link]}
+    record["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), **dict.fromkeys(_LINK_FIELDS, link)}
 
 
 PERSONALITIES: Final = {one.name: one for one in (Document(), NewApi202607())}

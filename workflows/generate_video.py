@@ -74,6 +74,7 @@ class GenerateVideoWorkflow:
                 case TaskState.EXTEND_FAILED:
                     return await self._conclude_extend_failed(verdict)
                 case _:
+                    await poll_for_refund(generation)
                     raise _refusal(generation, verdict)
         except StepFailed as failed:
             generation.fail(failed)
@@ -275,16 +276,25 @@ def _accept(request: Any) -> GenerateVideoInput:
     """
     started = tuple(_start_problems())
     try:
-        accepted = check_request(request)
+        # A model may have been retired since this key was paid: what is offered is judged once the ledger is read.
+        accepted = check_request(request, offered=False)
         if not started:
             return accepted
         error = InvalidRequest(started)
-    except InvalidRequest as found:
-        error = InvalidRequest((*started, *found.problems))
+    except InvalidRequest:
+        error = InvalidRequest((*started, *_all_problems(request)))
     advice = "Mend the request and start it again with the same key."
     if started:
         advice = "Start it again as the problems say."
     raise StepFailed("InvalidRequest", str(error), FailureDetails(paid=Paid.NO, problems=error.problems, advice=advice))
+
+
+def _all_problems(request: Any) -> tuple[Problem, ...]:
+    try:
+        check_request(request)
+    except InvalidRequest as error:
+        return error.problems
+    return ()
 
 
 def _start_problems() -> Iterator[Problem]:

@@ -40,7 +40,7 @@ PREPARE = Options(
 )
 
 POLL = Options(
-    # Two paths of 20 s each at most, and the other keys of the ring.
+    # Two paths, and the usage log, of 20 s each at most, and the other keys of the ring.
     start_to_close_timeout=timedelta(seconds=90),
     # Longer trouble is the workflow's business: it shows it and looks again later.
     schedule_to_close_timeout=timedelta(minutes=5),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from longtake.display import code, command, prose
+from longtake.display import after_cancelling, code, command, prose
 from longtake.models import Attention, DecisionAction, GenerationStatus, KeyProblem, Paid, Stage
 
 _STAGES = {
@@ -15,8 +15,8 @@ _STAGES = {
     Stage.DELIVERING: "downloading, verifying and storing",
     Stage.DONE: "done",
     Stage.FAILED: "failed",
-    Stage.CANCELLED: "cancelled: nobody waits any more; what was submitted may still be made, and cost",
 }
+"""What is going on in each stage but `CANCELLED`, where that depends on what was paid."""
 
 _ATTENTION = {
     Attention.NEEDS_API_KEY: (
@@ -106,10 +106,14 @@ def message_for(
     attention: Attention | None,
     offered: Sequence[DecisionAction] = (),
     key_problem: KeyProblem | None = None,
+    *,
+    paid: Paid | None = None,
 ) -> str:
     """One sentence: what is going on."""
     if attention is Attention.NEEDS_DECISION and offered:
         return _QUESTIONS[offered[0]]
+    if stage is Stage.CANCELLED:
+        return f"cancelled: {after_cancelling(paid)}"
     return _STAGES[stage] + (f"; {_why(attention, key_problem)[0]}" if attention else "")
 
 
@@ -209,6 +213,7 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
         "model": status.model and code(status.model),
         "outcome": status.outcome and prose(status.outcome),
         "paid": status.paid and _PAID[status.paid],
+        "cost": _cost(status),
         "waits since": in_words(status.waiting_since),
         "charged": status.charged and _CHARGED[status.charged],
         "submitted": in_words(status.submitted_at),
@@ -229,6 +234,12 @@ def _facts(status: GenerationStatus) -> dict[str, object]:
 def _problem(status: GenerationStatus) -> str | None:
     over = status.stage in {Stage.DONE, Stage.FAILED}
     return prose(status.last_problem) if status.last_problem and not over else None
+
+
+def _cost(status: GenerationStatus) -> str | None:
+    if status.refunded:
+        return f"nothing: it was refunded ({prose(status.refund_evidence)})"
+    return None if status.quota is None else f"{status.quota}, in the gateway's own unit"
 
 
 def _link(status: GenerationStatus) -> str | None:

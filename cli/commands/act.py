@@ -11,7 +11,8 @@ from cli.commands.inspect import snapshot_document
 from cli.output import CommandProblem, Exit, print_json, write
 from cli.progress import follow
 from cli.session import ids_of, open_generation
-from longtake.models import Decision, DecisionAction, GenerationStatus, Stage
+from longtake.display import after_cancelling
+from longtake.models import Decision, DecisionAction, GenerationStatus
 
 _CANCEL_SECONDS = 20.0
 """How long `cancel` waits for the end; a worker may be away."""
@@ -32,12 +33,9 @@ async def cancel(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
         write(f"{key} had already ended: {after.execution.state.lower()}")
     elif after.running:
         write(f"{key}: cancellation requested; it ends as soon as a worker picks it up")
-    elif task := after.execution.task_id:
-        write(f"{key} is cancelled. The gateway may still make its task {task}, and charge for it.")
-    elif before.execution.stage in (None, Stage.PREPARING):
-        write(f"{key} is cancelled; nothing had been submitted.")
     else:
-        write(f"{key} is cancelled; no task id is known, but it may have been submitted, and charged.")
+        task = f" (the gateway's task {after.execution.task_id})" if after.execution.task_id else ""
+        write(f"{key} is cancelled: {after_cancelling(after.execution.paid)}{task}")
     return Exit.DELIVERED
 
 

@@ -58,7 +58,12 @@ async def generate(arguments: GenerateArguments, data_dir: Path | None) -> Exit:
     arguments.result.check()
     store = open_store(settings)
     request, _ = await build_request(
-        arguments.fields(), arguments.images, store, dry_run=False, hide_prompts=settings.hide_prompts
+        arguments.fields(),
+        arguments.images,
+        store,
+        dry_run=False,
+        hide_prompts=settings.hide_prompts,
+        key=arguments.key,
     )
     if not is_configured():
         await check_gateway(settings, wait_for_key=request.on_key_refused is OnKeyRefused.WAIT)
@@ -89,7 +94,9 @@ async def dry_run(arguments: GenerateArguments, data_dir: Path | None) -> Exit:
     settings = load_settings(data_dir)
     key = ids_of(arguments.key or new_key())["key"]
     arguments.result.check()
-    request, images = await build_request(arguments.fields(), arguments.images, open_store(settings), dry_run=True)
+    request, images = await build_request(
+        arguments.fields(), arguments.images, open_store(settings), dry_run=True, key=arguments.key
+    )
     warnings = warnings_for(request)
     sent = {
         "url": f"{settings.gateway_url}/v1/videos" if settings.gateway_url else None,

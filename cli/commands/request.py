@@ -4,7 +4,7 @@ import json
 import secrets
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, r
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
+from longtake.submission.ledger import SubmissionLedger
 
 
 def new_key() -> str:
@@ -39,8 +40,14 @@ def read_request_file(path: str) -> dict[str, Any]:
     return loaded
 
 
-async def build_request(
-    fields: dict[str, Any], images: Sequence[str], store: Store, *, dry_run: bool, hide_prompts: bool = False
+async def build_request(  # noqa: PLR0913 - keyword arguments
+    fields: dict[str, Any],
+    images: Sequence[str],
+    store: Store,
+    *,
+    dry_run: bool,
+    hide_prompts: bool = False,
+    key: str | None = None,
 ) -> tuple[GenerateVideoInput, list[str]]:
     """Check the request, and put local images into the store.
 
@@ -50,6 +57,7 @@ async def build_request(
         store: Where workers find the images.
         dry_run: Write nothing to the store.
         hide_prompts: Put the prompts into the store too; the request then holds their paths.
+        key: The idempotency key. If it was submitted before, models and sizes retired since stay valid.
 
     Returns:
         The request, and one line of text for each image.
@@ -73,7 +81,7 @@ async def build_request(
     if inputs:
         fields = {**fields, "images": [*(fields.get("images") or []), *inputs]}
     try:
-        request = check_request(fields)
+        request = await _checked(fields, store, key)
     except InvalidRequest as error:
         raise invalid((*error.problems, *problems)) from None
     if problems:
@@ -88,6 +96,23 @@ async def build_request(
         raise CommandProblem(Exit.FAILED, "StoreRefused", f"{error}; nothing was paid") from None
     lines = [_describe(place, uri.uri, checked.get(place)) for place, uri in enumerate(stored)]
     return request.model_copy(update={"images": tuple(stored)}), lines
+
+
+async def _checked(fields: dict[str, Any], store: Store, key: str | None) -> GenerateVideoInput:
+    """The valid request. A model or size that is no longer offered is valid if the key may have been submitted.
+
+    Raises:
+        InvalidRequest: It breaks rules.
+        LedgerUnavailable: The ledger cannot be read.
+    """
+    try:
+        return check_request(fields)
+    except InvalidRequest:
+        request = check_request(fields, offered=False)
+        ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+        if key is not None and not await ledger.is_untouched(key):
+            return request
+        raise
 
 
 def _describe(place: int, uri: str, image: CheckedImage | None) -> str:

@@ -100,6 +100,8 @@ class DownloadFailed(Exception):
 
 # Python refuses to read a number of thousands of digits, with a ValueError.
 _SIZE = re.compile(r"[0-9]{1,18}")
+_ENTITY_TAG = re.compile(r'"[\x21\x23-\x7e]*"')
+_DATE = re.compile(r"[\x20-\x7e]+")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
@@ -175,7 +177,7 @@ class Fetcher:
                     f"downloads do not reach {where} ({what_to_set(error)}): check the network; where it takes a "
                     "proxy, set HTTPS_PROXY"
                 ) from None
-            except httpx.TransportError:
+            except (httpx.TransportError, httpx.InvalidURL):  # as `open` says: it answered, with a bad Location
                 return
             span.answered(response)
             await response.aclose()
@@ -561,12 +563,11 @@ def _number(text: str | None) -> int | None:
 
 
 def _strong_validator(response: httpx.Response) -> str | None:
-    """What If-Range may name: a strong entity tag, else the date of the last change."""
-    tag = response.headers.get("ETag", "")
-    if tag.startswith('"'):
-        return str(tag)
-    date = response.headers.get("Last-Modified")
-    return None if date is None else str(date)
+    """What If-Range may name, as it can be sent back: a strong entity tag, else the date of the last change."""
+    for pattern, name in ((_ENTITY_TAG, "ETag"), (_DATE, "Last-Modified")):
+        if pattern.fullmatch(said := response.headers.get(name, "")):
+            return str(said)
+    return None
 
 
 async def _beginning(response: httpx.Response) -> bytes:

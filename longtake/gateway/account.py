@@ -13,6 +13,7 @@ its database with an empty list. So the list counts only where somebody who know
 that it shows all tasks of the time in question (`AccountRecords.seen`), and the newest ones of any time (`ask_newest`).
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from longtake.gateway.errors import GatewayError, InvalidResponse
 
 # The readers of single values: they belong to this package, though not to the module's public face.
 from longtake.gateway.wire import read_count, read_layers, read_object, read_time
+
+logger = logging.getLogger("longtake.gateway")
 
 TASKS_PATH = "/api/task/self"
 LOG_PATH = "/api/log/token"
@@ -55,8 +58,6 @@ _MAX_PAGES = 10
 _MIN_CUT_LOG = 100  # the log shows the last rows only (stock: 1000); a shorter one is taken for the whole
 _MAX_WRAPPERS = 6
 _CHARGE, _REFUND = 2, 6
-# In `other` of rows that settle an earlier charge's difference; they are no charge or refund of their own.
-_ADJUSTS = frozenset({"pre_consumed_quota", "pre_consumed"})
 
 
 class _Answered(BaseModel):
@@ -92,6 +93,14 @@ class Charge(_Answered):
     """Empty where it cannot be read."""
     request_id: str | None = None
     """The `X-Oneapi-Request-Id` of the POST that was charged, where the log names it."""
+
+
+class Refund(_Answered):
+    """What the usage log shows of a task's charge that was given back in full."""
+
+    quota: int | None
+    at: datetime | None
+    """By the gateway's clock; None where it cannot be read."""
 
 
 class AccountRecords(_Answered):
@@ -139,12 +148,17 @@ class CallWindow:
         self._taken: deque[float] = deque()
         self._blocked_until = -math.inf
 
-    def take(self) -> timedelta | None:
-        """Take one call: None if it may be made now, else how long to wait."""
+    def take(self, *, leaving: int = 0) -> timedelta | None:
+        """Take one call: None if it may be made now, else how long to wait.
+
+        Args:
+            leaving: How many further calls must be left for others.
+        """
         now = self._clock()
         while self._taken and self._taken[0] <= now - self._seconds:
             self._taken.popleft()
-        free_at = self._taken[0] + self._seconds if len(self._taken) >= self._calls else now
+        too_many = len(self._taken) + leaving - self._calls
+        free_at = self._taken[too_many] + self._seconds if too_many >= 0 else now
         wait = max(free_at, self._blocked_until) - now
         if wait > 0:
             return timedelta(seconds=wait)
@@ -275,6 +289,24 @@ class AccountClient:
             return AccountRecords(notes=(f"{_TASKS} {unheard}",), retry_after=unheard.retry_after)
         return AccountRecords(seen=_seen(rows))
 
+    async def refund_of(self, task_id: str) -> Refund | None:
+        """What the usage log shows of a refund of this task; None where it shows none, or cannot be read.
+
+        Half of the log's calls are left for submissions in doubt. Only rows of the key that is asked with show.
+        """
+        try:
+            rows = await self._get_log(leaving=MAX_LOG_CALLS // 2)
+        except _Unreadable as unheard:
+            logger.info("whether it was refunded is not known: %s %s", _LOG, unheard)
+            return None
+        for row in rows:
+            named = (read_object(_field(row, "other")) or {}).get("task_id")
+            same = isinstance(named, str) and named.casefold() == task_id.casefold()
+            if same and read_count(_field(row, "type")) == _REFUND and not _adjusts_another(row):
+                quota, at = read_count(_field(row, "quota")), read_time(_field(row, "created_at"))
+                return Refund(quota=quota, at=at)
+        return None
+
     async def _ask_tasks(self, window: "_Window") -> tuple[tuple[OrphanCandidate, ...], tuple[SeenTask, ...]]:
         """All pages of the list; the newest task comes first.
 
@@ -312,15 +344,29 @@ class AccountClient:
         return await self._get(_TASKS, TASKS_PATH, self._console, params)
 
     async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int, tuple[Charge, ...]]:
-        headers = {"Authorization": f"Bearer {self._api_key}"}
-        rows, _ = self._rows(await self._get(_LOG, LOG_PATH, headers))
+        rows = await self._get_log()
         moments = [moment for row in rows if (moment := read_time(_field(row, "created_at"))) is not None]
         if len(rows) >= _MIN_CUT_LOG and (not moments or min(moments) >= window.since):
             raise _Unreadable(f"shows only its last {len(rows)} rows, and they do not reach back to that time")
         return window.moments(rows, _CHARGE), len(window.moments(rows, _REFUND)), _charges(rows)
 
+    async def _get_log(self, *, leaving: int = 0) -> list[Any]:
+        """All rows that the usage log shows.
+
+        Raises:
+            _Unreadable: It cannot be read.
+        """
+        headers = {"Authorization": f"Bearer {self._api_key}"}
+        return self._rows(await self._get(_LOG, LOG_PATH, headers, leaving=leaving))[0]
+
     async def _get(
-        self, account_client: str, path: str, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
+        self,
+        account_client: str,
+        path: str,
+        headers: Mapping[str, str],
+        params: Mapping[str, str | int] | None = None,
+        *,
+        leaving: int = 0,
     ) -> HttpResponse:
         """A 2xx answer of a witness that may be asked.
 
@@ -330,7 +376,7 @@ class AccountClient:
         until, reason = self._closed.get(account_client, (-math.inf, ""))
         if self._clock() < until:
             raise _Unreadable(f"is closed: {reason}")
-        wait = self._calls[account_client].take()
+        wait = self._calls[account_client].take(leaving=leaving)
         if wait is not None:
             raise _Unreadable(f"may be asked again in {_in_words(wait)}: the rate limit", wait)
         try:
@@ -472,7 +518,12 @@ def _charges(rows: list[Any]) -> tuple[Charge, ...]:
 
 
 def _adjusts_another(row: object) -> bool:
-    return not _ADJUSTS.isdisjoint(read_object(_field(row, "other")) or {})
+    """Whether the row is the difference between an earlier charge and what it came to: no charge or refund of its own.
+
+    Such a row names what the task cost in the end, `other.actual_quota`, which a refund in full leaves out or gives as
+    0. `other.pre_consumed_quota` says nothing: full refunds carry it, and charges by tiers too (NewAPI's source).
+    """
+    return bool(read_count((read_object(_field(row, "other")) or {}).get("actual_quota")))
 
 
 def _text(row: object, name: str) -> str:

@@ -166,6 +166,15 @@ PAID_TABLE: tuple[PaidRow, ...] = (
         frozenset({407}),
         advice="set it in HTTPS_PROXY",
     ),
+    # The gateway hands on what its upstream answered to the gateway's own key: ours is good (seen on a NewAPI of July
+    # 2026).
+    PaidRow(
+        "the gateway's upstream refused the gateway's own access",
+        RequestRefused,
+        frozenset({401, 402, 403}),
+        frozenset({"fail_to_fetch_task"}),
+        advice="LONGTAKE_GATEWAY_API_KEY is good: tell the gateway's operator",
+    ),
     # Nothing was made until an operator acts. The code goes before the status: some installations answer 429 with it.
     PaidRow("out of quota", QuotaExhausted, range(400, 500), QUOTA_CODES, advice=_TOP_UP),
     PaidRow("out of quota", QuotaExhausted, frozenset({402}), advice=_TOP_UP),
@@ -605,7 +614,10 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
     started = time.monotonic()
     told: dict[str, object] = {"outcome": "no answer"}
     try:
-        response = await client.send(request, stream=True)
+        try:
+            response = await client.send(request, stream=True)
+        except httpx.InvalidURL:  # httpx reads the Location even where it does not follow it
+            raise InvalidResponse(f"redirected to something that is no URL; {_CHECK_URL}") from None
         try:
             span.answered(response)
             request_id = _request_id(response.headers)
@@ -698,7 +710,10 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
 
 def _cause(error: BaseException) -> str:
     """An error's kind and words, redacted; httpx's time-outs have none of their own."""
-    words = wire.redact(" ".join(str(error).split()))[:200]
+    said = str(error)
+    if isinstance(error, httpx.RemoteProtocolError):
+        said = said.partition(":")[0]  # after it h11 quotes what came, which may repeat what was sent
+    words = wire.redact(" ".join(said.split()))[:200]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

@@ -62,6 +62,7 @@ _DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
 _FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
 _SAYS_NOTHING = frozenset({"", "UNKNOWN"})
 _VERDICTS = {"extend_failed": TaskState.EXTEND_FAILED, "generate_failed": TaskState.GENERATE_FAILED}
+_OWN_QUOTA = "the task's quota is 0"
 _FAILURES = frozenset({TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED, TaskState.LOST})
 NOT_FOUND_CODES = frozenset({"task_not_exist", "task_not_found"})
 # With one of these an object without a status is still a task; without any it is somebody else's answer.
@@ -90,6 +91,8 @@ class GatewayRecord:
     upstream_task_id: str | None = None
     model: str | None = None
     quota: int | None = None
+    refund_evidence: str | None = None
+    """Where the refund was seen, if that is not the task's own quota."""
     error_code: str | None = None
     error_message: str | None = None
     """The failure's reason, shortened and without links."""
@@ -115,6 +118,10 @@ class GatewayRecord:
         """
         return self.quota == 0 if self.state in _FAILURES and self.quota is not None else None
 
+    def refunded_by(self, evidence: str) -> "GatewayRecord":
+        """The same task, of which something else than its own record says that it was refunded."""
+        return replace(self, quota=0, refund_evidence=evidence)
+
     def completed_by(self, other: "GatewayRecord") -> "GatewayRecord":
         """This answer, with what another one about the same task tells and this one does not.
 
@@ -122,7 +129,7 @@ class GatewayRecord:
         """
         names = ["remix_id", "remix_id_extend", "upstream_task_id", "model", "first_video_url"]
         if self.state is other.state or {self.state, other.state} <= _FAILURES:
-            names.append("quota")
+            names += ["quota", "refund_evidence"] if self.quota is None else []
         if self.state is other.state:
             names += ["video_url", "result_url", "submitted_at", "started_at", "updated_at", "finished_at"]
         told: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
@@ -159,6 +166,7 @@ class GatewayRecord:
             model=self.model,
             quota=self.quota,
             refunded=self.refunded,
+            refund_evidence=self.refund_evidence or (_OWN_QUOTA if self.refunded else None),
             error_code=self.error_code,
             error_message=self.error_message,
             submitted_at=self.submitted_at,

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ _NOT_EXTRA = frozenset(vars(logging.makeLogRecord({}))) | {
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 
 _noted: ContextVar[Mapping[str, object]] = ContextVar("noted", default=MappingProxyType({}))
+_withheld: ContextVar[Callable[[BaseException], bool]] = ContextVar("withheld", default=lambda _: False)
 
 
 def configure_logging(form: str = "auto") -> None:
@@ -68,6 +69,14 @@ def configure_logging(form: str = "auto") -> None:
 def note(**fields: object) -> None:
     """Give these fields to every line of this asyncio task, and of those that it starts, from here on."""
     _noted.set({**_noted.get(), **{name: value for name, value in fields.items() if value is not None}})
+
+
+def withhold_words(may_quote: Callable[[BaseException], bool]) -> None:
+    """Leave the words of such errors out of every line of this asyncio task, and of those that it starts.
+
+    Their types, places, statuses and ids stay.
+    """
+    _withheld.set(may_quote)
 
 
 class JsonFormatter(logging.Formatter):
@@ -125,7 +134,10 @@ def _told_by(error: BaseException) -> dict[str, object]:
     innermost = chain[-1]
     kind = getattr(innermost, "type", None)  # of Temporal's ApplicationError: the name that others match on
     told["error_type"] = kind if isinstance(kind, str) else type(innermost).__name__
-    told["error"] = _words(innermost)
+    if not _withheld.get()(innermost):
+        told["error"] = _words(innermost)
+    elif status := getattr(innermost, "status", None):
+        told["http_status"] = status
     if place := _place(innermost.__traceback__):
         told["at"] = place
     return told

@@ -142,7 +142,7 @@ FAILURES: Final = (
     *("LedgerUnavailable", "SendSuspended", "SlotTaken", "SubmissionClosed"),
     *("SubmissionInDoubt", "SubmissionOutcomeUnknown"),
     *("KeyRefused", "TaskNotFound", "InvalidResponse", "PollFailing", "DeliveryFailed", "StoreRefused", "Defect"),
-    *("WrongGateway", "TaskNotVisible"),
+    *("WrongGateway", "TaskNotVisible", "TaskOwned"),
 )
 """The types of `activities.failures.RULES`."""
 

@@ -116,11 +116,17 @@ class InvalidRequest(Exception):
         super().__init__("; ".join(f"{problem.field}: {problem.rule}" for problem in self.problems))
 
 
-def check_request(raw: object) -> GenerateVideoInput:
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+_MODEL_RULE = f"must be one of {', '.join(MODELS)}"
+
+
+def check_request(raw: object, *, offered: bool = True) -> GenerateVideoInput:
     """Give an untrusted request its shape and hold it against the contract.
 
     Args:
         raw: Anything that came as JSON, or a `GenerateVideoInput`.
+        offered: Whether model, size and number of images must be what is offered today. What was paid for may name a
+            model that has been retired since: where only the ledger can tell, leave this out, ask it, and judge again.
 
     Raises:
         InvalidRequest: With every problem found, each naming its field and its rule.
@@ -139,7 +145,9 @@ def check_request(raw: object) -> GenerateVideoInput:
     except ValidationError as error:
         problems += [_shape_problem(details) for details in error.errors(include_input=False, include_url=False)]
     broken = {re.split(r"[.\[]", problem.field)[0] for problem in problems}
-    problems += _broken_rules({name: value for name, value in raw.items() if name not in broken})
+    whole = {name: value for name, value in raw.items() if name not in broken}
+    problems += _broken_rules(whole)
+    problems += _not_offered(whole) if offered else ()
     if problems or request is None:
         raise InvalidRequest(problems)
     return request
@@ -251,24 +259,31 @@ def _shape_problem(details: Any) -> Problem:
 
 
 def _broken_rules(fields: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every rule of the contract that the well-shaped fields of a request break."""
+    """Every rule that the well-shaped fields of a request break, whatever is offered."""
     for name in ("prompt", "prompt_extend"):
         if name in fields:
             yield from prompt_problems(name, fields[name])
-    if fields.get("size") is not None and fields["size"] not in SIZES:
-        yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
+    if "model" in fields and not _NAME.fullmatch(fields["model"]):
+        yield Problem(field="model", rule=_MODEL_RULE)
     if fields.get("task_id") is not None and not is_task_id(fields["task_id"]):
         yield Problem(field="task_id", rule=TASK_ID_RULE)
     images = fields.get("images", ())
     for index, image in enumerate(images):
         yield from _image_problems(f"images[{index}].uri", image["uri"])
     yield from _size_problems(fields, [image["uri"] for image in images])
+
+
+def _not_offered(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a request asks for that the gateway does not offer today."""
+    if fields.get("size") is not None and fields["size"] not in SIZES:
+        yield Problem(field="size", rule=f"must be one of {', '.join(SIZES)}, or absent")
     if "model" not in fields:
         return
-    model = MODELS.get(fields["model"])
+    model, images = MODELS.get(fields["model"]), fields.get("images", ())
     if model is None:
-        yield Problem(field="model", rule=f"must be one of {', '.join(MODELS)}")
-    elif len(images) not in model.images:
+        if _NAME.fullmatch(fields["model"]):  # else told already
+            yield Problem(field="model", rule=_MODEL_RULE)
+    elif len(images) not in model.images and fields.get("task_id") is None:  # nothing is sent to take over a task
         given = str(len(images)) if len(images) < MAX_PROBLEMS else f"{MAX_PROBLEMS} or more"
         yield Problem(field="images", rule=f"{model.name} takes {model.images_rule}; {given} given")
 

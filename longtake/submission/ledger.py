@@ -235,6 +235,8 @@ class Intent(_Record):
     """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
     fence: _Moment | None = None
     """Of a closing one: what Temporal scheduled until then is not sent any more."""
+    proof_hash: str = ""
+    """SHA-256 of `Evidence.proof`."""
 
     @property
     def over_at(self) -> datetime:
@@ -347,6 +349,15 @@ class Evidence(BaseModel):
     task_id: str | None = None
     request_id: str | None = None
     reason: str = ""
+    proof: str = ""
+    """Of "not_sent", which lets the key be paid for: what only the attempt knew until it found that nothing was made.
+    Heartbeats can be written by whoever may write to Temporal, and the nonce is seen there."""
+
+    def is_of(self, intent: Intent) -> bool:
+        """Whether the attempt that made this intent says so."""
+        if self.nonce != intent.nonce:
+            return False
+        return bool(self.task_id) or (self.outcome == "not_sent" and _sha256(self.proof) == intent.proof_hash)
 
 
 CreateIntent = Callable[[], Awaitable[None]]
@@ -539,10 +550,16 @@ class SubmissionLedger:
             return replace(accepted, recorded=False)
         return accepted
 
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, *, only: bool = False) -> None:
         """Write the outcome of a paid submission; writing the same one again does nothing.
 
+        Args:
+            key: The generation's business key.
+            accepted: What the gateway answered.
+            only: Whether Temporal says so, and not the gateway itself: a task that is another's is not believed then.
+
         Raises:
+            TaskOwned: It is another's; nothing was written.
             LedgerUnavailable: The store did not take it.
         """
         outcome = Outcome(
@@ -558,6 +575,7 @@ class SubmissionLedger:
             accepted.task_id,
             accepted.nonce,
             accepted.account,
+            only=only,
             request_id=accepted.request_id,
             sent_at=accepted.sent_at,
         )
@@ -826,6 +844,26 @@ class SubmissionLedger:
         found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
 
+    async def check_owner(self, key: str, task_id: str) -> None:
+        """See that a task is not another generation's; one that nobody has claimed yet is nobody's.
+
+        Raises:
+            TaskOwned: It is another's, and no submission of this key brought it.
+            LedgerUnavailable: The store did not answer.
+        """
+        owner = await self._read(TaskOwner, _owner_path(task_id))
+        if owner is None or owner.folder == _folder(key):
+            return
+        # A gateway may answer two submissions with one task: both paid for it.
+        for slot in range(1, _MAX_SLOTS):
+            intent = await self._read(Intent, _path(key, slot, "intent"))
+            if intent is None:
+                break
+            for outcome in (await self._outcome(key, slot, intent), await self._late(key, slot, intent)):
+                if outcome is not None and outcome.task_id == task_id:
+                    return
+        raise TaskOwned(f"the task {task_id} belongs to another generation")
+
     async def owners_of(self, task_ids: Iterable[str]) -> dict[str, TaskOwner]:
         """Which of these tasks belong to a generation of this ledger, and who paid for each.
 
@@ -1008,7 +1046,7 @@ class SubmissionLedger:
                     )
                 return accepted or slot
             outcome = await self._outcome(key, slot, intent)
-            if evidence and evidence.nonce == intent.nonce:
+            if evidence and evidence.is_of(intent):
                 believed = await self._believe(key, slot, intent, outcome, evidence)
                 if isinstance(believed, Accepted):
                     return believed
@@ -1028,7 +1066,7 @@ class SubmissionLedger:
         self, key: str, slot: int, intent: Intent, outcome: Outcome | None, evidence: Evidence
     ) -> Outcome | Accepted:
         """What came of our own slot, by what is left of the attempt that it belongs to."""
-        said = Outcome(at=datetime.now(UTC), **evidence.model_dump())
+        said = Outcome(at=datetime.now(UTC), **evidence.model_dump(exclude={"proof"}))
         if not evidence.task_id:
             return outcome or await self._conclude(key, slot, said, intent.account)
         if outcome is not None and outcome.task_id == evidence.task_id:
@@ -1036,7 +1074,7 @@ class SubmissionLedger:
         # It is paid for and its id is known: hand the id on, whatever the store or a person says.
         accepted = _accepted(slot, intent, said)
         try:
-            await self.record_accepted(key, accepted)
+            await self.record_accepted(key, accepted, only=True)
         except LedgerError:
             return replace(accepted, recorded=False)
         return accepted
@@ -1110,7 +1148,8 @@ class _Attempt:
         self._ledger = ledger
         self._key = key
         self.slot = slot
-        self.intent = intent
+        self._proof = uuid.uuid4().hex
+        self.intent = intent.model_copy(update={"proof_hash": _sha256(self._proof)})
         self._on_evidence = on_evidence
         self._tried = False
         self._intent_created = False
@@ -1178,7 +1217,7 @@ class _Attempt:
         """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
         if not self._tried:
             return
-        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason))
+        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason, proof=self._proof))
         ledger = self._ledger
         try:
             stored = await ledger._read(Intent, _path(self._key, self.slot, "intent"))  # noqa: SLF001 - same module
@@ -1234,6 +1273,10 @@ def _hash(name: str) -> str:
 
 def _folder(key: str) -> str:
     return f"{PREFIX}/{_hash(key)}"
+
+
+def _sha256(proof: str) -> str:
+    return hashlib.sha256(proof.encode(errors="replace")).hexdigest()
 
 
 def _owner_path(task_id: str) -> str:

@@ -266,6 +266,10 @@ class _Search:
     async def _adopt_if_charged(
         self, orphan: OrphanCandidate, reported: AccountRecords, unexplained: Sequence[Charge], owner: str
     ) -> Accepted | None:
+        if reported.charges is None and reported.retry_after:
+            # The list was read, so it is the log that answers later: it may name another request for the charge.
+            self._evidence.append(f"{orphan.task_id} is not adopted before the usage log can be read")
+            return None
         near = any(charge.at and _near(charge.at, orphan.submitted_at) for charge in unexplained)
         if reported.charges is None or near:
             reason = "reconciled: the only task of this model and time that nobody owns"

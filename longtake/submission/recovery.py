@@ -6,7 +6,6 @@ from datetime import datetime
 from longtake.delivery.download import is_delivered
 from longtake.delivery.task_records import load_record, load_request, video_directory
 from longtake.models import DeliveryKind, GenerateVideoInput, OnExtendFailed, TaskState
-from longtake.request.rules import MODELS
 from longtake.storage import Store
 from longtake.submission.ledger import PaidTask, SubmissionLedger
 
@@ -65,19 +64,9 @@ async def request_for(
         return None, False
     request = await load_request(store, task.key, first.digest)
     if request is None:
-        model = _takes_no_images(first.model)
-        given = GenerateVideoInput(model=model, prompt=_NO_PROMPT, prompt_extend=_NO_PROMPT, task_id=first.task_id)
-        return given, False
+        prompts = {"prompt": _NO_PROMPT, "prompt_extend": _NO_PROMPT}
+        return GenerateVideoInput(model=first.model, task_id=first.task_id, **prompts), False
     if request.on_extend_failed is OnExtendFailed.RETRY:
         # That would pay: a person is asked instead.
         request = request.model_copy(update={"on_extend_failed": OnExtendFailed.ASK})
     return request, True
-
-
-def _takes_no_images(name: str) -> str:
-    """This model, or one of the same resolution that needs no images: nothing is sent to it."""
-    model = MODELS.get(name)
-    if model is not None and 0 in model.images:
-        return name
-    hd = model is not None and model.hd
-    return next(other.name for other in MODELS.values() if other.hd is hd and 0 in other.images)

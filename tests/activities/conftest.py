@@ -99,11 +99,14 @@ class Worker:
             extension=self.extension,
             fetcher=self.fetcher,
         )
-        self.polling = PollingActivities(gateway=self.gateway, store=self.store, extension=self.extension)
+        self.polling = PollingActivities(
+            gateway=self.gateway, store=self.store, account_client=self.account_client, extension=self.extension
+        )
         self.delivery = DeliveryActivities(
             gateway=self.gateway,
             store=self.store,
             fetcher=self.fetcher,
+            ledger=self.ledger,
             extension=self.extension,
             extension_fetcher=self.fetcher,
         )

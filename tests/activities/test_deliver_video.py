@@ -16,6 +16,7 @@ from longtake.models import (
     GenerateVideoInput,
     Paid,
     PollInput,
+    RecordInput,
     SubmitInput,
     TaskState,
 )
@@ -50,6 +51,33 @@ async def deliver(worker: Worker, input: DeliverInput) -> DeliveryReceipt:
     receipt = await worker.run(worker.delivery.deliver_video, input)
     assert isinstance(receipt, DeliveryReceipt)
     return receipt
+
+
+async def test_what_another_generation_paid_for_is_not_delivered(
+    worker: Worker, input_for: InputFor, request_for: Request, tmp_path: Path
+) -> None:
+    """Whoever may run workflows of his own asks our workers for whatever he likes."""
+    input = await input_for()
+    own = SubmitInput(key="thief", request=request_for("ok,label=thief"))
+    paid = await worker.run(worker.submission.submit_generation, own)
+    stolen = await worker.run(
+        worker.polling.query_generation, PollInput(key="thief", task_id=input.task_id)
+    )  # its links are kept under the thief's key, where no caller may read
+    assert stolen.has_video_link
+    receipt = {"task_id": input.task_id, "slot": paid.slot, "nonce": paid.nonce, "submitted_at": paid.submitted_at}
+    said = RecordInput.model_validate({"key": "thief", "receipt": receipt})
+    for forged in (
+        input.model_copy(update={"key": "thief"}),
+        input.model_copy(update={"key": "thief", "task_id": input.task_id.upper()}),
+        input.model_copy(update={"key": "thief", "kind": FIRST}),
+        input.model_copy(update={"key": "thief", "extension_number": 1}),
+        input.model_copy(update={"extension_number": 1}),
+    ):
+        assert (await failure_of(worker.run(worker.submission.record_submission, said))).type == "InvalidRequest"
+        failure = await failure_of(worker.run(worker.delivery.deliver_video, forged))
+        assert (failure.type, failure.retried) == ("TaskOwned", False)
+    assert not (tmp_path / "store" / "videos").exists()
+    assert (await deliver(worker, input)).video.bytes > 0
 
 
 async def stored(worker: Worker, receipt: DeliveryReceipt) -> bytes:

@@ -150,13 +150,15 @@ TABLE = [
     Row(STORE, POLL, "StoreRefused", True, YES),
     Row(HOPELESS, POLL, "StoreRefused", True, YES),
     Row(DEFECT, POLL, "Defect", True, UNKNOWN),
-    # Bringing it home: paid, so nothing is given up.
+    # Bringing it home: paid, so nothing is given up but what another generation paid for.
     Row(LATER, DELIVER, "DeliveryFailed", True, YES),
     Row(GONE, DELIVER, "DeliveryFailed", True, YES),
     Row(WrongGateway("elsewhere"), DELIVER, "WrongGateway", True, YES),
     Row(TaskNotVisible("another key"), DELIVER, "TaskNotVisible", True, YES),
     Row(STORE, DELIVER, "StoreRefused", True, YES),
     Row(HOPELESS, DELIVER, "StoreRefused", True, YES),
+    Row(LedgerUnavailable("away"), DELIVER, "StoreRefused", True, YES),
+    Row(TaskOwned("another's"), DELIVER, "TaskOwned", False, UNKNOWN),
     Row(DEFECT, DELIVER, "Defect", True, UNKNOWN),
     # Before paying a defect is tried again.
     Row(DEFECT, PREPARE, "Defect", True, UNKNOWN),
@@ -205,10 +207,10 @@ APPEARS = {
     ResponseLost: {POLL},
     InvalidResponse: {PREPARE, AWAIT_KEY, POLL},
     LedgerError: set(),  # never raised itself
-    LedgerUnavailable: {SUBMIT, SETTLE},
+    LedgerUnavailable: {SUBMIT, SETTLE, DELIVER},
     WrongLedger: {PREPARE, SUBMIT, SETTLE},
     KeyReused: {SUBMIT, SETTLE},
-    TaskOwned: {SETTLE},
+    TaskOwned: {SETTLE, DELIVER},
     SendSuspended: {SUBMIT},
     SubmissionClosed: {SUBMIT},
     SlotTaken: {SUBMIT, SETTLE},

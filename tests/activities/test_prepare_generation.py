@@ -4,7 +4,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -15,7 +15,7 @@ from starlette.routing import Route
 from longtake.delivery.download import Fetcher
 from longtake.delivery.task_records import load_request
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareInput, SubmitInput
-from longtake.request.rules import request_digest
+from longtake.request.rules import MODELS, SIZES, request_digest
 from longtake.storage import Store
 from simulator import Simulator
 from simulator.wire import Origin
@@ -264,3 +264,40 @@ async def test_the_request_is_kept_for_a_temporal_that_forgets_it(worker: Worker
     refused = request_for(images=[{"uri": "mine/absent.png"}])
     await failure_of(worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=refused)))
     assert await load_request(worker.store, "order-1", request_digest(refused)) is None
+
+
+@pytest.mark.parametrize("field", ["model", "size"])
+async def test_what_was_paid_is_attached_to_though_its_model_or_size_is_retired(
+    worker: Worker, sim: Simulator, request_for: Request, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    request = request_for("ok", size="1280x720")
+    input = SubmitInput(key="order-1", request=request)
+    paid = await worker.run(worker.submission.submit_generation, input)
+    offered = cast("dict[str, Any]", {"model": MODELS, "size": SIZES}[field])
+    monkeypatch.delitem(offered, getattr(request, field))
+
+    await worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=request))
+    again = await worker.run(worker.submission.submit_generation, input)
+    assert (again.task_id, again.attached) == (paid.task_id, True)
+
+    for step, unpaid in (
+        (worker.submission.prepare_generation, PrepareInput(key="order-2", request=request)),
+        # A key that was in doubt while it was prepared: nothing was made, and nothing is sent now.
+        (worker.submission.submit_generation, SubmitInput(key="order-2", request=request)),
+    ):
+        failure = await failure_of(worker.run(step, unpaid))
+        assert (failure.type, failure.details.paid) == ("InvalidRequest", Paid.NO)
+        assert [problem.field for problem in failure.details.problems] == [field]
+    assert sim.ledger.paid()["total"] == 1
+    assert await worker.ledger.is_untouched("order-2")
+
+
+async def test_a_task_is_taken_over_without_the_images_that_its_model_needs(
+    worker: Worker, hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+) -> None:
+    made = await worker.run(worker.submission.submit_generation, SubmitInput(key="order-1", request=request_for("ok")))
+    taking = hire(store=Store.open(str(tmp_path / "another-store")))
+    request = request_for(model="veo_3_1-fl-remix", task_id=made.task_id)
+    await taking.run(taking.submission.prepare_generation, PrepareInput(key="order-2", request=request))
+    receipt = await taking.run(taking.submission.submit_generation, SubmitInput(key="order-2", request=request))
+    assert (receipt.task_id, sim.ledger.paid()["total"]) == (made.task_id, 1)

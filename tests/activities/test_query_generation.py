@@ -1,5 +1,6 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from longtake.delivery.task_records import load_record
 from longtake.models import GenerateVideoInput, Paid, PollInput, SubmitInput, TaskRecord, TaskState
 from simulator import Simulator
+from simulator.personalities import DOCUMENT, NEWAPI
 from tests.activities.conftest import Hire, Worker
 from tests.activities.failing import Failure, failure_of
 
@@ -196,3 +198,51 @@ async def test_no_such_task_proves_nothing_where_another_key_paid(
     )
     assert failure.type == kind
     assert failure.details.paid is Paid.YES
+
+
+def log_calls(sim: Simulator) -> int:
+    return sum(row.get("path") == "/api/log/token" for row in sim.ledger.entries)
+
+
+@pytest.mark.parametrize(("like", "calls"), [(DOCUMENT, 1), (NEWAPI, 0)])
+@pytest.mark.parametrize("tag", ["extend_failed", "generate_failed"])
+async def test_a_refund_is_read_from_the_task_or_else_from_the_usage_log(  # noqa: PLR0917 - fixtures
+    worker: Worker, sim: Simulator, input_for: InputFor, like: str, calls: int, tag: str
+) -> None:
+    input = await input_for(tag)
+    record = await look(worker, input)
+    assert (record.state, record.quota, record.refunded) == (TaskState(tag), 0, True)
+    assert record.refund_evidence
+    assert log_calls(sim) == calls
+    kept = await load_record(worker.store, KEY, input.task_id)
+    assert kept is not None
+    assert (kept.quota, kept.refunded) == (0, True)
+
+
+@pytest.mark.parametrize("trouble", ["500", "429", "closed", "another key", "an extension"])
+async def test_a_usage_log_that_does_not_tell_leaves_the_refund_unknown(
+    worker: Worker, sim: Simulator, input_for: InputFor, trouble: str
+) -> None:
+    input = await input_for("generate_failed")
+    if trouble.isdigit():
+        sim.world.account_faults["log"] = trouble
+    elif trouble == "closed":
+        sim.world.account_open = False
+    elif trouble == "another key":
+        input = input.model_copy(update={"account": "of-another-key"})
+    else:
+        input = input.model_copy(update={"extension": True})
+    record = await look(worker, input)
+    assert (record.state, record.quota, record.refunded) == (TaskState.GENERATE_FAILED, None, None)
+    assert record.refund_evidence is None
+
+
+async def test_refunds_leave_half_of_the_usage_logs_calls_for_what_is_in_doubt(
+    worker: Worker, sim: Simulator, input_for: InputFor
+) -> None:
+    input = await input_for("generate_failed")
+    told = [(await look(worker, input)).refunded for _ in range(12)]
+    assert told == [True] * 10 + [None] * 2
+    now = datetime.now(UTC)
+    said = await worker.account_client.ask(model="veo_3_1-fast-remix", since=now - timedelta(minutes=5), until=now)
+    assert (said.charges, said.refunds) == (1, 1)

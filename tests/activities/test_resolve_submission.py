@@ -324,6 +324,21 @@ async def test_a_log_that_cannot_be_read_vetoes_nothing(
     assert found.receipt.task_id == orphan
 
 
+@pytest.mark.parametrize("trouble", ["429", "500"])
+async def test_a_log_that_answers_later_is_waited_for(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request, trouble: str
+) -> None:
+    """What it told before, that another request was charged for the orphan, would be forgotten."""
+    await submit(worker, request_for("ok,label=another"), "another")
+    await in_doubt(tag="submit_reset,other_key,times=1")
+    assert (await reconcile(worker)).receipt is None
+    sim.world.account_faults["log"] = trouble
+    found = await reconcile(worker)
+    assert found.receipt is None
+    assert found.retry_after
+    assert list(found.candidates) == [entry["task_id"] for entry in sim.ledger.submissions(paid=True) if entry["fault"]]
+
+
 # --- The ledger of another store ----------------------------------------------------------------------------------
 
 
@@ -409,6 +424,7 @@ async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
     failure = await failure_of(worker.run(worker.submission.submit_extension, input))
     assert (failure.type, failure.details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
 
+    sim.ledger.entries[:] = sim.ledger.submissions()  # the look at the first task has read the usage log
     asked = ReconcileInput(key=input.ledger_key, model=MODEL, slot=failure.details.slot, extension=True)
     found = await worker.run(worker.submission.reconcile_submission, asked)
     assert (found.clear, found.receipt, found.candidates) == (False, None, ())
@@ -422,10 +438,37 @@ async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
 async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(
     worker: Worker, sim: Simulator, request_for: Request
 ) -> None:
-    input = SubmitInput(key=KEY, request=request_for(), extension=ExtensionInput(remix_id="unknown", number=1))
+    request = request_for("extend_failed")
+    first = await submit(worker, request)
+    record = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id=first.task_id))
+    input = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
     failure = await failure_of(worker.run(worker.submission.submit_extension, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionRefused", False, Paid.NO)
-    assert sim.ledger.paid()["total"] == 0
+    assert [entry["kind"] for entry in sim.ledger.submissions(paid=True)] == ["submit"]
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["its record is kept", "it is not"])
+async def test_what_another_generation_made_is_not_extended(
+    worker: Worker, hire: Hire, sim: Simulator, request_for: Request, polled: bool
+) -> None:
+    """The retry would show its first 8 s. Whoever may write to Temporal can ask our workers for it, by any input."""
+    request, tasks = request_for("extend_failed,remix"), {}
+    for key in (KEY, "thief"):
+        tasks[key] = (await submit(worker, request, key)).task_id
+        for asked in tasks.values() if polled else ():
+            await worker.run(worker.polling.query_generation, PollInput(key=key, task_id=asked))
+    extension = ExtensionInput(remix_id=(await worker.gateway.query(tasks[KEY])).remix_id or "", number=1)
+    for key in ("thief", "nobody"):
+        input = SubmitInput(key=key, request=request, extension=extension)
+        failure = await failure_of(worker.run(worker.submission.submit_extension, input))
+        assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
+    assert [entry["kind"] for entry in sim.ledger.submissions()] == ["submit", "submit"]
+    own = SubmitInput(key=KEY, request=request, extension=extension)
+    if not polled:
+        away = hire(url="http://127.0.0.1:9")
+        failure = await failure_of(away.run(away.submission.submit_extension, own))
+        assert (failure.type, failure.retried, failure.details.paid) == ("GatewayUnreachable", True, Paid.NO)
+    assert (await worker.run(worker.submission.submit_extension, own)).task_id
 
 
 # --- Which submission a decision is about, and what closing lets nobody send ------------------------------------------

@@ -189,6 +189,7 @@ async def test_links_to_private_addresses_do_not_end_a_delivery(hire: Hire, subm
 async def test_a_delivery_tells_what_the_verdict_could_not(
     worker: Worker, sim: Simulator, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sim.world.account_open = False  # the usage log would tell the refund
     task_id = await submit("extend_failed")
     with other_route_fails(worker, monkeypatch, ResponseLost("502", status=502)):
         record = await look(worker, task_id)

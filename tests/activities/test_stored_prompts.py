@@ -1,17 +1,39 @@
 """Prompts that lie in the store: read before anything is paid, sent as they are, never shown."""
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import io
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from longtake.models import ExtensionInput, GenerateVideoInput, Paid, PollInput, PrepareInput, SubmitInput, TaskState
+from activities.log_context import LogContext
+from longtake.gateway.errors import ResponseLost
+from longtake.models import (
+    AwaitKeyInput,
+    DeliverInput,
+    DeliveryKind,
+    ExtensionInput,
+    GenerateVideoInput,
+    OnKeyRefused,
+    Paid,
+    PollInput,
+    PrepareInput,
+    ReconcileInput,
+    ResolveInput,
+    SubmitInput,
+    TaskState,
+)
+from longtake.observability.logs import TextFormatter
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import prompt_path
 from longtake.storage import Store
@@ -170,11 +192,10 @@ async def test_a_gateway_that_repeats_the_prompt_is_not_repeated(  # noqa: PLR09
     *,
     lost: bool,
 ) -> None:
-    paths = (hidden.prompt, hidden.prompt_extend)
     if lost:
         await store.delete(hidden.prompt)
     worker = hire(url=await echoing(status))
-    look = worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id="task_1", hidden_prompts=paths))
+    look = worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id="task_1", hide_words=True))
     if status == 200:
         record = await look
         assert (record.state, record.error_code) == (TaskState.GENERATE_FAILED, "generate_failed")
@@ -208,3 +229,122 @@ async def test_a_prompt_that_is_not_hidden_hides_no_words(
     record = await worker.run(worker.polling.query_generation, PollInput(key=KEY, task_id="task_1"))
     assert "E-1005" in record.error_message
     assert not (tmp_path / "store" / "words").exists()
+
+
+# --- What the worker's log says --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """All that a worker's log gets, as it is written."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(TextFormatter())
+    root, of_activities = logging.getLogger(), logging.getLogger("temporalio.activity")
+    levels = [(logger, logger.level) for logger in (root, of_activities)]
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    of_activities.setLevel(logging.NOTSET)  # tests of the workflow silence it, in the same process
+    yield written
+    root.removeHandler(handler)
+    for logger, level in levels:
+        logger.setLevel(level)
+
+
+class _Inner(ActivityInboundInterceptor):
+    """What comes after all interceptors: the activity, and what the SDK logs of its failure."""
+
+    def __init__(self) -> None:
+        """There is no next one."""
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        return await input.fn(*input.args)
+
+
+async def run_as_a_worker_does(worker: Worker, activity: Callable[..., Any], input: object) -> Any:
+    async def run(input: object) -> Any:
+        noting = LogContext().intercept_activity(_Inner())
+        given = ExecuteActivityInput(fn=activity, args=[input], executor=None, headers={})
+        try:
+            return await noting.execute_activity(given)
+        except Exception as error:
+            logging.getLogger("temporalio.activity").warning("Completing activity as failed", exc_info=error)
+            raise
+
+    return await worker.run(run, input)
+
+
+def orders(worker: Worker, request: GenerateVideoInput, *, hidden: bool) -> Iterator[tuple[Callable[..., Any], object]]:
+    """Every step that asks the gateway something."""
+    task = {"key": KEY, "task_id": "task_1", "hide_words": hidden}
+    yield worker.submission.prepare_generation, PrepareInput(key=KEY, request=request)
+    yield worker.submission.submit_generation, SubmitInput(key=KEY, request=request)
+    adopting = SubmitInput(key="order-2", request=request.model_copy(update={"task_id": "task_1"}))
+    yield worker.submission.submit_generation, adopting
+    retry = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id="video_1", number=1))
+    yield worker.submission.submit_extension, retry
+    yield worker.submission.await_api_key, AwaitKeyInput(key=KEY, hide_words=hidden)
+    reconciled = ReconcileInput(key=KEY, slot=1, model=request.model, hide_words=hidden)
+    yield worker.submission.reconcile_submission, reconciled
+    yield worker.submission.resolve_submission, ResolveInput(key=KEY, slot=1, task_id="task_1", digest="")
+    yield worker.polling.query_generation, PollInput.model_validate(task)
+    yield worker.delivery.deliver_video, DeliverInput.model_validate({**task, "kind": DeliveryKind.FULL})
+
+
+@pytest.mark.parametrize("echoing", [ECHOES["spelt out"]], indirect=True)
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+async def test_no_step_of_a_generation_with_hidden_prompts_logs_the_gateways_words(
+    hire: Hire, hidden: GenerateVideoInput, log: io.StringIO, echoing: Callable[[int], Awaitable[str]], status: int
+) -> None:
+    worker = hire(url=await echoing(status))
+    for activity, input in orders(worker, hidden, hidden=True):
+        told = ""
+        try:
+            told = repr(await run_as_a_worker_does(worker, activity, input))
+        except ApplicationError as error:
+            told = f"{error} {error.details}"
+        assert not shows_the_prompt(told), activity.__name__
+    assert "Completing activity as failed" in log.getvalue()
+    assert not shows_the_prompt(log.getvalue())
+
+
+async def test_where_the_other_route_fails_the_log_has_no_words_but_says_what_failed(
+    hire: Hire, log: io.StringIO, request_for: Request
+) -> None:
+    """The one place where a step goes on although the gateway refused it something: nothing but the log tells."""
+    worker = hire()
+    receipt = await worker.run(worker.submission.submit_generation, SubmitInput(key=KEY, request=request_for()))
+    query = worker.gateway.query
+
+    async def echo_on_the_other_route(task_id: str, *, second_path: bool = False) -> Any:
+        if second_path:
+            raise ResponseLost(f"the gateway failed: {MARK}", status=502, request_id="r1")
+        return await query(task_id)
+
+    with mock.patch.object(worker.gateway, "query", echo_on_the_other_route):
+        for hidden in (False, True):
+            log.truncate(0)
+            input = PollInput(key=KEY, task_id=receipt.task_id, hide_words=hidden)
+            await run_as_a_worker_does(worker, worker.polling.query_generation, input)
+            assert (MARK in log.getvalue()) is not hidden
+            assert "error_type=ResponseLost" in log.getvalue()
+            assert "request_id=r1" in log.getvalue()
+
+
+@pytest.mark.parametrize("echoing", [ECHOES["spelt out"]], indirect=True)
+async def test_words_about_one_generation_are_not_remembered_for_another(
+    hire: Hire, hidden: GenerateVideoInput, request_for: Request, echoing: Callable[[int], Awaitable[str]]
+) -> None:
+    """The API key's refusal is: every generation that waits for the key is told of it."""
+    worker = hire(url=await echoing(403))
+    waiting = {"on_key_refused": OnKeyRefused.WAIT}
+    first = SubmitInput(key=KEY, request=hidden.model_copy(update=waiting))
+    await failure_of(worker.run(worker.submission.submit_generation, first))
+    second = SubmitInput(key="order-2", request=request_for(**waiting))
+    for activity, input in (
+        (worker.submission.submit_generation, second),
+        (worker.submission.await_api_key, AwaitKeyInput(key="order-2")),
+    ):
+        failure = await failure_of(worker.run(activity, input))
+        assert failure.details.http_status == 403
+        assert not shows_the_prompt(failure.message + failure.details.model_dump_json())

@@ -111,7 +111,7 @@ async def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--generations", type=int, default=300, metavar="N")
-    parser.add_argument("--seconds", type=float, default=240, metavar="S", help="at most, until all have ended (240)")
+    parser.add_argument("--seconds", type=float, default=330, metavar="S", help="at most, until all have ended (330)")
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", dest="seeds", metavar="SEED", help=_SEED_HELP)
     parser.add_argument("--folder", type=Path, help="where to keep everything (a temporary folder, kept on failure)")
     parser.add_argument("--s3", action="store_true", help="the store is a bucket behind a faulty network")

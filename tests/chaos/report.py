@@ -129,7 +129,7 @@ class Examination:
             Zero("another generation's task taken", self._wrong_tasks()),
             Zero("workflow task failures", self._task_failures()),
             Zero("wrong answers to callers", self._journal.complaints),
-            Zero("records written into a store that was gone", self._site.store.recreated),
+            Zero("records lost in a store that was gone", self._site.store.lost()),
             Zero("keys sent to another host than the gateway", self._violations()),
             Zero("keys in histories", self._in_histories((*API_KEYS, CONSOLE_TOKEN))),
             Zero("signed links in histories", self._in_histories(_SIGNED_LINK)),

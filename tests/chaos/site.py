@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ class Site:
             if not name.startswith(("TEMPORAL_", "LONGTAKE_")) and "proxy" not in name.lower()
         }
         # Past the end of a short run: only a long one waits for these limits to pass.
-        limit_hours = 80.0 / 3600
+        give_up, delivery_window = timedelta(seconds=80), timedelta(seconds=150)
         account_client = {"LONGTAKE_CONSOLE_TOKEN": CONSOLE_TOKEN, "LONGTAKE_CONSOLE_USER": CONSOLE_USER}
         return {
             **inherited,
@@ -302,8 +303,9 @@ class Site:
             "LONGTAKE_SUBMIT_CONCURRENCY": "8",
             "LONGTAKE_LOST_GRACE_MINUTES": "0.2",
             "LONGTAKE_OVERDUE_AFTER_MINUTES": "0.5",
-            "LONGTAKE_GIVE_UP_AFTER_HOURS": str(limit_hours),
-            "LONGTAKE_DELIVERY_WINDOW_HOURS": str(limit_hours),
+            "LONGTAKE_GIVE_UP_AFTER_HOURS": str(give_up / timedelta(hours=1)),
+            # Longer than a store that is away, a worker that stands still for 40 s and a kill, one after the other.
+            "LONGTAKE_DELIVERY_WINDOW_HOURS": str(delivery_window / timedelta(hours=1)),
             "LONGTAKE_ALLOW_PRIVATE_ADDRESSES": "true",
             "LONGTAKE_LOG_FORMAT": "json",
             "LONGTAKE_BUILD_ID": NEW_BUILD,

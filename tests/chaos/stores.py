@@ -33,7 +33,7 @@ class Store(Protocol):
     environment: Mapping[str, str]
     """What a worker needs besides the URL."""
     recreated: list[str]
-    """What was written while it was away: records that nobody will find again."""
+    """What was written while it was away. Each such write is told as failed, so that its writer repeats it."""
 
     async def start(self) -> None:
         """Be there."""
@@ -52,6 +52,9 @@ class Store(Protocol):
 
     def bring_back(self) -> None:
         """All is as it was."""
+
+    def lost(self) -> list[str]:
+        """Records and clips that were written while it was away and not again since; doubts that the index misses."""
 
     def read(self, uri: str) -> bytes | None:
         """The clip that a result names; None where it is not there."""
@@ -97,6 +100,18 @@ class FolderStore:
             self.recreated += [str(path) for path in written if path.parts[0] != "probe"]
             self._folder.rename(self._folder.with_name(f"store-recreated-{time.time():.0f}"))
         self._away.rename(self._folder)
+
+    def lost(self) -> list[str]:
+        """See `Store`. `records/` is a cache, and an entry of the index `open/` ends with its submission."""
+        kept = [path for path in self.recreated if Path(path).parts[0] not in {"probe", "records", "open"}]
+        missing = [path for path in kept if not (self._folder / path).exists()]
+        # A closing intent sends nothing, and ends without an outcome.
+        sent = (one for one in self._folder.glob("submit/*/*/intent") if not json.loads(one.read_text()).get("closing"))
+        return missing + [
+            f"{slot.relative_to(self._folder)} is open and not in the index"
+            for slot in (intent.parent for intent in sent)
+            if not (slot / "outcome").exists() and not (self._folder / f"open/{slot.parent.name}.{slot.name}").exists()
+        ]
 
     def read(self, uri: str) -> bytes | None:
         """See `Store`."""
@@ -149,6 +164,10 @@ class BucketStore:
     def bring_back(self) -> None:
         """As it was before."""
         self._proxy.faults = self._weather
+
+    def lost(self) -> list[str]:
+        """A bucket is there or not: nothing is written beside it."""
+        return []
 
     def read(self, uri: str) -> bytes | None:
         """See `Store`; not through the proxy."""

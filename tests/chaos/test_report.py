@@ -51,7 +51,7 @@ def examined(tmp_path: Path, posts: Sequence[Json], *runs: RunOfKey, asked: int 
     log.touch()
     journal = Journal(submitted_again=Counter({ONE.prompt: asked}))
     proxy = SimpleNamespace(counts=Counter[str]())
-    store = SimpleNamespace(recreated=[], clips=list, read=lambda _: None)
+    store = SimpleNamespace(recreated=[], lost=list, clips=list, read=lambda _: None)
     site: Any = SimpleNamespace(
         server=SimpleNamespace(log=log), workers=[], store=store, gateway_proxy=proxy, cdn_proxy=proxy
     )

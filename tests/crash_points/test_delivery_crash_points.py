@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 async def test_no_instant_of_a_delivery_loses_the_clip_or_shows_half_of_it(
     sim: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str], blow: Blow
 ) -> None:
-    submitted = await run(attempt_of(sim, tmp_path, "paid"))
+    # In a store of its own: to the ledger of the others the task is nobody's, so that each of them may have it.
+    submitted = await run(attempt_of(sim, tmp_path, "paid", store=str(tmp_path / "another store")))
     assert submitted
     task_id = submitted.split()[1]
     delivered = await run(attempt_of(sim, tmp_path, "whole", task_id=task_id))

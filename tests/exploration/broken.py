@@ -10,7 +10,7 @@ from unittest import mock
 from longtake.gateway.errors import GatewayError
 from longtake.storage import StoreProblem
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import Accepted, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
+from longtake.submission.ledger import Accepted, Evidence, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import MAX_EXCHANGE
 
@@ -27,7 +27,7 @@ class TakesNoOutcomeForNotSent(SubmissionLedger):
 
 
 class ForgetsWhatCameLate(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, **_: Any) -> None:
         outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
         await self._conclude(key, accepted.slot, outcome, accepted.account)
 
@@ -38,11 +38,11 @@ class DoesNotSeeWhatCameLate(SubmissionLedger):
 
 
 class ClaimsAfterwards(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted) -> None:
+    async def record_accepted(self, key: str, accepted: Accepted, **more: Any) -> None:
         with mock.patch.object(self, "_claim", mock.AsyncMock()):
             outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
             await self._create(_path(key, accepted.slot, "outcome"), outcome)
-        await super().record_accepted(key, accepted)
+        await super().record_accepted(key, accepted, **more)
 
 
 class AdoptsWhatIsOwned(SubmissionLedger):
@@ -68,6 +68,8 @@ class BelievesAnyEvidence(SubmissionLedger):
         intent = await self._read(Intent, _path(key, 1, "intent"))
         if evidence and intent:
             evidence = evidence.model_copy(update={"nonce": intent.nonce})
+            with mock.patch.object(Evidence, "is_of", lambda evidence, intent: evidence.nonce == intent.nonce):
+                return await super()._find_slot(key, digest, evidence, *more)
         return await super()._find_slot(key, digest, evidence, *more)
 
 

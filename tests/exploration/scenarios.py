@@ -119,7 +119,7 @@ async def _kept(ledger: SubmissionLedger, key: str, accepted: Accepted) -> End:
     recorded = accepted.recorded
     if not recorded:
         try:
-            await ledger.record_accepted(key, accepted)
+            await ledger.record_accepted(key, accepted, only=True)
             recorded = True
         except LedgerError:
             pass

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from longtake.gateway import wire
 from longtake.gateway.client import GatewayClient, SubmissionForm
-from longtake.gateway.errors import InvalidResponse
+from longtake.gateway.errors import InvalidResponse, ResponseLost
 
 FORM = SubmissionForm(model="veo_3_1-fast-remix", prompt="a cat", prompt_extend="it jumps")
 RUNNING = {"task_id": "task_1", "status": "IN_PROGRESS", "progress": "30%", "data": {"status": "processing"}}
@@ -27,15 +27,15 @@ def gzip(content: bytes, times: int = 1) -> bytes:
 
 
 @asynccontextmanager
-async def gateway(body: bytes, coding: str) -> AsyncIterator[GatewayClient]:
-    """A client of a server that answers everything with this."""
+async def gateway(body: bytes, coding: str = "identity", status: str = "200 OK") -> AsyncIterator[GatewayClient]:
+    """A client of a server that answers everything with this; the status line may bring more headers."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         asked.append(head)
         if sent := re.search(rb"content-length: (\d+)", head, re.IGNORECASE):
             await reader.readexactly(int(sent[1]))
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Encoding: {coding}\r\n\r\n".encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nContent-Encoding: {coding}\r\n\r\n".encode()
         writer.write(head + body)
         await writer.drain()
         writer.close()
@@ -82,6 +82,32 @@ async def test_a_gateway_that_compresses_unasked_is_understood(coding: str) -> N
     body = json.dumps(RUNNING).encode()
     async with gateway(zlib.compress(body) if coding == "deflate" else gzip(body), coding) as client:
         assert (await client.query("task_1")).task_id == "task_1"
+
+
+@pytest.mark.parametrize("location", ["htts:p//other.example/v1/videos", "http://[::1", "//:99999"])
+async def test_a_redirect_to_no_url_is_an_answer_that_nobody_can_read(location: str) -> None:
+    async def before_send() -> None:
+        pass
+
+    async with gateway(b"", status=f"301 Moved\r\nLocation: {location}") as client:
+        for ask in (client.query("task_1"), client.list_models(), client.submit(FORM, before_send=before_send)):
+            with pytest.raises((InvalidResponse, ResponseLost)):
+                await ask
+
+
+@pytest.mark.parametrize("paid", [False, True])
+@pytest.mark.parametrize(
+    "status", [f"200 OK\r\nX\x00: {FORM.prompt}", f"x{FORM.prompt}", f"200 OK\r\nTransfer-Encoding: {FORM.prompt}"]
+)
+async def test_words_in_a_broken_head_are_not_repeated(status: str, paid: bool) -> None:
+    async def before_send() -> None:
+        pass
+
+    async with gateway(b"", status=status) as client:
+        with pytest.raises(ResponseLost) as caught:
+            await (client.submit(FORM, before_send=before_send) if paid else client.query("task_1"))
+        assert FORM.prompt not in f"{caught.value} {vars(caught.value)}"
+        assert "RemoteProtocolError" in str(caught.value)
 
 
 WORST = {

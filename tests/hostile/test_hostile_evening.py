@@ -21,10 +21,12 @@ from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, en
 from tests.hostile.fuzzing.targets import seeds
 from tests.hostile.test_hostile_answers import gzip
 from tests.hostile.test_hostile_images import BOMBS
+from tests.longtake.delivery.test_mp4 import hostile_indexes
 
 PATIENCE_SECONDS = 90
 """A healthy generation takes some 10 s; held up by an attack it took minutes, or never came."""
 _HOSTILE_TASK = "task_hostile_"
+_VIDEO = b"/video-of-a-hostile-task"
 
 
 def answer(body: bytes, *headers: str) -> bytes:
@@ -43,12 +45,25 @@ ATTACKS = [
     *seeds("query"),
     *seeds("submission"),
 ]
+VIDEOS = [
+    *(answer(content) for content in hostile_indexes().values()),
+    *(answer(content) for content in seeds("mp4")),
+    *seeds("download"),
+]
+"""What the links of hostile generations lead to."""
 
 
 @contextlib.asynccontextmanager
-async def gateway_with_attacks(simulator: str) -> AsyncIterator[str]:
-    """Hands everything on to the simulator but what is about hostile generations: the attacks answer that, in turn."""
-    attacks = itertools.cycle(ATTACKS)
+async def gateway_with_attacks(simulator: str, served: list[str]) -> AsyncIterator[str]:
+    """Hands everything on to the simulator but what is about hostile generations: the attacks answer that, in turn.
+
+    Every second hostile task that it accepts is completed at once, so that its video is asked for.
+
+    Args:
+        simulator: Where the simulator is.
+        served: Gets a name of each attack that was served.
+    """
+    attacks, videos = itertools.cycle(ATTACKS), itertools.cycle(VIDEOS)
     numbers = itertools.count()
     there = urlsplit(simulator)
 
@@ -59,7 +74,13 @@ async def gateway_with_attacks(simulator: str) -> AsyncIterator[str]:
             body = await reader.readexactly(int(length[1])) if length else b""
             if b"accepted hostile" in body:
                 writer.write(answer(json.dumps({"task_id": f"{_HOSTILE_TASK}{next(numbers)}"}).encode()))
+            elif _VIDEO in head.split(b"\r\n")[0]:
+                served.append("video")
+                writer.write(next(videos))
+            elif completed := re.match(rb"GET /v1/videos/(" + _HOSTILE_TASK.encode() + rb"[0-9]*[02468]) ", head):
+                writer.write(answer(json.dumps(completed_task(completed[1].decode(), url)).encode()))
             elif b"hostile" in body or _HOSTILE_TASK.encode() in head.split(b"\r\n")[0]:
+                served.append("answer")
                 writer.write(next(attacks))
             else:
                 assert there.hostname
@@ -72,8 +93,14 @@ async def gateway_with_attacks(simulator: str) -> AsyncIterator[str]:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield url
+
+
+def completed_task(task_id: str, url: str) -> dict[str, Any]:
+    record = {"status": "completed", "video_url": f"{url}{_VIDEO.decode()}/{task_id}"}
+    return {"task_id": task_id, "status": "SUCCESS", "progress": "100%", "data": record}
 
 
 @pytest.fixture
@@ -108,7 +135,8 @@ async def flood(client: Client, workflow_id: str) -> None:
 
 @pytest.mark.timeout(240)
 async def test_a_healthy_generation_among_attacks_is_delivered(simulator: SimulatorProcess, tmp_path: Path) -> None:
-    async with gateway_with_attacks(simulator.url) as url:
+    served: list[str] = []
+    async with gateway_with_attacks(simulator.url, served) as url:
         site = Site(
             tmp_path / "site",
             environment(
@@ -134,5 +162,6 @@ async def test_a_healthy_generation_among_attacks_is_delivered(simulator: Simula
             assert Path(urlsplit(result.video.uri).path).stat().st_size == result.video.bytes
             assert simulator.paid(prompt) == 1
             assert site.worker.ready()
+            assert {"answer", "video"} <= set(served)
         finally:
             site.stop()

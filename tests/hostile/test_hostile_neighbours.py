@@ -129,8 +129,10 @@ def test_no_page_can_reach_the_server_by_a_name_of_its_own(data_dir: Path, serve
     assert ui.hostname is not None
     assert ui.port is not None
     assert ui_origins(data_dir) == (server.ui_url,)
-    everywhere = listening(server.server_pid)
-    assert (ui.hostname, ui.port) in everywhere
+    deadline = time.monotonic() + 30
+    while (ui.hostname, ui.port) not in (everywhere := listening(server.server_pid)):
+        assert time.monotonic() < deadline, everywhere
+        time.sleep(0.1)  # it is up before its pages are
     known = {port for host, port in everywhere if host == "127.0.0.1"}
     assert everywhere == {("127.0.0.1", port) for port in known} | {(ui.hostname, ui.port)}
     assert not ui.hostname.startswith("127.0.")

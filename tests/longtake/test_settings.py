@@ -1,5 +1,6 @@
 """The environment: every variable is read, explained and checked, and no value is ever repeated in an error."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -300,3 +301,10 @@ def test_policy_is_the_settings_as_data(environment: pytest.MonkeyPatch) -> None
 
 def test_extensions_are_not_retried_where_nothing_says_how(environment: pytest.MonkeyPatch) -> None:
     assert load(environment, EXTEND_RETRIES="5").policy().extension_retries == 0
+
+
+@pytest.mark.parametrize("name", ["STORE_URL", "DATA_DIR", "EXPECTED_SECONDS", "ENCRYPTION_KEYS", "EXTEND_MODEL"])
+def test_a_value_that_is_not_utf8_is_named(environment: pytest.MonkeyPatch, name: str) -> None:
+    told = problem(environment, **{name: os.fsdecode(b"/srv/longtak\xe9")})
+    assert told.startswith(f"{PREFIX}{name}: ")
+    assert "longtak" not in told

@@ -106,7 +106,11 @@ class Site:
 
 @asynccontextmanager
 async def running_site(
-    folder: Path, *, policy: GenerationPolicy = POLICY, gateway_url: Callable[[str], str] = str
+    folder: Path,
+    *,
+    policy: GenerationPolicy = POLICY,
+    gateway_url: Callable[[str], str] = str,
+    clips: Path | None = None,
 ) -> AsyncIterator[Site]:
     """Everything, polling.
 
@@ -114,6 +118,7 @@ async def running_site(
         folder: For store and simulator.
         policy: The worker's.
         gateway_url: Where the worker is to find the gateway, given where it is.
+        clips: Where the simulator keeps the clips that it has made, for tests that share them.
     """
     environment = await WorkflowEnvironment.start_local(
         data_converter=DATA_CONVERTER,
@@ -121,7 +126,7 @@ async def running_site(
         dev_server_existing_path=str(temporal_binary()),
         dev_server_log_level="error",
     )
-    settings = SimulatorSettings(folder / "simulator", API_KEY, cache_dir=folder / "clips", seconds=1e-6)
+    settings = SimulatorSettings(folder / "simulator", API_KEY, cache_dir=clips or folder / "clips", seconds=1e-6)
     async with environment, serve(settings) as sim:
         store = Store.open(str(folder / "store"))
         ledger = SubmissionLedger(store, longest_exchange=EXCHANGE)
@@ -135,8 +140,8 @@ async def running_site(
             submission = SubmissionActivities(
                 gateway=gateway, store=store, ledger=ledger, account_client=account_client, policy=policy
             )
-            polling = PollingActivities(gateway=gateway, store=store)
-            delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher)
+            polling = PollingActivities(gateway=gateway, store=store, account_client=account_client)
+            delivery = DeliveryActivities(gateway=gateway, store=store, fetcher=fetcher, ledger=ledger)
             general = Worker(
                 environment.client,
                 task_queue=TASK_QUEUE,

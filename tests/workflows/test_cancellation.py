@@ -7,6 +7,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus
 
+from longtake.display import after_cancelling
 from longtake.models import (
     Attention,
     ClosedSubmission,
@@ -46,7 +47,7 @@ async def cancelled(generation: Generation, *, task_id: str | None, paid: str = 
     await generation.cancellation()
     status = await generation.status()
     assert (status.stage, status.outcome, status.task_id) == (Stage.CANCELLED, None, task_id)
-    assert "may still be made, and cost" in status.message
+    assert status.message.endswith(after_cancelling(paid))
     attributes = await generation.attributes()
     assert attributes.pop("VideoModel")
     known = {"VideoStage": "cancelled", "VideoPaid": paid}

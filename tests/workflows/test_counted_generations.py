@@ -123,9 +123,8 @@ async def test_failures_are_counted_by_their_type(rig: Rig) -> None:
     ).failure()
     unpaid = Script(prepare=[refusal("SubmissionRefused", "no such key", paid="no")], submit=[])
     await (await rig.generate(unpaid)).failure()
-    await (
-        await rig.start(Script(prepare=[], submit=[]), {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})
-    ).failure()
+    not_offered = Script(prepare=[refusal("InvalidRequest", "no such model", paid="no")], submit=[])
+    await (await rig.start(not_offered, {**REQUEST, "model": "sk-a-key-in-the-wrong-place"})).failure()
     await (await rig.start(Script(prepare=[], submit=[]), REQUEST, "and more")).failure()
     after = await seen()
 

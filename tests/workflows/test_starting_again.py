@@ -3,14 +3,18 @@
 import asyncio
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
 from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
-from longtake.request.rules import prompt_path
+from longtake.request.rules import MODELS, InvalidRequest, prompt_path
+from longtake.storage import Store
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import connect, workflow_id
+from longtake.temporal.ledger_registration import begin_anew
 from tests.end_to_end.processes import DevServer
 from tests.workflows.rig import (
     FIRST_CLIP,
@@ -34,7 +38,9 @@ SOON = GenerationPolicy(schedule=PollSchedule(expected=timedelta(seconds=1), min
 PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
 
 
-async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_path: Path) -> None:
+async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = DevServer(tmp_path / "temporal")
     server.start()
     try:
@@ -43,6 +49,7 @@ async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(tmp_
             await collect_again(rig, "hidden-since", before=TEXTS, after=PATHS)
             await collect_again(rig, "shown-since", before=PATHS, after=TEXTS)
             await collect_extension_again(rig)
+            await collect_what_is_retired(rig, Store.open(str(tmp_path / "store")), monkeypatch)
     finally:
         server.stop()
 
@@ -96,3 +103,28 @@ async def collect_extension_again(rig: Rig) -> None:
     assert (await client.result("lost-extension")).outcome == "full"
     _, started = await client.start("lost-extension", request)
     assert not started, "everything is collected"
+
+
+async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is offered today says nothing about a key that Temporal or the ledger knows; a new key is refused."""
+    gone = refusal("DeliveryFailed", "gone", paid=Paid.YES)
+    script = Script(prepare=[SOON], polls_of_task=[completed()], deliver=[gone])
+    await (await rig.generate(script, key="retired")).failure()
+    request = GenerateVideoInput.model_validate(REQUEST)
+    ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+    await begin_anew(rig.client, ledger)
+    await ledger.adopt("forgotten", digest="-", task_id="task_1", owner="us", model=request.model)
+    monkeypatch.delitem(cast("dict[str, Any]", MODELS), request.model)
+
+    for key, client in (("retired", VideoClient(rig.client)), ("forgotten", VideoClient(rig.client, store=store))):
+        rig._fakes.scripts[workflow_id(key)] = Script(
+            prepare=[SOON],
+            submit=[accepted(attached=True)],
+            polls_of_task=[completed()],
+            deliver=[delivered(FULL_VIDEO)],
+        )
+        with pytest.raises(InvalidRequest):
+            await client.start("fresh", request)
+        _, started = await client.start(key, request)
+        assert started
+        assert (await client.result(key)).model == request.model

@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.submission import SubmissionActivities
 from longtake.models import Attention, AwaitKeyInput, KeyTrial, OnKeyRefused
+from longtake.request.rules import prompt_paths
 from longtake.temporal.connection import SUBMISSION_TASK_QUEUE
 from workflows import options
 from workflows.failures import Cause
@@ -35,7 +36,13 @@ async def await_key(generation: Generation, cause: Cause) -> bool | None:
     generation.enter(generation.stage, Attention.NEEDS_API_KEY)
     waiting = workflow.start_activity_method(
         SubmissionActivities.await_api_key,
-        AwaitKeyInput(key=generation.key, stage=generation.stage, details=cause.details, message=cause.message),
+        AwaitKeyInput(
+            key=generation.key,
+            stage=generation.stage,
+            details=cause.details,
+            message=cause.message,
+            hide_words=bool(prompt_paths(generation.request)),
+        ),
         # Where the paid POSTs are made: one memory of what the gateway said of the key, in each worker.
         task_queue=SUBMISSION_TASK_QUEUE,
         summary="until the gateway takes the API key, or somebody asks for a try now",

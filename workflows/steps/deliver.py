@@ -50,7 +50,7 @@ async def deliver(
         kind=kind,
         width=size.width if size else None,
         height=size.height if size else None,
-        extension=task_id is not None,
+        extension_number=generation.extension_number if task_id is not None else 0,
         gateway=task.gateway,
         account=task.account,
         hide_words=bool(prompt_paths(generation.request)),
@@ -70,7 +70,7 @@ async def deliver(
         raise StepFailed("DeliveryFailed", cause.message, generation.known(cause.details, advice=advice)) from None
     generation.warnings += receipt.warnings
     if not input.extension:
-        learn_cost(generation, receipt.quota, receipt.refunded)
+        learn_cost(generation, receipt)
     return receipt.video
 
 

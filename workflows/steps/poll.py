@@ -7,7 +7,15 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from activities.polling import PollingActivities
 from longtake.gateway.poll_schedule import Progress, next_poll
-from longtake.models import Attention, PollInput, Stage, SubmissionReceipt, TaskRecord, TaskState
+from longtake.models import (
+    Attention,
+    DeliveryReceipt,
+    PollInput,
+    Stage,
+    SubmissionReceipt,
+    TaskRecord,
+    TaskState,
+)
 from longtake.request.rules import duration_factor_of, prompt_paths
 from workflows import measuring, options
 from workflows.failures import Cause, cause_of
@@ -24,7 +32,7 @@ _EXTENDING_FROM = 50
 
 
 async def poll_for_refund(generation: Generation) -> None:
-    """Ask once more what a failed extension cost, where the gateway had not given it back by the time it told of it.
+    """Ask once more what a failed task cost, where the gateway had not given it back by the time it told of it.
 
     It costs seconds, and whatever comes of it the generation ends as it would have.
     """
@@ -45,15 +53,21 @@ async def poll_for_refund(generation: Generation) -> None:
         measuring.polled(cause_of(error).type)
         return
     measuring.polled(told.state)
-    learn_cost(generation, told.quota, told.refunded)
+    learn_cost(generation, told)
 
 
-def learn_cost(generation: Generation, quota: int | None, refunded: bool | None) -> None:  # noqa: FBT001 - a fact, as it came
-    """Keep what the gateway tells of a task's cost after its verdict; what it no longer tells stays known."""
+def learn_cost(generation: Generation, told: TaskRecord | DeliveryReceipt) -> None:
+    """Keep what the gateway tells of a task's cost after its verdict; what it no longer tells stays known.
+
+    What was given back stays so: where the usage log said it, the task's own record may not.
+    """
     before = generation.record
-    if before is None or quota is None or (refunded is None and before.quota is not None):
+    if before is None or told.quota is None or (not told.refunded and before.refunded):
         return
-    generation.record = before.model_copy(update={"quota": quota, "refunded": refunded})
+    if told.refunded is None and before.quota is not None:
+        return
+    cost = {name: getattr(told, name) for name in ("quota", "refunded", "refund_evidence")}
+    generation.record = before.model_copy(update=cost)
     measuring.charged(generation.record, before, generation.task, generation.request, extension=False)
 
 
@@ -256,7 +270,7 @@ def _input(generation: Generation, task: SubmissionReceipt, *, extension: bool =
         task_id=task.task_id,
         extension=extension,
         stage=generation.stage,
-        hidden_prompts=prompt_paths(generation.request),
+        hide_words=bool(prompt_paths(generation.request)),
         gateway=task.gateway,
         account=task.account,
     )

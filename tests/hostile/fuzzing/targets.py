@@ -13,6 +13,8 @@ import math
 import os
 import re
 import shlex
+import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,6 +126,10 @@ class Readers:
                 patch.delenv(name)
         patch.setattr(public_network, "_resolve", self._resolve)  # no name is looked up
         patch.setattr(ledger, "_WRITE_TRIES", 1)  # it waits between them
+        patch.setattr(delivery, "_BREAK_PAUSE_SECONDS", 0)
+        patch.setitem(sys.modules, "trio", None)  # for each request httpcore looks whether it has been installed since
+        tls = ssl.create_default_context()
+        patch.setattr(ssl, "create_default_context", lambda *_, **__: tls)  # to load the authorities takes 70 ms
         patch.setattr(logging.getLogger("longtake"), "disabled", True)
         patch.setattr(logging.getLogger("longtake.gateway"), "disabled", True)
         keys = [SecretStr(KEY)]

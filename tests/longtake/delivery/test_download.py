@@ -428,8 +428,13 @@ async def test_starts_over_where_the_rest_is_not_the_rest(
     assert [request.headers.get("range") for request in web.requests] == [None, "bytes=5000-", None]
 
 
-async def test_without_a_version_it_starts_over_at_once(store: Store, fetcher: Fetcher, clip: bytes) -> None:
-    async with WebServer([cut(clip, 5000), whole(clip)]) as web:
+@pytest.mark.parametrize(
+    "version", [{}, {"ETag": '"ü"'}, {"Last_Modified": "Mittwoch, 21. März"}, {"ETag": '"a\tb"'}, {"ETag": '"a'}]
+)
+async def test_without_a_version_that_can_be_named_it_starts_over_at_once(
+    store: Store, fetcher: Fetcher, clip: bytes, version: dict[str, str]
+) -> None:
+    async with WebServer([cut(clip, 5000, **version), whole(clip)]) as web:
         await bring(store, fetcher, web.url)
     assert [request.headers.get("range") for request in web.requests] == [None, None]
     assert await store.get(OBJECT) == clip

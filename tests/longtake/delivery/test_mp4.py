@@ -310,7 +310,7 @@ def test_a_tail_counts_as_stray_only_where_every_sample_has_a_place() -> None:
 # --- Hostile indexes -------------------------------------------------------------------------------------------------
 
 
-def _hostile() -> dict[str, bytes]:
+def hostile_indexes() -> dict[str, bytes]:
     ftyp, mebibyte = box(b"ftyp", b"isom" * 4), 2**20
     full = MAX_INDEX_BYTES - 64
     empty = box(b"traf", box(b"tfhd", struct.pack(">II", 0, 1)))
@@ -338,10 +338,10 @@ def _hostile() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", _hostile())
+@pytest.mark.parametrize("kind", hostile_indexes())
 async def test_no_index_stops_the_event_loop(kind: str) -> None:
     """What other downloads and heartbeats would have to wait, as a watchdog on the same loop sees it."""
-    content, longest, done = _hostile()[kind], 0.0, False
+    content, longest, done = hostile_indexes()[kind], 0.0, False
 
     async def watch() -> None:
         nonlocal longest

@@ -345,9 +345,10 @@ async def test_the_free_look_says_what_to_set(
                 await fetcher.preflight()
 
 
-async def test_a_gateway_that_is_reached_and_does_not_answer_proves_nothing() -> None:
+async def test_a_gateway_that_is_reached_and_does_not_answer_well_proves_nothing() -> None:
     async def hang_up(_: Request, reply: Reply) -> None:
         reply.reset()
 
-    async with WebServer([hang_up]) as gateway, Fetcher(gateway.url) as fetcher:
-        await fetcher.preflight()
+    for reply in (hang_up, answer("301 Moved", Location="htts:p//other.example/")):
+        async with WebServer([reply]) as gateway, Fetcher(gateway.url) as fetcher:
+            await fetcher.preflight()

@@ -20,6 +20,7 @@ from longtake.gateway.account import AccountClient, CallWindow, ConsoleAccess, O
 from longtake.gateway.client import GatewayClient, SubmissionForm
 from longtake.gateway.errors import ResponseLost
 from simulator import Simulator, SimulatorSettings, serve
+from simulator.personalities import DOCUMENT, NEWAPI
 from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, reset, say
 from tests.unread import UnreadAnswers
 
@@ -126,8 +127,13 @@ async def ask(account_client: AccountClient) -> under_test.AccountRecords:
 
 class TestSimulator:
     @pytest.fixture
-    async def sim(self, tmp_path: Path) -> AsyncIterator[Simulator]:
-        async with serve(SimulatorSettings(tmp_path, KEY, seconds=1e-6, access_token=TOKEN, user_id=2)) as simulator:
+    def like(self) -> str:
+        return DOCUMENT
+
+    @pytest.fixture
+    async def sim(self, tmp_path: Path, like: str) -> AsyncIterator[Simulator]:
+        settings = SimulatorSettings(tmp_path, KEY, seconds=1e-6, access_token=TOKEN, user_id=2, like=like)
+        async with serve(settings) as simulator:
             yield simulator
 
     async def ask(self, sim: Simulator, **options: Any) -> under_test.AccountRecords:
@@ -157,13 +163,20 @@ class TestSimulator:
         said = await self.ask(sim)
         assert (said.tasks, said.charges, said.refunds) == ((), 0, 0)
 
+    @pytest.mark.parametrize("like", [DOCUMENT, NEWAPI])
     async def test_a_failure_is_refunded(self, sim: Simulator) -> None:
+        ids = []
         async with GatewayClient(base_url=sim.url, api_keys=[SecretStr(KEY)]) as client:
-            form = SubmissionForm(model=MODEL, prompt="a [sim:generate_failed]", prompt_extend="b")
-            await client.submit(form, before_send=CreateIntent())
+            for tag in ("generate_failed", "ok"):
+                form = SubmissionForm(model=MODEL, prompt=f"a [sim:{tag}]", prompt_extend="b")
+                ids.append((await client.submit(form, before_send=CreateIntent())).task_id)
+        async with connect(sim.url) as account_client:
+            refund, none = [await account_client.refund_of(task_id) for task_id in ids]
+        assert refund is not None
+        assert (refund.quota, refund.at is not None, none) == (425_000, True, None)
         said = await self.ask(sim)
-        assert (said.charges, said.refunds) == (1, 1)
-        assert [found.status for found in said.tasks or ()] == ["FAILURE"]
+        assert (said.charges, said.refunds) == (2, 1)
+        assert [found.status for found in said.tasks or ()].count("FAILURE") == 1
 
     async def test_without_console_access(self, sim: Simulator) -> None:
         said = await self.ask(sim, console=None)
@@ -414,6 +427,9 @@ class TestLog:
             log_row("2", created_at=SECONDS * 1000, other={"is_task": True}),
             log_row(other="{not JSON"),
             log_row(6, other='{"task_id":"task_1"}'),
+            log_row(6, other='{"task_id":"task_2","pre_consumed_quota":1,"reason":"failed"}'),
+            log_row(6, other='{"task_id":"task_3","pre_consumed_quota":1,"actual_quota":0}'),
+            log_row(2, other='{"is_task":true,"pre_consumed_quota":1,"final_quota":1}'),
             log_row(2, other=resolved),
             log_row(6, other=resolved),
             log_row(5),
@@ -422,8 +438,8 @@ class TestLog:
             {"type": 1, "created_at": SECONDS, "model_name": "", "other": ""},
         ]
         said = await ask(account_client)
-        assert (said.charges, said.refunds) == (3, 1)
-        assert said.charged_at == (NOON,) * 3
+        assert (said.charges, said.refunds) == (4, 3)
+        assert said.charged_at == (NOON,) * 4
 
     @pytest.mark.parametrize(
         "row", [None, {}, log_row(None), log_row(created_at=None), log_row(model_name=None), log_row(model_name="")]

@@ -47,6 +47,8 @@ ROWS: list[tuple[int, bytes, type[GatewayError]]] = [
     (405, b"", RequestRefused),
     (409, b"", RequestRefused),
     (451, b"", RequestRefused),
+    # The gateway's own key was refused upstream: ours is good.
+    *[(status, relay("fail_to_fetch_task"), RequestRefused) for status in (401, 402, 403)],
     # Nothing was made until an operator acts.
     *[(status, body, KeyRefused) for status in (401, 403) for body in (relay("x"), routing("x"), HTML, b"")],
     *[(402, body, QuotaExhausted) for body in (relay("x"), routing("x"), HTML, b"")],

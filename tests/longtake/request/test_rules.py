@@ -406,3 +406,21 @@ def test_differing_fields_are_named_in_order() -> None:
     assert differing_fields(ours, ours) == ()
     theirs = check_request({**GOOD, "prompt": "another", "on_extend_failed": "fail", "images": images(1)})
     assert differing_fields(ours, theirs) == ("prompt", "images", "on_extend_failed")
+
+
+def test_what_is_not_offered_any_more_is_told_apart_from_what_never_could_be() -> None:
+    retired = {**GOOD, "model": "veo_2", "size": "640x360"}
+    assert check_request(retired, offered=False).model == "veo_2"
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(retired)
+    assert {problem.field for problem in refused.value.problems} == {"model", "size"}
+    for broken in ({"prompt": ""}, {"model": "m" * 101}, {"model": "a b"}, {"model": ""}):
+        with pytest.raises(InvalidRequest):
+            check_request({**retired, **broken}, offered=False)
+
+
+@pytest.mark.parametrize("name", [model.name for model in MODELS.values() if model.frames])
+def test_a_task_is_taken_over_without_images(name: str) -> None:
+    assert check_request({**GOOD, "model": name, "task_id": "task_1"}).images == ()
+    with pytest.raises(InvalidRequest):
+        check_request({**GOOD, "model": name})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import uuid
@@ -49,6 +50,7 @@ from tests.longtake.s3_server import S3Server
 
 KEY = "order-1"
 DIGEST = "what is sent"
+PROOF = "what only the attempt knew"
 _T = TypeVar("_T")
 
 
@@ -161,6 +163,7 @@ async def write_intent(store: Store, *, age: timedelta, slot: int = 1, window: t
         window_seconds=window.total_seconds(),
         owner="video-order-1/attempt 1",
         model="veo_3_1-fast-remix",
+        proof_hash=hashlib.sha256(PROOF.encode()).hexdigest(),
     )
     await store.put(path_of(slot, "intent"), intent.model_dump_json().encode())
     return intent.nonce
@@ -499,18 +502,30 @@ async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timede
 async def test_evidence_that_nothing_was_sent_frees_the_key(store: Store) -> None:
     nonce = await write_intent(store, age=timedelta(hours=1))
     gateway = Gateway()
-    accepted = await Caller(store, gateway, Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy")).submit()
+    evidence = Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy", proof=PROOF)
+    accepted = await Caller(store, gateway, evidence).submit()
     assert (accepted.slot, accepted.attached, gateway.sent) == (2, False, 1)
     outcome = await outcome_in(store)
     assert outcome
     assert (outcome.outcome, outcome.reason) == ("not_sent", "GatewayBusy")
 
 
-async def test_evidence_of_another_attempt_proves_nothing(disk: Store) -> None:
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"nonce": "another", "proof": PROOF},
+        {"nonce": "theirs-1"},
+        {"nonce": "theirs-1", "proof": "guessed"},
+        {"nonce": "theirs-1", "proof": "\ud800"},
+        {"nonce": "theirs-1", "proof": PROOF, "outcome": "accepted"},
+    ],
+)
+async def test_evidence_without_the_attempts_proof_proves_nothing(disk: Store, forged: dict[str, str]) -> None:
+    """Whoever may write to Temporal may write a heartbeat, and sees the nonce there."""
     await write_intent(disk, age=timedelta(hours=1))
     gateway = Gateway()
     with pytest.raises(OutcomeUnknown):
-        await Caller(disk, gateway, Evidence(nonce="another", outcome="not_sent")).submit()
+        await Caller(disk, gateway, Evidence.model_validate({"outcome": "not_sent", **forged})).submit()
     assert await outcome_in(disk) is None
     assert gateway.sent == 0
 
@@ -519,7 +534,7 @@ async def test_evidence_does_not_outvote_the_record(disk: Store) -> None:
     nonce = await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", "task-3")
     gateway = Gateway()
-    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent")).submit()
+    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent", proof=PROOF)).submit()
     assert (found.task_id, gateway.sent) == ("task-3", 0)
 
 
@@ -1292,6 +1307,34 @@ async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(sto
     )
     assert len([end for end in ended if isinstance(end, Accepted)]) == 1
     assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
+
+
+async def test_what_temporal_says_does_not_make_anothers_task_ours(store: Store) -> None:
+    """Whoever may write to Temporal may run our steps with an input of his own, and write heartbeats."""
+    victims = await Caller(store, Gateway()).submit(key="victim")
+    nonce = await write_intent(store, age=timedelta(hours=1))
+    evidence = Evidence(nonce=nonce, outcome="accepted", task_id=victims.task_id)
+    believed = await Caller(store, Gateway(), evidence).submit()
+    assert not believed.recorded
+    ledger = ledger_of(store)
+    with pytest.raises(TaskOwned):
+        await ledger.record_accepted(KEY, believed, only=True)
+    assert await outcome_in(store) is None
+    with pytest.raises(TaskOwned):
+        await ledger.check_owner(KEY, victims.task_id)
+    await ledger.check_owner("victim", victims.task_id)
+
+
+async def test_a_task_that_answered_two_submissions_is_both_of_theirs(store: Store) -> None:
+    first = await Caller(store, Gateway()).submit(key="first")
+    second = await Caller(store, Gateway()).submit()
+    assert first.task_id == second.task_id
+    ledger = ledger_of(store)
+    await ledger.check_owner("first", first.task_id)
+    await ledger.check_owner(KEY, first.task_id)
+    with pytest.raises(TaskOwned):
+        await ledger.check_owner("third", first.task_id)
+    await ledger.check_owner("third", "a task that nobody has claimed")
 
 
 async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store: Store) -> None:

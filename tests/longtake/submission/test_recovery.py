@@ -227,7 +227,7 @@ async def test_without_it_the_key_takes_over_its_own_task(disk: Store, content: 
     given, kept = await request_for(disk, ledger_in(disk), await only_task(disk), key_of=key_of)
     assert given is not None
     assert (kept, given.task_id, given.on_extend_failed) == (False, task_id, OnExtendFailed.FALLBACK)
-    check_request(given)
+    assert check_request(given, offered=False).model == model
 
 
 async def test_a_key_may_take_over_its_own_task_and_no_other(disk: Store) -> None:

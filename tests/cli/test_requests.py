@@ -1,0 +1,46 @@
+"""From flags to a request: what is offered today is no matter for a key that was submitted before."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cli.commands.request import build_request
+from cli.output import CommandProblem, Exit
+from longtake.request.rules import MODELS
+from longtake.storage import Store
+from longtake.submission.ledger import LedgerUnavailable, SubmissionLedger
+
+MODEL = "veo_3_1-fast-remix"
+FIELDS = {"model": MODEL, "prompt": "a paper boat", "prompt_extend": "it reaches the shore"}
+
+
+@pytest.fixture
+async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store.open(str(tmp_path))
+    ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+    await ledger.adopt("paid", digest="-", task_id="task_1", owner="us", model=MODEL)
+    monkeypatch.delitem(cast("dict[str, Any]", MODELS), MODEL)
+    return store
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_retired_model_is_refused_unless_the_ledger_knows_the_key(store: Store, dry_run: bool) -> None:
+    request, _ = await build_request(FIELDS, [], store, dry_run=dry_run, key="paid")
+    assert request.model == MODEL
+    for key in ("fresh", None):
+        with pytest.raises(CommandProblem) as refused:
+            await build_request(FIELDS, [], store, dry_run=dry_run, key=key)
+        assert (refused.value.kind, refused.value.code) == ("InvalidRequest", Exit.USAGE)
+    with pytest.raises(CommandProblem):
+        await build_request({**FIELDS, "prompt": ""}, [], store, dry_run=dry_run, key="paid")
+
+
+async def test_a_ledger_that_cannot_be_read_is_no_wrong_request(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> bool:
+        raise LedgerUnavailable("the store is away")
+
+    monkeypatch.setattr(SubmissionLedger, "is_untouched", away)
+    with pytest.raises(LedgerUnavailable):
+        await build_request(FIELDS, [], store, dry_run=False, key="paid")
