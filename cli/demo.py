@@ -31,7 +31,7 @@ from cli.results import copy_video
 from cli.session import Session, connect_when_healthy, load_settings, server_of
 from longtake.client import GenerationFailure, VideoClient
 from longtake.delivery.mp4 import read_media
-from longtake.models import GenerateVideoResult
+from longtake.models import FailureDetails, GenerateVideoResult
 from longtake.settings import Settings
 from longtake.storage import Store
 
@@ -65,19 +65,9 @@ class Scene:
         return self.result.outcome if self.result else self.failure.kind if self.failure else "?"
 
     @property
-    def task_id(self) -> str:
-        """The gateway's id."""
-        return (self.result.task_id if self.result else self.failure and self.failure.details.task_id) or ""
-
-    @property
-    def remix_id(self) -> str:
-        """The upstream id of the first segment."""
-        return (self.result.remix_id if self.result else self.failure and self.failure.details.remix_id) or ""
-
-    @property
-    def polls(self) -> int:
-        """How often the gateway was polled."""
-        return self.result.polls if self.result else self.failure.details.polls if self.failure else 0
+    def details(self) -> GenerateVideoResult | FailureDetails:
+        """The ids and the number of polls, of the result or of the failure."""
+        return self.result or (self.failure.details if self.failure else FailureDetails())
 
 
 async def run(videos: Path, *, keep: bool, like: str) -> Exit:
@@ -219,10 +209,10 @@ def _report(scenes: Sequence[Scene], session: Session, paid: dict[str, int]) -> 
             scene.problems.append(f"the outcome is {scene.outcome}, not {scene.expected}")
         if times != 1:
             scene.problems.append(f"{times} paid submissions instead of one")
-        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.polls), str(times))
+        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.details.polls), str(times))
     out.print(table)
     for scene in scenes:
-        _say(out, f"{scene.key}: task {scene.task_id}, remix_id {scene.remix_id}")
+        _say(out, f"{scene.key}: task {scene.details.task_id}, remix_id {scene.details.remix_id}")
         if scene.failure:
             code = scene.failure.details.gateway_code
             _say(out, f"  {scene.failure.kind} ({code}): {scene.failure.message}")
