@@ -50,7 +50,7 @@ class Downloads:
         return [Route("/cdn/{kind}/{name}.mp4", self._cdn, methods=["GET", "HEAD"])]
 
     def trap_routes(self) -> list[Route]:
-        """On the trap's origin: whatever is asked for is a violation."""
+        """On the trap's origin: every request is a violation."""
         return [Route("/{path:path}", self._trap, methods=["GET", "HEAD", "POST"])]
 
     async def _content(self, request: Request) -> Response:

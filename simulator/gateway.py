@@ -198,7 +198,7 @@ class Gateway:
         return Order("remix", model, prompt, origin.size, self._world.settings.price, script, summary, video_id)
 
     async def _resolve(self, request: Request, order: Order) -> Response:
-        """Charge or not, write it down, and only then let the answer go its way, whatever way that is."""
+        """Charge or not, record it, and only then send the response or the fault."""
         world, script = self._world, order.script
         world.attempts[order.kind, order.prompt] += 1
         attempt = world.attempts[order.kind, order.prompt]

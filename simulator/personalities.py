@@ -98,7 +98,7 @@ class Document:
         return answers.new_api_error(403, "用户额度不足", "insufficient_user_quota")
 
     def key_is_empty(self, left: int, needed: int) -> Response:
-        """The key has no quota left, whatever the account has."""
+        """The key has no quota left; the account may have some."""
         message = f"token quota is not enough, token remain quota: {left}, need quota: {needed}"
         return answers.relay_error(403, "pre_consume_token_quota_failed", message)
 

@@ -1,8 +1,8 @@
-"""Every scenario the simulator can play, and the small language that chooses them.
+"""The scenarios of the simulator, and the small language that chooses them.
 
-A scenario is chosen by a tag in the prompt, `[sim:extend_failed]`, `[sim:ok,seconds=3,shape=S2]`, or by the
-header `X-Simulator-Scenario` with what stands between the brackets. Words compose; the catalogue below is the
-only list of them, and the table in `simulator/README.md` is held against it by a test.
+A tag in the prompt chooses a scenario, `[sim:extend_failed]`, `[sim:ok,seconds=3,shape=S2]`, or the header
+`X-Simulator-Scenario` with the text between the brackets. Words can be combined. `SCENARIOS` is the only list of them;
+a test compares it with the table in `simulator/README.md`.
 """
 
 import re
@@ -393,7 +393,7 @@ def choose(prompt: str, header: str | None, default: str = "") -> Script:
 
 
 def models_table() -> str:
-    """The catalogue as the Markdown table of the README."""
+    """The scenarios as the README's Markdown table."""
     lines = ["| scenario | kind | paid? | what happens |", "|---|---|---|---|"]
     for row in SCENARIOS.values():
         paid = "" if row.fault is None else ("paid" if row.fault.paid else "no")
@@ -402,7 +402,7 @@ def models_table() -> str:
 
 
 def parameter_table() -> str:
-    """The parameters as the Markdown table of the README."""
+    """The parameters as the README's Markdown table."""
     lines = ["| parameter | meaning |", "|---|---|"]
     lines += [f"| `{name}=` | {meaning} |" for name, (_, meaning) in PARAMETERS.items()]
     return "\n".join(lines)

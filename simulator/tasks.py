@@ -272,7 +272,7 @@ class TaskBook:
         return task
 
     def record(self, task: Task) -> None:
-        """Let the gateway know a task that it did not know so far, on disk too: the later line of a task counts."""
+        """Record a task that the gateway did not know, on disk too: the last line of a task counts."""
         task.recorded = True
         self._write(task)
 

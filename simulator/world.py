@@ -183,7 +183,7 @@ class World:
         )
 
     def shows_a_key(self, text: str) -> bool:
-        """Whether a valid key stands anywhere in the text, as a word of its own."""
+        """Whether the text contains a valid key as a separate word."""
         return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", text) for key in self.keys)
 
     def new_task(  # noqa: PLR0913, PLR0917 (what a job is made of)
