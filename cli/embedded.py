@@ -351,10 +351,10 @@ def _known_ports(folder: Path) -> _Ports | None:
 def _ports(folder: Path, *, fresh: bool) -> _Ports:
     """The last ports if they are free, so that links into the UI stay valid; otherwise new ones."""
     known = _known_ports(folder)
-    if known and not fresh and _free(HOST, known.port) and _free(known.ui_host, known.ui_port):
+    if known and not fresh and _is_free(HOST, known.port) and _is_free(known.ui_host, known.ui_port):
         return known
     ui_host = known.ui_host if known else _unguessable_host()
-    if not _can_bind(ui_host, 0):
+    if not _is_free(ui_host, 0):
         ui_host = HOST
     ports = _Ports(_new_port(HOST), _new_port(ui_host), ui_host)
     _replaced(folder / "ports.json", asdict(ports)).close()
@@ -368,11 +368,7 @@ def _unguessable_host() -> str:
     return host if sys.platform == "linux" else HOST
 
 
-def _free(host: str, port: int) -> bool:
-    return bool(port) and _can_bind(host, port)
-
-
-def _can_bind(host: str, port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -384,7 +380,7 @@ def _can_bind(host: str, port: int) -> bool:
 
 def _new_port(host: str) -> int:
     """A free port below the ephemeral ones, which an outgoing connection could take while the server is down."""
-    while not _free(host, port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
+    while not _is_free(host, port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
         pass
     return port
 
