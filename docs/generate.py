@@ -57,7 +57,6 @@ REASONS: Mapping[str, str] = {
     "longtake.delivery.download._PREFLIGHT_SECONDS": "For the free request that shows that downloads are possible.",
     "longtake.delivery.download._PREFLIGHT_VALID_SECONDS": "How long its good answer counts.",
     "longtake.delivery.public_network._LOOKUP_SECONDS": "For a DNS lookup.",
-    "longtake.gateway.exposure._LOOKUP_SECONDS": "For the DNS lookup of the gateway's own name.",
     "longtake.gateway.account.LOG_CALLS_WINDOW": "The usage log allows 20 calls in it (field notes).",
     "longtake.gateway.account._AFTER_TROUBLE": "Until the next call of a task list or usage log that failed.",
     "longtake.gateway.account._AFTER_429": "The same, of a usage log that answered 429 without `Retry-After`.",
