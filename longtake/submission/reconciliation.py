@@ -5,8 +5,8 @@ model in the time in question that nobody owns, the key was charged for it, and 
 in doubt, whose it might be. Whatever else may be ours is shown, and never adopted.
 
 Where an operator has allowed it, a submission is closed as "not charged", so that the workflow submits again: only
-where usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the same, and
-not more than `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
+where usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the
+same, and not more than `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
 """
 
 from collections.abc import Mapping, Sequence
