@@ -10,5 +10,5 @@ if __name__ == "__main__":
         from cli.app import main
 
         main()
-    except KeyboardInterrupt:  # while Python itself was still loading
+    except KeyboardInterrupt:  # while Python was still importing
         os._exit(130)

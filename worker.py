@@ -1,4 +1,4 @@
-"""The worker: settings -> clients -> activities -> Temporal. `python worker.py`; SIGTERM drains it."""
+"""The worker: wires settings, clients and activities, and polls Temporal. Run `python worker.py`; SIGTERM drains it."""
 
 import argparse
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -55,19 +56,19 @@ from workflows.ledger_registration import LedgerRegistrationWorkflow
 logger = logging.getLogger("longtake.worker")
 
 DRAIN_MARGIN = timedelta(seconds=45)
-"""Over the longest submitting exchange, for connecting before it and the ledger after it: a draining worker finishes
-what it sends, so that no restart leaves a submission in doubt."""
+"""Added to the submission timeout, for connecting before and the ledger after it: a draining worker finishes its
+submissions, so that no restart leaves one in doubt."""
 
 """The name of the Worker Deployment, for `temporal worker deployment …`."""
 
 CONNECT_PATIENCE = timedelta(seconds=10)
-"""For a Temporal that is not there when a worker starts; after it, whoever started the worker tries again."""
+"""How long a starting worker waits for Temporal; after it the worker exits, and its supervisor restarts it."""
 HEARTBEAT_THROTTLE = timedelta(seconds=4)
-"""The SDK would hold heartbeats back for four fifths of their time-out, and the evidence that rides in them too."""
+"""By default the SDK delays heartbeats by four fifths of their timeout, and with them the state that they carry."""
 
 
 class WorkflowSetup(TypedDict):
-    """What worker, tests and replayer must give the SDK alike."""
+    """The SDK options that worker, tests and replayer must share."""
 
     workflows: list[type]
     workflow_runner: SandboxedWorkflowRunner
@@ -75,7 +76,7 @@ class WorkflowSetup(TypedDict):
 
 
 def workflow_setup() -> WorkflowSetup:
-    """The workflows, their sandbox, and what stands before it: for worker, tests and replayer alike."""
+    """The workflows, their sandbox and interceptors, for worker, tests and replayer."""
     return WorkflowSetup(
         workflows=[GenerateVideoWorkflow, LedgerRegistrationWorkflow],
         workflow_runner=sandbox(),
@@ -86,8 +87,8 @@ def workflow_setup() -> WorkflowSetup:
 def sandbox() -> SandboxedWorkflowRunner:
     """The workflow sandbox.
 
-    The workflow passes its imports through, because two copies of a model are two types; what they load in turn has
-    been loaded by this module already, so a module that slips into the sandbox by mistake is an error.
+    The workflow passes its imports through, because two copies of a model are two types. This module has loaded all of
+    them already, so a module that enters the sandbox by mistake is an error.
     """
     return SandboxedWorkflowRunner(
         restrictions=SandboxRestrictions.default.with_import_notification_policy(
@@ -98,10 +99,10 @@ def sandbox() -> SandboxedWorkflowRunner:
 
 
 def deployment(settings: Settings) -> WorkerDeploymentConfig:
-    """Which build this is; with `LONGTAKE_BUILD_ID` Temporal decides which build gets which work.
+    """The worker's version; with `LONGTAKE_BUILD_ID`, Temporal decides which build gets which work.
 
-    Generations that run move on to the current build: what they have paid for is to profit from its fixes, and none of
-    them waits for a build that is gone. `docs/adr/0014-worker-versions.md` says more.
+    Running generations move to the current build, so that they get its fixes and never wait for a build that is gone:
+    docs/adr/0014-worker-versions.md.
     """
     # Without a version the first worker of a process hashes every loaded module (0.6 s), so there is always one.
     version = WorkerDeploymentVersion(deployment_name=DEPLOYMENT, build_id=settings.build_id or __version__)
@@ -113,7 +114,7 @@ def deployment(settings: Settings) -> WorkerDeploymentConfig:
 
 
 class Part(StrEnum):
-    """What a process may be restricted to, so that looks and downloads can grow without more submissions at once."""
+    """What a process can be limited to: polls and downloads scale without more concurrent submissions."""
 
     SUBMISSION = "submission"
     GENERAL = "general"
@@ -121,17 +122,17 @@ class Part(StrEnum):
 
 @asynccontextmanager
 async def running_workers(client: Client, settings: Settings, only: Part | None = None) -> AsyncIterator[None]:
-    """The workers of this process, polling, for the time of the block; leaving it drains them.
+    """The workers of this process, polling, for the time of the block; the end of the block drains them.
 
     Args:
         client: Connected.
         settings: The environment.
-        only: One part; another process must do the other.
+        only: Run this part only; another process must run the other one.
 
     Raises:
         SettingsProblem: The gateway is not configured.
         StoreProblem: The store cannot hold the ledger.
-        WrongLedger: The namespace belongs to another ledger than the store's; nothing polls.
+        WrongLedger: The namespace belongs to another ledger than the store's; no worker starts.
     """
     async with AsyncExitStack() as stack:
         submission, polling, delivery = await _activities(client, settings, stack)
@@ -139,11 +140,15 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
         compare_clocks = CompareClocks(WorkerClock(meter.with_additional_attributes({"namespace": client.namespace})))
         setup = workflow_setup()
         setup["interceptors"].append(compare_clocks)
-        drain = settings.submit_timeout + DRAIN_MARGIN
-        version = deployment(settings)
+        worker = partial(
+            Worker,
+            client,
+            deployment_config=deployment(settings),
+            graceful_shutdown_timeout=settings.submit_timeout + DRAIN_MARGIN,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        )
         if only is not Part.SUBMISSION:
-            general = Worker(
-                client,
+            general = worker(
                 task_queue=TASK_QUEUE,
                 activities=[
                     submission.prepare_generation,
@@ -154,23 +159,16 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
                     polling.query_generation,
                     delivery.deliver_video,
                 ],
-                deployment_config=version,
                 max_concurrent_activities=64,
-                graceful_shutdown_timeout=drain,
-                max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 **setup,
             )
             await stack.enter_async_context(general)
         if only is not Part.GENERAL:
-            submitting = Worker(
-                client,
+            submitting = worker(
                 task_queue=SUBMISSION_TASK_QUEUE,
                 activities=[submission.submit_generation, submission.submit_extension, submission.await_api_key],
-                deployment_config=version,
                 interceptors=[LogContext(), compare_clocks],
                 max_concurrent_activities=settings.submit_concurrency,
-                graceful_shutdown_timeout=drain,
-                max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             )
             await stack.enter_async_context(submitting)
         yield
@@ -179,13 +177,13 @@ async def running_workers(client: Client, settings: Settings, only: Part | None 
 async def _activities(
     client: Client, settings: Settings, stack: AsyncExitStack
 ) -> tuple[SubmissionActivities, PollingActivities, DeliveryActivities]:
-    """The activities with their clients, which live as long as the stack."""
+    """The activities with their clients, which the stack closes."""
     base_url, api_keys = settings.require_gateway()
     tracing.know_gateway(base_url, trace_it=settings.trace_gateway)
     store = Store.open(settings.store_location)
     await store.probe()
     ledger = SubmissionLedger(store, longest_exchange=settings.submit_timeout)
-    # Before anything polls: with another store the same keys would be paid again.
+    # Before any worker polls: with another ledger, the same keys would be paid again.
     identity = await claim(client, ledger)
     logger.info("ledger in use", extra={"ledger": identity, "store": store.url, "data_dir": str(settings.data_dir)})
     console = None
@@ -236,7 +234,7 @@ async def _activities(
 async def _fetcher(
     settings: Settings, stack: AsyncExitStack, url: str, gateway: GatewayClient | ExtensionClient
 ) -> Fetcher:
-    """Downloads; the key that worked last goes to this gateway's own origin only."""
+    """Downloads. Only the gateway's own origin gets the API key that worked last."""
 
     def key() -> str:
         known = gateway.key_for(url)
@@ -255,13 +253,12 @@ async def _fetcher(
 async def main(
     ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool, only: Part | None = None
 ) -> int:
-    """Run until SIGTERM or SIGINT, or what the flags say, then drain.
+    """Run until SIGTERM or SIGINT, or until a flag's condition holds; then drain.
 
     Returns:
-        The exit code: 0, 1 where Temporal is not there (start the worker again later), or 2 where it cannot work as
-        configured and another try is pointless.
+        The exit code: 0; 1 if Temporal is unavailable (start the worker again later); 2 if the worker is misconfigured.
     """
-    # The ids are fields of our log events already; the SDK would add them to each message once more.
+    # The ids are fields of our log events; the SDK would repeat them in each message.
     activity.logger.activity_info_on_message = False
     workflow.logger.workflow_info_on_message = False
     configure_logging()
@@ -274,12 +271,12 @@ async def main(
         if missing:
             raise SettingsProblem(
                 f"the namespace {client.namespace!r} lacks the search attributes {', '.join(missing)}: "
-                f"run `python starter.py setup` once; where the cluster refuses it, {HOW_TO_CREATE_ATTRIBUTES}"
+                f"run `python starter.py setup` once; if the cluster refuses it, {HOW_TO_CREATE_ATTRIBUTES}"
             )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with _measuring(client, settings), running_workers(client, settings, only):
+        async with _exporting_metrics(client, settings), running_workers(client, settings, only):
             logger.info(
                 "worker ready",
                 extra={"version": __version__, "build": settings.build_id, "store": settings.store_location},
@@ -292,9 +289,9 @@ async def main(
             if exit_when_idle:
                 watchers.append(asyncio.create_task(_idle(client)))
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
-            logger.info("draining: no new work is taken, submissions under way are finished")
+            logger.info("draining: taking no new work, finishing running submissions")
     except (LedgerError, PayloadUnreadable, SettingsProblem, StoreProblem, TemporalProblem, ValueError) as error:
-        logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - the message is for a person
+        logging.getLogger("longtake").error("%s", error)  # noqa: TRY400 - a traceback would not help the operator
         return 1 if isinstance(error, TemporalProblem) else 2
     finally:
         tracing.flush()
@@ -303,14 +300,14 @@ async def main(
 
 
 async def _connect_patiently(metrics_address: str | None) -> tuple[Client, tuple[str, ...]]:
-    """Connect; a Temporal that is just being restarted is waited for.
+    """Connect; wait while Temporal restarts.
 
     Returns:
-        The client, and the search attributes that its namespace lacks.
+        The client, and the search attributes that the namespace lacks.
 
     Raises:
-        TemporalProblem: It is not there within `CONNECT_PATIENCE`.
-        MetricsAddressUnusable: Metrics cannot be served there.
+        TemporalProblem: Temporal is unavailable for `CONNECT_PATIENCE`.
+        MetricsAddressUnusable: The worker cannot serve metrics there.
     """
     deadline = asyncio.get_running_loop().time() + CONNECT_PATIENCE.total_seconds()
     while True:
@@ -326,8 +323,8 @@ async def _connect_patiently(metrics_address: str | None) -> tuple[Client, tuple
 
 
 @asynccontextmanager
-async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
-    """Show every counter from the beginning, and what the whole fleet is doing, where metrics are served at all."""
+async def _exporting_metrics(client: Client, settings: Settings) -> AsyncIterator[None]:
+    """Export every counter from zero, and the numbers of running generations, if this worker serves metrics."""
     if settings.metrics_address is None:
         yield
         return
@@ -347,39 +344,44 @@ async def _measuring(client: Client, settings: Settings) -> AsyncIterator[None]:
 
 
 async def _parent_gone() -> None:
-    """Return when the process that started us has ended, however it ended."""
+    """Return when the parent process has ended, however it ended."""
     parent = os.getppid()
-    while os.getppid() == parent:  # noqa: ASYNC110 - the kernel tells nobody
+    while os.getppid() == parent:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.5)
 
 
 async def _idle(client: Client) -> None:
-    """Return when no generation runs any more."""
-    silent = False
+    """Return when no generation is running."""
+    warned = False
     while True:
-        await asyncio.sleep(5)  # the list that is counted here is some moments behind
+        await asyncio.sleep(5)  # the visibility store is eventually consistent
         try:
             count = await client.count_workflows(f'WorkflowType = "{WORKFLOW_TYPE}" AND ExecutionStatus = "Running"')
         except RPCError as error:
-            # Nobody knows whether a generation runs: that is no reason to leave it alone.
-            if not silent:
-                logger.warning("running generations cannot be counted: %s", error.message)
-            silent = True
+            # A generation may be running, so the worker must stay.
+            if not warned:
+                logger.warning("cannot count running generations: %s", error.message)
+            warned = True
             continue
-        silent = False
+        warned = False
         if not count.count:
             return
 
 
 if __name__ == "__main__":
     keep_files_private()
-    parser = argparse.ArgumentParser(description="Run the worker until SIGTERM. Settings: see the README's table.")
-    parser.add_argument("--ready-file", type=Path, help="write the process id here once the worker polls")
-    parser.add_argument(
-        "--only", type=Part, choices=[*Part], help="take this part of the work; another worker must take the other"
+    parser = argparse.ArgumentParser(
+        description="Run the worker until SIGTERM. docs/configuration.md lists its settings."
     )
-    parser.add_argument("--stop-with-parent", action="store_true", help="drain when the parent process has ended")
-    parser.add_argument("--exit-when-idle", action="store_true", help="drain when no generation runs any more")
+    parser.add_argument("--ready-file", type=Path, help="write the process id to this file when the worker polls")
+    parser.add_argument(
+        "--only",
+        type=Part,
+        choices=[*Part],
+        help="run this part of the work only; another worker must run the other part",
+    )
+    parser.add_argument("--stop-with-parent", action="store_true", help="drain when the parent process ends")
+    parser.add_argument("--exit-when-idle", action="store_true", help="drain when no generation is running")
     flags = parser.parse_args()
     code = asyncio.run(
         main(
@@ -389,7 +391,7 @@ if __name__ == "__main__":
             only=flags.only,
         )
     )
-    # The SDK's native threads abort a short-lived interpreter at exit now and then (sdk-python issue 300).
+    # The SDK's native threads sometimes abort a short-lived interpreter at exit (sdk-python issue 300).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

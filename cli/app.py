@@ -1,4 +1,4 @@
-"""The commands of `starter.py`. Imports that cost time stand in the commands: `--help` answers at once."""
+"""The commands of `starter.py` and their arguments. Each command imports its work when it runs: `--help` is fast."""
 
 import asyncio
 import contextlib
@@ -11,85 +11,86 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from cli.output import CommandProblem, Exit, error_document, leave, print_json, typed
-from longtake.display import line, lines
-from longtake.temporal.key_ring import PayloadUnreadable
-
-_ABOUT_OURSELVES = frozenset({"InvalidSettings", "Usage"})
-"""Problems whose words are those of whoever typed the command, and may be several lines."""
+from cli.output import EXIT_CODES, CommandProblem, Exit, complain, interrupted, leave
 
 app = typer.Typer(
     name="starter.py",
-    help="15-second videos from a slow, paid gateway: never paid twice, never lost, never a mystery.",
+    help="Generate 15-second videos with a slow, paid gateway. Never pays twice, never loses a paid video, always "
+    "tells where each one stands.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich costs half of the time that --help may take
-    epilog="Exit codes: 0 a video was delivered, 1 the generation failed, 2 bad usage or invalid request, "
-    "3 fallback under --strict, 4 Temporal or the gateway cannot be reached, 130 interrupted.",
+    epilog="Exit codes: " + "; ".join(f"{code:d} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 
-KeyArgument = Annotated[str, typer.Argument(help="The generation's key.", show_default=False)]
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="The generation's idempotency key.", show_default=False)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output, nothing else.")]
 DataDir = Annotated[
     Path | None,
     # Without `envvar`: a relative path means the current folder here, and is refused in the environment.
     typer.Option(
-        help="The embedded server's folder, instead of LONGTAKE_DATA_DIR.", show_default="~/.local/share/longtake"
+        help="The embedded server's folder. Overrides LONGTAKE_DATA_DIR.", show_default="~/.local/share/longtake"
     ),
 ]
+OutputOption = Annotated[Path | None, typer.Option(help="Copy the video to this file or folder.")]
+StrictFlag = Annotated[bool, typer.Option("--strict", help="Exit with 3 if only the 8 s clip is delivered.")]
+WaitFlag = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the generation ends, or only start it.")]
 
 
 @app.command()
-def generate(  # noqa: PLR0913 - one parameter for each flag
+def generate(
     *,
-    model: Annotated[str | None, typer.Option(help="One of `starter.py models`.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model. `starter.py models` lists them.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the first 8 seconds show.")] = None,
     prompt_extend: Annotated[str | None, typer.Option(help="What the last 7 seconds show.")] = None,
     size: Annotated[str | None, typer.Option(help="1280x720, 720x1280, 1920x1080 or 1080x1920.")] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="A path, URL or data URI; repeatable, the order counts.")
+        list[str] | None, typer.Option(help="A path, URL or data URI. Repeat it for more images; their order counts.")
     ] = None,
     key: Annotated[
         str | None,
         typer.Option(
-            help="Your own name for it: the same key again attaches and, with the same ledger, never pays again.",
+            help="The idempotency key. The same key attaches to the same generation and, with the same ledger, never "
+            "pays twice.",
             show_default="a new one",
         ),
     ] = None,
     on_extend_failed: Annotated[
         str | None,
         typer.Option(
-            help="fallback: be content with the 8 s clip; fail: end with an error; "
-            "retry: pay for the extension again (where configured); ask: wait for `decide`.",
+            help="If the extension fails. fallback: deliver the 8 s clip. fail: end with an error. "
+            "retry: pay for the extension again, where configured. ask: wait for `decide`.",
             show_default="fallback",
         ),
     ] = None,
     on_key_refused: Annotated[
         str | None,
         typer.Option(
-            help="fail: end where the gateway refuses the API key or it is out of quota; wait: submit once it is taken "
-            "again, however long that takes (for batches).",
+            help="If the gateway refuses the API key, or its quota is used up. fail: end with an error. "
+            "wait: submit when the key works again, however long that takes (for batches).",
             show_default="fail",
         ),
     ] = None,
-    keep_first: Annotated[
-        bool, typer.Option("--keep-first", help="Store the first 8 s beside the full video.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
+    keep_first: Annotated[bool, typer.Option("--keep-first", help="Also store the first 8 s.")] = False,
+    output: OutputOption = None,
     from_file: Annotated[
-        str | None, typer.Option(help="The request as a JSON file, or - for standard input; flags win.")
+        str | None,
+        typer.Option(help="Read the request from a JSON file, or from standard input with -. Flags override it."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or only start it.")] = True,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where only the 8 s clip came.")] = False,
+    wait: WaitFlag = True,
+    strict: StrictFlag = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show what would be sent; nothing is paid.")
+        bool, typer.Option("--dry-run", help="Check the request and show what would be sent. Sends and pays nothing.")
     ] = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Make one video: submit, wait, download, verify, store."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Generate one video. Submits, polls, downloads, verifies and stores it."""
+    from cli.commands import generate as command
+    from cli.results import ResultOptions
 
     flags = {
         "model": model,
@@ -100,136 +101,137 @@ def generate(  # noqa: PLR0913 - one parameter for each flag
         "on_key_refused": on_key_refused,
         "keep_first": keep_first or None,
     }
-    order = generations.Order(
+    arguments = command.GenerateArguments(
         flags={name: value for name, value in flags.items() if value is not None},
         images=tuple(image or ()),
         from_file=from_file,
         key=key,
-        output=output,
         wait=wait,
-        strict=strict,
-        as_json=as_json,
+        result=ResultOptions(output, strict, as_json),
     )
-    work = generations.dry_run(order, data_dir) if dry_run else generations.generate(order, data_dir)
-    _run(work, as_json=as_json, key=key)
+    work = command.dry_run if dry_run else command.generate
+    _run(work(arguments, data_dir), as_json=as_json, key=key)
 
 
 @app.command()
 def status(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Show where a generation stands, why, and what can be done."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Show the state of a generation. Says why it is there, and what you can do."""
+    from cli.commands import inspect
 
-    _run(generations.show_status(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(inspect.show_status(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
-def watch(
-    key: KeyArgument,
-    *,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
-    as_json: JsonFlag = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Follow a generation until it ends; stopping to watch stops nothing else."""
-    from cli.commands import generations  # noqa: PLC0415
+def watch(key: KeyArgument, *, strict: StrictFlag = False, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
+    """Watch a generation until it ends. Ctrl-C stops watching, not the generation."""
+    from cli.commands import inspect
+    from cli.results import ResultOptions
 
-    work = generations.watch(key, data_dir, strict=strict, as_json=as_json)
-    _run(work, as_json=as_json, key=key)
+    options = ResultOptions(strict=strict, as_json=as_json)
+    _run(inspect.watch(key, data_dir, options), as_json=as_json, key=key)
 
 
 @app.command()
 def result(
     key: KeyArgument,
     *,
-    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
+    output: OutputOption = None,
+    strict: StrictFlag = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Wait for a generation's end and print its result."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Wait for a generation and print its result."""
+    from cli.commands import inspect
+    from cli.results import ResultOptions
 
-    work = generations.watch(key, data_dir, strict=strict, as_json=as_json, output=output, quiet=True)
-    _run(work, as_json=as_json, key=key)
+    options = ResultOptions(output, strict, as_json)
+    _run(inspect.watch(key, data_dir, options, quiet=True), as_json=as_json, key=key)
 
 
 @app.command("list")
 def list_generations(
-    query: Annotated[str, typer.Argument(help='A filter of Temporal\'s, such as VideoStage="failed".')] = "",
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help='A list filter of Temporal, such as VideoStage="failed".')
+    ] = "",
     *,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """List the newest generations."""
-    from cli.commands import generations  # noqa: PLC0415
+    """List generations. The newest come first."""
+    from cli.commands import inspect
 
-    _run(generations.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
+    _run(inspect.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
 
 
 @app.command()
 def cancel(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Stop waiting for a generation; what was submitted may still be made, and cost."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Cancel a generation. A video already submitted may still be made, and charged."""
+    from cli.commands import act
 
-    _run(generations.cancel(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(act.cancel(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
 def poll(key: KeyArgument, *, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Ask the gateway about a generation now, for example because its key has been mended or topped up."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Poll the gateway for a generation now. For example, after you fixed or topped up the API key."""
+    from cli.commands import act
 
-    _run(generations.poll_now(key, data_dir, as_json=as_json), as_json=as_json, key=key)
+    _run(act.poll(key, data_dir, as_json=as_json), as_json=as_json, key=key)
 
 
 @app.command()
-def decide(  # noqa: PLR0913 - one parameter for each flag
+def decide(
     key: KeyArgument,
     action: Annotated[
         str,
         typer.Argument(
-            help="accept (the 8 s clip), retry (the extension, paid), adopt (a task id), "
-            "resubmit (nothing was paid), abandon.",
+            metavar="ACTION",
+            help="accept: the 8 s clip is enough. retry: pay for the extension again. adopt: continue with TASK_ID. "
+            "resubmit: nothing was paid, submit again. abandon: end the generation.",
             show_default=False,
         ),
     ],
-    task_id: Annotated[str | None, typer.Argument(help="The task to adopt.", show_default=False)] = None,
+    task_id: Annotated[
+        str | None, typer.Argument(metavar="TASK_ID", help="The gateway's task to adopt.", show_default=False)
+    ] = None,
     *,
     slot: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="The submission that the decision is about, as `status` shows it.",
-            show_default="the one that is asked about now",
+            min=1, help="The submission to decide about, as `status` shows it.", show_default="the one in question now"
         ),
     ] = None,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Take a decision that a generation waits for; `status KEY` shows which."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Decide how a generation continues. `status KEY` shows whether it waits for a decision, and the choices."""
+    from cli.commands import act
 
-    _run(generations.decide(key, action, task_id, data_dir, slot=slot, as_json=as_json), as_json=as_json, key=key)
+    work = act.decide(key, (action, task_id), data_dir, slot=slot, as_json=as_json)
+    _run(work, as_json=as_json, key=key)
 
 
 @app.command()
-def adopt(  # noqa: PLR0913 - one parameter for each flag
-    task_id: Annotated[str, typer.Argument(help="The gateway's task id.", show_default=False)],
+def adopt(
+    task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="The gateway's task id.", show_default=False)],
     *,
-    key: Annotated[str, typer.Option(help="The name it gets here.", show_default=False)],
-    model: Annotated[str, typer.Option(help="The model it was submitted with.")] = "veo_3_1-fast-remix",
-    on_extend_failed: Annotated[str, typer.Option(help="fallback, fail, retry or ask.")] = "fallback",
-    output: Annotated[Path | None, typer.Option(help="Copy the video here: a file, or a folder.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or only start it.")] = True,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on a fallback.")] = False,
+    key: Annotated[str, typer.Option(help="The idempotency key of the new generation.", show_default=False)],
+    model: Annotated[str, typer.Option(help="The model that the task was submitted with.")] = "veo_3_1-fast-remix",
+    on_extend_failed: Annotated[
+        str, typer.Option(help="fallback, fail, retry or ask, as for `generate`.")
+    ] = "fallback",
+    output: OutputOption = None,
+    wait: WaitFlag = True,
+    strict: StrictFlag = False,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Take over a task that something else submitted: watch it, download it, store it. Nothing is paid."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Adopt a task from another program. Polls, downloads and stores it; pays nothing."""
+    from cli.commands import generate as command
+    from cli.results import ResultOptions
 
-    order = generations.Order(
+    arguments = command.GenerateArguments(
         flags={
             "model": model,
             "prompt": "(adopted)",
@@ -237,31 +239,27 @@ def adopt(  # noqa: PLR0913 - one parameter for each flag
             "task_id": task_id,
             "on_extend_failed": on_extend_failed,
         },
-        images=(),
-        from_file=None,
         key=key,
-        output=output,
         wait=wait,
-        strict=strict,
-        as_json=as_json,
+        result=ResultOptions(output, strict, as_json),
     )
-    _run(generations.generate(order, data_dir), as_json=as_json, key=key)
+    _run(command.generate(arguments, data_dir), as_json=as_json, key=key)
 
 
 @app.command()
 def models(*, as_json: JsonFlag = False) -> None:
-    """Show the eight models and what each takes."""
-    from cli.commands import models as catalogue  # noqa: PLC0415
+    """List the models. Shows what each one is for, and how many images it accepts."""
+    from cli.commands.models import show_models
 
-    catalogue.show_models(as_json=as_json)
+    show_models(as_json=as_json)
 
 
 @app.command()
 def doctor(*, as_json: JsonFlag = False, data_dir: DataDir = None) -> None:
-    """Check every part that is set up against the live one; say what to do for each finding. Nothing is paid."""
-    from cli.doctor import run as checks  # noqa: PLC0415
+    """Check the installation. Tests every configured part live and says how to fix each finding; pays nothing."""
+    from cli.doctor import run
 
-    _run(checks.run(data_dir, as_json=as_json), as_json=as_json)
+    _run(run.run(data_dir, as_json=as_json), as_json=as_json)
 
 
 @app.command()
@@ -271,36 +269,36 @@ def setup(
         bool,
         typer.Option(
             "--new-ledger",
-            help="The namespace belongs to this store's ledger from now on; keys of another one are paid again.",
+            help="Give the namespace to this store's ledger. You pay again for keys that only the old ledger knows.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --new-ledger is meant.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm --new-ledger without a question.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Register search attributes and the ledger in Temporal's namespace; doing it again changes nothing."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Set up Temporal's namespace. Registers the search attributes and the ledger; safe to repeat."""
+    from cli.commands import setup as command
 
     def confirm(question: str) -> bool:
         if yes:
-            typer.echo(question.removesuffix("Is that meant?").rstrip(), err=True)
+            typer.echo(question.removesuffix("Continue?").rstrip(), err=True)
             return True
         return sys.stdin.isatty() and typer.confirm(question, err=True)
 
-    _run(generations.setup(data_dir, new_ledger=new_ledger, confirm=confirm))
+    _run(command.setup(data_dir, new_ledger=new_ledger, confirm=confirm))
 
 
 @app.command()
 def recover(
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Start them again; otherwise they are only listed.")] = False,
-    days: Annotated[int, typer.Option(min=1, help="How far to look back; links live about a day.")] = 7,
+    yes: Annotated[bool, typer.Option("--yes", help="Download them. Without it they are only listed.")] = False,
+    days: Annotated[int, typer.Option(min=1, help="How many days to look back. Links expire after about one.")] = 7,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Find videos that were paid for, not delivered, and lost by Temporal; with --yes fetch them. Nothing is paid."""
-    from cli.commands import recover as recovery  # noqa: PLC0415
+    """Recover videos that Temporal has lost. Lists those paid for and not delivered; --yes downloads them, unpaid."""
+    from cli.commands import recover as command
 
-    _run(recovery.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
+    _run(command.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
 
 
 @app.command("encryption-key")
@@ -309,15 +307,15 @@ def encryption_key(
         str | None, typer.Argument(metavar="ID", help="The key's name, readable in Temporal.", show_default="the date")
     ] = None,
 ) -> None:
-    """Make a new key for LONGTAKE_ENCRYPTION_KEYS and print it."""
-    from datetime import UTC, datetime  # noqa: PLC0415
+    """Create an encryption key. Prints it for LONGTAKE_ENCRYPTION_KEYS."""
+    from datetime import UTC, datetime
 
-    from longtake.temporal.key_ring import new_key  # noqa: PLC0415
+    from longtake.temporal.key_ring import new_key
 
     try:
         typer.echo(new_key(key_id or f"{datetime.now(UTC):%Y-%m-%d}"))
     except ValueError as error:
-        _complain(CommandProblem(Exit.USAGE, "Usage", str(error)))
+        complain(CommandProblem(Exit.USAGE, "Usage", str(error)), as_json=False)
         leave(Exit.USAGE)
 
 
@@ -327,55 +325,51 @@ def codec_server(
     unprotected: Annotated[
         bool,
         typer.Option(
-            "--unprotected", help="Listen beyond loopback without a token: something in front keeps others out."
+            "--unprotected", help="Listen beyond loopback without a token, because a proxy in front authenticates."
         ),
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Decrypt for Temporal's UI and the `temporal` command, until Ctrl-C; needs LONGTAKE_CODEC_SERVER."""
-    from cli import codec_server as codec  # noqa: PLC0415
+    """Decrypt payloads for Temporal's UI. Also for the `temporal` command. Needs LONGTAKE_CODEC_SERVER."""
+    from cli import codec_server as command
 
-    work = codec.serve(data_dir, unprotected=unprotected, announce=lambda said: typer.echo(said, err=True))
-    _run(work)
+    _run(command.serve(data_dir, unprotected=unprotected))
 
 
 @app.command()
 def up(*, data_dir: DataDir = None) -> None:
-    """Run everything embedded in the foreground: Temporal, its UI and a worker, until Ctrl-C."""
-    from cli.commands import generations  # noqa: PLC0415
+    """Run the embedded server and a worker. Temporal, its UI and a worker run until Ctrl-C."""
+    from cli.commands import up as command
 
-    _run(generations.up(data_dir))
+    _run(command.up(data_dir))
 
 
 @app.command()
 def demo(
     *,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the servers running to look around, until Ctrl-C.")
-    ] = False,
-    videos: Annotated[Path, typer.Option(help="Where the MP4s go.")] = Path("videos"),
-    like: Annotated[
-        Literal["document", "newapi-2026-07"], typer.Option(help="Which gateway the simulated one is like.")
-    ] = "document",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running until Ctrl-C.")] = False,
+    videos: Annotated[Path, typer.Option(help="The folder for the MP4s.")] = Path("videos"),
+    like: Annotated[Literal["document", "newapi-2026-07"], typer.Option(help="The gateway to simulate.")] = "document",
 ) -> None:
-    """Run four generations side by side against a simulated gateway, a real Temporal server and real MP4s."""
-    from cli import demo as show  # noqa: PLC0415
+    """Run a demo with a simulated gateway. Four generations, a real Temporal server, real MP4s; pays nothing."""
+    from cli import demo as command
 
-    _run(show.run(videos, keep=keep, like=like))
+    _run(command.run(videos, keep=keep, like=like))
 
 
 def main() -> NoReturn:
-    """Run the command line; what goes wrong before a command is at work keeps the rules of `--json` and exit codes."""
+    """Run the command line. `--json` and the exit codes also hold for errors before a command runs."""
+    as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
-        _complain(CommandProblem(code, "Interrupted", "stopped before it began"))
+        complain(CommandProblem(code, "Interrupted", "stopped before the command began"), as_json=as_json)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        # Most likely standard output; to flush it once more would fail once more.
-        sys.stderr.write(f"{error.strerror}: what was to be said could not be written\n")
+        # Most likely standard output; flushing it again would fail again.
+        sys.stderr.write(f"{error.strerror}: the output could not be written\n")
         os._exit(Exit.USAGE)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # a defect of ours: its traceback is what we need
@@ -385,52 +379,27 @@ def main() -> NoReturn:
         if len(sys.argv) == 1:
             typer.echo(message, err=True)  # no command at all: this is the help
         else:
-            _complain(CommandProblem(code, "Usage", f"{message} Try --help."))
+            complain(CommandProblem(code, "Usage", f"{message} Try --help."), as_json=as_json)
     leave(code or 0)
 
 
-def _shown(problem: CommandProblem) -> str:
-    """What goes wrong, in lines of our own making."""
-    own_lines = problem.own_lines or problem.kind in _ABOUT_OURSELVES
-    return f"{problem.kind}: {lines(problem.message) if own_lines else line(problem.message)}"
-
-
-def _complain(problem: CommandProblem) -> None:
-    if "--json" in sys.argv:
-        print_json(error_document(problem, {}))
-    else:
-        typer.echo(_shown(problem), err=True)
-
-
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
-    """Run a command to its exit code."""
-    from longtake.observability.http_tracing import flush  # noqa: PLC0415
-    from longtake.settings import SettingsProblem  # noqa: PLC0415 - the command has loaded both already
+    """Run a command, report its error if it fails, and end the process with its exit code."""
+    from cli.session import problem_of
+    from longtake.observability.http_tracing import flush
 
+    problem: CommandProblem | None = None
     try:
         code = asyncio.run(work)
-    except SettingsProblem as problem:  # such as traces that are wanted and cannot be written
-        code = Exit.USAGE
-        _complain(CommandProblem(code, "InvalidSettings", str(problem)))
-    except CommandProblem as problem:
-        code = problem.code
-        known = problem.known or ({"key": key} if key else {})
-        if as_json:
-            print_json(error_document(problem, known))
-        else:
-            typer.echo(_shown(problem), err=True)
-            if problem.details and problem.details.advice:
-                typer.echo(line(problem.details.advice), err=True)
-    except PayloadUnreadable as error:
-        code = Exit.USAGE
-        _complain(CommandProblem(code, "PayloadUnreadable", str(error)))
     except KeyboardInterrupt:
-        code = Exit.INTERRUPTED
-        if key and not as_json:
-            typer.echo(f"stopped waiting; to go on where it was: {typed('watch', key)}", err=True)
-        if as_json:
-            interrupted = CommandProblem(code, "Interrupted", "stopped waiting; start it again with the same key")
-            print_json(error_document(interrupted, {"key": key} if key else {}))
+        problem = interrupted(key)
+    except Exception as error:
+        problem = problem_of(error, {"key": key} if key else {})
+        if problem is None:
+            raise
+    if problem:
+        code = problem.code
+        complain(problem, as_json=as_json)
     flush()
     with contextlib.suppress(BrokenPipeError):
         leave(code)

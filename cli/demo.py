@@ -1,4 +1,4 @@
-"""The demo: four generations side by side with real parts, and a worker that is killed in the middle.
+"""The command `demo`: four generations at once, with real parts, and a worker that is killed in the middle.
 
 Real: the Temporal server, the worker, HTTP, the MP4s, the SIGKILL. Simulated: the gateway, ten times as fast.
 """
@@ -23,28 +23,28 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.generations import copy_video, load_settings
 from cli.commands.request import build_request
-from cli.embedded import embedded_server
+from cli.embedded_worker import EmbeddedWorker
 from cli.output import CommandProblem, Exit
-from cli.progress import describe, live
-from cli.session import EmbeddedWorker, Session, connect_when_healthy
+from cli.progress import describe, live, without_next_poll
+from cli.results import copy_video
+from cli.session import Session, connect_when_healthy, load_settings, server_of
 from longtake.client import GenerationFailure, VideoClient
 from longtake.delivery.mp4 import read_media
-from longtake.models import GenerateVideoResult
+from longtake.models import FailureDetails, GenerateVideoResult
 from longtake.settings import Settings
 from longtake.storage import Store
 
 SPEED = 10
 """The simulated gateway makes a video in about 12 s."""
 _FOLDER = Path(".longtake")
-_KEY = "demo-key"  # the simulator's: it opens nothing else
+_KEY = "demo-key"  # only the simulator accepts it
 _ROOT = Path(__file__).parent.parent
 
 
 @dataclass
 class Scene:
-    """One generation of the demo, and what it should come to."""
+    """One generation of the demo, and its expected outcome."""
 
     key: str
     title: str
@@ -61,30 +61,20 @@ class Scene:
 
     @property
     def outcome(self) -> str:
-        """What it came to."""
+        """The actual outcome, or the failure type."""
         return self.result.outcome if self.result else self.failure.kind if self.failure else "?"
 
     @property
-    def task_id(self) -> str:
-        """The gateway's id."""
-        return (self.result.task_id if self.result else self.failure and self.failure.details.task_id) or ""
-
-    @property
-    def remix_id(self) -> str:
-        """The upstream id of the first segment."""
-        return (self.result.remix_id if self.result else self.failure and self.failure.details.remix_id) or ""
-
-    @property
-    def polls_of_task(self) -> int:
-        """How often the gateway was asked."""
-        return self.result.polls if self.result else self.failure.details.polls if self.failure else 0
+    def details(self) -> GenerateVideoResult | FailureDetails:
+        """The ids and the number of polls, of the result or of the failure."""
+        return self.result or (self.failure.details if self.failure else FailureDetails())
 
 
 async def run(videos: Path, *, keep: bool, like: str) -> Exit:
-    """Set the stage, play the four scenes, show what came of them.
+    """Run `demo`.
 
     Returns:
-        0 if every scene came to what it should, with one paid submission each; otherwise 1.
+        0 if every scene has its expected outcome and exactly one paid submission; otherwise 1.
     """
     began = time.monotonic()
     console = Console(stderr=True)
@@ -94,11 +84,7 @@ async def run(videos: Path, *, keep: bool, like: str) -> Exit:
     async with AsyncExitStack() as stack:
         gateway_url = await stack.enter_async_context(_simulator(folder, like))
         settings = _settings(folder, gateway_url)
-        server = stack.enter_context(
-            embedded_server(
-                settings.data_dir, binary=settings.temporal_binary, sha256=settings.temporal_binary_checksum
-            )
-        )
+        server = stack.enter_context(server_of(settings))
         worker = await stack.enter_async_context(EmbeddedWorker(settings, server))
         temporal = await connect_when_healthy(server.address)
         session = Session(VideoClient(temporal), temporal, server.address, server.ui_url)
@@ -128,14 +114,14 @@ async def run(videos: Path, *, keep: bool, like: str) -> Exit:
         good = _report(scenes, session, paid)
         _say(
             console,
-            f"{time.monotonic() - began:.0f} s in all, {sum(paid.values())} paid submissions for {len(scenes)} keys",
+            f"{time.monotonic() - began:.0f} s, {sum(paid.values())} paid submissions for {len(scenes)} keys",
         )
         if keep:
-            _say(console, f"look around: {server.ui_url} - Ctrl-C ends it")
+            _say(console, f"open {server.ui_url}; press Ctrl-C to stop")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         else:
-            _say(console, "the servers end with the demo, and the links with them; to look around: make demo KEEP=1")
+            _say(console, "the servers stop now, so the links stop working; to keep the servers: make demo KEEP=1")
     return Exit.DELIVERED if good else Exit.FAILED
 
 
@@ -181,7 +167,7 @@ async def _play(session: Session, scene: Scene, show: Any) -> None:
     while True:
         snapshot = await session.client.snapshot(scene.key)
         line = describe(snapshot)
-        if line.split(" · next")[0] != scene.line.split(" · next")[0]:
+        if without_next_poll(line) != without_next_poll(scene.line):
             scene.line = line
             show(scene)
         if not snapshot.running:
@@ -199,7 +185,7 @@ async def _play(session: Session, scene: Scene, show: Any) -> None:
 async def _kill_in_the_middle(
     session: Session, scenes: Sequence[Scene], worker: EmbeddedWorker, console: Console
 ) -> None:
-    """SIGKILL the worker once the fourth generation has been paid and looked at."""
+    """SIGKILL the worker after the fourth generation has been paid for and polled."""
     victim = next(scene for scene in scenes if scene.killed)
     while True:
         snapshot = await session.client.snapshot(victim.key)
@@ -214,30 +200,30 @@ async def _kill_in_the_middle(
 
 
 def _report(scenes: Sequence[Scene], session: Session, paid: dict[str, int]) -> bool:
-    """The table, the ids, the links and the failure; says whether all is as it should be."""
+    """Print the table, the ids, the links and the failure; returns whether every scene is as expected."""
     out = Console(width=None if sys.stdout.isatty() else 150)
-    table = Table("scene", "outcome", "file", "length", "picture", "bytes", "looks", "paid submissions")
+    table = Table("scene", "outcome", "file", "length", "picture", "bytes", "polls", "paid submissions")
     for scene in scenes:
         times = paid.get(scene.fields["prompt"], 0)
         if scene.outcome != scene.expected:
-            scene.problems.append(f"it came to {scene.outcome}, not to {scene.expected}")
+            scene.problems.append(f"the outcome is {scene.outcome}, not {scene.expected}")
         if times != 1:
             scene.problems.append(f"{times} paid submissions instead of one")
-        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.polls_of_task), str(times))
+        table.add_row(scene.title, scene.outcome, *_read_from(scene.file), str(scene.details.polls), str(times))
     out.print(table)
     for scene in scenes:
-        _say(out, f"{scene.key}: task {scene.task_id}, remix_id {scene.remix_id}")
+        _say(out, f"{scene.key}: task {scene.details.task_id}, remix_id {scene.details.remix_id}")
         if scene.failure:
             code = scene.failure.details.gateway_code
             _say(out, f"  {scene.failure.kind} ({code}): {scene.failure.message}")
         _say(out, f"  {session.link(scene.key, scene.run_id)}")
         for problem in scene.problems:
-            _say(out, f"  NOT AS IT SHOULD BE: {problem}")
+            _say(out, f"  UNEXPECTED: {problem}")
     return not any(scene.problems for scene in scenes)
 
 
 def _read_from(file: Path | None) -> tuple[str, str, str, str]:
-    """Name, length, picture and size, read from the file itself."""
+    """Name, length, picture and size, read from the file."""
     if file is None:
         return "-", "", "", ""
     media = read_media(file)
@@ -247,7 +233,7 @@ def _read_from(file: Path | None) -> tuple[str, str, str, str]:
 
 @asynccontextmanager
 async def _simulator(folder: Path, like: str) -> AsyncIterator[str]:
-    """The simulated gateway as a process of its own.
+    """The simulated gateway as a separate process.
 
     Raises:
         CommandProblem: It does not start.
@@ -264,7 +250,7 @@ async def _simulator(folder: Path, like: str) -> AsyncIterator[str]:
     try:
         while not ready.exists():
             if process.poll() is not None:
-                raise CommandProblem(Exit.FAILED, "SimulatorFailed", f"the simulator did not start; see {log_path}")
+                raise CommandProblem(Exit.FAILED, "SimulatorFailed", f"the simulator did not start (log: {log_path})")
             await asyncio.sleep(0.05)
         yield str(json.loads(ready.read_text())["url"])
     finally:
@@ -273,7 +259,7 @@ async def _simulator(folder: Path, like: str) -> AsyncIterator[str]:
 
 
 def _settings(folder: Path, gateway_url: str) -> Settings:
-    """The demo's own settings, whatever the environment says."""
+    """The settings of the demo; those of the environment are ignored."""
     for name in [name for name in os.environ if name.startswith(("LONGTAKE_", "TEMPORAL_"))]:
         if name != "LONGTAKE_TEMPORAL_BINARY":
             del os.environ[name]
@@ -289,7 +275,7 @@ def _settings(folder: Path, gateway_url: str) -> Settings:
 
 
 def _fresh(folder: Path) -> None:
-    """Begin anew: the demo shows first runs."""
+    """Start with an empty folder: keys of an earlier demo would attach to its generations."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

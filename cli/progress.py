@@ -1,4 +1,4 @@
-"""What a person sees while a generation runs: on standard error, live on a terminal, one line a change elsewhere."""
+"""Progress of a generation on standard error: live rows on a terminal, elsewhere one line for each change."""
 
 import asyncio
 import time
@@ -14,18 +14,25 @@ from longtake.models import GenerationStatus
 
 _INTERVAL_SECONDS = 0.7
 _SHORT = 60
-"""Characters of a trouble that was told in full before."""
-_PATIENCE_SECONDS = 120.0
+"""Characters shown of a problem that was shown in full before."""
+_TEMPORAL_AWAY_SECONDS = 120.0
+"""How long to wait for a Temporal that does not answer."""
 _REPEAT_SECONDS = 60.0
-"""Without a terminal: say that it still runs, in case somebody follows a log."""
+"""Without a terminal: how often to repeat the state, for whoever follows a log."""
+_NEXT_POLL = " · next poll in"
 
 
 def describe(snapshot: Snapshot, *, advice: bool = True) -> str:
-    """One line: stage, progress, polls, what is wrong, what comes next, and what to do."""
-    return shown(" · ".join(part for part in (_where(snapshot), _failing(snapshot, advice=advice)) if part))
+    """One line: stage, progress, polls, next poll, problem and advice."""
+    return shown(" · ".join(part for part in (_state(snapshot), _problem(snapshot, advice=advice)) if part))
 
 
-def _where(snapshot: Snapshot) -> str:
+def without_next_poll(state: str) -> str:
+    """A state without what changes every second: two lines that differ only there are no news."""
+    return state.split(_NEXT_POLL, maxsplit=1)[0]
+
+
+def _state(snapshot: Snapshot) -> str:
     status = snapshot.status
     if not snapshot.running:
         return (status.stage if status else snapshot.execution.state.lower()).replace("_", " ")
@@ -37,34 +44,36 @@ def _where(snapshot: Snapshot) -> str:
 
 def _polls(status: GenerationStatus) -> Iterator[str]:
     if status.polls:
-        yield f"{status.polls} look{'s' if status.polls > 1 else ''}"
+        yield f"{status.polls} poll{'s' if status.polls > 1 else ''}"
     if status.next_poll_at:
-        yield f"next in {max(0, (status.next_poll_at - datetime.now(UTC)).total_seconds()):.0f} s"
+        yield f"next poll in {max(0, (status.next_poll_at - datetime.now(UTC)).total_seconds()):.0f} s"
 
 
-def _failing(snapshot: Snapshot, *, advice: bool) -> str:
-    """What keeps it from going on, and what can be done; empty where nothing does.
+def _problem(snapshot: Snapshot, *, advice: bool) -> str:
+    """What blocks the generation, and what you can do; empty if nothing blocks it.
 
-    Where the generation itself says what is wrong, the step under way adds nothing: it is mostly the same words.
+    If the status names the problem, the pending activity is left out: its error is mostly the same.
     """
     status = snapshot.status
     if not snapshot.running:
         return ""
     if status and status.attention:
-        said = f"{status.attention.replace('_', ' ')}: {status.last_problem or status.message}"
-        return f"{said} · {status.advice}" if status.advice and advice else said
-    troubles = [f"{step.name}, attempt {step.attempt}: {step.problem}" for step in snapshot.steps if step.problem]
-    return " · ".join([*troubles, *(() if status else ("no worker answers just now",))])
+        problem = f"{status.attention.replace('_', ' ')}: {status.last_problem or status.message}"
+        return f"{problem} · {status.advice}" if status.advice and advice else problem
+    problems = [f"{step.name}, attempt {step.attempt}: {step.problem}" for step in snapshot.steps if step.problem]
+    return " · ".join([*problems, *(() if status else ("no worker is answering",))])
 
 
-async def follow(client: VideoClient, key: str, *, console: Console, quiet: bool = False) -> Snapshot:
-    """Show a generation until it ends.
+async def follow(client: VideoClient, key: str, *, quiet: bool = False) -> Snapshot:
+    """Show a generation's progress until it ends; `quiet` only waits.
 
     Raises:
-        GenerationNotFound: There is none of this key.
+        GenerationNotFound: No generation has this key.
+        TemporalUnavailable: Temporal does not answer for `_TEMPORAL_AWAY_SECONDS`.
     """
     if quiet:
         return await _until_ended(client, key, lambda _, __: None)
+    console = Console(stderr=True)
     if console.is_terminal:
         with live(console) as progress:
             task = progress.add_task(key, line="starting")
@@ -73,7 +82,7 @@ async def follow(client: VideoClient, key: str, *, console: Console, quiet: bool
 
 
 def live(console: Console) -> Progress:
-    """Live rows on a terminal; nothing elsewhere."""
+    """Live rows on a terminal; elsewhere nothing."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -90,69 +99,65 @@ def _update(progress: Progress, task: TaskID, parts: tuple[str, ...]) -> None:
 
 
 async def _until_ended(client: VideoClient, key: str, show: Callable[[str, str], None]) -> Snapshot:
-    """Look until it has ended; a Temporal that is restarted meanwhile is waited for.
-
-    Raises:
-        TemporalUnavailable: It does not come back within `_PATIENCE_SECONDS`.
-    """
-    client = client.with_patience(timedelta(0))  # what it waits for is shown here
+    """Read the snapshot until the generation has ended; waits while Temporal restarts."""
+    client = client.with_patience(timedelta(0))  # it would wait without showing why
     last_answer = time.monotonic()
     while True:
         try:
             snapshot = await client.snapshot(key)
         except TemporalUnavailable:
-            if time.monotonic() - last_answer > _PATIENCE_SECONDS:
+            if time.monotonic() - last_answer > _TEMPORAL_AWAY_SECONDS:
                 raise
             show("waiting", "Temporal does not answer")
         else:
             last_answer = time.monotonic()
-            show(shown(_where(snapshot)), shown(_failing(snapshot, advice=True)))
+            show(shown(_state(snapshot)), shown(_problem(snapshot, advice=True)))
             if not snapshot.running:
                 return snapshot
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
 class Lines:
-    """One line for each change; a trouble is told once, then briefly each minute, and then that it is over."""
+    """One line for each change. A problem is shown in full once, then briefly every minute, then that it is solved."""
 
     def __init__(self, console: Console, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._key = key
         self._clock = clock
-        self._stage = ""
-        self._failing = ""
-        self._said_at = 0.0
+        self._state = ""
+        self._problem = ""
+        self._shown_at = 0.0
 
-    def __call__(self, stage: str, trouble: str = "") -> None:
-        """Show where a generation stands.
+    def __call__(self, state: str, problem: str = "") -> None:
+        """Show the state of a generation, if it is news.
 
         Args:
-            stage: With what changes at each poll, such as when the next one is.
-            trouble: What keeps it from going on, and what can be done; empty where nothing does.
+            state: Stage, progress and polls, with the time until the next poll.
+            problem: What blocks the generation, and what you can do; empty if nothing blocks it.
         """
-        news = stage.split(" · next in", maxsplit=1)[0]
-        kind = _kind(trouble)
-        if trouble and kind != _kind(self._failing):
-            self._say(f"{stage} · {trouble}")
-        elif self._failing and not trouble:
-            self._say(f"{stage} · the trouble is over")
-        elif not trouble and news != self._stage:
-            self._say(stage)
-        elif self._clock() - self._said_at >= _REPEAT_SECONDS:
-            self._say(f"{news} · {_short(trouble)}" if trouble else stage)
-        self._stage, self._failing = news, trouble
+        news = without_next_poll(state)
+        kind = _kind(problem)
+        if problem and kind != _kind(self._problem):
+            self._show(f"{state} · {problem}")
+        elif self._problem and not problem:
+            self._show(f"{state} · the problem is solved")
+        elif not problem and news != self._state:
+            self._show(state)
+        elif self._clock() - self._shown_at >= _REPEAT_SECONDS:
+            self._show(f"{news} · {_short(problem)}" if problem else state)
+        self._state, self._problem = news, problem
 
-    def _say(self, line: str) -> None:
-        self._said_at = self._clock()
-        # One line each, whatever the width: this is what logs and grep get.
+    def _show(self, line: str) -> None:
+        self._shown_at = self._clock()
+        # Never wrapped: logs and grep need one line for each event.
         line = f"{datetime.now(UTC):%H:%M:%S} {self._key}: {line}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _kind(trouble: str) -> str:
-    """What a trouble is, without what differs at each attempt: the next one of the same kind is no news."""
-    return trouble.split(":", maxsplit=1)[0].split(", attempt", maxsplit=1)[0]
+def _kind(problem: str) -> str:
+    """A problem without what differs at each attempt: another attempt with the same kind is no news."""
+    return problem.split(":", maxsplit=1)[0].split(", attempt", maxsplit=1)[0]
 
 
-def _short(trouble: str) -> str:
-    return f"still: {trouble[:_SHORT]}…" if len(trouble) > _SHORT else f"still: {trouble}"
+def _short(problem: str) -> str:
+    return f"still: {problem[:_SHORT]}…" if len(problem) > _SHORT else f"still: {problem}"

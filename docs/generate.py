@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from temporalio.common import RetryPolicy
 
 from activities.failures import RULES, Rule
+from docs import cli_reference
 from longtake.gateway.errors import GatewayError
 from longtake.models import GenerationPolicy
 from longtake.observability.metrics import ACTIVITIES, METRICS
@@ -157,7 +158,7 @@ def metrics() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     make.__name__: make for make in (failures, timeouts, retries, limits, settings, models, metrics)
-}
+} | {"cli": cli_reference.commands, "exit-codes": cli_reference.exit_codes}
 
 
 def renewed(text: str) -> str:

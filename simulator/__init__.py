@@ -1,6 +1,6 @@
 """A stand-in for the gateway: real HTTP, real MP4s, every answer and fault of the contract.
 
-It knows nothing of `longtake`: it is an independent and strict witness of what a client does.
+It knows nothing of `longtake`: it checks independently and strictly what a client does.
 """
 
 from simulator.faultproxy import FaultProxy

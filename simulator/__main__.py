@@ -1,4 +1,4 @@
-"""`python -m simulator`: the simulator as a process of its own."""
+"""`python -m simulator`: runs the simulator as a separate process."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The witnesses of an unknown submission: the account's tasks, the key's log and usage, the models."""
+"""The account's records, which resolve a submission in doubt: tasks, the key's log and usage, models."""
 
 import math
 import time
@@ -47,7 +47,7 @@ class AccountClient:
                 response = self._too_many(60) if fault == "429" else _closed(int(fault))
             else:
                 response = await route(request)
-            self._world.record(request, response.status_code, kind="witness", **({"fault": fault} if fault else {}))
+            self._world.record(request, response.status_code, kind="account", **({"fault": fault} if fault else {}))
             return response
 
         return answer

@@ -1,4 +1,4 @@
-"""The routes under `/_simulator/`: what tests and people use to look in and to change the weather.
+"""The routes under `/_simulator/`: with which tests and people inspect the simulator and cause faults.
 
 They are served on the CDN's origin too, so that they can be reached while the gateway refuses connections.
 """
@@ -35,7 +35,7 @@ class Admin:
             Route("/_simulator/keys", self._keys, methods=["POST"]),
             Route("/_simulator/quota", self._quota, methods=["POST"]),
             Route("/_simulator/scenario", self._scenario, methods=["POST"]),
-            Route("/_simulator/witnesses", self._account_client, methods=["POST"]),
+            Route("/_simulator/account", self._account_records, methods=["POST"]),
             Route("/_simulator/outage", self._change_outage, methods=["POST"]),
             Route("/_simulator/reset", self._reset, methods=["POST"]),
         ]
@@ -76,8 +76,8 @@ class Admin:
         self._world.default_scenario = text
         return JSONResponse({"default": text})
 
-    async def _account_client(self, request: Request) -> Response:
-        """`{"open": bool}`: whether the witness routes answer; `{"tasks": fault, "log": fault, "fetch": fault}`."""
+    async def _account_records(self, request: Request) -> Response:
+        """`{"open": bool}`: can the records be read; `{"tasks": fault, "log": fault, "fetch": fault}`."""
         body = await request.json()
         faults = {name: body[name] for name in ACCOUNT_FAULTS if name in body}
         for name, fault in faults.items():

@@ -100,13 +100,13 @@ def submission(word: str, task: Task, envelope: Json, flat: Json) -> Response:
     return JSONResponse(bodies.get(word, flat))
 
 
-def with_odd_values(script: Script, envelope: Json, moment: Moment, look: int) -> Json:
+def with_odd_values(script: Script, envelope: Json, moment: Moment, poll: int) -> Json:
     """The envelope with the odd values the scenario asks for."""
     data = dict(envelope["data"]) if isinstance(envelope["data"], dict) else envelope["data"]
     record: Json = data if isinstance(data, dict) and "object" in data else {}
     envelope = {**envelope, "data": data}
     _odd_statuses(script, envelope, record, moment)
-    _odd_progress(script, envelope, record, look)
+    _odd_progress(script, envelope, record, poll)
     if "no_first_url" in script:
         record.pop("first_video_url", None)
     if "content_only" in script or "result_url_only" in script:
@@ -145,10 +145,10 @@ def _odd_statuses(script: Script, envelope: Json, record: Json, moment: Moment) 
         record["status"] = "processing"
 
 
-def _odd_progress(script: Script, envelope: Json, record: Json, look: int) -> None:
+def _odd_progress(script: Script, envelope: Json, record: Json, poll: int) -> None:
     number = int(envelope["progress"].rstrip("%"))
-    if "progress_backwards" in script and look % 2 == 0:
-        number = _PLACEHOLDERS[look // 2 % len(_PLACEHOLDERS)]
+    if "progress_backwards" in script and poll % 2 == 0:
+        number = _PLACEHOLDERS[poll // 2 % len(_PLACEHOLDERS)]
         envelope["progress"] = f"{number}%"
     if "failure_progress_100" in script and envelope["status"] == "FAILURE":
         envelope["progress"] = "100%"

@@ -50,7 +50,7 @@ class Downloads:
         return [Route("/cdn/{kind}/{name}.mp4", self._cdn, methods=["GET", "HEAD"])]
 
     def trap_routes(self) -> list[Route]:
-        """On the trap's origin: whatever is asked for is a violation."""
+        """On the trap's origin: every request is a violation."""
         return [Route("/{path:path}", self._trap, methods=["GET", "HEAD", "POST"])]
 
     async def _content(self, request: Request) -> Response:
@@ -129,8 +129,8 @@ class Downloads:
 
     def _record(self, request: Request, origin: str, status: int, **more: str | bool | int) -> Entry:
         """Write down a request to an origin that must never see a key."""
-        told = [*request.headers.values(), str(request.url)]
-        if "authorization" in request.headers or any(map(self._world.shows_a_key, told)):
+        given = [*request.headers.values(), str(request.url)]
+        if "authorization" in request.headers or any(map(self._world.shows_a_key, given)):
             more = {"violation": "a key was sent to another host than the gateway", **more}
         return self._world.record(request, status, **{"origin": origin, **more})
 

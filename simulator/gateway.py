@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from simulator import answers, images
-from simulator.scenarios import HEADER, METRICS, Script, SubmitFault, UnknownScenarioError, choose
+from simulator.scenarios import HEADER, SCENARIOS, Script, SubmitFault, UnknownScenarioError, choose
 from simulator.tasks import Moment, Task
 from simulator.wire import WireFault, gone, half_answer
 from simulator.world import MODELS, SIZES, World
@@ -54,7 +54,7 @@ def _refuse(reason: str, code: str = "invalid_request", status: int = HTTPStatus
 
 
 class Gateway:
-    """The routes that cost money or tell what became of it."""
+    """The routes that cost money, or return the state of a task."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -198,12 +198,12 @@ class Gateway:
         return Order("remix", model, prompt, origin.size, self._world.settings.price, script, summary, video_id)
 
     async def _resolve(self, request: Request, order: Order) -> Response:
-        """Charge or not, write it down, and only then let the answer go its way, whatever way that is."""
+        """Charge or not, record it, and only then send the response or the fault."""
         world, script = self._world, order.script
         world.attempts[order.kind, order.prompt] += 1
         attempt = world.attempts[order.kind, order.prompt]
         word = script.one("submit fault")
-        fault = METRICS[word].fault if word and script.applies("times", attempt, inf) else None
+        fault = SCENARIOS[word].fault if word and script.applies("times", attempt, inf) else None
         task: Task | None = None
         if fault is None or (fault.paid and "unpaid" not in script and self._stays_charged(fault, script)):
             task = world.new_task(
@@ -293,12 +293,10 @@ class Gateway:
         task = self._world.tasks.by_task_id(request.path_params["task_id"])
         if task is None or task.outcome == "task_missing" or not self._world.key_ok(request):
             return self._query_refusal(request, task)
-        task.polls_of_task += 1
+        task.polls += 1
         script, good_polls = task.script, task.script.number("after", 0)
         word = script.one("query")
-        faulty = good_polls < task.polls_of_task and script.applies(
-            "looks", int(task.polls_of_task - good_polls), _QUERY_POLLS
-        )
+        faulty = good_polls < task.polls and script.applies("polls", int(task.polls - good_polls), _QUERY_POLLS)
         if word and faulty:
             answer = await self._query_fault(request, task, word)
             self._recorded(request, task, answer.status_code, fault=word)
@@ -342,7 +340,7 @@ class Gateway:
             task.success_polls += 1
         envelope = task.envelope(moment, lambda one, kind: self._world.link(request, one, kind), _base_url(request))
         envelope = self._world.personality.envelope(envelope, task, moment)
-        return answers.with_odd_values(task.script, envelope, moment, task.polls_of_task)
+        return answers.with_odd_values(task.script, envelope, moment, task.polls)
 
     async def _query_fault(self, request: Request, task: Task, word: str) -> Response:
         simple: dict[str, Callable[[], Response]] = {

@@ -1,4 +1,4 @@
-"""The witness's memory: one JSON line for each request, on disk before the answer leaves."""
+"""The ledger: one JSON line for each request, on disk before the response is sent."""
 
 import json
 import time

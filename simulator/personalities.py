@@ -35,7 +35,7 @@ class Document:
         takes_files: Whether images may be file parts.
         has_fetch: Whether `POST /suno/fetch` is there.
         proxy_pages_are_named: Whether the HTML pages of proxies carry the gateway's request id.
-        forwards_range: Whether `/content` honours `Range` without being told to.
+        forwards_range: Whether `/content` honours `Range` without being set to.
         keeps_links: Whether a task that has ended keeps its link for good: then no query brings a fresh one.
     """
 
@@ -98,7 +98,7 @@ class Document:
         return answers.new_api_error(403, "用户额度不足", "insufficient_user_quota")
 
     def key_is_empty(self, left: int, needed: int) -> Response:
-        """The key has no quota left, whatever the account has."""
+        """The key has no quota left; the account may have some."""
         message = f"token quota is not enough, token remain quota: {left}, need quota: {needed}"
         return answers.relay_error(403, "pre_consume_token_quota_failed", message)
 

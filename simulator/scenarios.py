@@ -1,8 +1,8 @@
-"""Every scenario the simulator can play, and the small language that chooses them.
+"""The scenarios of the simulator, and the small language that chooses them.
 
-A scenario is chosen by a tag in the prompt, `[sim:extend_failed]`, `[sim:ok,seconds=3,shape=S2]`, or by the
-header `X-Simulator-Scenario` with what stands between the brackets. Words compose; the catalogue below is the
-only list of them, and the table in `simulator/README.md` is held against it by a test.
+A tag in the prompt chooses a scenario, `[sim:extend_failed]`, `[sim:ok,seconds=3,shape=S2]`, or the header
+`X-Simulator-Scenario` with the text between the brackets. Words can be combined. `SCENARIOS` is the only list of them;
+a test compares it with the table in `simulator/README.md`.
 """
 
 import re
@@ -167,24 +167,24 @@ _SUBMIT_FAULTS = (
 )
 
 _QUERY = (
-    ("task_not_exist", "400 `task_not_exist` (`status=404`) for `looks=N` looks."),
-    ("query_401", "401 无效的令牌 for N looks."),
-    ("query_403", "403 for N looks."),
-    ("query_429", "429 for N looks (`retry_after=N`, `date` or none)."),
-    ("query_500", "500, relay shape, for N looks."),
-    ("query_502", "502, HTML, for N looks."),
-    ("query_503", "503, HTML, for N looks."),
-    ("query_504", "504, HTML, for N looks."),
-    ("query_problem", "Cloudflare's problem JSON with status 524 and a numeric `status`, for N looks."),
-    ("query_html", "200 with an HTML page, for N looks."),
-    ("query_not_json", "200, not JSON, for N looks."),
-    ("query_empty", "200, an empty body, for N looks."),
-    ("query_huge", "200, good JSON with 32 MB of padding, for N looks."),
-    ("query_reset", "RST before the answer, for N looks."),
-    ("query_close", "Closed before the answer, for N looks."),
-    ("query_half", "Half an answer, for N looks."),
-    ("query_hang", "The answer never comes, for N looks."),
-    ("query_delay", "The good answer, `delay=N` seconds late, for N looks."),
+    ("task_not_exist", "400 `task_not_exist` (`status=404`) for `polls=N` polls."),
+    ("query_401", "401 无效的令牌 for N polls."),
+    ("query_403", "403 for N polls."),
+    ("query_429", "429 for N polls (`retry_after=N`, `date` or none)."),
+    ("query_500", "500, relay shape, for N polls."),
+    ("query_502", "502, HTML, for N polls."),
+    ("query_503", "503, HTML, for N polls."),
+    ("query_504", "504, HTML, for N polls."),
+    ("query_problem", "Cloudflare's problem JSON with status 524 and a numeric `status`, for N polls."),
+    ("query_html", "200 with an HTML page, for N polls."),
+    ("query_not_json", "200, not JSON, for N polls."),
+    ("query_empty", "200, an empty body, for N polls."),
+    ("query_huge", "200, good JSON with 32 MB of padding, for N polls."),
+    ("query_reset", "RST before the answer, for N polls."),
+    ("query_close", "Closed before the answer, for N polls."),
+    ("query_half", "Half an answer, for N polls."),
+    ("query_hang", "The answer never comes, for N polls."),
+    ("query_delay", "The good answer, `delay=N` seconds late, for N polls."),
 )
 
 _VALUES = (
@@ -193,7 +193,7 @@ _VALUES = (
     ("progress_float", "Progress as `61.0`."),
     ("progress_empty", 'Progress as `""`.'),
     ("progress_null", "Progress as `null`."),
-    ("progress_backwards", "Progress goes up and down (placeholders 30, 10, 20 every other look)."),
+    ("progress_backwards", "Progress goes up and down (placeholders 30, 10, 20 every other poll)."),
     ("failure_progress_100", "A FAILURE is written with 100%, as stock does."),
     ("milliseconds", "All times in milliseconds."),
     ("missing_fields", "Only `task_id`, `status` and a short `data` remain."),
@@ -233,7 +233,7 @@ _DELIVERY = (
     ("result_url_only", "No `video_url`; only the address in `result_url` (the middleware's id) works."),
     ("result_url_works", "The address in `result_url` works too (stock: `task_not_exist`)."),
     ("links_expired", "Every link is refused with 403 as expired."),
-    ("link_403", "The links of the first `links=N` successful looks (1) are 403; a fresh query's link works."),
+    ("link_403", "The links of the first `links=N` successful polls (1) are 403; a fresh query's link works."),
     ("link_redirect", "The link redirects to a good link."),
     ("link_private", "The link redirects to http://169.254.169.254/."),
     ("link_loopback", "The link redirects to another loopback port, a trap."),
@@ -257,7 +257,7 @@ def _rows(kind: Kind, rows: tuple[tuple[str, str], ...]) -> tuple[Scenario, ...]
     return tuple(Scenario(name, kind, summary) for name, summary in rows)
 
 
-METRICS: Final[dict[str, Scenario]] = {
+SCENARIOS: Final[dict[str, Scenario]] = {
     row.name: row
     for row in (
         *_rows("outcome", _OUTCOMES),
@@ -307,21 +307,21 @@ PARAMETERS: Final[dict[str, tuple[Callable[[str], str], str]]] = {
     "seconds": (_number, "simulated seconds from submission to the video (120); `--speed` divides them"),
     "gateway_poll": (
         _number,
-        "simulated seconds between the gateway's own looks upstream (15, at most 1/8 of `seconds`)",
+        "simulated seconds between the gateway's own polls upstream (15, at most 1/8 of `seconds`)",
     ),
-    "shape": (_one_of(*SHAPES), "the answer's shape on `/v1/videos/{id}` (S3); S5 and S6 for `looks` looks, then S3"),
+    "shape": (_one_of(*SHAPES), "the answer's shape on `/v1/videos/{id}` (S3); S5 and S6 for `polls` polls, then S3"),
     "times": (_count, "a submit fault happens for the first N attempts with this prompt (always)"),
-    "looks": (_count, "a query scenario happens for the first N looks (2; `always`)"),
-    "after": (_count, "... but only after this many good looks (0)"),
+    "polls": (_count, "a query scenario happens for the first N polls (2; `always`)"),
+    "after": (_count, "... but only after this many good polls (0)"),
     "downloads": (_count, "a download fault happens for the first N downloads (always)"),
     "where": (_one_of("cdn", "content", "both"), "where a download fault happens (both)"),
-    "links": (_count, "how many successful looks hand out refused links, for `link_403` (1)"),
+    "links": (_count, "how many successful polls hand out refused links, for `link_403` (1)"),
     "link_seconds": (_number, "simulated lifetime of a link (86400)"),
     "delay": (_number, "simulated seconds of `submit_delay` and `query_delay` (30)"),
     "drip": (_number, "simulated seconds of a `slow` download (10)"),
     "retry_after": (_retry_after, "real seconds, or `date`, sent as Retry-After with a 429"),
     "status": (_one_of("400", "404"), "the status of `task_not_exist` and `task_missing` (400)"),
-    "label": (_anything, "ignored: tells tests' prompts apart"),
+    "label": (_anything, "ignored: distinguishes the prompts of tests"),
 }
 """Every `name=value`, with its check and meaning."""
 
@@ -338,18 +338,18 @@ class Script:
 
     def __contains__(self, word: str) -> bool:
         """Whether the word was given. A word outside the catalogue is a mistake in the simulator."""
-        return METRICS[word].name in self.words
+        return SCENARIOS[word].name in self.words
 
     def one(self, kind: Kind, default: str = "") -> str:
         """The word of a kind of which at most one may be given."""
-        return next((word for word in self.words if METRICS[word].kind == kind), default)
+        return next((word for word in self.words if SCENARIOS[word].kind == kind), default)
 
     def number(self, name: str, default: float) -> float:
         """A parameter as a number."""
         return float(self.params.get(name, default))
 
     def applies(self, name: str, count: int, default: float) -> bool:
-        """Whether the `count`-th event (from 1) still falls under `times`, `looks`, `downloads` or `links`."""
+        """Whether the `count`-th event (from 1) still falls under `times`, `polls`, `downloads` or `links`."""
         value = self.params.get(name)
         return count <= (float("inf") if value == "always" else float(value) if value else default)
 
@@ -367,7 +367,7 @@ def parse(text: str) -> Script:
         if not equals and name in SHAPES:
             name, equals, value = "shape", "=", name
         if not equals:
-            if name not in METRICS:
+            if name not in SCENARIOS:
                 raise UnknownScenarioError(f"no scenario {name!r}: see simulator/README.md")
             words.add(name)
             continue
@@ -378,7 +378,7 @@ def parse(text: str) -> Script:
         except ValueError:
             raise UnknownScenarioError(f"{name}={value} makes no sense: see simulator/README.md") from None
     for kind in _ONE_ONLY:
-        others_in_doubt = sorted(word for word in words if METRICS[word].kind == kind)
+        others_in_doubt = sorted(word for word in words if SCENARIOS[word].kind == kind)
         if len(others_in_doubt) > 1:
             raise UnknownScenarioError(f"only one {kind} at a time, not {', '.join(others_in_doubt)}")
     return Script(text, frozenset(words), params)
@@ -393,16 +393,16 @@ def choose(prompt: str, header: str | None, default: str = "") -> Script:
 
 
 def models_table() -> str:
-    """The catalogue as the Markdown table of the README."""
+    """The scenarios as the README's Markdown table."""
     lines = ["| scenario | kind | paid? | what happens |", "|---|---|---|---|"]
-    for row in METRICS.values():
+    for row in SCENARIOS.values():
         paid = "" if row.fault is None else ("paid" if row.fault.paid else "no")
         lines.append(f"| `{row.name}` | {row.kind} | {paid} | {row.summary} |")
     return "\n".join(lines)
 
 
 def parameter_table() -> str:
-    """The parameters as the Markdown table of the README."""
+    """The parameters as the README's Markdown table."""
     lines = ["| parameter | meaning |", "|---|---|"]
     lines += [f"| `{name}=` | {meaning} |" for name, (_, meaning) in PARAMETERS.items()]
     return "\n".join(lines)

@@ -50,7 +50,7 @@ _LOST: dict[str, tuple[str, Json | Literal["kept"] | None]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """What the gateway knows of a task at its last look upstream."""
+    """What the gateway knows of a task at its last poll upstream."""
 
     state: State
     progress: int
@@ -71,11 +71,11 @@ class Task:
         serial: The gateway's serial number (`id` in the envelope).
         task_id: The gateway's public id.
         seconds: Real seconds from submission to the video; the clock's speed is already in it.
-        poll_seconds: Real seconds between the gateway's looks upstream.
+        poll_seconds: Real seconds between the gateway's polls upstream.
         submitted_at: Unix seconds.
         request_id: The `X-Oneapi-Request-Id` of the POST that made it.
         recorded: Whether the gateway knows the task, and charges for it; False: only the middleware has the job.
-        looks: Queries answered so far on the document's path; the other counters likewise, kept in memory only.
+        polls: Queries answered so far on the document's path; the other counters likewise, kept in memory only.
     """
 
     serial: int
@@ -94,7 +94,7 @@ class Task:
     remixed_from: str = ""
     request_id: str = ""
     recorded: bool = True
-    polls_of_task: int = field(default=0, compare=False)
+    polls: int = field(default=0, compare=False)
     success_polls: int = field(default=0, compare=False)
     downloads: int = field(default=0, compare=False)
 
@@ -120,7 +120,7 @@ class Task:
         return width, height
 
     def truth(self, now: float) -> Moment:
-        """What the job is really doing, as far as the gateway has looked."""
+        """What the job is really doing, as far as the gateway has polled."""
         end, state = _ENDS.get(self.outcome, _ENDS["ok"])
         polled = floor((now - self.submitted_at) / self.poll_seconds + 1e-6) * self.poll_seconds
         looked_at = self.submitted_at + polled
@@ -272,7 +272,7 @@ class TaskBook:
         return task
 
     def record(self, task: Task) -> None:
-        """Let the gateway know a task that it did not know so far, on disk too: the later line of a task counts."""
+        """Record a task that the gateway did not know, on disk too: the last line of a task counts."""
         task.recorded = True
         self._write(task)
 

@@ -63,7 +63,7 @@ class SimulatorSettings:
         server_address: Where a personality that rewrites links believes to be reached (stock's default).
         image_files: Whether images may be file parts; None: as the personality has it.
         access_token: The console's token, for `/api/task/self`; `user_id` goes with it.
-        account_client: Whether the witness routes are open.
+        account_open: Whether the routes of the account's records are open.
         account_calls: Calls of `/api/log/token` and `/api/usage/token/` per 20 simulated minutes; then 429.
         api_calls: Calls of everything under `/api` per 3 simulated minutes; then 429.
         rate_retry_after: Whether those 429 carry `Retry-After`, as newer builds do.
@@ -91,7 +91,7 @@ class SimulatorSettings:
     image_files: bool | None = None
     access_token: str = "simulator-access-token"  # noqa: S105 (a stand-in's token protects nothing)
     user_id: int = 2
-    account_client: bool = True
+    account_open: bool = True
     account_calls: int = 20
     api_calls: int = 360
     rate_retry_after: bool = False
@@ -132,7 +132,7 @@ class World:
             clips=ClipCache(settings.cache_dir or settings.data_dir / "clips"),
             keys={settings.api_key},
             default_scenario=settings.scenario,
-            account_open=settings.account_client,
+            account_open=settings.account_open,
             account_quota=settings.granted_quota,
             key_quota=settings.key_quota,
         )
@@ -168,7 +168,7 @@ class World:
 
     def record(self, request: Request, status: int, **more: Any) -> Entry:
         """Write a request to the ledger; call it before the answer leaves. Status 0: no whole answer was sent."""
-        told = {"traceparent": trace} if (trace := request.headers.get("traceparent")) else {}
+        traced = {"traceparent": trace} if (trace := request.headers.get("traceparent")) else {}
         return self.ledger.append(
             {
                 "origin": "gateway",
@@ -177,13 +177,13 @@ class World:
                 "status": status,
                 "request_id": getattr(request.state, "request_id", ""),
                 "key_ok": self.key_ok(request),
-                **told,
+                **traced,
                 **more,
             }
         )
 
     def shows_a_key(self, text: str) -> bool:
-        """Whether a valid key stands anywhere in the text, as a word of its own."""
+        """Whether the text contains a valid key as a separate word."""
         return any(re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", text) for key in self.keys)
 
     def new_task(  # noqa: PLR0913, PLR0917 (what a job is made of)
@@ -265,5 +265,5 @@ class World:
         self.account_faults.clear()
         self.keys = {self.settings.api_key}
         self.default_scenario = self.settings.scenario
-        self.account_open = self.settings.account_client
+        self.account_open = self.settings.account_open
         self.outage_until = 0.0

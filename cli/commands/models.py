@@ -10,7 +10,7 @@ from longtake.request.rules import MODELS
 
 
 def show_models(*, as_json: bool) -> None:
-    """The eight models and what each takes."""
+    """Run `models`."""
     if as_json:
         print_json(
             [

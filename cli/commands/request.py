@@ -1,4 +1,4 @@
-"""From flags or a file to a checked request, before anything is started or paid."""
+"""Builds a checked request from flags or a file, before anything is started or paid."""
 
 import json
 import secrets
@@ -14,12 +14,15 @@ from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, r
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
+<<<<<<< HEAD
 from longtake.submission.errors import LedgerUnavailable
+=======
+>>>>>>> main
 from longtake.submission.ledger import SubmissionLedger
 
 
 def new_key() -> str:
-    """A key for a caller that has none: readable, and unlikely to be taken."""
+    """A new idempotency key: readable, and unlikely to be in use."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -27,7 +30,7 @@ def read_request_file(path: str) -> dict[str, Any]:
     """The request in a JSON file; `-` is standard input.
 
     Raises:
-        CommandProblem: It cannot be read or is no JSON object.
+        CommandProblem: The file cannot be read or is not a JSON object.
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
@@ -37,11 +40,11 @@ def read_request_file(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} is not JSON: {error}") from None
     if not isinstance(loaded, dict):
-        raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} must hold one JSON object")
+        raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--from-file {path} must contain one JSON object")
     return loaded
 
 
-async def build_request(  # noqa: PLR0913 - each a fact of its own, named at the call
+async def build_request(  # noqa: PLR0913 - keyword arguments
     fields: dict[str, Any],
     images: Sequence[str],
     store: Store,
@@ -50,21 +53,21 @@ async def build_request(  # noqa: PLR0913 - each a fact of its own, named at the
     hide_prompts: bool = False,
     key: str | None = None,
 ) -> tuple[GenerateVideoInput, list[str]]:
-    """Check everything, and put local images into the store.
+    """Check the request, and put local images into the store.
 
     Args:
-        fields: The request without the images of the command line.
+        fields: The request without the images given as flags.
         images: Paths, URLs and data URIs, in order.
         store: Where workers find the images.
-        dry_run: Leave the store alone.
-        hide_prompts: Put the prompts into the store too; the request gets their paths.
-        key: Where the ledger has a submission of it, the request may name what has been retired since.
+        dry_run: Write nothing to the store.
+        hide_prompts: Put the prompts into the store too; the request then holds their paths.
+        key: The idempotency key. If it was submitted before, models and sizes retired since stay valid.
 
     Returns:
-        The request, and one line for each image.
+        The request, and one line of text for each image.
 
     Raises:
-        CommandProblem: With all problems at once.
+        CommandProblem: The request is invalid (all problems at once), or the store rejects an image.
     """
     problems: list[Problem] = []
     inputs: list[dict[str, str]] = []
@@ -82,7 +85,7 @@ async def build_request(  # noqa: PLR0913 - each a fact of its own, named at the
     if inputs:
         fields = {**fields, "images": [*(fields.get("images") or []), *inputs]}
     try:
-        request = await _judged(fields, store, key)
+        request = await _checked(fields, store, key)
     except InvalidRequest as error:
         raise invalid((*error.problems, *problems)) from None
     if problems:
@@ -99,23 +102,20 @@ async def build_request(  # noqa: PLR0913 - each a fact of its own, named at the
     return request.model_copy(update={"images": tuple(stored)}), lines
 
 
-async def _judged(fields: dict[str, Any], store: Store, key: str | None) -> GenerateVideoInput:
-    """The request, held against what is offered today, unless something was submitted for this key, or may have been.
+async def _checked(fields: dict[str, Any], store: Store, key: str | None) -> GenerateVideoInput:
+    """The valid request. A model or size that is no longer offered is valid if the key may have been submitted.
 
     Raises:
         InvalidRequest: It breaks rules.
-        CommandProblem: The ledger cannot be read.
+        LedgerUnavailable: The ledger cannot be read.
     """
     try:
         return check_request(fields)
     except InvalidRequest:
         request = check_request(fields, offered=False)
-        try:
-            ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
-            if key is not None and not await ledger.is_untouched(key):
-                return request
-        except LedgerUnavailable as error:
-            raise CommandProblem(Exit.UNREACHABLE, "LedgerUnavailable", str(error)) from None
+        ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
+        if key is not None and not await ledger.is_untouched(key):
+            return request
         raise
 
 

@@ -1,1 +1,5 @@
-"""`starter.py doctor`: checks of the parts and of Temporal, and how findings are shown."""
+"""The command `doctor`: one small function for each check, in the tables of `cli.doctor.run`.
+
+A check reads one live part and reports findings, each with advice. It pays nothing, writes nothing but the store's
+probe, and shows no secret. Fixing things does not belong here.
+"""

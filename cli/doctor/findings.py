@@ -1,5 +1,6 @@
-"""What the checks of `doctor` are given, and what they say."""
+"""What a check of `doctor` gets, and what it reports."""
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -10,54 +11,67 @@ from longtake.settings import Settings
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """How bad a finding is."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and somebody should look at it."""
+    """It works, but you should look at it."""
     PROBLEM = "problem"
-    """Something does not work, or will not when it is needed."""
+    """It does not work, or will fail when it is needed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found."""
+    """One result of a check.
+
+    Attributes:
+        level: How bad it is.
+        message: What the check found.
+        advice: How to fix it; empty if there is nothing to do.
+        unreachable: Whether Temporal or the gateway cannot be reached: exit code 4.
+        check: The name of the check; `run` fills it in.
+    """
 
     level: Level
-    what: str
-    to_do: str = ""
+    message: str
+    advice: str = ""
     unreachable: bool = False
-    """Whether Temporal or the gateway cannot be reached: exit code 4."""
-    part: str = ""
-    """What was checked; its place in the table of checks says it."""
+    check: str = ""
 
     def document(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
+        """The finding as JSON."""
         return asdict(self) | {"good": self.level is not Level.PROBLEM}
 
 
-def ok(what: str) -> Finding:
+Findings = AsyncIterator[Finding]
+
+
+def ok(message: str) -> Finding:
     """Nothing to do."""
-    return Finding(Level.OK, what)
+    return Finding(Level.OK, message)
 
 
-def warning(what: str, to_do: str) -> Finding:
-    """Worth a look."""
-    return Finding(Level.WARNING, what, to_do)
+def warning(message: str, advice: str) -> Finding:
+    """It works, but you should look at it."""
+    return Finding(Level.WARNING, message, advice)
 
 
-def problem(what: str, to_do: str, *, unreachable: bool = False) -> Finding:
-    """To be mended."""
-    return Finding(Level.PROBLEM, what, to_do, unreachable)
+def problem(message: str, advice: str, *, unreachable: bool = False) -> Finding:
+    """It must be fixed."""
+    return Finding(Level.PROBLEM, message, advice, unreachable)
 
 
 @dataclass(frozen=True)
 class Site:
-    """What is checked."""
+    """The installation to check.
+
+    Attributes:
+        settings: The environment, with `--data-dir`.
+        distributed: Whether a Temporal is configured; otherwise each command uses the embedded one and its own worker.
+    """
 
     settings: Settings
     distributed: bool
-    """Whether a Temporal is configured; otherwise each command has the embedded one, and a worker of its own."""
 
 
 @dataclass(frozen=True)

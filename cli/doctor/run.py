@@ -1,13 +1,9 @@
-"""The command `doctor`: checks everything against the live parts and says what to do for each finding.
-
-One small function for each check, in the two tables below. They run side by side, each within `LIMIT_SECONDS`; one that
-fails keeps no other from running. Nothing is paid, and nothing is written but the probe of the store.
-"""
+"""Runs the checks of the two tables below, side by side, each within `LIMIT_SECONDS`, and prints their findings."""
 
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -15,21 +11,20 @@ from typing import TypeVar
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from cli.commands.generations import load_settings
 from cli.doctor import parts as check_parts
 from cli.doctor import temporal as check_temporal
-from cli.doctor.findings import Finding, Level, Site, TemporalSite, problem, warning
-from cli.embedded import START_SECONDS, EmbeddedProblem, embedded_server
-from cli.output import CommandProblem, Exit, print_json, write
-from cli.session import connect_when_healthy
-from longtake.settings import Settings, SettingsProblem
+from cli.doctor.findings import Finding, Findings, Level, Site, TemporalSite, problem, warning
+from cli.embedded import START_SECONDS, EmbeddedProblem
+from cli.output import Exit, print_json, write
+from cli.session import connect_when_healthy, load_settings, server_of
+from longtake.settings import SettingsProblem
 from longtake.storage import StoreProblem
 from longtake.temporal.connection import TemporalProblem, connect, is_configured
 
 LIMIT_SECONDS = 20
 
 _S = TypeVar("_S", bound=Site)
-_Check = Callable[[_S], AsyncIterator[Finding]]
+_Check = Callable[[_S], Findings]
 
 PARTS: Mapping[str, _Check[Site]] = {
     "settings": check_parts.settings,
@@ -40,7 +35,7 @@ PARTS: Mapping[str, _Check[Site]] = {
     "gateway": check_parts.gateway,
     "downloads": check_parts.downloads,
     "gateway's clock": check_parts.clock,
-    "witnesses": check_parts.account_client,
+    "account records": check_parts.account_records,
     "extensions": check_parts.extension,
     "encryption": check_parts.encryption,
     "metrics": check_parts.metrics,
@@ -52,27 +47,26 @@ TEMPORAL: Mapping[str, _Check[TemporalSite]] = {
     "workers": check_temporal.workers,
     "versions": check_temporal.versions,
     "Temporal's clock": check_temporal.clock,
-    "generations": check_temporal.open_generations,
+    "generations": check_temporal.running_generations,
     "namespace's ledger": check_temporal.namespace_ledger,
     "ledger and generations": check_temporal.ledger_and_keys,
-    "forgotten videos": check_temporal.forgotten,
+    "lost videos": check_temporal.lost_videos,
 }
 
 
 async def run(data_dir: Path | None, *, as_json: bool) -> Exit:
-    """Run all checks.
+    """Run `doctor`.
 
     Returns:
-        0 where nothing is a problem, 4 where Temporal or the gateway cannot be reached, else 1.
+        0 if no finding is a problem, 4 if Temporal or the gateway cannot be reached, else 1.
     """
     try:
-        settings = load_settings(data_dir)
-        site = Site(settings, distributed=is_configured())
-    except (CommandProblem, TemporalProblem) as error:
-        findings = [dataclasses.replace(problem(str(error), "Mend this first."), part="settings")]
+        site = Site(load_settings(data_dir), distributed=is_configured())
+    except (SettingsProblem, TemporalProblem) as error:
+        findings = [dataclasses.replace(problem(str(error), "Fix this first."), check="settings")]
     else:
         async with AsyncExitStack() as stack:
-            parts = [_findings(part, check, site) for part, check in PARTS.items()]
+            parts = [_findings(name, check, site) for name, check in PARTS.items()]
             found = await asyncio.gather(*parts, _temporal(site, stack))
         findings = [finding for group in found for finding in group]
     if as_json:
@@ -86,69 +80,67 @@ async def run(data_dir: Path | None, *, as_json: bool) -> Exit:
 
 
 async def _temporal(site: Site, stack: AsyncExitStack) -> list[Finding]:
-    """Connect once, then all checks that need it."""
+    """Connect once, then run all checks that need the connection."""
     first, *others = TEMPORAL
     try:
         client = await _connect(site, stack)
     except (TemporalProblem, EmbeddedProblem) as error:
-        lost = problem(str(error), "Mend the connection: generations stand still without Temporal.", unreachable=True)
-    except SettingsProblem as error:  # what the connection needs besides, such as the packages of traces
-        lost = problem(str(error), "Mend this first.")
+        advice = "Fix the connection: without Temporal, no generation makes progress."
+        failed = problem(str(error), advice, unreachable=True)
+    except SettingsProblem as error:  # what the connection also needs, such as the packages for traces
+        failed = problem(str(error), "Fix this first.")
     except TimeoutError:
-        lost = problem(f"no answer within {LIMIT_SECONDS} s", "Mend TEMPORAL_ADDRESS or the network.", unreachable=True)
+        failed = problem(
+            f"no answer within {LIMIT_SECONDS} s", "Fix TEMPORAL_ADDRESS or the network.", unreachable=True
+        )
     else:
-        here = TemporalSite(site.settings, site.distributed, client)
-        found = await asyncio.gather(*(_findings(part, check, here) for part, check in TEMPORAL.items()))
+        connected = TemporalSite(site.settings, site.distributed, client)
+        found = await asyncio.gather(*(_findings(name, check, connected) for name, check in TEMPORAL.items()))
         return [finding for group in found for finding in group]
-    unchecked = warning("not checked: Temporal cannot be reached", "Mend the connection first.")
+    unchecked = warning("not checked: Temporal cannot be reached", "Fix the connection first.")
     return [
-        dataclasses.replace(lost, part=first),
-        *(dataclasses.replace(unchecked, part=part) for part in others),
+        dataclasses.replace(failed, check=first),
+        *(dataclasses.replace(unchecked, check=name) for name in others),
     ]
 
 
 async def _connect(site: Site, stack: AsyncExitStack) -> Client:
-    """The configured Temporal, or the embedded one, which then runs as long as the stack lives."""
+    """The configured Temporal, or the embedded one, which then runs as long as the stack."""
     if site.distributed:
         async with asyncio.timeout(LIMIT_SECONDS):
             return await connect()
-    settings: Settings = site.settings
-    embedded = embedded_server(
-        settings.data_dir,
-        binary=settings.temporal_binary,
-        sha256=settings.temporal_binary_checksum,
-        codec=settings.codec_url,
-    )
-    async with asyncio.timeout(2 * START_SECONDS):  # it has a limit of its own, and is slower than an answer
-        server = await asyncio.to_thread(stack.enter_context, embedded)
+    async with asyncio.timeout(2 * START_SECONDS):  # a server takes longer to start than to answer
+        server = await asyncio.to_thread(stack.enter_context, server_of(site.settings))
         return await connect_when_healthy(server.address)
 
 
-async def _findings(part: str, check: _Check[_S], site: _S) -> list[Finding]:
-    """What one check says within its time."""
+async def _findings(name: str, check: _Check[_S], site: _S) -> list[Finding]:
+    """The findings of one check, within its time limit."""
     found: list[Finding] = []
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
             async for finding in check(site):
-                found.append(finding)  # noqa: PERF401 - what was found before a time-out is kept
+                found.append(finding)  # noqa: PERF401 - what was found before a timeout is kept
     except TimeoutError:
-        found.append(problem(f"no answer within {LIMIT_SECONDS} s", "Try again; is the network well?"))
+        found.append(problem(f"no answer within {LIMIT_SECONDS} s", "Check the network and try again."))
     except (StoreProblem, TemporalProblem) as error:
-        found.append(problem(str(error), "Mend this first."))
+        found.append(problem(str(error), "Fix this first."))
     except RPCError as error:
-        # Our queries are wrong only where an attribute in them is missing.
-        lacking = error.status is RPCStatusCode.INVALID_ARGUMENT
-        to_do = "Mend the search attributes first." if lacking else "May this connection ask for it?"
-        found.append(problem(f"Temporal does not say: {error.message}", to_do))
-    except Exception as error:  # noqa: BLE001 - one check must not end the others
-        # Its words may hold anything; its name does not.
-        found.append(problem(f"cannot be checked: {type(error).__name__}", "A defect in longtake: report it."))
-    return [dataclasses.replace(finding, part=part) for finding in found]
+        # Our queries are only invalid if a search attribute in them is missing.
+        missing = error.status is RPCStatusCode.INVALID_ARGUMENT
+        advice = (
+            "Register the search attributes first." if missing else "Check that this connection has the permission."
+        )
+        found.append(problem(f"Temporal rejects the request: {error.message}", advice))
+    except Exception as error:  # noqa: BLE001 - one failed check must not stop the others
+        # The message may contain a secret; the type's name does not.
+        found.append(problem(f"check failed: {type(error).__name__}", "This is a bug in longtake: report it."))
+    return [dataclasses.replace(finding, check=name) for finding in found]
 
 
 def _write(findings: list[Finding]) -> None:
     for finding in findings:
-        to_do = f" -> {finding.to_do}" if finding.to_do else ""
-        write(f"{finding.level:7}  {finding.part}: {finding.what}{to_do}")
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        write(f"{finding.level:7}  {finding.check}: {finding.message}{advice}")
     counts = Counter(finding.level for finding in findings)
     write(", ".join(f"{counts[level]} {level}" for level in Level))

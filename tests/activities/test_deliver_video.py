@@ -244,7 +244,7 @@ async def test_a_clip_is_not_given_up_while_the_gateway_cannot_be_asked_for_it(
     worker: Worker, input_for: InputFor
 ) -> None:
     """The kept links are dead for long, but a fresh one may work: only the gateway itself can say that it is gone."""
-    input = await input_for("extend_failed,links_expired,query_503,after=1,looks=always", FIRST)
+    input = await input_for("extend_failed,links_expired,query_503,after=1,polls=always", FIRST)
     scheduled = datetime.now(UTC) - timedelta(hours=20)
     worker.environment.info = replace(worker.environment.info, scheduled_time=scheduled, attempt=99)
     failure = await failure_of(deliver(worker, input))

@@ -138,7 +138,7 @@ TROUBLE = [
 async def test_trouble_is_told_apart_and_the_next_look_is_good(  # noqa: PLR0917 - a row of the table
     worker: Worker, input_for: InputFor, tag: str, kind: str, retried: bool, status: int | None
 ) -> None:
-    input = await input_for(f"{tag},looks=1")
+    input = await input_for(f"{tag},polls=1")
     failure: Failure = await failure_of(look(worker, input))
     assert (failure.type, failure.retried, failure.details.http_status) == (kind, retried, status)
     assert (failure.details.paid, failure.benign) == (Paid.YES, False)
@@ -147,7 +147,7 @@ async def test_trouble_is_told_apart_and_the_next_look_is_good(  # noqa: PLR0917
 
 
 async def test_a_gateway_that_asks_for_patience_gets_it(worker: Worker, input_for: InputFor) -> None:
-    failure = await failure_of(look(worker, await input_for("query_429,retry_after=9,looks=1")))
+    failure = await failure_of(look(worker, await input_for("query_429,retry_after=9,polls=1")))
     assert failure.delay
     assert failure.delay.total_seconds() == 9
 

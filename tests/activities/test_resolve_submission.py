@@ -132,7 +132,7 @@ async def test_witnesses_are_not_heard_while_it_may_be_under_way(
     assert (failure.retried, failure.details.paid) == (True, Paid.UNKNOWN)
     assert failure.delay
     assert failure.delay > timedelta(seconds=1)
-    assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "witness"]
+    assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "account"]
 
 
 async def test_where_nothing_is_in_doubt_it_says_so(worker: Worker, request_for: Request) -> None:
@@ -171,7 +171,7 @@ async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulato
 async def test_a_gateway_that_hangs_does_not_hold_up_a_decision(
     worker: Worker, sim: Simulator, in_doubt: InDoubt
 ) -> None:
-    await in_doubt(tag="submit_reset,query_hang,times=1,looks=always")
+    await in_doubt(tag="submit_reset,query_hang,times=1,polls=always")
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     resolved = await resolve(worker, made)
     assert resolved.receipt
@@ -439,7 +439,7 @@ async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
     again = await failure_of(worker.run(worker.submission.submit_extension, input))
     assert again.type == "SubmissionOutcomeUnknown"
     assert [entry["kind"] for entry in sim.ledger.submissions()] == ["submit", "remix"]
-    assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "witness"]
+    assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "account"]
 
 
 async def test_a_gateway_that_cannot_retry_says_so_and_nothing_is_paid(

@@ -95,7 +95,7 @@ CASES: tuple[Case, ...] = (
     *_all("full", "query_502 query_503 query_504 query_problem query_html query_not_json query_empty query_huge"),
     *_all("full", "query_reset query_close query_half query_delay,after=1 shape=S1 shape=S2 shape=S4 shape=S5"),
     *_all("full", "shape=S6 shape=S7"),
-    *_all("full", "query_hang,looks=1", Pace.DOUBT),
+    *_all("full", "query_hang,polls=1", Pace.DOUBT),
     # Odd values.
     *_all("full", "progress_bare progress_int progress_float progress_empty progress_null progress_backwards"),
     *_all("full", "milliseconds missing_fields extra_fields null_fields unknown_status status_unknown status_empty"),

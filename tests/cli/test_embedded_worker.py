@@ -6,8 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from cli.embedded import EmbeddedServer
+from cli.embedded_worker import EmbeddedWorker
 from cli.output import CommandProblem
-from cli.session import EmbeddedWorker
 from longtake.settings import Settings
 
 WORKER = """#!/bin/sh
@@ -23,7 +23,7 @@ def embedded_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, kills: int) -
     script = folder / "worker.sh"
     script.write_text(WORKER.format(folder=folder, kills=kills))
     script.chmod(0o755)
-    monkeypatch.setattr("cli.session.sys.executable", str(script))
+    monkeypatch.setattr("cli.embedded_worker.sys.executable", str(script))
     (folder / "embedded").mkdir()
     settings = Settings(data_dir=folder, gateway_url="http://127.0.0.1:9", gateway_api_key=(SecretStr("sk-test"),))
     return EmbeddedWorker(settings, EmbeddedServer("127.0.0.1:9", "http://127.0.0.1:9", 1, 2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.commands import generations
+from cli.commands.generate import check_gateway
 from cli.output import CommandProblem, Exit
 from longtake.settings import Settings
 from simulator import SimulatorSettings, serve
@@ -15,6 +15,6 @@ async def test_only_who_does_not_wait_is_told_at_once(tmp_path: Path) -> None:
     async with serve(SimulatorSettings(tmp_path, "the-key-that-pays")) as simulator:
         settings = Settings(gateway_url=simulator.url, gateway_api_key=(SecretStr("another"),))
         with pytest.raises(CommandProblem) as told:
-            await generations._check_gateway(settings, wait_for_key=False)
+            await check_gateway(settings, wait_for_key=False)
         assert (told.value.code, told.value.kind) == (Exit.FAILED, "SubmissionRefused")
-        await generations._check_gateway(settings, wait_for_key=True)
+        await check_gateway(settings, wait_for_key=True)

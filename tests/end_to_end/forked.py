@@ -11,7 +11,9 @@ from multiprocessing.reduction import DupFd
 from typing import IO, Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["cli.app", "cli.doctor.run", "cli.commands.generations", "worker"])
+_FORKS.set_forkserver_preload(
+    ["cli.app", "cli.doctor.run", "cli.commands.generate", "cli.commands.inspect", "cli.commands.act", "worker"]
+)
 
 
 class Forked:

@@ -406,7 +406,7 @@ Story = Callable[[], Coroutine[Any, Any, None]]
 """A test that mostly waits: those of a module run side by side, and each is reported for itself."""
 
 
-def told(stories: Mapping[str, Story], *, at_once: int = 4) -> dict[str, BaseException | None]:
+def run_stories(stories: Mapping[str, Story], *, at_once: int = 4) -> dict[str, BaseException | None]:
     """Run stories side by side, and give what each raised."""
 
     async def tell() -> list[BaseException | None]:

@@ -25,7 +25,7 @@ from tests.end_to_end.processes import (
     free_port,
     request,
     request_json,
-    told,
+    run_stories,
 )
 from tests.end_to_end.temporal_cli import TemporalCli
 
@@ -252,10 +252,10 @@ class Distributed:
         )
         await generations.cancel("open")
         assert (plain.code, plain.out.splitlines()[0]) == (0, "seen: done")
-        told = dict(line.strip().split(": ", 1) for line in plain.out.splitlines()[1:])
+        facts = dict(line.strip().split(": ", 1) for line in plain.out.splitlines()[1:])
         (post,) = self._simulator.posts(prompts[0])
-        assert (told["paid"], told["task"], told["request id"]) == ("yes", post["task_id"], post["request_id"])
-        assert {"submitted", "remix_id", "remix_id_extend", "video"} <= told.keys(), "the runbook relies on them"
+        assert (facts["paid"], facts["task"], facts["request id"]) == ("yes", post["task_id"], post["request_id"])
+        assert {"submitted", "remix_id", "remix_id_extend", "video"} <= facts.keys(), "the runbook relies on them"
         assert (
             document.json()["status"]["video"]["sha256"]
             == hashlib.sha256((self._folder / "copy.mp4").read_bytes()).hexdigest()
@@ -350,7 +350,7 @@ def ends(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, BaseException | None]:
     distributed = Distributed(tmp_path_factory.mktemp("distributed"), client, simulator, temporal.address)
-    return told({name: getattr(distributed, name) for name in STORIES})
+    return run_stories({name: getattr(distributed, name) for name in STORIES})
 
 
 @pytest.mark.timeout(240)  # all stories run in the first one's time
@@ -421,7 +421,7 @@ async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: D
 
 async def test_every_command_explains_itself(client: Starter) -> None:
     commands = ["generate", "status", "watch", "result", "list", "cancel", "models", "doctor", "up", "demo"]
-    commands += ["setup", "poll_now", "decide", "adopt"]
+    commands += ["setup", "poll", "decide", "adopt"]
     runs = await asyncio.gather(client("--help"), *(client(command, "--help") for command in commands))
     assert [run.code for run in runs] == [0] * len(runs)
     assert all(command in runs[0].out for command in commands)

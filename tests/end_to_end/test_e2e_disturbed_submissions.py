@@ -28,7 +28,7 @@ from tests.end_to_end.processes import (
     decided_result,
     eventually,
     request,
-    told,
+    run_stories,
 )
 from tests.end_to_end.temporal_cli import TemporalCli
 
@@ -211,7 +211,7 @@ class Disturbed:
     # --- Without a worker -------------------------------------------------------------------------------------------
 
     async def cancelled_and_killed_while_it_is_sent(self) -> None:
-        """Nobody is told that nothing was paid; and without a worker commands say so instead of hanging."""
+        """No command claims that nothing was paid; and without a worker commands say so instead of hanging."""
         site = self._site("killed", **SHORT_EXCHANGE)
         client = await site.start()
         timed_out = f"timed out {MARK} [sim:submit_delay,delay=90,label=timed-out]"
@@ -239,7 +239,7 @@ class Disturbed:
         starter = self._client.but(**site.env)
         decide, resume, cancel, another = await asyncio.gather(
             starter("decide", "asking", "accept", "--json"),
-            starter("poll_now", "asking"),
+            starter("poll", "asking"),
             starter("cancel", "killed-first"),
             client.decide("asking", Decision(action=DecisionAction.ACCEPT)),
             return_exceptions=True,
@@ -306,7 +306,7 @@ def ends(  # noqa: PLR0917 - one of each kind of process
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, BaseException | None]]:
     disturbed = Disturbed(tmp_path_factory.mktemp("disturbed"), distributed, simulator, client, temporal)
-    yield told({name: getattr(disturbed, name) for name in STORIES}, at_once=len(STORIES))
+    yield run_stories({name: getattr(disturbed, name) for name in STORIES}, at_once=len(STORIES))
     disturbed.close()
 
 

@@ -19,8 +19,8 @@ from tests.end_to_end.processes import (
     eventually,
     flags,
     processes_of,
+    run_stories,
     secrets_in,
-    told,
 )
 
 END_SECONDS = 20
@@ -230,7 +230,7 @@ def ends(
 ) -> Iterator[dict[str, BaseException | None]]:
     folder = tmp_path_factory.mktemp("embedded")
     embedded = Embedded(folder, alone.executed(), simulator)
-    yield told({name: getattr(embedded, name) for name in STORIES})
+    yield run_stories({name: getattr(embedded, name) for name in STORIES})
     kill_all(folder)  # what a story that failed left behind
 
 

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.system
 
 K1, K2, OTHER = (new_key(name) for name in ("k1", "k2", "other"))
 PLAIN_MARK = "okapi"
-"""Stands in the prompts that were never encrypted: whoever looks for words must find this one."""
+"""Stands in the prompts that were never encrypted: a search for words must find this one."""
 UNREADABLE = (
     *(MARK, "E-1005", "谷歌", "safety"),  # prompts, and the gateway's message
     *("paid, at most once", "until look", "check images"),  # summaries
@@ -107,8 +107,8 @@ async def test_encrypted_generations(  # noqa: PLR0915 - one story, whose parts 
     before = request(prompts["before"]).model_copy(update={"prompt_extend": f"the {PLAIN_MARK} leaves"})
     await plain.start("before", before)
     await client.start("locked", request(prompts["locked"]))
-    told = "encrypted with the key 'k1', which is not in LONGTAKE_ENCRYPTION_KEYS (it is not set)"
-    await eventually(lambda: told in site.worker.log(), "the worker names the key")
+    message = "encrypted with the key 'k1', which is not in LONGTAKE_ENCRYPTION_KEYS (it is not set)"
+    await eventually(lambda: message in site.worker.log(), "the worker names the key")
     await reaches(plain, "before", Stage.FIRST_SEGMENT)
     site.worker.stop()
 
@@ -128,7 +128,7 @@ async def test_encrypted_generations(  # noqa: PLR0915 - one story, whose parts 
     await reaches(client, "asks", Stage.AWAITING_DECISION)
     first.stop()
 
-    # 3. Rotation, in the middle of a generation; clients without the key are told which one they need.
+    # 3. Rotation, in the middle of a generation; clients without the key get an error that names it.
     #    Nothing plain is left, so this worker takes nothing plain any more.
     second = site.another_worker(keys(K2, K1) | {"LONGTAKE_REQUIRE_ENCRYPTION": "true"})
     await second.restart()

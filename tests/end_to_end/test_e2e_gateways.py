@@ -180,14 +180,14 @@ class Gateway:
 
     async def an_empty_list_of_a_broken_database_is_no_evidence(self) -> None:
         """Last, and alone: the whole list is broken meanwhile."""
-        await self._set("witnesses", {"tasks": "database_error"})
+        await self._set("account", {"tasks": "database_error"})
         prompt = f"a {MARK} [sim:submit_close,label=database]"
         await self._client.start("database", request(prompt, model="veo_3_1-hd-fl-remix", images=[_LINK]))
         status = await self._asks("database")
         assert status is not None
         assert status.paid is not Paid.NO
         assert len(self.simulator.posts(prompt)) == 1
-        await self._set("witnesses", {"tasks": ""})
+        await self._set("account", {"tasks": ""})
 
     async def _ends_as_told(self, key: str, prompt: str, *, gave_back: bool) -> None:
         """It ends full, paid once; where the money was given back, only after a person has been asked."""

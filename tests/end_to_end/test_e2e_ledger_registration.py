@@ -144,7 +144,7 @@ async def test_a_store_that_is_swapped_under_a_running_worker(place: Place, simu
     await other.establish()
     refused = await starter("generate", *flags(prompt), "--key", "swapped", "--no-wait", "--json")
     assert (refused.code, refused.json()["error"]["type"]) == (2, "WrongLedger")
-    # A client that does not look, as other SDKs start it: the worker looks.
+    # A client that does not check, as other SDKs start it: the worker checks.
     client = VideoClient(await connect(place.server.address, namespace=place.namespace))
     await client.start("swapped", request(prompt))
     await eventually(lambda: "LedgerUnavailable" in worker.log(), "the worker sees it")
@@ -175,10 +175,10 @@ async def test_two_workers_with_two_stores_start_at_the_same_moment(place: Place
 
 @pytest.mark.parametrize("place", ["setup"], indirect=True)
 async def test_setup_registers_and_a_new_ledger_is_begun_on_purpose(place: Place, simulator: SimulatorProcess) -> None:
-    told = await place.starter("old")("setup")
-    assert told.code == 0, told.err
+    run = await place.starter("old")("setup")
+    assert run.code == 0, run.err
     (identity,) = ledgers(place.store("old"))
-    assert json.loads(identity.read_text())["identity"] in told.out
+    assert json.loads(identity.read_text())["identity"] in run.out
     assert (await place.starter("old")("setup")).code == 0
     assert (await place.starter("new")("setup")).code == 2, "compose calls it at every start: it begins nothing"
     assert not ledgers(place.store("new"))
@@ -205,8 +205,8 @@ async def test_encrypted_registration(place: Place) -> None:
         worker.start()
         assert await worker.ended() == 2
         assert "LONGTAKE_ENCRYPTION_KEYS" in worker.log()
-        told = await place.starter("store", **settings)("setup")
-        assert (told.code, "PayloadUnreadable" in told.err) == (2, True)
+        run = await place.starter("store", **settings)("setup")
+        assert (run.code, "PayloadUnreadable" in run.err) == (2, True)
     worker = place.worker("other", **key)
     worker.start()
     assert await worker.ended() == 2
@@ -232,7 +232,7 @@ async def test_embedded_a_data_folder_has_one_ledger(
     shutil.rmtree(tmp_path / "data" / "store")
     refused = await starter("generate", *flags(prompt), "--key", "home-2", "--json", seconds=90)
     assert (refused.code, refused.json()["error"]["type"]) == (2, "WrongLedger")
-    # A command that only looks brings a worker too, and that one refuses.
+    # A command that only reads brings a worker too, and that one refuses.
     polled = await starter("status", "home", "--json", seconds=90)
     assert (polled.code, polled.json()["error"]["type"]) == (2, "WorkerFailed")
     assert not ledgers(tmp_path / "data" / "store")

@@ -25,7 +25,7 @@ async def test_a_worker_tells_whose_event_it_is(
     generations = VideoClient(await connect(temporal.address))
     prompt = f"logged {MARK} [sim:generate_failed,seconds=60,label=logged]"
     await generations.start("logged", request(prompt))
-    await generations.start("troubled", request(f"troubled {MARK} [sim:query_500,looks=1,seconds=30,label=troubled]"))
+    await generations.start("troubled", request(f"troubled {MARK} [sim:query_500,polls=1,seconds=30,label=troubled]"))
     with pytest.raises(GenerationFailure) as failure:
         await generations.result("logged")
     await generations.result("troubled")
@@ -54,7 +54,7 @@ async def test_a_worker_tells_whose_event_it_is(
     assert (end["error_type"], end["error"]) == (failure.value.kind, failure.value.message)
     assert (end["request_id"], end["gateway_code"]) == (post["request_id"], "generate_failed")
 
-    # A line of the SDK's own, about a look that failed.
+    # A line of the SDK, about a poll that failed.
     (failed,) = [
         event
         for event in events

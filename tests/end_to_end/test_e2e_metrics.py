@@ -1,4 +1,4 @@
-"""Who serves metrics: workers that are told to, and nobody else."""
+"""Who serves metrics: workers with an address for them, and no other process."""
 
 import socket
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded import EmbeddedServer
-from cli.session import EmbeddedWorker
+from cli.embedded_worker import EmbeddedWorker
 from longtake.settings import Settings
 from tests.end_to_end.processes import ROOT, DevServer, Starter, environment
 

@@ -24,7 +24,7 @@ from tests.end_to_end.processes import (
     processes_of,
 )
 
-PART = "forgotten videos"
+PART = "lost videos"
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def recover(starter: Starter, *arguments: str) -> dict[str, dict[str, Any]
 
 async def doctor(starter: Starter) -> list[str]:
     finished = await starter("doctor", "--json")
-    return [finding["level"] for finding in finished.json() if finding["part"] == PART]
+    return [finding["level"] for finding in finished.json() if finding["check"] == PART]
 
 
 @pytest.mark.timeout(240)

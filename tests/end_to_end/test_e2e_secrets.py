@@ -33,7 +33,7 @@ SCENARIOS = {
     "short": "extend_failed,seconds=30",
     "refused": "refuse_422",
     "unknown": "fail_to_fetch_task",
-    "trouble": "query_500,looks=1,seconds=30",
+    "trouble": "query_500,polls=1,seconds=30",
 }
 
 
@@ -113,7 +113,7 @@ async def test_prompts_can_be_kept_out_of_temporal(
     assert "prompts/" in shown, "the path is there, so the request was decoded"
     assert MARK not in shown.lower()
 
-    # The same key is the same request in either form, and another one is told what differs.
+    # The same key is the same request in either form, and for another one the error names what differs.
     assert (await starter(*input)).json()["run_id"] == made.json()["run_id"]
     other = await hiding("generate", *flags(f"another {prompt}"), "--key", "unseen-1")
     assert other.code == 2

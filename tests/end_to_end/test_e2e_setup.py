@@ -60,8 +60,8 @@ async def test_a_namespace_is_set_up_once_and_for_all(tmp_path: Path, simulator:
         server.wait_until_ready()
         worker.start()
         assert await worker.ended() == 2
-        for told in ("lacks the search attributes", "VideoStage", "VideoPaid", "starter.py setup"):
-            assert told in worker.log()
+        for mention in ("lacks the search attributes", "VideoStage", "VideoPaid", "starter.py setup"):
+            assert mention in worker.log()
 
         first, second = await starter("setup"), await starter("setup")
         assert (first.code, second.code) == (0, 0)

@@ -151,10 +151,10 @@ async def test_what_keeps_a_connection_from_being_made_is_said(
                 return await starter.but(**variables)("list", "--json")
 
         runs = dict(zip(cases, await asyncio.gather(*map(ends, cases.values())), strict=True))
-        for told, run in runs.items():
+        for mention, run in runs.items():
             error = run.json()["error"]
             assert (run.code, error["type"], run.err) == (4, "TemporalUnreachable", ""), run
-            assert told in error["message"]
+            assert mention in error["message"]
             assert "TEMPORAL_" in error["message"] or "renewed" in error["message"] or "nobody" in error["message"]
             assert "another-key" not in run.out
         assert await worker.ended() == 1
@@ -195,9 +195,9 @@ async def test_a_cluster_whose_operator_service_is_not_for_its_clients(
         assert findings[0].startswith("problem")
         assert "May this connection ask for it?" not in doctor.out, "it may, and the attributes are what is missing"
         assert [setup.code for setup in setups] == [2, 2]
-        for told in (*errors, *findings, *(setup.err for setup in setups)):
-            assert [name for name in SEARCH_ATTRIBUTES if name in told] == lacking, told
-            assert "make them with the cluster's own tools, each a Keyword" in told
+        for text in (*errors, *findings, *(setup.err for setup in setups)):
+            assert [name for name in SEARCH_ATTRIBUTES if name in text] == lacking, text
+            assert "make them with the cluster's own tools, each a Keyword" in text
         assert {f"/{OPERATOR_SERVICE}/ListSearchAttributes", f"/{OPERATOR_SERVICE}/AddSearchAttributes"} <= seen.calls
 
         # Made with the cluster's own tools.

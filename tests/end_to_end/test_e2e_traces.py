@@ -53,7 +53,7 @@ def otlp(collector: Collector) -> dict[str, str]:
 
 @pytest.fixture
 def site(distributed: dict[str, str], collector: Collector, tmp_path: Path) -> Iterator[Site]:
-    # The next look comes late enough for the worker to be killed between two.
+    # The next poll comes late enough for the worker to be killed between two.
     ours = {"LONGTAKE_TRACE_GATEWAY": "true", "LONGTAKE_MIN_POLL_INTERVAL_SECONDS": "3"}
     site = Site(tmp_path, distributed | otlp(collector) | ours)
     yield site
@@ -68,7 +68,7 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     # every way.
     prompt = f"traced {MARK} [sim:link_403,links=4,content_redirect,seconds=240,label=traced]"
     generate = client.but(**site.env).start("generate", *flags(prompt), "--key", "traced")
-    await eventually(lambda: [span for span in collector.spans if is_poll(span)], "a look", unless=[generate])
+    await eventually(lambda: [span for span in collector.spans if is_poll(span)], "a poll", unless=[generate])
     await site.worker.kill()
     await site.worker.restart()
     ended = await generate.finished(seconds=90)
@@ -88,15 +88,17 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
         assert span.kind == CLIENT
     assert [span.kind for span in collector.spans if span.name == root[1]] == [SERVER], "once, for both workers"
 
-    # Every request that arrived is in the trace, and only the gateway's own origin was told of it.
+    # Every request that arrived is in the trace, and only the gateway's own origin knows of it.
     arrived = simulator.requests("traced")
     gateway = [entry for entry in arrived if entry["origin"] == "gateway"]
     assert {(entry["kind"]) for entry in gateway} >= {"submit", "query", "content"}
-    told = {entry["traceparent"].split("-")[2]: entry for entry in gateway}
-    assert {entry["traceparent"].rpartition("-")[0] for entry in gateway} == {f"00-{trace_id}-{span}" for span in told}
-    # What a killed worker had not sent yet is lost: a look that ended in its last 0.2 s.
-    assert len(told.keys() - collector.by_id().keys()) <= 1
-    for span_id, entry in told.items():
+    by_span = {entry["traceparent"].split("-")[2]: entry for entry in gateway}
+    assert {entry["traceparent"].rpartition("-")[0] for entry in gateway} == {
+        f"00-{trace_id}-{span}" for span in by_span
+    }
+    # What a killed worker had not sent yet is lost: a poll that ended in its last 0.2 s.
+    assert len(by_span.keys() - collector.by_id().keys()) <= 1
+    for span_id, entry in by_span.items():
         if shown := collector.by_id().get(span_id):
             assert shown.attributes["url.full"] == f"{simulator.url}{entry['path']}"
             assert shown.attributes["http.response.header.x-oneapi-request-id"] == [entry["request_id"]]

@@ -22,7 +22,7 @@ from tests.end_to_end.processes import (
     environment,
     eventually,
     request,
-    told,
+    run_stories,
 )
 
 pytestmark = pytest.mark.system
@@ -45,7 +45,7 @@ QUICK_DRAINAGE = (
     "matching.wv.VersionDrainageStatusVisibilityGracePeriod",
     "matching.wv.VersionDrainageStatusRefreshInterval",
 )
-"""Three minutes each by default: how soon, and how often, the server looks whether a version is still needed."""
+"""Three minutes each by default: how soon, and how often, the server checks whether a version is still needed."""
 
 
 def build(folder: Path, old: str, new: str) -> Path:
@@ -56,7 +56,7 @@ def build(folder: Path, old: str, new: str) -> Path:
         copy(ROOT / source, folder / source)
     changed = folder / "workflows" / "generate_video.py"
     text = changed.read_text()
-    assert text.count(old) == 1, "the workflow has changed: mend this test"
+    assert text.count(old) == 1, "the workflow has changed: fix this test"
     changed.write_text(text.replace(old, new))
     return folder
 
@@ -92,12 +92,12 @@ class Deployments:
 
     async def _compatible(self, name: str, old_build: str | None, new_build: str | None) -> None:
         site, client = await self._site(name)
-        prompts = self._prompts(name, {"looks": "ok,seconds=240", "waits": ASKS, "new": ASKS, "newer": ASKS})
+        prompts = self._prompts(name, {"polls": "ok,seconds=240", "waits": ASKS, "new": ASKS, "newer": ASKS})
         first = site.another_worker(build_id(old_build))
         await first.restart()
         if old_build:
             await deployment(site, "set-current-version", "--build-id", old_build, "--yes")
-        await client.start("looks", request(prompts["looks"]))
+        await client.start("polls", request(prompts["polls"]))
         await client.start("waits", request(prompts["waits"], on_extend_failed="ask"))
         await reaches(client, "waits", Stage.AWAITING_DECISION)
 
@@ -116,7 +116,7 @@ class Deployments:
         await accept(client, "waits")
         results = {key: await client.result(key) for key in prompts}
         assert {key: result.outcome for key, result in results.items()} == {
-            "looks": "full",
+            "polls": "full",
             "waits": "fallback",
             "new": "fallback",
             "newer": "fallback",
@@ -177,8 +177,8 @@ class Deployments:
         await accept(client, "waits")
         results = {key: await client.result(key) for key in ("waits", "new")}
         assert {result.outcome for result in results.values()} == {"fallback"}
-        told = {key: "made by the incompatible build" in result.warnings for key, result in results.items()}
-        assert told == {"waits": False, "new": True}
+        warned = {key: "made by the incompatible build" in result.warnings for key, result in results.items()}
+        assert warned == {"waits": False, "new": True}
         await drained(site, "v1")
         self._paid_once(prompts)
 
@@ -225,8 +225,8 @@ async def deployment(site: Site, command: str, *arguments: str) -> str:
 
 
 async def drainage(site: Site, version: str) -> str:
-    told = json.loads(await deployment(site, "describe-version", "--build-id", version, "--output", "json"))
-    return str(told["drainageInfo"]["drainageStatus"])
+    described = json.loads(await deployment(site, "describe-version", "--build-id", version, "--output", "json"))
+    return str(described["drainageInfo"]["drainageStatus"])
 
 
 async def drained(site: Site, version: str | None) -> None:
@@ -267,7 +267,7 @@ def stories(
     env = environment(LONGTAKE_GATEWAY_URL=simulator.url, LONGTAKE_GATEWAY_API_KEY=API_KEY)
     deployments = Deployments(tmp_path_factory.mktemp("versions"), env, simulator)
     try:
-        yield told({name: getattr(deployments, name) for name in STORIES})
+        yield run_stories({name: getattr(deployments, name) for name in STORIES})
     finally:
         deployments.close()
 

@@ -25,7 +25,7 @@ from tests.end_to_end.processes import (
     decided_result,
     eventually,
     request,
-    told,
+    run_stories,
 )
 
 pytestmark = pytest.mark.system
@@ -87,7 +87,7 @@ class Kills:
         assert len(stored) == len(results), "one file for each generation, and no half ones"
 
     async def killed_during_the_post(self) -> None:
-        """The gateway's answer reaches nobody: witnesses are heard, then a person; it is never sent again by itself."""
+        """The response is lost: the account's records are checked, then a person decides. Never resubmits by itself."""
         names = ("asked", "reconciled", "unknown")
         prompts = {name: f"{name} {MARK} [sim:submit_delay,delay=75,label={name}]" for name in names}
         console = {"LONGTAKE_CONSOLE_TOKEN": "simulator-access-token", "LONGTAKE_CONSOLE_USER": "2"}
@@ -186,7 +186,7 @@ def ends(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, BaseException | None]]:
     kills = Kills(tmp_path_factory.mktemp("kills"), distributed, simulator, client)
-    yield told({name: getattr(kills, name) for name in STORIES})
+    yield run_stories({name: getattr(kills, name) for name in STORIES})
     kills.close()
 
 

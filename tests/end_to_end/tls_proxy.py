@@ -1,6 +1,6 @@
 """A TLS front for Temporal's plain gRPC port, with its own authority: what a cluster beyond loopback has before it.
 
-It terminates TLS with ALPN `h2`, asks for a client's certificate where it is told to, and hands each call on. Calls
+It terminates TLS with ALPN `h2`, asks for a client's certificate if it is set to, and hands each call on. Calls
 without the API key, where it wants one, and of a service that is not for its clients it refuses itself, as gRPC does.
 """
 
@@ -250,8 +250,10 @@ class _Side:
                 raise ConnectionError("closed")
             case RequestReceived() if refused := refusal({_text(k): _text(v) for k, v in event.headers}):
                 self._refused.add(event.stream_id)
-                told = {":status": "200", "content-type": "application/grpc", "grpc-status": str(refused[0])}
-                self._http.send_headers(event.stream_id, [*told.items(), ("grpc-message", refused[1])], end_stream=True)
+                headers = {":status": "200", "content-type": "application/grpc", "grpc-status": str(refused[0])}
+                self._http.send_headers(
+                    event.stream_id, [*headers.items(), ("grpc-message", refused[1])], end_stream=True
+                )
             case RequestReceived() | ResponseReceived():
                 other._http.send_headers(event.stream_id, event.headers, end_stream=ended)
             case DataReceived():

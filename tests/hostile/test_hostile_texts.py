@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cli import app as cli_app
-from cli.commands import generations
-from cli.output import CommandProblem, Exit, invalid, print_json
+from cli import session
+from cli.commands import inspect
+from cli.output import CommandProblem, Exit, error_text, invalid, print_json
 from cli.progress import Lines, describe, live
 from longtake.client import Execution, PendingStep, Snapshot, _details, _summary
 from longtake.display import code, command, line, prose
@@ -65,10 +65,10 @@ def test_a_text_is_one_line_in_a_terminal(text: str) -> None:
 
 @given(texts)
 def test_a_command_is_its_words_to_a_shell(text: str) -> None:
-    shown = command("starter.py", "poll_now", text)
+    shown = command("starter.py", "poll", text)
     harmless(shown)
     if text.isprintable():
-        assert shlex.split(shown) == ["starter.py", "poll_now", text]
+        assert shlex.split(shown) == ["starter.py", "poll", text]
 
 
 @given(texts)
@@ -184,15 +184,16 @@ class _Listing:
 async def test_the_list_and_the_status_survive_every_row(
     text: str, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generations, "open_session", lambda *_, **__: _Listing(text))
-    assert await generations.show_list("", 20, None, as_json=as_json) is Exit.DELIVERED
+    for module in (inspect, session):
+        monkeypatch.setattr(module, "open_session", lambda *_, **__: _Listing(text))
+    assert await inspect.show_list("", 20, None, as_json=as_json) is Exit.DELIVERED
     shown = capsys.readouterr().out
     harmless(shown, most_lines=100)
     if as_json:
         assert json.loads(shown)[0]["workflow_id"] == f"video-{text}"
     else:
         assert shown.count("\n") < 40, "one row, wrapped at the most"
-    assert await generations.show_status("order-1", None, as_json=as_json) is Exit.DELIVERED
+    assert await inspect.show_status("order-1", None, as_json=as_json) is Exit.DELIVERED
     shown = capsys.readouterr().out
     harmless(shown, most_lines=100)
     assert all(row.startswith(("order-1:", "  ")) for row in shown.splitlines()) or as_json
@@ -202,9 +203,9 @@ async def test_the_list_and_the_status_survive_every_row(
 def test_what_a_command_complains_of(text: str) -> None:
     details = FailureDetails(advice=text)
     for kind in ("GenerationFailed", "InvalidRequest"):  # as a generation of somebody else ended with it
-        harmless(cli_app._shown(CommandProblem(Exit.FAILED, kind, text, details)))
+        harmless(error_text(CommandProblem(Exit.FAILED, kind, text, details)))
     two = (Problem(field=text, rule=text), Problem(field="model", rule=text))
-    harmless(cli_app._shown(invalid(two)), most_lines=3)
+    harmless(error_text(invalid(two)), most_lines=3)
 
 
 @given(texts)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import METRICS
+from simulator.scenarios import SCENARIOS
 from tests.simulator.requests_to_simulator import client
 
 
@@ -185,5 +185,5 @@ async def test_a_key_sent_to_the_cdn_is_a_violation(sim: Simulator, http: httpx.
 
 def test_every_delivery_word_is_used_in_these_tests() -> None:
     source = Path(__file__).read_text()
-    words = [row.name for row in METRICS.values() if row.kind == "delivery"]
+    words = [row.name for row in SCENARIOS.values() if row.kind == "delivery"]
     assert [word for word in words if word not in source] == []

@@ -12,14 +12,14 @@ import pytest
 
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import NEWAPI, PERSONALITIES
-from simulator.scenarios import METRICS
+from simulator.scenarios import SCENARIOS
 from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
 
 SERVER_ADDRESS = "http://localhost:3000"
 CONSOLE = {"Authorization": "simulator-access-token", "New-Api-User": "2"}
 LINKS = ("video_url", "result_url", "url")
 OWN_ERRORS = [
-    row for row in METRICS.values() if row.fault and row.fault.paid and row.fault.shape in {"new_api", "relay"}
+    row for row in SCENARIOS.values() if row.fault and row.fault.paid and row.fault.shape in {"new_api", "relay"}
 ]
 
 
@@ -144,9 +144,9 @@ async def test_many_tasks_in_one_call(http: httpx.AsyncClient, submit: Submit) -
     wrong_key = await http.post("/suno/fetch", json={"ids": ids}, headers={"Authorization": "Bearer wrong"})
     assert wrong_key.status_code == 401
     for fault in ("403", "404"):
-        await http.post("/_simulator/witnesses", json={"fetch": fault})
+        await http.post("/_simulator/account", json={"fetch": fault})
         assert (await http.post("/suno/fetch", json={"ids": ids})).status_code == int(fault)
-    await http.post("/_simulator/witnesses", json={"fetch": ""})
+    await http.post("/_simulator/account", json={"fetch": ""})
     assert (await http.post("/suno/fetch", json={"ids": ids})).status_code == 200
 
 
@@ -257,18 +257,18 @@ async def test_the_accounts_records_can_fail_in_each_of_their_ways(tmp_path: Pat
     async with serve(settings) as sim, client(base_url=sim.url, headers=headers) as http:
         await http.post("/v1/videos", files=parts("x"))
         assert len(await listed(http)) == 1
-        await http.post("/_simulator/witnesses", json={"tasks": "database_error"})
+        await http.post("/_simulator/account", json={"tasks": "database_error"})
         answer = (await http.get("/api/task/self", headers=CONSOLE)).json()
         assert (answer["success"], answer["data"]["items"], answer["data"]["total"]) == (True, [], 0)
         for status in ("401", "403"):
-            await http.post("/_simulator/witnesses", json={"tasks": status, "log": status})
+            await http.post("/_simulator/account", json={"tasks": status, "log": status})
             for path, who in (("/api/task/self", CONSOLE), ("/api/log/token", headers)):
                 assert (await http.get(path, headers=who)).status_code == int(status)
-        await http.post("/_simulator/witnesses", json={"tasks": "", "log": ""})
+        await http.post("/_simulator/account", json={"tasks": "", "log": ""})
         rationed = [await http.get("/api/log/token") for _ in range(19)]
         assert [one.status_code for one in rationed] == [200] * 18 + [429]
         assert (rationed[-1].content, int(rationed[-1].headers["Retry-After"]) > 1000) == (b"", True)
         assert (await http.get("/api/task/self", headers=CONSOLE)).status_code == 200
         object.__setattr__(sim.settings, "api_calls", 10)
         assert (await http.get("/api/task/self", headers=CONSOLE)).status_code == 429
-        assert (await http.post("/_simulator/witnesses", json={"log": "no such fault"})).status_code == 400
+        assert (await http.post("/_simulator/account", json={"log": "no such fault"})).status_code == 400

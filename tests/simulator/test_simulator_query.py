@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import METRICS
+from simulator.scenarios import SCENARIOS
 from simulator.tasks import Task
 from tests.simulator.requests_to_simulator import Submit
 
@@ -161,11 +161,11 @@ async def test_a_lost_row_is_never_found(http: httpx.AsyncClient, submit: Submit
         assert (answer.status_code, answer.json()["code"]) == (status, "task_not_exist")
 
 
-@pytest.mark.parametrize("word", [row.name for row in METRICS.values() if row.kind == "query"])
+@pytest.mark.parametrize("word", [row.name for row in SCENARIOS.values() if row.kind == "query"])
 async def test_a_query_fault_lasts_for_its_looks(
     sim: Simulator, http: httpx.AsyncClient, submit: Submit, word: str
 ) -> None:
-    task_id = (await submit(f"{word},looks=1,after=1,delay=1")).json()["task_id"]
+    task_id = (await submit(f"{word},polls=1,after=1,delay=1")).json()["task_id"]
     path = f"/v1/videos/{task_id}"
     assert (await http.get(path)).json()["status"] == "SUCCESS"
     if word in WIRE_ERRORS:
@@ -195,7 +195,7 @@ async def test_the_seven_shapes(finished: Any) -> None:
 
 
 async def test_s5_ends_after_its_looks(http: httpx.AsyncClient, submit: Submit) -> None:
-    task_id = (await submit("S5,looks=1")).json()["task_id"]
+    task_id = (await submit("S5,polls=1")).json()["task_id"]
     bodies = [(await http.get(f"/v1/videos/{task_id}")).json() for _ in range(2)]
     assert bodies[0]["data"] is None
     assert bodies[1]["status"] == "SUCCESS"

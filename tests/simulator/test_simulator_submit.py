@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from simulator import Simulator
-from simulator.scenarios import METRICS
+from simulator.scenarios import SCENARIOS
 from tests.simulator.requests_to_simulator import KEY, Submit, parts
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 JPEG = b"\xff\xd8\xff and so on"
 IMAGE = "input_reference[]"
-FAULTS = [row for row in METRICS.values() if row.kind == "submit fault"]
+FAULTS = [row for row in SCENARIOS.values() if row.kind == "submit fault"]
 WIRE_ERRORS = {
     "submit_reset": httpx.ReadError,
     "submit_close": httpx.RemoteProtocolError,
@@ -159,7 +159,7 @@ async def test_retry_after(submit: Submit, value: str) -> None:
     assert "Retry-After" not in (await submit("rate_limited")).headers
 
 
-@pytest.mark.parametrize("word", [row.name for row in METRICS.values() if row.kind == "submit answer"])
+@pytest.mark.parametrize("word", [row.name for row in SCENARIOS.values() if row.kind == "submit answer"])
 async def test_every_submit_answer_is_a_paid_200(sim: Simulator, submit: Submit, word: str) -> None:
     answer = await submit(word)
     assert answer.status_code == 200
@@ -220,7 +220,7 @@ async def test_witnesses(sim: Simulator, http: httpx.AsyncClient, submit: Submit
 async def test_witnesses_are_rationed_and_can_be_closed(http: httpx.AsyncClient) -> None:
     answers = [(await http.get("/api/log/token")).status_code for _ in range(21)]
     assert answers == [200] * 20 + [429]
-    await http.post("/_simulator/witnesses", json={"open": False})
+    await http.post("/_simulator/account", json={"open": False})
     assert (await http.get("/api/log/token")).status_code == 403
 
 

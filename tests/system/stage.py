@@ -22,7 +22,7 @@ GENERATIONS = {
     "order-1004-refused": ("veo_3_1-remix", "refuse_422", "fallback"),
     "order-1005-in-doubt": ("veo_3_1-fast-remix", "fail_to_fetch_task", "fallback"),
     "order-1006-ask": ("veo_3_1-fast-remix", "extend_failed", "ask"),
-    "order-1007-needs-key": ("veo_3_1-fast-hd-remix", "query_401,looks=1000", "fallback"),
+    "order-1007-needs-key": ("veo_3_1-fast-hd-remix", "query_401,polls=1000", "fallback"),
     "order-1008-running": ("veo_3_1-fast-remix", "never_finishes", "fallback"),
     "order-1009-hidden": ("veo_3_1-fast-remix", "ok", "fallback"),
 }

@@ -1,0 +1,115 @@
+"""The commands that read: `status`, `watch`, `result` and `list`."""
+
+import sys
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.output import Exit, print_json, say, write
+from cli.progress import describe, follow
+from cli.results import ResultOptions, report
+from cli.session import load_settings, open_generation, open_session, open_store
+from longtake.client import Snapshot
+from longtake.display import line
+from longtake.models import GenerationStatus
+from workflows.status_text import in_words
+
+
+async def watch(key: str, data_dir: Path | None, options: ResultOptions, *, quiet: bool = False) -> Exit:
+    """Run `watch`, or `result`, which is the quiet form of it."""
+    options.check()
+    async with open_generation(key, data_dir) as generation:
+        status = generation.snapshot.status
+        if quiet and status and status.advice:
+            say(f"{key}: {status.advice}")
+        await follow(generation.client, key, quiet=quiet or options.as_json)
+        result = await generation.client.result(key)
+    return await report(result, open_store(generation.settings), generation.ids, options)
+
+
+async def show_status(key: str, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Run `status`."""
+    async with open_generation(key, data_dir) as generation:
+        snapshot = generation.snapshot
+    if as_json:
+        print_json({**generation.ids, **snapshot_document(snapshot)})
+        return Exit.DELIVERED
+    write(f"{key}: {describe(snapshot, advice=False)}")
+    for name, value in _facts(snapshot.status, running=snapshot.running).items() if snapshot.status else ():
+        if value:
+            write(f"  {name}: {value}")
+    return Exit.DELIVERED
+
+
+def _facts(status: GenerationStatus, *, running: bool) -> dict[str, object]:
+    return {
+        "what": status.message if running else "",
+        "outcome": status.outcome,
+        "to do": status.advice,
+        "decide by": in_words(status.decide_by),
+        "submission": status.slot,
+        "paid": status.paid,
+        "waiting since": in_words(status.waiting_since),
+        "charged": status.charged,
+        "submitted": in_words(status.submitted_at),
+        "task": status.task_id,
+        "request id": status.request_id,
+        "remix_id": status.remix_id,
+        "remix_id_extend": status.remix_id_extend,
+        "extension task": status.extension_task_id,
+        "link expires": None if status.video else in_words(status.link_expires_at),
+        "last problem": status.last_problem,
+        "evidence": "; ".join(status.evidence),
+        "candidates": ", ".join(status.candidates),
+        "video": status.video and status.video.uri,
+        "8 s clip": status.first_video and status.first_video != status.video and status.first_video.uri,
+    }
+
+
+def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
+    """A generation as JSON: state, status, and the steps under way."""
+    return {
+        "state": snapshot.execution.state.lower(),
+        "status": snapshot.status.model_dump(mode="json") if snapshot.status else None,
+        "steps": [{"name": step.name, "attempt": step.attempt, "problem": step.problem} for step in snapshot.steps],
+    }
+
+
+async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Run `list`."""
+    async with open_session(load_settings(data_dir), worker=False) as session:
+        rows = [execution async for execution in session.client.generations(query, limit=limit)]
+    if as_json:
+        print_json(
+            [
+                {
+                    "key": row.key,
+                    "workflow_id": row.workflow_id,
+                    "run_id": row.run_id,
+                    "state": row.state.lower(),
+                    "stage": row.stage,
+                    "attention": row.attention,
+                    "outcome": row.outcome,
+                    "paid": row.paid,
+                    "model": row.model,
+                    "task_id": row.task_id,
+                    "started_at": row.started_at.isoformat(),
+                    "closed_at": row.closed_at and row.closed_at.isoformat(),
+                }
+                for row in rows
+            ]
+        )
+        return Exit.DELIVERED
+    table = Table("key", "state", "stage", "outcome", "paid", "model", "task", "started")
+    for row in rows:
+        stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
+        cells = (row.key, row.state.lower(), stage, row.outcome, row.paid, row.model, row.task_id)
+        table.add_row(*(escape(line(cell or "")) for cell in cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
+    Console(width=None if sys.stdout.isatty() else 200).print(
+        table if rows else "no generation matches" if query else "no generations yet"
+    )
+    return Exit.DELIVERED
