@@ -12,15 +12,6 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-<<<<<<< HEAD
-from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server, keep_server_for
-from cli.output import CommandProblem, Exit
-from longtake.client import VideoClient
-from longtake.settings import Settings
-from longtake.storage import Store
-from longtake.submission.errors import LedgerError, WrongLedger
-from longtake.submission.ledger import SubmissionLedger
-=======
 from cli.embedded import START_SECONDS, EmbeddedProblem, EmbeddedServer, embedded_server
 from cli.embedded_worker import EmbeddedWorker
 from cli.output import CommandProblem, Exit, interrupted, invalid
@@ -36,8 +27,8 @@ from longtake.client import (
 from longtake.request.rules import InvalidRequest
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger, WrongLedger
->>>>>>> main
+from longtake.submission.errors import LedgerError, WrongLedger
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import TemporalProblem, connect, is_configured, target
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import check

@@ -14,10 +14,6 @@ from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, r
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
-<<<<<<< HEAD
-from longtake.submission.errors import LedgerUnavailable
-=======
->>>>>>> main
 from longtake.submission.ledger import SubmissionLedger
 
 

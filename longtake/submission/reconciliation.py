@@ -4,15 +4,9 @@ An orphan (a task that no key of the ledger owns) is adopted only beyond doubt: 
 account's, it is the only orphan of this model at the time in question, the key was charged for it, and no other
 submission of the same model is in doubt that may have made it. Any other candidate is shown, and never adopted.
 
-<<<<<<< HEAD
 Where an operator allows it, a submission is closed as "not charged", so that the workflow submits again: only where
 usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the same,
 and at most `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
-=======
-Where an operator has allowed it, a submission is closed as "not charged", so that the workflow submits again: only
-where usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the
-same, and not more than `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
->>>>>>> main
 """
 
 from collections.abc import Mapping, Sequence

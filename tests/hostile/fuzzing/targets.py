@@ -129,7 +129,7 @@ class Readers:
         patch.setattr(public_network, "_resolve", self._resolve)  # no name is looked up
         patch.setattr(ledger, "_IDENTITY_TRIES", 1)  # it waits between them
         patch.setattr(records, "_WRITE_TRIES", 1)
-        patch.setattr(delivery, "_BREAK_PAUSE_SECONDS", 0)
+        patch.setattr(delivery, "_RECONNECT_PAUSE_SECONDS", 0)
         patch.setitem(sys.modules, "trio", None)  # for each request httpcore looks whether it has been installed since
         tls = ssl.create_default_context()
         patch.setattr(ssl, "create_default_context", lambda *_, **__: tls)  # to load the authorities takes 70 ms
