@@ -42,7 +42,8 @@ from longtake.observability.running_generations import watch_running_generations
 from longtake.private_files import keep_files_private
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import TemporalProblem, connect, sdk_runtime
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import claim

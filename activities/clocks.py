@@ -1,4 +1,4 @@
-"""A worker compares its clock with Temporal's at every activity: a wrong one misleads whoever reads its times."""
+"""A worker compares its clock with Temporal's at every activity: a wrong clock makes its times misleading."""
 
 import logging
 from collections import deque
@@ -12,11 +12,11 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from longtake.observability.metrics import WORKER_CLOCK_SKEW, Meter, show
 
 TOLERATED: Final = timedelta(seconds=10)
-"""NTP keeps clocks within milliseconds; this is far from what it leaves, and from what would mislead."""
+"""NTP keeps clocks within milliseconds, so this is no jitter; and ten seconds mislead nobody."""
 _SAMPLES: Final = 5
-"""The time on the way makes a sample late, never early, so the smallest of a few is the nearest to the truth."""
+"""Network delay makes a sample late, never early, so the smallest of a few is the best."""
 _MIN_SAMPLES: Final = 3
-"""Before a clock is said to be ahead: one task may have been on its way for long."""
+"""Before a clock counts as ahead: one task may have been delayed."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ class WorkerClock:
         self._is_off = False
 
     def compare(self, started: datetime) -> timedelta:
-        """Take one sample: Temporal says that it gave out a task at this moment.
+        """Take one sample: the moment when Temporal started a task, by Temporal's clock.
 
         Returns:
-            The estimate; it is said in the log when it leaves what is tolerated, and when it is over.
+            The estimate. The log says when it leaves what is tolerated, and when it is back.
         """
         self._samples.append(self._now() - started)
         skew = min(self._samples)

@@ -1,4 +1,4 @@
-"""Bringing a clip home."""
+"""Downloads a clip into the store."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities import measuring
-from activities.failures import Step
+from activities.failures import Step, translated_errors
 from activities.heartbeats import heartbeating
-from activities.hiding import hiding_error
+from activities.hiding import HiddenWords
 from longtake.delivery.download import DownloadFailed, Fetcher, Source, deliver
 from longtake.delivery.task_records import forget_links, load_record, save_record, video_directory
 from longtake.gateway.client import GatewayClient
@@ -21,7 +21,7 @@ from longtake.storage import Store, StoreProblem
 from longtake.submission.ledger import SubmissionLedger
 
 GONE_AFTER = timedelta(hours=1)
-"""When every source says "gone" this long after the first attempt, and both routes have answered, it is believed."""
+"""When every source says "gone" this long after the first attempt, and both routes answered, the clip is lost."""
 _GONE_ATTEMPTS = 6
 _ROUTES = 2
 
@@ -48,36 +48,31 @@ class DeliveryActivities:
 
     @activity.defn
     async def deliver_video(self, input: DeliverInput) -> DeliveryReceipt:
-        """Download, verify and store one clip; a clip that is already stored is only looked up."""
+        """Download, verify and store one clip; for a clip that is already stored, return its receipt."""
         answered: list[GatewayRecord | None] = []
+        fetcher = (self._extension_fetcher if input.extension else None) or self._fetcher
         async with heartbeating() as heartbeat:
-            try:
-                # Whatever a workflow asks for: what another generation paid for is not brought to this one.
+            async with translated_errors(
+                Step.DELIVER,
+                keep_words=HiddenWords(self._store, input.key).keep if input.hide_words else None,
+                gone_for_good=lambda error: len(answered) == _ROUTES and _gone_for_good(error),
+            ):
+                # Whatever a workflow asks for, what another generation paid for is not delivered to this one.
                 await self._ledger.check_owner(input.ledger_key, input.task_id)
                 receipt = await deliver(
                     store=self._store,
-                    fetcher=(self._extension_fetcher if input.extension else None) or self._fetcher,
+                    fetcher=fetcher,
                     sources=lambda: self._sources(input, answered),
                     directory=video_directory(input.key),
                     kind=input.kind,
                     task_id=input.task_id,
                     expected_size=(input.width, input.height) if input.width and input.height else None,
-                    on_progress=lambda done, total: heartbeat.tell({"bytes": done, "of": total}),
+                    on_progress=lambda done, total: heartbeat.send({"bytes": done, "of": total}),
                 )
-            except Exception as error:  # noqa: BLE001 - the table knows every kind
-                gone = len(answered) == _ROUTES and _gone_for_good(error)
-                raise await hiding_error(
-                    error,
-                    Step.DELIVER,
-                    store=self._store,
-                    key=input.key,
-                    hidden=input.hide_words,
-                    gone_for_good=gone,
-                ) from None
             await self._forget_links(input)
-        told = next((record for record in answered if record and record.quota is not None), None)
-        if told:
-            shown = told.without_links()
+        priced = next((record for record in answered if record and record.quota is not None), None)
+        if priced:
+            shown = priced.without_links()
             cost = {name: getattr(shown, name) for name in ("quota", "refunded", "refund_evidence")}
             receipt = receipt.model_copy(update=cost)
         measuring.delivered(receipt, input.kind)
@@ -85,18 +80,18 @@ class DeliveryActivities:
         return receipt
 
     async def _forget_links(self, input: DeliverInput) -> None:
-        """Take the links of a clip that is stored out of the kept record: whoever had them had the video."""
+        """Remove the links of a stored clip from the kept record: a link is all that a download needs."""
         try:
             await forget_links(self._store, input.key, input.task_id, kind=input.kind, keep_first=input.keep_first_link)
         except StoreProblem as error:
             activity.logger.warning("links not deleted", exc_info=error)
 
     async def _sources(self, input: DeliverInput, answered: list[GatewayRecord | None]) -> AsyncIterator[Source]:
-        """The links in turn, the gateway's own content route last; each route is asked once all before have failed.
+        """The links in turn, the gateway's own content route last; each route is queried once all before have failed.
 
         Args:
-            input: What to bring home.
-            answered: Gets what each route that answers tells: a record, or None for "no such task".
+            input: What to deliver.
+            answered: Gets what each route answers: a record, or None for "no such task".
         """
         try:
             kept = await load_record(self._store, input.key, input.task_id)
@@ -105,23 +100,23 @@ class DeliveryActivities:
             kept = None
         for link in _links(kept, input.kind):
             yield Source("the link", link)
-        # The kept link needs no gateway; everything else must be asked of the one that was paid: "gone" from another
+        # The kept link needs no gateway. Everything else must come from the one that was paid: "gone" from another
         # gateway would end the delivery of a video that is there.
         check_gateway(self._source_gateway(input), input.gateway, setting=url_setting(extension=input.extension))
         for second_path in (False, True):
-            told = await self._ask(input, second_path=second_path)
-            answered += told
-            for link in (link for record in told for link in _links(record, input.kind)):
+            records = await self._ask(input, second_path=second_path)
+            answered += records
+            for link in (link for record in records for link in _links(record, input.kind)):
                 yield Source("a fresh link", link)
-        records = [record for record in (*answered, kept) if record]
-        if input.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in records):
+        known = [record for record in (*answered, kept) if record]
+        if input.kind is DeliveryKind.FULL or any(_names_content_route(record) for record in known):
             content = self._source_gateway(input).content_url(input.task_id)
             yield Source("the gateway's content route", content, with_key=True)
         if input.kind is DeliveryKind.FULL:
-            for result_url in (record.result_url for record in records if record.result_url):
+            for result_url in (record.result_url for record in known if record.result_url):
                 yield Source("the result link", result_url, with_key=True)
 
-    def _source_gateway(self, input: DeliverInput) -> GatewayClient | ExtensionClient:
+    def _source_gateway(self, input: DeliverInput) -> GatewayClient:
         return (self._extension if input.extension else None) or self._gateway
 
     async def _ask(self, input: DeliverInput, *, second_path: bool) -> list[GatewayRecord | None]:
@@ -147,7 +142,7 @@ class DeliveryActivities:
 
 
 def _links(record: GatewayRecord | None, kind: DeliveryKind) -> list[str]:
-    """Where this clip lies: after `extend_failed` the first segment is at `video_url`."""
+    """The links to this clip: after `extend_failed` the first segment is at `video_url`."""
     if record is None:
         return []
     state = TaskState.COMPLETED if kind is DeliveryKind.FULL else TaskState.EXTEND_FAILED
@@ -157,7 +152,7 @@ def _links(record: GatewayRecord | None, kind: DeliveryKind) -> list[str]:
 
 
 def _names_content_route(record: GatewayRecord) -> bool:
-    """Whether the gateway says that its own route serves the clip of a failed extension; stock refuses it."""
+    """Whether the gateway names its own route for the clip of a failed extension; stock refuses that."""
     return record.content_route and record.state is TaskState.EXTEND_FAILED
 
 

@@ -1,10 +1,12 @@
-"""The one place that turns a domain error into an `ApplicationError`: its type, whether it is retried, and when.
+"""The one place that turns a domain error into an `ApplicationError`: its type, whether and when it is retried.
 
 The table in `docs/failures.md` is generated from `RULES`, and a test goes through it row by row. Messages are short and
 raised `from None`: a failure above about 4 kB, such as a chained traceback, is stored without its type.
 """
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -29,7 +31,7 @@ from longtake.models import FailureDetails, KeyProblem, Paid, Problem
 from longtake.request.images import ImageProblem
 from longtake.request.rules import InvalidRequest
 from longtake.storage import StoreProblem
-from longtake.submission.ledger import (
+from longtake.submission.errors import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
@@ -46,13 +48,13 @@ _CODE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Step(StrEnum):
-    """What was being done when it failed."""
+    """The step that failed."""
 
     PREPARE = "prepare"
     SUBMIT = "submit"
     AWAIT_KEY = "await key"
-    SETTLE = "settle"
-    POLL = "look"
+    RESOLVE = "resolve"
+    POLL = "poll"
     DELIVER = "deliver"
 
 
@@ -68,7 +70,7 @@ class Rule:
     who_acts: str
     advice: str
     benign: bool = False
-    """An expected end that should not alarm anybody."""
+    """An expected end, which should raise no alarm."""
 
 
 _BEFORE = (Step.PREPARE, Step.SUBMIT)
@@ -76,11 +78,11 @@ _BEFORE = (Step.PREPARE, Step.SUBMIT)
 RULES: tuple[Rule, ...] = (
     Rule(
         InvalidRequest, _BEFORE, "InvalidRequest", retried=False, paid=Paid.NO, who_acts="caller", benign=True,
-        advice="Mend the request and start it again with the same key.",
+        advice="Correct the request and start it again with the same key.",
     ),
     Rule(
         ImageProblem, _BEFORE, "InvalidRequest", retried=False, paid=Paid.NO, who_acts="caller", benign=True,
-        advice="Mend the image and start again with the same key.",
+        advice="Correct the image and start again with the same key.",
     ),
     Rule(
         KeyReused, (Step.SUBMIT,), "InvalidRequest", retried=False, paid=Paid.NO,
@@ -90,8 +92,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         QuotaExhausted, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
         who_acts="operator",
-        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; then start again "
-        "with the same key.",
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; then start "
+        "again with the same key.",
     ),
     Rule(
         KeyRefused, _BEFORE, "SubmissionRefused", retried=False, paid=Paid.NO,
@@ -101,141 +103,143 @@ RULES: tuple[Rule, ...] = (
     Rule(
         QuotaExhausted, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
         who_acts="operator", benign=True,
-        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; it goes on by "
-        "itself.",
+        advice="Out of quota: top up the gateway's account, or give the API key a larger share of it; the "
+        "generation then continues.",
     ),
     Rule(
         KeyRefused, (Step.AWAIT_KEY,), "KeyRefused", retried=True, paid=Paid.NO,
         who_acts="operator", benign=True,
-        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY; the generation then continues.",
     ),
     Rule(
         GatewayError, (Step.AWAIT_KEY,), "PollFailing", retried=True, paid=Paid.NO,
         who_acts="nobody",
-        advice="The gateway cannot be asked just now whether it takes the key; it is asked again.",
+        advice="The worker cannot check the key with the gateway just now; it checks again.",
     ),
     Rule(
         RequestRefused, (Step.SUBMIT,), "SubmissionRefused", retried=False, paid=Paid.NO,
         who_acts="caller", benign=True,
-        advice="Mend what the gateway names, then start again with the same key.",
+        advice="Correct what the gateway names, then start again with the same key.",
     ),
     Rule(
         InvalidResponse, (Step.PREPARE,), "NotAGateway", retried=False, paid=Paid.NO,
         who_acts="operator",
-        advice="Mend LONGTAKE_GATEWAY_URL: what answers there is not the gateway. Then start again with the same key.",
+        advice="Correct LONGTAKE_GATEWAY_URL: the server there is not the gateway. Then start again with the same key.",
     ),
     Rule(
         GatewayUnreachable, _BEFORE, "GatewayUnreachable", retried=True, paid=Paid.NO,
         who_acts="nobody, or operator",
-        advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; it is tried again.",
+        advice="Nothing was sent. Check LONGTAKE_GATEWAY_URL and the network; the worker tries again.",
     ),
     Rule(
         DownloadsBlocked, (Step.PREPARE,), "DownloadsBlocked", retried=True, paid=Paid.NO,
         who_acts="operator",
-        advice="Nothing was paid: what cannot be downloaded is not ordered. Set HTTPS_PROXY, NO_PROXY or SSL_CERT_FILE "
-        "for the worker as the message says, and restart it; it is tried again.",
+        advice="Nothing was paid, because the worker could not download a video. Set HTTPS_PROXY, NO_PROXY or "
+        "SSL_CERT_FILE for the worker as the message says, and restart it; it tries again.",
     ),
     Rule(
         GatewayBusy, _BEFORE, "GatewayBusy", retried=True, paid=Paid.NO,
         who_acts="nobody",
-        advice="The gateway made nothing and asks for patience; it is tried again.",
+        advice="The gateway made nothing; the worker tries again later.",
     ),
     Rule(
-        # What an earlier attempt did cannot be read either, so nobody may say that nothing was paid.
+        # What an earlier attempt did cannot be read either, so it is not known that nothing was paid.
         LedgerUnavailable, _BEFORE, "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
         who_acts="operator",
-        advice="Nothing is sent while the ledger is away. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
+        advice="Nothing is sent without the ledger. Repair the store at LONGTAKE_STORE_URL; the worker tries again.",
     ),
     Rule(
         SendSuspended, (Step.SUBMIT,), "SendSuspended", retried=True, paid=Paid.NO,
         who_acts="nobody",
-        advice="Nothing was sent; it is tried again.",
+        advice="Nothing was sent; the worker tries again.",
     ),
     Rule(
         SubmissionClosed, (Step.SUBMIT,), "SubmissionClosed", retried=False, paid=Paid.NO,
         who_acts="nobody",
-        advice="Nothing was sent: its generation had ended by then. Start it again with the same key.",
+        advice="Nothing was sent, because the generation had ended. Start it again with the same key.",
     ),
     Rule(
         SlotTaken, (Step.SUBMIT,), "SlotTaken", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody",
-        advice="Another attempt is sending; its outcome is awaited.",
+        advice="Another attempt is sending; the worker waits for its outcome.",
     ),
     Rule(
         SubmissionInDoubt, (Step.SUBMIT,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody",
-        advice="An earlier attempt may still be sending; its outcome is awaited.",
+        advice="An earlier attempt may still be sending; the worker waits for its outcome.",
     ),
     Rule(
         OutcomeUnknown, (Step.SUBMIT,), "SubmissionOutcomeUnknown", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator",
-        advice="Look in the gateway's console for a task of this model at that time. It is never sent again by itself.",
+        advice="Find a task of this model at that time in the gateway's console, then decide. The worker never "
+        "resubmits by itself.",
     ),
     Rule(
-        TaskNotFound, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.UNKNOWN,
+        TaskNotFound, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator", benign=True,
-        advice="Decide again, with the id of a task in the gateway's console.",
+        advice="Decide again, with the id of a task that the gateway's console shows.",
     ),
     Rule(
-        TaskOwned, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
+        TaskOwned, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="operator", benign=True,
         advice="Choose a task that belongs to no other generation.",
     ),
     Rule(
-        KeyReused, (Step.SETTLE,), "InvalidRequest", retried=False, paid=Paid.NO,
+        KeyReused, (Step.RESOLVE,), "InvalidRequest", retried=False, paid=Paid.NO,
         who_acts="caller", benign=True,
         advice="Start this request with a new key.",
     ),
     Rule(
-        SubmissionInDoubt, (Step.SETTLE,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
+        SubmissionInDoubt, (Step.RESOLVE,), "SubmissionInDoubt", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody",
-        advice="The submission may still be under way; it is asked again when that must be over.",
+        advice="The submission may still be under way; the worker checks again when its exchange must be over.",
     ),
     Rule(
-        SlotTaken, (Step.SETTLE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
+        SlotTaken, (Step.RESOLVE,), "SlotTaken", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator",
-        advice="The ledger says something else about this submission: compare its records with the gateway's console.",
+        advice="The ledger has another outcome for this submission: compare its records with the gateway's console.",
     ),
     Rule(
-        LedgerError, (Step.SETTLE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
+        LedgerError, (Step.RESOLVE,), "LedgerUnavailable", retried=True, paid=Paid.UNKNOWN,
         who_acts="nobody, or operator",
-        advice="Nothing is sent here; it is tried again. Is the store at LONGTAKE_STORE_URL well?",
+        advice="Nothing is sent here; the worker tries again. Check the store at LONGTAKE_STORE_URL.",
     ),
     Rule(
         QuotaExhausted, (Step.POLL,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
-        advice="Out of quota: top up the gateway's account, or give the worker another key of it; it goes on by "
-        "itself.",
+        advice="Out of quota: top up the gateway's account, or give the worker another of its keys; polling then "
+        "continues.",
     ),
     Rule(
         KeyRefused, (Step.POLL,), "KeyRefused", retried=False, paid=Paid.YES,
         who_acts="operator",
-        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; it goes on by itself.",
+        advice="Give the worker a working LONGTAKE_GATEWAY_API_KEY of the same account; polling then continues.",
     ),
     Rule(
         TaskNotFound, (Step.POLL,), "TaskNotFound", retried=False, paid=Paid.YES,
         who_acts="nobody",
-        advice="The gateway does not know the task yet, or has lost it; the next look follows.",
+        advice="The gateway does not know the task yet, or has lost it; the worker polls again.",
     ),
     Rule(
         InvalidResponse, (Step.POLL,), "InvalidResponse", retried=False, paid=Paid.YES,
         who_acts="nobody, or operator",
-        advice="The answer is outside the document; the next look follows. Is LONGTAKE_GATEWAY_URL right?",
+        advice="The response is outside the gateway's documentation; the worker polls again. Check "
+        "LONGTAKE_GATEWAY_URL.",
     ),
     Rule(
         WrongGateway, (Step.POLL, Step.DELIVER), "WrongGateway", retried=True, paid=Paid.YES,
         who_acts="operator",
-        advice="Give the workers the gateway that the message names, until its tasks have ended; it goes on by itself.",
+        advice="Give the workers the gateway that the message names, until its tasks have ended; they then continue.",
     ),
     Rule(
         TaskNotVisible, (Step.POLL, Step.DELIVER), "TaskNotVisible", retried=True, paid=Paid.YES,
         who_acts="operator",
-        advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; it goes on by itself.",
+        advice="Add a key of the account that paid to LONGTAKE_GATEWAY_API_KEY; the worker then continues.",
     ),
     Rule(
         GatewayError, (Step.POLL,), "PollFailing", retried=True, paid=Paid.YES,
         who_acts="nobody",
-        advice="The gateway cannot be asked just now; it is tried again, and then at the next look.",
+        advice="The worker cannot query the gateway just now; it tries again, and then at the next poll.",
     ),
     Rule(
         TaskOwned, (Step.DELIVER,), "TaskOwned", retried=False, paid=Paid.UNKNOWN,
@@ -245,36 +249,57 @@ RULES: tuple[Rule, ...] = (
     Rule(
         LedgerUnavailable, (Step.DELIVER,), "StoreRefused", retried=True, paid=Paid.YES,
         who_acts="operator",
-        advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
+        advice="Repair the store at LONGTAKE_STORE_URL; nothing is lost, and the worker tries again.",
     ),
     Rule(
         DownloadFailed, (Step.DELIVER,), "DeliveryFailed", retried=True, paid=Paid.YES,
         who_acts="nobody, or operator",
-        advice="No source gives a whole video yet; it is tried again.",
+        advice="No source serves a complete video yet; the worker tries again.",
     ),
     Rule(
         StoreProblem, (Step.PREPARE, Step.SUBMIT), "StoreRefused", retried=True, paid=Paid.NO,
         who_acts="operator",
-        advice="Nothing was paid. Mend the store at LONGTAKE_STORE_URL; it is tried again.",
+        advice="Nothing was paid. Repair the store at LONGTAKE_STORE_URL; the worker tries again.",
     ),
     Rule(
         StoreProblem, (Step.POLL, Step.DELIVER), "StoreRefused", retried=True, paid=Paid.YES,
         who_acts="operator",
-        advice="Mend the store at LONGTAKE_STORE_URL; nothing is lost, and it is tried again.",
+        advice="Repair the store at LONGTAKE_STORE_URL; nothing is lost, and the worker tries again.",
     ),
     # A defect of ours. Around a paid POST it must never lead to a second one; elsewhere a retry costs nothing.
     Rule(
         Exception, (Step.SUBMIT,), "SubmissionOutcomeUnknown", retried=False, paid=Paid.UNKNOWN,
         who_acts="operator",
-        advice="A defect in longtake: report it. Look in the gateway's console before anything is sent again.",
+        advice="A defect in longtake: report it. Check the gateway's console before anything is sent again.",
     ),
     Rule(
-        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.SETTLE, Step.POLL, Step.DELIVER), "Defect", retried=True,
+        Exception, (Step.PREPARE, Step.AWAIT_KEY, Step.RESOLVE, Step.POLL, Step.DELIVER), "Defect", retried=True,
         paid=Paid.UNKNOWN,
         who_acts="developer",
-        advice="A defect in longtake: report it; it is tried again.",
+        advice="A defect in longtake: report it; the worker tries again.",
     ),
 )  # fmt: skip
+
+
+@asynccontextmanager
+async def translated_errors(
+    step: Step,
+    *,
+    keep_words: Callable[[str], Awaitable[str]] | None = None,
+    gone_for_good: Callable[[Exception], bool] = lambda _: False,
+) -> AsyncIterator[None]:
+    """Raise every domain error of the block as an `ApplicationError`, by the first row of `RULES` that fits.
+
+    Args:
+        step: What the block does.
+        keep_words: Where prompts are hidden: stores the gateway's words, and returns what to show instead.
+        gone_for_good: For a delivery: whether every source has said "gone" for long enough.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the table has a row for every kind
+        instead = await keep_words(str(error)) if keep_words and may_quote(error) else None
+        raise application_error(error, step, gone_for_good=gone_for_good(error), instead=instead) from None
 
 
 def rule_for(error: BaseException, step: Step) -> Rule:
@@ -291,25 +316,25 @@ _OURS: tuple[type[BaseException], ...] = (
 
 
 def may_quote(error: BaseException) -> bool:
-    """Whether somebody else's words may be in an error's text; those of an `application_error` are as it made them."""
+    """Whether an error's text may hold words of the gateway; an `ApplicationError` holds those that we gave it."""
     return isinstance(error, _QUOTES) or not isinstance(error, _OURS)
 
 
 def code_or_none(code: str | None) -> str | None:
-    """A code as it is; nothing where prose stands in its place."""
+    """A code as it is; None where prose stands in its place."""
     return code if code and _CODE.fullmatch(code) else None
 
 
 def application_error(
     error: Exception, step: Step, *, gone_for_good: bool = False, instead: str | None = None
 ) -> ApplicationError:
-    """Translate a domain error; raise the result `from None`.
+    """Translate a domain error; raise the result `from None` (`translated_errors` does).
 
     Args:
         error: What the domain raised.
         step: What was being done.
-        gone_for_good: For a delivery: every source has said for long enough that there is nothing any more.
-        instead: What is shown instead of words that are not ours, where those are hidden (`activities.hiding`).
+        gone_for_good: For a delivery: every source has said "gone" for long enough.
+        instead: What to show instead of the gateway's words, where those are hidden (`activities.hiding`).
     """
     rule = rule_for(error, step)
     measuring.failed(error, rule.type)
@@ -337,7 +362,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _hopeless_before_paying(error: BaseException, step: Step) -> bool:
-    """A store that needs an operator: before paying the caller is told at once, afterwards it is tried on and on."""
+    """A store that needs an operator: before paying the step fails at once, afterwards it is retried without end."""
     if isinstance(error, LedgerUnavailable):
         return step is Step.PREPARE and error.needs_operator
     return step in _BEFORE and isinstance(error, StoreProblem) and (error.needs_operator or not error.retryable)
@@ -350,7 +375,7 @@ def _delay(error: BaseException) -> timedelta | None:
 
 
 def details_of(error: BaseException, step: Step) -> FailureDetails:
-    """Everything that an error says, as the workflow gets it."""
+    """The facts of an error, as the workflow gets them."""
     rule = rule_for(error, step)
     details = FailureDetails(paid=rule.paid, advice=rule.advice)
     if isinstance(error, InvalidRequest):
@@ -382,7 +407,7 @@ def details_of(error: BaseException, step: Step) -> FailureDetails:
 
 
 def key_problem(error: GatewayError) -> KeyProblem | None:
-    """Why the gateway does not take the API key, if that is what it says."""
+    """Why the gateway does not accept the API key; None where that is not the error."""
     if not isinstance(error, KeyRefused):
         return None
     return KeyProblem.OUT_OF_QUOTA if isinstance(error, QuotaExhausted) else KeyProblem.REFUSED

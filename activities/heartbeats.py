@@ -1,4 +1,4 @@
-"""Heartbeats of long activities: a lost worker is noticed, and a cancellation arrives."""
+"""Heartbeats of long activities: Temporal notices a lost worker, and a cancellation arrives."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,12 +17,13 @@ class Heartbeat:
     def __init__(self) -> None:
         self._details: tuple[Any, ...] = tuple(activity.info().heartbeat_details)
 
-    def tell(self, details: object) -> None:
+    def send(self, details: object) -> None:
         """Send these details now and with every later heartbeat."""
         self._details = (details,)
         activity.heartbeat(details)
 
-    async def _beat(self) -> None:
+    async def repeat(self) -> None:
+        """Send the details every `INTERVAL`, until cancelled."""
         while True:
             activity.heartbeat(*self._details)
             await asyncio.sleep(INTERVAL.total_seconds())
@@ -32,8 +33,8 @@ class Heartbeat:
 async def heartbeating() -> AsyncIterator[Heartbeat]:
     """Send heartbeats every `INTERVAL` while the block runs."""
     heartbeat = Heartbeat()
-    beating = asyncio.create_task(heartbeat._beat())  # noqa: SLF001 - same module
+    repeating = asyncio.create_task(heartbeat.repeat())
     try:
         yield heartbeat
     finally:
-        beating.cancel()
+        repeating.cancel()

@@ -1,6 +1,6 @@
-"""Whatever an activity logs, deep inside the gateway's client or the ledger too, names its generation.
+"""Adds the generation to everything that an activity logs, inside the gateway's client and the ledger too.
 
-Where the generation's prompts are hidden, it has no words that may repeat one.
+Where the generation's prompts are hidden, it withholds words that may repeat one.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _STAGES = {
     "resolve_submission": Stage.AWAITING_DECISION,
     "deliver_video": Stage.DELIVERING,
 }
-"""Of the activities that belong to one stage; the others are told theirs."""
+"""Of the activities that belong to one stage; the input of the others names it."""
 
 
 class LogContext(Interceptor):
@@ -35,17 +35,18 @@ class LogContext(Interceptor):
 class _Noting(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         info = activity.info()
-        order = input.args[0] if input.args else None
-        receipt = getattr(order, "receipt", None)
-        request = getattr(order, "request", None)
-        if getattr(order, "hide_words", False) or (isinstance(request, GenerateVideoInput) and prompt_paths(request)):
+        payload = input.args[0] if input.args else None
+        receipt = getattr(payload, "receipt", None)
+        request = getattr(payload, "request", None)
+        hidden = isinstance(request, GenerateVideoInput) and prompt_paths(request)
+        if hidden or getattr(payload, "hide_words", False):
             withhold_words(may_quote)
         # Not taken back at the end: the SDK logs in the same asyncio task how the activity ended.
         note(
             workflow_id=info.workflow_id,
             run_id=info.workflow_run_id,
-            task_id=getattr(receipt or order, "task_id", None),
-            stage=getattr(order, "stage", None) or _STAGES.get(info.activity_type),
+            task_id=getattr(receipt or payload, "task_id", None),
+            stage=getattr(payload, "stage", None) or _STAGES.get(info.activity_type),
             activity=info.activity_type,
             attempt=info.attempt,
         )

@@ -1,15 +1,15 @@
-"""What activities count: attempts that fail, the gateway's errors, and what was brought home."""
+"""What activities count: attempts that fail, the gateway's errors, and delivered clips."""
 
 from temporalio import activity
 
 from longtake.gateway.errors import GatewayError, GatewayUnreachable, InvalidResponse, KeyRefused, ResponseLost
 from longtake.models import DeliveryKind, DeliveryReceipt
 from longtake.observability.metrics import DELIVERED_BYTES, FAILED_STEPS, GATEWAY_CODES, GATEWAY_ERRORS, OTHER, count
-from longtake.submission.ledger import OutcomeUnknown
+from longtake.submission.errors import OutcomeUnknown
 
 
 def failed(error: BaseException, kind: str) -> None:
-    """An attempt fails with this domain error, as this failure type; outside an activity nothing is counted."""
+    """Count an attempt that fails with this domain error, as this failure type; outside an activity, do nothing."""
     if not activity.in_activity():
         return
     meter = activity.metric_meter()
@@ -20,7 +20,7 @@ def failed(error: BaseException, kind: str) -> None:
 
 
 def delivered(receipt: DeliveryReceipt, clip: DeliveryKind) -> None:
-    """A clip lies in the store; one that lay there before was counted then."""
+    """Count a clip that was stored; one that lay there before was counted then."""
     if not receipt.already_stored:
         count(activity.metric_meter(), DELIVERED_BYTES, receipt.video.bytes, clip=clip)
 

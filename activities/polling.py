@@ -1,16 +1,16 @@
-"""One look at a task."""
+"""Polls a task."""
 
 from temporalio import activity
 
-from activities.failures import Step
+from activities.failures import Step, translated_errors
 from activities.heartbeats import heartbeating
-from activities.hiding import hiding_error, without_words
+from activities.hiding import HiddenWords
 from longtake.delivery.task_records import save_record
 from longtake.gateway.account import AccountClient
 from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayError
 from longtake.gateway.extension import ExtensionClient
-from longtake.gateway.tasks import TaskGateway, check_gateway, query_task, url_setting
+from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import PollInput, TaskRecord, TaskState
 from longtake.storage import Store, StoreProblem
@@ -19,7 +19,7 @@ _FAILED = frozenset({TaskState.GENERATE_FAILED, TaskState.EXTEND_FAILED})
 
 
 class PollingActivities:
-    """Everything that asks the gateway how a task is doing."""
+    """Everything that queries the state of a task."""
 
     def __init__(
         self,
@@ -36,46 +36,38 @@ class PollingActivities:
 
     @activity.defn
     async def query_generation(self, input: PollInput) -> TaskRecord:
-        """Ask once; where the task has ended, on the gateway's other route too.
+        """Query once; where the task has ended, on the gateway's other route too.
 
-        The other one may know better what became of it, and alone may tell where the video lies and what it cost. Of
-        one that failed the usage log may alone tell that it was refunded.
+        The other route may know better what became of it, and may alone name the video's link and its cost. Only
+        the usage log may show the refund of a failed task.
         """
-        async with heartbeating():
-            record = await self._poll(input)
-        # A failure is kept too: `starter.py recover` then knows that there is nothing to fetch.
-        failed = record.state in _FAILED
-        if (record.video_url or record.first_video_url or failed) and not input.clip_is_stored:
-            await self._keep(input, record)
-        shown = record.without_links()
-        return await without_words(shown, store=self._store, key=input.key) if input.hide_words else shown
-
-    async def _poll(self, input: PollInput) -> GatewayRecord:
-        try:
+        hidden = HiddenWords(self._store, input.key) if input.hide_words else None
+        async with heartbeating(), translated_errors(Step.POLL, keep_words=hidden.keep if hidden else None):
             client = (self._extension if input.extension else None) or self._gateway
             check_gateway(client, input.gateway, setting=url_setting(extension=input.extension))
             record = await query_task(client, input.task_id, account=input.account)
             if record.state is not TaskState.RUNNING:
                 record = await self._ask_other_route(client, input.task_id, record)
             if record.state in _FAILED and not record.refunded:
-                record = await self._look_for_refund(input, record)
-        except Exception as error:  # noqa: BLE001 - the table knows every kind
-            raise await hiding_error(
-                error, Step.POLL, store=self._store, key=input.key, hidden=input.hide_words
-            ) from None
-        return record
+                record = await self._find_refund(input, record)
+        # A failure is kept too: `starter.py recover` then knows that there is nothing to download.
+        failed = record.state in _FAILED
+        if (record.video_url or record.first_video_url or failed) and not input.clip_is_stored:
+            await self._keep(input, record)
+        shown = record.without_links()
+        return await hidden.hide(shown) if hidden else shown
 
-    async def _ask_other_route(self, client: TaskGateway, task_id: str, record: GatewayRecord) -> GatewayRecord:
+    async def _ask_other_route(self, client: GatewayClient, task_id: str, record: GatewayRecord) -> GatewayRecord:
         try:
             other = await client.query(task_id, second_path=True)
         except GatewayError as error:
-            activity.logger.info("the second path told nothing", exc_info=error)
+            activity.logger.info("the second route did not answer", exc_info=error)
             return record
         if record.state is TaskState.LOST and other.state is not TaskState.LOST:
             return other.completed_by(record)
         return record.completed_by(other)
 
-    async def _look_for_refund(self, input: PollInput, record: GatewayRecord) -> GatewayRecord:
+    async def _find_refund(self, input: PollInput, record: GatewayRecord) -> GatewayRecord:
         """Read the usage log, where it is that of the key that paid."""
         if input.extension or input.account not in {"", self._account_client.account}:
             return record
@@ -87,7 +79,7 @@ class PollingActivities:
         return record.refunded_by(f"the usage log shows a refund{amount}{when}")
 
     async def _keep(self, input: PollInput, record: GatewayRecord) -> None:
-        """Keep the links outside Temporal's history; a store that is away only costs the delivery a query."""
+        """Keep the links outside Temporal's history; where the store fails, the delivery queries again."""
         try:
             await save_record(self._store, input.key, record)
         except StoreProblem as error:

@@ -21,11 +21,14 @@ import httpx
 from pydantic import SecretStr
 
 from longtake.gateway.account import AccountClient, ConsoleAccess
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import ResponseLost
+from longtake.models import ReconcileInput
 from longtake.storage import Store
-from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import Answer, CreateIntent, OutcomeUnknown, SubmissionLedger
+from longtake.submission.errors import OutcomeUnknown
+from longtake.submission.ledger import CreateIntent, Submission, SubmissionLedger
 from longtake.submission.reconciliation import reconcile
+from longtake.submission.records import folder_of, record_path
 
 MODEL = "veo_3_1-fast-remix"
 IN_DOUBT = 20
@@ -42,7 +45,7 @@ def fill(root: Path, first: int, last: int) -> None:
     """Make the records of paid keys: intent, outcome and owner."""
     now = datetime.now(UTC).isoformat()
     texts = {
-        "intent": {"nonce": "n", "digest": "d", "sent_at": now, "window_seconds": 150, "owner": "o", "model": MODEL},
+        "intent": {"nonce": "n", "digest": "d", "sent_at": now, "window_seconds": 150, "writer": "o", "model": MODEL},
         "outcome": {"nonce": "n", "outcome": "accepted", "task_id": "task", "at": now},
         "owner": {"nonce": "n", "folder": "submit/x"},
     }
@@ -86,14 +89,14 @@ def _streamed(body: object) -> httpx.Response:
 async def put_in_doubt(ledger: SubmissionLedger, store: Store, key: str) -> None:
     """A submission that was lost ten minutes ago."""
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         raise ResponseLost("reset")
 
     try:
-        await ledger.submit(key, digest="d", send=send, owner="the benchmark", model=MODEL)
+        await ledger.submit(key, Submission(digest="d", writer="the benchmark", model=MODEL), send)
     except OutcomeUnknown:
-        path = ledger_module._path(key, 1, "intent")  # noqa: SLF001 - nobody else can make it older
+        path = record_path(folder_of(key), 1, "intent")
         record = json.loads(await store.get(path) or b"")
         sent_at = datetime.now(UTC) - timedelta(minutes=10)
         await store.put(path, json.dumps(record | {"sent_at": sent_at.isoformat()}).encode())
@@ -111,7 +114,8 @@ async def measure(ledger: SubmissionLedger, repeats: int) -> float:
             transport=httpx.MockTransport(answer),
         ) as account_client:
             began = time.perf_counter()
-            await reconcile(ledger, account_client, key="lost-0", slot=None, model=MODEL, owner="the benchmark")
+            question = ReconcileInput(key="lost-0", model=MODEL)
+            await reconcile(ledger, account_client, question, writer="the benchmark")
             times.append(time.perf_counter() - began)
     return statistics.median(times)
 

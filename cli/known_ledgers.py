@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from longtake.settings import state_folder
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
 
 _NO_EXCHANGE = timedelta(0)
 """Nothing is submitted through these ledgers."""

@@ -27,7 +27,8 @@ from longtake.client import (
 from longtake.request.rules import InvalidRequest
 from longtake.settings import Settings, SettingsProblem
 from longtake.storage import Store, StoreProblem
-from longtake.submission.ledger import LedgerError, SubmissionLedger, WrongLedger
+from longtake.submission.errors import LedgerError, WrongLedger
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import TemporalProblem, connect, is_configured, target
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import check

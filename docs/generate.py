@@ -58,7 +58,7 @@ REASONS: Mapping[str, str] = {
     "longtake.delivery.download._PREFLIGHT_VALID_SECONDS": "How long its good answer counts.",
     "longtake.delivery.public_network._LOOKUP_SECONDS": "For a DNS lookup.",
     "longtake.gateway.account.LOG_CALLS_WINDOW": "The usage log allows 20 calls in it (field notes).",
-    "longtake.gateway.account._AFTER_TROUBLE": "Until the next call of a task list or usage log that failed.",
+    "longtake.gateway.account._AFTER_FAILURE": "Until the next call of a task list or usage log that failed.",
     "longtake.gateway.account._AFTER_429": "The same, of a usage log that answered 429 without `Retry-After`.",
     "longtake.gateway.account._LIST_AFTER_429": "The same, of a task list.",
     "longtake.gateway.poll_schedule._OVERDUE_POLL": "Poll interval of an overdue generation.",

@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     from longtake.request.rules import MODELS, InvalidRequest, VideoModel
     from longtake.settings import Settings, SettingsProblem
     from longtake.storage import Store, StoreProblem
-    from longtake.submission.ledger import LedgerUnavailable, WrongLedger
+    from longtake.submission.errors import LedgerUnavailable, WrongLedger
     from longtake.temporal.connection import TemporalProblem, connect
     from longtake.temporal.key_ring import PayloadUnreadable
     from longtake.temporal.names import InvalidKey
@@ -117,7 +117,7 @@ else:
         "storage",
         "request.images",
         "request.prompts",
-        "submission.ledger",
+        "submission.errors",
         "temporal.connection",
         "client",
     )

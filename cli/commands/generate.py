@@ -17,7 +17,7 @@ from longtake.models import FailureDetails, OnKeyRefused, Paid
 from longtake.request.rules import warnings_for
 from longtake.settings import Settings
 from longtake.storage import Store
-from longtake.submission.ledger import LedgerError
+from longtake.submission.errors import LedgerError
 from longtake.temporal.connection import is_configured
 
 

@@ -29,8 +29,9 @@ from longtake.request.rules import MODELS
 from longtake.settings import SettingsProblem
 from longtake.storage import Store, StoreProblem
 from longtake.submission.charges import CLOCK_SKEW
-from longtake.submission.ledger import IDENTITY as LEDGER_IDENTITY
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
+from longtake.submission.records import IDENTITY as LEDGER_IDENTITY
 from longtake.temporal.codec import EncryptionCodec
 from longtake.temporal.key_ring import KeyRing, PayloadUnreadable
 

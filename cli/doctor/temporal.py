@@ -20,8 +20,9 @@ from longtake.client import VideoClient
 from longtake.models import Attention
 from longtake.observability.metrics import PAYING_ACTIVITIES, WORKER_CLOCK_SKEW
 from longtake.storage import Store
-from longtake.submission.ledger import IDENTITY as LEDGER_IDENTITY
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
+from longtake.submission.records import IDENTITY as LEDGER_IDENTITY
 from longtake.temporal.connection import configured_profile, target
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.ledger_registration import check

@@ -1,16 +1,16 @@
-"""Asks who else may know what became of a submission whose outcome is unknown. It costs nothing and sends nothing.
+"""Reads the account's own records of a submission in doubt. It costs nothing and submits nothing.
 
-Two witnesses (field notes: "AccountClient for an unknown outcome"), each optional and found out by asking:
+There are two records (field notes: "The account's own records"), each optional, which only a request shows:
 
 - the account's task list, `GET /api/task/self`, which needs the console's access token: it may show the orphan itself;
 - the key's log, `GET /api/log/token`, which needs the API key: it shows whether anything was charged.
 
-An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and are remembered for a while.
-The log may be asked 20 times in 20 minutes, the list far more often (field notes). A witness that could not be heard
-completely is not heard at all: from half a task list a wrong orphan would be adopted. And no witness proves that
-nothing was made: an operator can switch the log off, in rare cases a task's row is lost, and stock answers an error of
-its database with an empty list. So the list counts only where somebody who knows confirms it (`reconciliation`): for
-that it shows all tasks of the time in question (`AccountRecords.seen`), and the newest ones of any time (`ask_newest`).
+An operator may have closed either: 401, 403, 404, 405 and HTML pages mean that, and the client remembers it for a
+while. The gateway allows 20 requests for the log in 20 minutes, and far more for the list (field notes). A record that
+cannot be read completely counts as not read: from half a task list a wrong orphan would be adopted. And neither record
+proves that nothing was made: an operator can switch the log off, in rare cases a task's row is lost, and stock answers
+an error of its database with an empty list. So the list counts only where the ledger confirms it (`reconciliation`):
+for that it shows all tasks of the time in question (`AccountRecords.seen`), and the newest of any time (`ask_newest`).
 """
 
 import logging
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -44,8 +43,8 @@ MAX_LIST_CALLS = 60
 LIST_CALLS_WINDOW = timedelta(seconds=180)
 """Stock allows 360 there, to everybody behind one address; older ones 180."""
 CLOSED_FOR = timedelta(minutes=15)
-"""How long a closed witness is left alone: operators open routes and renew tokens, though rarely."""
-_AFTER_TROUBLE = timedelta(minutes=1)
+"""How long a closed record is not asked for: operators open routes and renew tokens, though rarely."""
+_AFTER_FAILURE = timedelta(minutes=1)
 _AFTER_429 = timedelta(minutes=5)
 _LIST_AFTER_429 = LIST_CALLS_WINDOW
 
@@ -96,7 +95,7 @@ class Charge(_Answered):
 
 
 class Refund(_Answered):
-    """What the usage log shows of a task's charge that was given back in full."""
+    """A full refund of a task, as the usage log shows it."""
 
     quota: int | None
     at: datetime | None
@@ -104,26 +103,26 @@ class Refund(_Answered):
 
 
 class AccountRecords(_Answered):
-    """What the witnesses say."""
+    """What the account's records show."""
 
     tasks: tuple[OrphanCandidate, ...] | None = None
     """All tasks of the model, or of none that the list names, that were submitted in the window, the oldest first; None
-    where the list was not heard."""
+    where the list was not read."""
     seen: tuple[SeenTask, ...] = ()
     """All tasks that the list showed, of any model: some of them should be known."""
     charges: int | None = None
-    """How often the key was charged for the model in the window; None where the log was not heard."""
+    """How often the key was charged for the model in the window; None where the log was not read."""
     charged_at: tuple[datetime, ...] = ()
     """When, by the gateway's clock, the oldest first."""
     logged: tuple[Charge, ...] | None = None
-    """All charges that the log shows, of any model and time; None where the log was not heard. It reaches back to the
+    """All charges that the log shows, of any model and time; None where the log was not read. It reaches back to the
     window's beginning at least, and goes on to the present."""
     refunds: int | None = None
     """How often it got that back in the window (a refund comes when a task fails)."""
     notes: tuple[str, ...] = ()
-    """Which witness answered what, and which did not and why: for a person."""
+    """What each record showed, or why it could not be read: for a person."""
     retry_after: timedelta | None = None
-    """When to ask again, where a witness could not answer just now (the rate limit, a broken connection, a 5xx); None
+    """When to ask again, where a record could not be read just now (the rate limit, a broken connection, a 5xx); None
     where asking again soon shows nothing more."""
 
 
@@ -171,7 +170,7 @@ class CallWindow:
 
 
 class AccountClient:
-    """Both witnesses of one gateway. One for each process, because they are rationed; for many questions at once."""
+    """Reads both records at one gateway. One for each process, because of rate limits; safe for many calls at once."""
 
     def __init__(
         self,
@@ -213,9 +212,7 @@ class AccountClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -224,80 +221,69 @@ class AccountClient:
 
     @property
     def origin(self) -> str:
-        """`scheme://host[:port]` of the gateway that is asked."""
+        """`scheme://host[:port]` of the gateway."""
         return self._gateway.origin
 
     @property
     def account(self) -> str:
-        """Whose log is asked: a fingerprint of the key (`GatewayClient.account`)."""
+        """Whose log is read: a fingerprint of the key (`GatewayClient.account`)."""
         return self._gateway.account
 
     async def ask(self, *, model: str, since: datetime, until: datetime, log: bool = True) -> AccountRecords:
         """What is known of submissions for `model` between two moments.
 
-        Trouble of any kind is a note in the testimony, never an exception.
+        Any failure becomes a note, never an exception.
 
         Args:
             model: As it was submitted.
             since: The earliest moment, with a time zone; allow for the gateway's clock and for whole seconds.
             until: The latest one.
-            log: False leaves the log out, such as where another key paid.
+            log: False leaves the log out, for example where another key paid.
         """
         window = _Window(model, since, until)
         notes: list[str] = []
         waits: list[timedelta] = []
-        tasks: tuple[OrphanCandidate, ...] | None = None
-        seen: tuple[SeenTask, ...] = ()
-        charged_at: tuple[datetime, ...] | None = None
-        logged: tuple[Charge, ...] | None = None
-        refunds: int | None = None
+        found: dict[str, object] = {}
         try:
             tasks, seen = await self._ask_tasks(window)
-            unknown = sum(not task.model for task in tasks)
-            more = f", and {unknown} of a model that it does not name" if unknown else ""
-            notes.append(f"{_TASKS} answered: {len(tasks) - unknown} of this model at that time{more}")
-        except _Unreadable as unheard:
-            notes.append(f"{_TASKS} {unheard}")
-            waits += [unheard.retry_after] if unheard.retry_after else []
+            unnamed = sum(not task.model for task in tasks)
+            more = f", and {unnamed} of a model that it does not name" if unnamed else ""
+            notes.append(f"{_TASKS} answered: {len(tasks) - unnamed} of this model at that time{more}")
+            found |= {"tasks": tasks, "seen": seen}
+        except _Unreadable as problem:
+            notes.append(f"{_TASKS} {problem}")
+            waits += [problem.retry_after] if problem.retry_after else []
         try:
             if log:
                 charged_at, refunds, logged = await self._ask_log(window)
-                said = f"{len(charged_at)} charges and {refunds} refunds of this model at that time"
-                notes.append(f"{_LOG} answered: {said}")
-        except _Unreadable as unheard:
-            notes.append(f"{_LOG} {unheard}")
-            waits += [unheard.retry_after] if unheard.retry_after else []
-        return AccountRecords(
-            tasks=tasks,
-            seen=seen,
-            charges=None if charged_at is None else len(charged_at),
-            charged_at=charged_at or (),
-            logged=logged,
-            refunds=refunds,
-            notes=tuple(notes),
-            retry_after=min(waits, default=None),
-        )
+                counts = f"{len(charged_at)} charges and {refunds} refunds of this model at that time"
+                notes.append(f"{_LOG} answered: {counts}")
+                found |= {"charges": len(charged_at), "charged_at": charged_at, "refunds": refunds, "logged": logged}
+        except _Unreadable as problem:
+            notes.append(f"{_LOG} {problem}")
+            waits += [problem.retry_after] if problem.retry_after else []
+        return AccountRecords.model_validate({**found, "notes": notes, "retry_after": min(waits, default=None)})
 
     async def ask_newest(self) -> AccountRecords:
         """The newest tasks of the account, of any model and time (`seen`): does the list show anything at all?
 
-        Trouble of any kind is a note in the testimony, never an exception.
+        Any failure becomes a note, never an exception.
         """
         try:
             rows, _ = self._rows(await self._get_tasks({"p": 1, "page_size": _PAGE_SIZE}))
-        except _Unreadable as unheard:
-            return AccountRecords(notes=(f"{_TASKS} {unheard}",), retry_after=unheard.retry_after)
+        except _Unreadable as problem:
+            return AccountRecords(notes=(f"{_TASKS} {problem}",), retry_after=problem.retry_after)
         return AccountRecords(seen=_seen(rows))
 
     async def refund_of(self, task_id: str) -> Refund | None:
-        """What the usage log shows of a refund of this task; None where it shows none, or cannot be read.
+        """The refund of this task in the usage log; None where it shows none, or cannot be read.
 
-        Half of the log's calls are left for submissions in doubt. Only rows of the key that is asked with show.
+        Leaves half of the log's calls for submissions in doubt. The log shows only rows of the key that reads it.
         """
         try:
             rows = await self._get_log(leaving=MAX_LOG_CALLS // 2)
-        except _Unreadable as unheard:
-            logger.info("usage log not read: whether the task was refunded is not known", exc_info=unheard)
+        except _Unreadable as problem:
+            logger.info("usage log not read: whether the task was refunded is not known", exc_info=problem)
             return None
         for row in rows:
             named = (read_object(_field(row, "other")) or {}).get("task_id")
@@ -318,9 +304,9 @@ class AccountClient:
         total: int | None = None
         for page in range(1, _MAX_PAGES + 1):
             params = {**window.params(), "p": page, "page_size": _PAGE_SIZE}
-            rows, said = self._rows(await self._get_tasks(params))
+            rows, in_all = self._rows(await self._get_tasks(params))
             # The error of a database that comes between two pages reads as "none in all"; the first page knew better.
-            total = max(total or 0, said or 0) or None
+            total = max(total or 0, in_all or 0) or None
             before = len(seen)
             shown.update((task.task_id, task) for task in _seen(rows))
             for place, row in enumerate(rows):
@@ -335,12 +321,12 @@ class AccountClient:
         else:
             raise _Unreadable(f"goes on after {_MAX_PAGES} pages: too many tasks at that time")
         if total is not None and not whole:
-            raise _Unreadable(f"is incomplete: it showed {len(seen)} tasks of {total}", _AFTER_TROUBLE)
+            raise _Unreadable(f"is incomplete: it showed {len(seen)} tasks of {total}", _AFTER_FAILURE)
         return tuple(sorted(found.values(), key=lambda task: task.submitted_at)), tuple(shown.values())
 
     async def _get_tasks(self, params: Mapping[str, str | int]) -> HttpResponse:
         if self._console is None:
-            raise _Unreadable("was not asked: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER to have it asked")
+            raise _Unreadable("was not read: set LONGTAKE_CONSOLE_TOKEN and LONGTAKE_CONSOLE_USER")
         return await self._get(_TASKS, TASKS_PATH, self._console, params)
 
     async def _ask_log(self, window: "_Window") -> tuple[tuple[datetime, ...], int, tuple[Charge, ...]]:
@@ -361,65 +347,65 @@ class AccountClient:
 
     async def _get(
         self,
-        account_client: str,
+        source: str,
         path: str,
         headers: Mapping[str, str],
         params: Mapping[str, str | int] | None = None,
         *,
         leaving: int = 0,
     ) -> HttpResponse:
-        """A 2xx answer of a witness that may be asked.
+        """A 2xx response of a record that may be asked for.
 
         Raises:
-            _Unreadable: It is closed, or cannot answer now.
+            _Unreadable: It is closed, or cannot be read now.
         """
-        until, reason = self._closed.get(account_client, (-math.inf, ""))
+        until, reason = self._closed.get(source, (-math.inf, ""))
         if self._clock() < until:
             raise _Unreadable(f"is closed: {reason}")
-        wait = self._calls[account_client].take(leaving=leaving)
+        wait = self._calls[source].take(leaving=leaving)
         if wait is not None:
-            raise _Unreadable(f"may be asked again in {_in_words(wait)}: the rate limit", wait)
+            raise _Unreadable(f"may be asked again in {_minutes(wait)}: the rate limit", wait)
         try:
-            answer = await self._gateway.get_once(path, headers=headers, params=params)
+            response = await self._gateway.get_once(path, headers=headers, params=params)
         except InvalidResponse as error:
-            raise _Unreadable(f"gave no answer that can be read: {error}") from None
+            raise _Unreadable(f"gave no readable response: {error}") from None
         except GatewayError as error:
-            raise _Unreadable(f"could not be asked: {error}", _AFTER_TROUBLE) from None
-        if answer.status == _TOO_MANY_REQUESTS:
-            wait = wire.read_retry_after(answer.headers) or (_AFTER_429 if account_client == _LOG else _LIST_AFTER_429)
+            raise _Unreadable(f"could not be asked: {error}", _AFTER_FAILURE) from None
+        if response.status == _TOO_MANY_REQUESTS:
+            wait = wire.read_retry_after(response.headers) or (_AFTER_429 if source == _LOG else _LIST_AFTER_429)
             # The log has a limit of its own, that of the list is everything's.
-            for window in self._calls.values() if account_client == _TASKS else [self._calls[_LOG]]:
+            for window in self._calls.values() if source == _TASKS else [self._calls[_LOG]]:
                 window.block(wait)
-            raise _Unreadable(f"may be asked again in {_in_words(wait)}: the gateway has had too many requests", wait)
-        closed = self._says_closed(answer)
+            raise _Unreadable(f"may be asked again in {_minutes(wait)}: the gateway got too many requests", wait)
+        closed = self._why_closed(response)
         if closed is not None:
-            self._closed[account_client] = (self._clock() + CLOSED_FOR.total_seconds(), closed)
+            self._closed[source] = (self._clock() + CLOSED_FOR.total_seconds(), closed)
             raise _Unreadable(f"is closed: {closed}")
-        if not 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's success
-            wait = wire.read_retry_after(answer.headers) or _AFTER_TROUBLE
-            raise _Unreadable(f"could not be asked: {self._words(answer)}", wait)
-        return answer
+        if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's success
+            wait = wire.read_retry_after(response.headers) or _AFTER_FAILURE
+            raise _Unreadable(f"could not be asked: {self._error_text(response)}", wait)
+        return response
 
-    def _says_closed(self, answer: HttpResponse) -> str | None:
-        """Why a witness is closed for us, if this answer means that."""
-        if 300 <= answer.status < 500 and answer.status not in _LATER:  # noqa: PLR2004 - HTTP's ranges
-            return self._words(answer)
-        if not 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's success
+    def _why_closed(self, response: HttpResponse) -> str | None:
+        """Why a record is closed for us, if this response means that."""
+        if 300 <= response.status < 500 and response.status not in _LATER:  # noqa: PLR2004 - HTTP's ranges
+            return self._error_text(response)
+        if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's success
             return None
         try:
-            body = wire.read_json(answer.body)
+            body = wire.read_json(response.body)
         except ValueError:
-            return self._words(answer)  # a page: the console's, or a login's
+            return self._error_text(response)  # a page: the console's, or a login's
         # Older versions refuse with status 200.
-        return self._words(answer) if isinstance(body, dict) and body.get("success") is False else None
+        return self._error_text(response) if isinstance(body, dict) and body.get("success") is False else None
 
-    def _rows(self, answer: HttpResponse) -> tuple[list[Any], int | None]:
-        """The rows of an answer, and how many there are in all if it says so.
+    def _rows(self, response: HttpResponse) -> tuple[list[Any], int | None]:
+        """The rows of a response, and how many there are in all if the response says so.
 
         Raises:
             _Unreadable: There is no list in it.
         """
-        body: object = wire.read_json(answer.body)  # `_says_closed` has read it once
+        body: object = wire.read_json(response.body)  # `_why_closed` has read it once
         total: int | None = None
         for _ in range(_MAX_WRAPPERS):
             if isinstance(body, list):
@@ -428,15 +414,15 @@ class AccountClient:
                 break
             total = read_count(body.get("total")) if "total" in body else total
             body = next((body[name] for name in ("items", "data", "list", "logs", "tasks") if name in body), None)
-        raise _Unreadable(f"gave no answer that can be read: {self._words(answer)}")
+        raise _Unreadable(f"gave no readable response: {self._error_text(response)}")
 
-    def _words(self, answer: HttpResponse) -> str:
-        said = wire.read_error(answer.status, answer.headers, answer.body, secrets=self._secrets).message
-        return f"HTTP {answer.status}: {said}" if said else f"HTTP {answer.status}"
+    def _error_text(self, response: HttpResponse) -> str:
+        message = wire.read_error(response.status, response.headers, response.body, secrets=self._secrets).message
+        return f"HTTP {response.status}: {message}" if message else f"HTTP {response.status}"
 
 
 class _Unreadable(Exception):
-    """A witness says nothing; the text goes on after its name."""
+    """A record cannot be read; the text goes on after the record's name."""
 
     def __init__(self, why: str, retry_after: timedelta | None = None) -> None:
         super().__init__(why)
@@ -461,7 +447,7 @@ class _Window:
         return self.since <= moment <= self.until
 
     def read_task(self, row: object, task_id: str | None) -> OrphanCandidate | None:
-        """The row as a candidate, or None if it is surely another's.
+        """The row as a candidate, or None where it is surely another submission's.
 
         Raises:
             _Unreadable: It may be a candidate, but cannot be read.
@@ -492,15 +478,15 @@ class _Window:
         """
         moments: list[datetime] = []
         for row in rows:
-            its_kind, model = read_count(_field(row, "type")), _field(row, "model_name")
+            row_kind, model = read_count(_field(row, "type")), _field(row, "model_name")
             moment = read_time(_field(row, "created_at"))
-            if its_kind not in {None, kind} or (moment is not None and not self.holds(moment)):
+            if row_kind not in {None, kind} or (moment is not None and not self.holds(moment)):
                 continue
             if isinstance(model, str) and model.strip() not in {"", self.model}:
                 continue
             if _adjusts_another(row):
                 continue
-            if its_kind is None or moment is None or not isinstance(model, str) or not model.strip():
+            if row_kind is None or moment is None or not isinstance(model, str) or not model.strip():
                 raise _Unreadable("holds a row of that time that cannot be read")
             moments.append(moment)
         return tuple(sorted(moments))
@@ -518,10 +504,10 @@ def _charges(rows: list[Any]) -> tuple[Charge, ...]:
 
 
 def _adjusts_another(row: object) -> bool:
-    """Whether the row is the difference between an earlier charge and what it came to: no charge or refund of its own.
+    """Whether the row corrects an earlier charge by a difference: no charge or refund of its own.
 
-    Such a row names what the task cost in the end, `other.actual_quota`, which a refund in full leaves out or gives as
-    0. `other.pre_consumed_quota` says nothing: full refunds carry it, and charges by tiers too (NewAPI's source).
+    Such a row names what the task cost in the end, `other.actual_quota`, which a full refund leaves out or gives as 0.
+    `other.pre_consumed_quota` proves nothing: full refunds carry it, and charges by tiers too (NewAPI's source).
     """
     return bool(read_count((read_object(_field(row, "other")) or {}).get("actual_quota")))
 
@@ -553,5 +539,5 @@ def _field(row: object, name: str) -> object:
     return row.get(name) if isinstance(row, dict) else None
 
 
-def _in_words(wait: timedelta) -> str:
+def _minutes(wait: timedelta) -> str:
     return f"{math.ceil(wait / timedelta(minutes=1))} min"

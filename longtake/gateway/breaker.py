@@ -1,6 +1,6 @@
 """A circuit breaker for the API key that pays: while it is refused, one trial every few minutes for all generations.
 
-It keeps what the gateway said in memory only: a restarted worker asks once, and knows it again.
+It keeps the refusal in memory only: a restarted worker asks the gateway once, and knows it again.
 """
 
 import copy
@@ -15,14 +15,14 @@ TRIAL_PAUSE = timedelta(minutes=5)
 MAX_TRIAL_PAUSE = timedelta(hours=1)
 """A trial by a paid POST uses up one of the ledger's slots of its generation, and there are a thousand."""
 _SHARE = 12
-"""The pause grows with a refusal: a twelfth of the time that it has lasted, so it is 5 minutes for the first hour."""
+"""The pause is a twelfth of the time that the refusal has lasted, so it is 5 minutes for the first hour."""
 
 
 class KeyBreaker:
     """One for each worker process; safe within one event loop.
 
-    What a free request brought (`preflight`) and what a paid POST brought are kept apart: a key that may list models
-    may still be without quota, so only a POST that goes well proves a key that a POST was refused with.
+    The results of a free request (`preflight`) and of a paid POST are kept apart: a key that may list models may still
+    be without quota, so only a successful POST clears a key that a POST was refused with.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +34,7 @@ class KeyBreaker:
         self._is_good = False
 
     def refused(self, refusal: KeyRefused, *, preflight: bool = False) -> None:
-        """The gateway refuses the key."""
+        """Note that the gateway refuses the key."""
         now = self._clock()
         if self._refusal is None:
             self._refused_since = now
@@ -42,31 +42,31 @@ class KeyBreaker:
         self._next_trial = now + self._pause(now)
 
     def accepted(self, *, preflight: bool = False) -> None:
-        """The gateway takes the key."""
+        """Note that the gateway accepts the key."""
         if not preflight or self._by_preflight:
             self._refusal, self._by_preflight, self._is_good = None, False, True
 
     def check(self, *, preflight: bool = False) -> None:
-        """Let through what would ask the gateway, unless it has just refused this.
+        """Do nothing, unless the gateway has just refused the key.
 
         Args:
-            preflight: Whether a free request is meant, which no refusal of a paid POST stops.
+            preflight: True before a free request, which no refusal of a paid POST stops.
 
         Raises:
-            KeyRefused: As the gateway said it; it need not be asked.
+            KeyRefused: As the gateway raised it; no request is needed.
         """
         left = self._next_trial - self._clock()
         if self._refusal is not None and left > 0 and (self._by_preflight or not preflight):
             raise self._remembered(self._refusal, left)
 
     def reserve_trial(self, otherwise: KeyRefused) -> bool:
-        """Whether the caller is the one who tries the key now; False where it is known to be taken, by anybody.
+        """Whether the caller is the one that tries the key now; False where the gateway is known to accept it.
 
         Args:
-            otherwise: What the gateway said, where this worker has not heard it itself.
+            otherwise: The refusal to raise, where this worker has met none itself.
 
         Raises:
-            KeyRefused: As the gateway said it, and somebody else tries, or nobody yet.
+            KeyRefused: The gateway refuses the key; another caller tries it, or none yet.
         """
         if self._is_good:
             return False
@@ -82,7 +82,7 @@ class KeyBreaker:
 
     @staticmethod
     def _remembered(refusal: KeyRefused, left: float) -> KeyRefused:
-        told = copy.copy(refusal)
-        told.args = (f"{refusal} (said before; the gateway is not asked again for {left:.0f} s)",)
-        told.remembered, told.retry_after = True, None
-        return told
+        error = copy.copy(refusal)
+        error.args = (f"{refusal} (an earlier response; the next request is due in {left:.0f} s)",)
+        error.remembered, error.retry_after = True, None
+        return error

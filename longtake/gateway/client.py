@@ -1,17 +1,16 @@
-"""Speaks to the gateway: one exchange per call, and it retries nothing. Retries belong to Temporal.
+"""The gateway's HTTP client: one exchange per call. It retries nothing, because retries belong to Temporal.
 
-A submission costs money and has no idempotency, so this module can say of every one whether anything was sent. httpx
+A submission costs money and has no idempotency, so the client knows of every one whether anything was sent. httpx
 calls a trace hook after connect and TLS, directly before the first byte of the request (`before_send`). If that hook
-never let the request through, nothing was sent: `GatewayUnreachable`, whatever went wrong. If it did, only an answer
-that the table `PAID_TABLE` knows to mean "nothing was made" counts as a refusal; all else is "outcome unknown".
-Hence HTTP/1.1 only (HTTP/2 has other hooks), no kept-alive connections, no redirects and a client of its own for
-submissions.
+never let the request through, nothing was sent: `GatewayUnreachable`, whatever went wrong. If it did, only a response
+that `PAID_TABLE` maps to "nothing was made" counts as a refusal; any other end is "outcome unknown". Hence HTTP/1.1
+only (HTTP/2 has other hooks), no kept-alive connections, no redirects and a separate httpx client for submissions.
 
 Proxies and certificate bundles from the environment are honoured (`trust_env`, httpx's default), because workers often
 live behind them. A proxy's own CONNECT does not count as sending.
 
-httpx logs every URL at INFO. Here that shows nothing, since no URL of this module holds a secret; whoever downloads
-from signed links with httpx must set the logger `httpx` to WARNING.
+httpx logs every URL at INFO. No URL of this module holds a secret; code that downloads from signed links with httpx
+must set the logger `httpx` to WARNING.
 """
 
 import asyncio
@@ -23,8 +22,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 import httpx
@@ -45,6 +43,7 @@ from longtake.gateway.errors import (
 )
 from longtake.gateway.wire import ErrorFacts, GatewayRecord
 from longtake.observability.http_tracing import REQUEST_ID_HEADER, ExchangeSpan, exchange_span
+from longtake.request.images import ImagePart
 
 logger = logging.getLogger("longtake.gateway")
 
@@ -52,41 +51,21 @@ SUBMIT_PATH = "/v1/videos"
 
 _CONNECT_SECONDS = 10.0  # per step: TCP, TLS
 _REACH_SECONDS = 30.0  # all steps before the first byte of a submission, with a proxy between
-_MAX_ANSWER_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
+_MAX_RESPONSE_BYTES = 4 * 1024 * 1024  # a record has 2 kB; more is a page or an attack
 _MAX_QUERIES_AT_ONCE = 20  # httpx's pool re-scans all its connections at each request
 _USER_AGENT = "longtake"  # some firewalls refuse the default names of HTTP libraries
 _CHECK_URL = "is LONGTAKE_GATEWAY_URL right?"
 _TOP_UP = "top up the gateway's account, or give the key a larger share of it"
 QUOTA_CODES = frozenset({"insufficient_user_quota", "pre_consume_token_quota_failed"})
-"""What the gateway says where the key is good and the account, or the key's share of it, is used up (field notes)."""
+"""The gateway's codes for a valid key whose account, or share of it, is used up (field notes)."""
 
 
 class SendHookDidNotFire(RuntimeError):
-    """An answer came although the hook before the first byte never fired: at-most-once cannot be kept.
+    """A response came although the hook before the first byte never fired: at-most-once cannot be kept.
 
     A defect of this installation (another HTTP library version, a transport of its own), not of the gateway. The
     worker must stop submitting.
     """
-
-
-class ImagePart(Protocol):
-    """One `input_reference[]`: text (a URL or a data URI), or a file. `longtake.request.images` makes them."""
-
-    @property
-    def text(self) -> str | None:
-        """The URL or the data URI."""
-
-    @property
-    def filename(self) -> str | None:
-        """A plain ASCII file name."""
-
-    @property
-    def media_type(self) -> str | None:
-        """Such as `image/png`."""
-
-    @property
-    def content(self) -> bytes | None:
-        """The file's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +112,20 @@ class SubmissionForm:
 
 
 @dataclass(frozen=True)
-class SubmissionAnswer:
+class SubmittedTask:
     """A paid submission that the gateway accepted."""
 
     task_id: str
-    request_id: str | None
-    status: int
+    request_id: str | None = None
+    """The gateway's id of the POST."""
 
 
 @dataclass(frozen=True)
 class PaidRow:
-    """One row of "was a paid job made?" (field notes): which answers, and what they mean."""
+    """One row of "was a paid job made?" (field notes): which responses, and what they mean."""
 
-    says: str
-    means: type[GatewayError]
+    summary: str
+    error: type[GatewayError]
     statuses: frozenset[int] | range
     codes: frozenset[str] | None = None
     """Only with one of these error codes; None for any."""
@@ -155,19 +134,9 @@ class PaidRow:
 
 PAID_TABLE: tuple[PaidRow, ...] = (
     # Nothing was made, send again later.
-    PaidRow(
-        "Cloudflare could not reach the gateway",
-        GatewayUnreachable,
-        frozenset({521, 522, 523, 525, 526}),
-    ),
-    PaidRow(
-        "the proxy wants a login",
-        GatewayUnreachable,
-        frozenset({407}),
-        advice="set it in HTTPS_PROXY",
-    ),
-    # The gateway hands on what its upstream answered to the gateway's own key: ours is good (seen on a NewAPI of July
-    # 2026).
+    PaidRow("Cloudflare could not reach the gateway", GatewayUnreachable, frozenset({521, 522, 523, 525, 526})),
+    PaidRow("the proxy wants a login", GatewayUnreachable, frozenset({407}), advice="set it in HTTPS_PROXY"),
+    # The gateway hands on its upstream's refusal of the gateway's own key: ours is good (seen on a NewAPI, July 2026).
     PaidRow(
         "the gateway's upstream refused the gateway's own access",
         RequestRefused,
@@ -206,15 +175,15 @@ PAID_TABLE: tuple[PaidRow, ...] = (
     PaidRow("the request was refused", RequestRefused, range(400, 500)),
     # Unknown: 5xx that are not above, other redirects, numbers outside HTTP. `get_channel_failed` too: in stock it
     # follows a first try that failed, and hides what became of that (field notes).
-    PaidRow("an answer that does not say whether a job was made", ResponseLost, range(1000)),
+    PaidRow("a response that does not say whether a job was made", ResponseLost, range(1000)),
 )
-"""Read from the top, the first row that fits decides. Redirects to the same route are told apart before it."""
+"""Read from the top: the first row that fits decides. Redirects to the same route are checked before it."""
 
 
 def classify_submission(
     status: int, headers: Mapping[str, str], body: bytes, *, secrets: Sequence[str] = (), path: str = SUBMIT_PATH
 ) -> GatewayError | None:
-    """What an answer to a submission means for money; None for 2xx, whose body is then read for the task id.
+    """What a response to a submission means for money; None for 2xx, whose body is then read for the task id.
 
     A redirect to the same route at another scheme or host (`http` to `https`) comes from in front of the gateway and
     means that the base URL is wrong: nothing was made. Any other redirect may follow a submission that was processed
@@ -222,8 +191,8 @@ def classify_submission(
 
     Args:
         status: The HTTP status.
-        headers: The answer's headers.
-        body: The answer's body, or as much of it as was read.
+        headers: The response's headers.
+        body: The response's body, or as much of it as was read.
         secrets: Texts that must not come back in messages.
         path: The route that was asked.
     """
@@ -236,7 +205,7 @@ def classify_submission(
         return _error(RequestRefused, f"the gateway has moved (HTTP {status})", status, headers, facts, advice)
     fitting = (row for row in PAID_TABLE if status in row.statuses and (row.codes is None or facts.code in row.codes))
     row = next(fitting, PAID_TABLE[-1])
-    return _error(row.means, f"{row.says} (HTTP {status})", status, headers, facts, row.advice)
+    return _error(row.error, f"{row.summary} (HTTP {status})", status, headers, facts, row.advice)
 
 
 class GatewayClient:
@@ -256,7 +225,7 @@ class GatewayClient:
         Args:
             base_url: `https://gateway.example`; a trailing `/v1` is understood.
             api_keys: The first pays for submissions; the others only help to query (same account).
-            submit_timeout: The longest from the first byte of a submission to the last of its answer.
+            submit_timeout: The longest from the first byte of a submission to the last of its response.
             query_timeout: The same for any other request, connecting included.
             transport: For tests of single HTTP cases, instead of the network. Submissions need a real one.
 
@@ -268,7 +237,7 @@ class GatewayClient:
         if not self._keys:
             raise ValueError("no API key for the gateway: set LONGTAKE_GATEWAY_API_KEY")
         self._good_key = 0
-        self._hook_is_dead = False
+        self._send_hook_failed = False
         self._submit_seconds = submit_timeout.total_seconds()
         self._query_seconds = query_timeout.total_seconds()
         self._query_slots = asyncio.Semaphore(_MAX_QUERIES_AT_ONCE)
@@ -301,9 +270,7 @@ class GatewayClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -337,7 +304,7 @@ class GatewayClient:
         """Whether one of the keys has this fingerprint: all of them are of one account."""
         return any(fingerprint(key) == account for key in self._keys)
 
-    async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmissionAnswer:
+    async def submit(self, form: SubmissionForm, *, before_send: Callable[[], Awaitable[None]]) -> SubmittedTask:
         """Pay for one generation: one POST, sent at most once.
 
         Args:
@@ -356,8 +323,8 @@ class GatewayClient:
 
     async def pay_once(
         self, path: str, *, before_send: Callable[[], Awaitable[None]], secrets: Sequence[str], **body: Any
-    ) -> SubmissionAnswer:
-        """What every paid POST has in common: `submit` is one, the retry of an extension another.
+    ) -> SubmittedTask:
+        """Make a paid POST: `submit` is one, the retry of an extension another.
 
         Args:
             path: The route below the base URL, escaped.
@@ -369,9 +336,9 @@ class GatewayClient:
             GatewayUnreachable, GatewayBusy, RequestRefused, KeyRefused, ResponseLost, InvalidResponse,
             SendHookDidNotFire: See `submit`.
         """
-        if self._hook_is_dead:
+        if self._send_hook_failed:
             raise GatewayUnreachable(
-                "nothing is sent by this worker any more: its HTTP client gave no sign before sending"
+                "this worker sends nothing any more: its HTTP client did not call the hook before sending"
             )
         gate = _SendGate(before_send, self._submit_seconds)
         secrets = (*self._keys, *secrets)
@@ -384,7 +351,7 @@ class GatewayClient:
         )
         try:
             async with asyncio.timeout(_REACH_SECONDS) as gate.deadline:
-                answer = await _exchange(self._submitting, request, path)
+                response = await _exchange(self._submitting, request, path)
         except Exception as error:
             # From None throughout: a chained httpx traceback is too long for Temporal to keep the failure's type.
             if gate.refusal is not None:
@@ -393,7 +360,7 @@ class GatewayClient:
                 raise
             if gate.passed:
                 # Whatever it is, a defect of ours included: the request may have arrived.
-                raise ResponseLost(f"the submission was sent and its answer was lost: {_cause(error)}") from None
+                raise ResponseLost(f"the submission was sent and its response was lost: {_cause(error)}") from None
             if isinstance(error, httpx.HTTPError | TimeoutError | OSError):
                 raise GatewayUnreachable(
                     f"nothing was sent, {self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}"
@@ -402,37 +369,41 @@ class GatewayClient:
         if gate.refusal is not None:
             raise gate.refusal
         if not gate.passed:
-            self._hook_is_dead = True
+            self._send_hook_failed = True
             raise SendHookDidNotFire(
-                f"HTTP {answer.status} came without the hook before the first byte having fired: stop submitting, "
+                f"HTTP {response.status} came although the hook before the first byte never fired: stop submitting, "
                 "and install the versions of httpx and httpcore that longtake was released with"
             )
         try:
-            return _read_submission(answer, path, secrets)
+            return _read_submission(response, path, secrets)
         except (ResponseLost, InvalidResponse) as error:
-            # Whoever has to find the task may see more in the answer than we do.
-            error.excerpt = wire.read_excerpt(answer.body, secrets=secrets)
+            # A person who has to find the task may see more in the response than a program does.
+            error.excerpt = wire.read_excerpt(response.body, secrets=secrets)
             raise
 
     async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
-        """Ask once how a task stands.
+        """Query the state of a task once.
 
         Args:
             task_id: The gateway's id of the task.
-            second_path: Ask `/v1/video/generations/{id}`, the gateway's other route to the same task: a second witness.
+            second_path: Ask `/v1/video/generations/{id}`, the gateway's other route to the same task.
 
         Raises:
             KeyRefused: None of the keys is accepted; the task itself goes on.
             TaskNotFound: The gateway does not know the task: too early, or its row was lost.
-            GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Look again later.
+            GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Poll again later.
         """
         path = _task_path(task_id, second_path=second_path)
-        answer = await self._get(path, of_a_task=True)
-        body = _parse(answer, self._keys)
-        record = wire.read_task(body, asked_for=task_id, request_id=answer.request_id, status=answer.status)
+        response = await self._get(path, of_a_task=True)
+        body = _parse(response, self._keys)
+        record = wire.read_task(body, asked_for=task_id, request_id=response.request_id, status=response.status)
         if record.answered_task_id not in {None, task_id}:
-            told = {"task_id": task_id, "answered_task_id": record.answered_task_id, "request_id": answer.request_id}
-            logger.warning("the answer is about another task", extra=told)
+            fields = {
+                "task_id": task_id,
+                "answered_task_id": record.answered_task_id,
+                "request_id": response.request_id,
+            }
+            logger.warning("the response is about another task", extra=fields)
         return record
 
     async def list_models(self) -> list[str]:
@@ -442,17 +413,17 @@ class GatewayClient:
             KeyRefused: The key that pays for submissions is not accepted.
             GatewayUnreachable, GatewayBusy, ResponseLost, InvalidResponse: Could not be asked now.
         """
-        answer = await self._get("/v1/models", only_key=0)
-        body = _parse(answer, self._keys)
+        response = await self._get("/v1/models", only_key=0)
+        body = _parse(response, self._keys)
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
             raise InvalidResponse(
-                f"the list of models is not one; {_CHECK_URL}", status=answer.status, request_id=answer.request_id
+                f"the list of models is not one; {_CHECK_URL}", status=response.status, request_id=response.request_id
             )
         return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
     async def check_key(self) -> None:
-        """See that every key is accepted, with a request that costs nothing.
+        """Check that every key is accepted, with a request that costs nothing.
 
         Raises:
             KeyRefused: Names the first that is not by its place in LONGTAKE_GATEWAY_API_KEY.
@@ -468,12 +439,12 @@ class GatewayClient:
         places = [only_key] if only_key is not None else [(first + step) % count for step in range(count)]
         refusal: GatewayError | None = None
         for place in places:
-            answer = await self.get_once(path, headers={"Authorization": f"Bearer {self._keys[place]}"})
-            problem = self._classify_answer(answer, place, of_a_task=of_a_task)
+            response = await self.get_once(path, headers={"Authorization": f"Bearer {self._keys[place]}"})
+            problem = self._classify_response(response, place, of_a_task=of_a_task)
             if problem is None:
                 if only_key is None:
                     self._good_key = place
-                return answer
+                return response
             if not isinstance(problem, KeyRefused):
                 raise problem
             refusal = problem
@@ -482,10 +453,10 @@ class GatewayClient:
     async def get_once(
         self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str | int] | None = None
     ) -> "HttpResponse":
-        """One GET with credentials of the caller's, whatever its status.
+        """One GET with credentials of the caller's, and return the response, whatever its status.
 
         Raises:
-            GatewayUnreachable, ResponseLost, InvalidResponse: There is no whole answer of a bearable size.
+            GatewayUnreachable, ResponseLost, InvalidResponse: There is no complete response of at most 4 MiB.
         """
         request = self._querying.build_request("GET", self._base_url + path, headers=headers, params=params)
         try:
@@ -494,36 +465,36 @@ class GatewayClient:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
             raise GatewayUnreachable(f"{self.origin} cannot be reached: {_cause(error)}; {_CHECK_URL}") from None
         except (httpx.HTTPError, TimeoutError, OSError) as error:
-            raise ResponseLost(f"no answer from {self.origin}: {_cause(error)}") from None
+            raise ResponseLost(f"no response from {self.origin}: {_cause(error)}") from None
 
-    def _classify_answer(self, answer: "HttpResponse", place: int, *, of_a_task: bool) -> GatewayError | None:
-        """What an answer to a GET means; while a paid job runs, all but the key means "look again later"."""
-        status, headers = answer.status, answer.headers
+    def _classify_response(self, response: "HttpResponse", place: int, *, of_a_task: bool) -> GatewayError | None:
+        """What a response to a GET means; while a paid job runs, every error but the key's means "poll again later"."""
+        status, headers = response.status, response.headers
         if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
             return None
-        facts = wire.read_error(status, headers, answer.body, secrets=self._keys)
-        means: type[GatewayError]
+        facts = wire.read_error(status, headers, response.body, secrets=self._keys)
+        error: type[GatewayError]
         if status == 402 or (status < 500 and facts.code in QUOTA_CODES):  # noqa: PLR2004 - payment required; HTTP's own errors
-            means, says, advice = QuotaExhausted, "out of quota", _TOP_UP
+            error, summary, advice = QuotaExhausted, "out of quota", _TOP_UP
         elif status in {401, 403}:
             which = f"key {place + 1} of {len(self._keys)}" if len(self._keys) > 1 else "the key"
-            means, says, advice = KeyRefused, f"{which} was refused", "check LONGTAKE_GATEWAY_API_KEY and its quota"
+            error, summary, advice = KeyRefused, f"{which} was refused", "check LONGTAKE_GATEWAY_API_KEY and its quota"
         elif of_a_task and (status == 404 or (status == 400 and facts.code in wire.NOT_FOUND_CODES)):  # noqa: PLR2004 - HTTP
-            means, says, advice = TaskNotFound, "the gateway does not know the task", ""
+            error, summary, advice = TaskNotFound, "the gateway does not know the task", ""
         elif status == 429:  # noqa: PLR2004 - too many requests
-            means, says, advice = GatewayBusy, "too many requests", ""
+            error, summary, advice = GatewayBusy, "too many requests", ""
         elif status in {521, 522, 523, 525, 526}:
-            means, says, advice = GatewayUnreachable, "Cloudflare could not reach the gateway", ""
+            error, summary, advice = GatewayUnreachable, "Cloudflare could not reach the gateway", ""
         elif status >= 500:  # noqa: PLR2004 - HTTP's server errors
-            means, says, advice = ResponseLost, "the gateway failed", ""
+            error, summary, advice = ResponseLost, "the gateway failed", ""
         else:
-            means, says, advice = InvalidResponse, "an answer outside the document", _CHECK_URL
-        return _error(means, f"{says} (HTTP {status})", status, headers, facts, advice)
+            error, summary, advice = InvalidResponse, "a response outside the document", _CHECK_URL
+        return _error(error, f"{summary} (HTTP {status})", status, headers, facts, advice)
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A whole HTTP answer."""
+    """A whole HTTP response."""
 
     status: int
     headers: httpx.Headers
@@ -536,11 +507,11 @@ class HttpResponse:
 
 
 class _BodyRefused(Exception):
-    """A body of more than a bearable size, or in a coding that is not read."""
+    """A body that is too large, or has a content coding that is not supported."""
 
 
 class _Body:
-    """Collects an answer's body as it came over the wire, never more than the cap.
+    """Collects a response's body as it came over the wire, never more than the cap.
 
     httpx unpacks a chunk whole before it hands it out, codings within codings too: 3 kB became 4 GB.
     """
@@ -550,24 +521,24 @@ class _Body:
         coding = coding.strip().lower() or "identity"
         if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
             raise _BodyRefused(
-                f"the answer has the content coding {wire.redact(coding)[:40]!r}, which was not asked for"
+                f"the response has the content coding {wire.redact(coding)[:40]!r}, which was not asked for"
             )
         # 32: by its header, gzip or zlib.
         self._unpacker = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
 
-    def take(self, chunk: bytes) -> None:
+    def add(self, chunk: bytes) -> None:
         """Add what has come.
 
         Raises:
             _BodyRefused: It is too much, or cannot be unpacked.
         """
-        room = _MAX_ANSWER_BYTES + 1 - len(self.content)
+        room = _MAX_RESPONSE_BYTES + 1 - len(self.content)
         try:
             self.content += chunk if self._unpacker is None else self._unpacker.decompress(chunk, room)
         except zlib.error:
-            raise _BodyRefused("the answer's body does not have the content coding that its header names") from None
-        if len(self.content) > _MAX_ANSWER_BYTES:
-            raise _BodyRefused(f"the answer is larger than {_MAX_ANSWER_BYTES} bytes")
+            raise _BodyRefused("the response's body does not have the content coding that its header names") from None
+        if len(self.content) > _MAX_RESPONSE_BYTES:
+            raise _BodyRefused(f"the response is larger than {_MAX_RESPONSE_BYTES} bytes")
 
 
 class _SendGate:
@@ -593,7 +564,7 @@ class _SendGate:
         try:
             await self._before_send()
         except Exception as error:
-            # Kept, because httpcore swallows or renames exceptions of its own kinds.
+            # Kept, because httpcore replaces exceptions of its own kinds.
             self.refusal = error
             raise
         self._set_deadline(asyncio.get_running_loop().time() + self._seconds_after)
@@ -605,14 +576,14 @@ class _SendGate:
 
 
 async def _exchange(client: httpx.AsyncClient, request: httpx.Request, path: str) -> HttpResponse:
-    """Send, read the whole answer up to the cap, write one span and log one line."""
+    """Send, read the whole response up to the cap, write one span and log one line."""
     with exchange_span(request) as span:
         return await _send(client, request, path, span)
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, span: ExchangeSpan) -> HttpResponse:
     started = time.monotonic()
-    told: dict[str, object] = {"outcome": "no answer"}
+    fields: dict[str, object] = {"outcome": "no response"}
     try:
         try:
             response = await client.send(request, stream=True)
@@ -621,11 +592,11 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
         try:
             span.answered(response)
             request_id = _request_id(response.headers)
-            told = {"outcome": "body incomplete", "http_status": response.status_code, "request_id": request_id}
+            fields = {"outcome": "body incomplete", "http_status": response.status_code, "request_id": request_id}
             body = _Body(response.headers.get("Content-Encoding", ""))
             async for chunk in response.aiter_raw():
-                body.take(chunk)
-            del told["outcome"]
+                body.add(chunk)
+            del fields["outcome"]
             return HttpResponse(response.status_code, response.headers, bytes(body.content))
         except _BodyRefused as refused:
             raise InvalidResponse(
@@ -633,53 +604,53 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request, path: str, sp
             ) from None
         except httpx.HTTPError as error:
             raise ResponseLost(
-                f"the answer (HTTP {response.status_code}) broke off: {_cause(error)}",
+                f"the response (HTTP {response.status_code}) broke off: {_cause(error)}",
                 status=response.status_code,
                 request_id=request_id,
             ) from None
         finally:
             await response.aclose()
     except Exception as error:
-        told["error_type"] = type(error).__name__
+        fields["error_type"] = type(error).__name__
         raise
     finally:
-        told["seconds"] = round(time.monotonic() - started, 3)
-        logger.info("%s %s", request.method, path, extra=told)
+        fields["seconds"] = round(time.monotonic() - started, 3)
+        logger.info("%s %s", request.method, path, extra=fields)
 
 
-def _read_submission(answer: HttpResponse, path: str, secrets: Sequence[str]) -> SubmissionAnswer:
-    refusal = classify_submission(answer.status, answer.headers, answer.body, secrets=secrets, path=path)
+def _read_submission(response: HttpResponse, path: str, secrets: Sequence[str]) -> SubmittedTask:
+    refusal = classify_submission(response.status, response.headers, response.body, secrets=secrets, path=path)
     if refusal is not None:
         raise refusal
-    said = _parse(answer, secrets)
-    task_id = wire.read_submission(said, status=answer.status, request_id=answer.request_id, secrets=secrets)
-    return SubmissionAnswer(task_id, answer.request_id, answer.status)
+    body = _parse(response, secrets)
+    task_id = wire.read_submission(body, status=response.status, request_id=response.request_id, secrets=secrets)
+    return SubmittedTask(task_id, response.request_id)
 
 
-def _parse(answer: HttpResponse, secrets: Sequence[str]) -> object:
+def _parse(response: HttpResponse, secrets: Sequence[str]) -> object:
     try:
-        return wire.read_json(answer.body)
+        return wire.read_json(response.body)
     except ValueError as error:
-        facts = wire.read_error(answer.status, answer.headers, answer.body, secrets=secrets)
+        facts = wire.read_error(response.status, response.headers, response.body, secrets=secrets)
         raise InvalidResponse(
-            f"HTTP {answer.status} with something that is no JSON ({error}): {facts.message}; {_CHECK_URL}",
-            status=answer.status,
+            f"HTTP {response.status} with something that is no JSON ({error}): {facts.message}; {_CHECK_URL}",
+            status=response.status,
             gateway_message=facts.message,
-            request_id=answer.request_id,
+            request_id=response.request_id,
         ) from None
 
 
-def _error(  # noqa: PLR0913, PLR0917 - the facts of one answer, from two call sites
-    means: type[GatewayError],
-    says: str,
+def _error(  # noqa: PLR0913, PLR0917 - the facts of one response, from two call sites
+    error: type[GatewayError],
+    summary: str,
     status: int,
     headers: Mapping[str, str],
     facts: ErrorFacts,
     advice: str,
 ) -> GatewayError:
-    told = ": ".join(part for part in (facts.code, facts.message) if part)
-    return means(
-        "; ".join(part for part in (says, told, advice) if part),
+    reason = ": ".join(part for part in (facts.code, facts.message) if part)
+    return error(
+        "; ".join(part for part in (summary, reason, advice) if part),
         status=status,
         code=facts.code,
         gateway_message=facts.message,
@@ -709,12 +680,12 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """An error's kind and words, redacted; httpx's time-outs have none of their own."""
-    said = str(error)
+    """An error's type and message, redacted; httpx's timeouts have no message."""
+    text = str(error)
     if isinstance(error, httpx.RemoteProtocolError):
-        said = said.partition(":")[0]  # after it h11 quotes what came, which may repeat what was sent
-    words = wire.redact(" ".join(said.split()))[:200]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+        text = text.partition(":")[0]  # after it h11 quotes what came, which may repeat what was sent
+    message = wire.redact(" ".join(text.split()))[:200]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def encode_text(name: str, text: str) -> bytes:
@@ -765,7 +736,7 @@ def read_key(key: SecretStr, *, setting: str = "LONGTAKE_GATEWAY_API_KEY") -> st
     # What cannot stand in a header must fail here, not between the hook and the first byte.
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{setting} holds an empty value or one with spaces or unprintable characters")
-    wire.never_show(value)
+    wire.register_secret(value)
     return value
 
 

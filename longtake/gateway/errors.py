@@ -2,18 +2,18 @@
 
     GatewayError
     ├── GatewayUnreachable    nothing was sent: DNS, connect, TLS, pool, proxy; Cloudflare 521, 522, 523, 525, 526
-    ├── GatewayBusy           answered, nothing was made, later is fine: 429, 503 "no channel", documented 500s
-    ├── RequestRefused        answered, nothing was made, and the same request never will be: 400, 413, 415, 422
-    │   ├── MediaRefused      images in this form: 400 `invalid_media_input`; another form may be taken
+    ├── GatewayBusy           a response: nothing was made, try later: 429, 503 "no channel", documented 500s
+    ├── RequestRefused        a response: nothing was made, and the same request never will be: 400, 413, 415, 422
+    │   ├── MediaRefused      images in this form: 400 `invalid_media_input`; another form may be accepted
     │   └── KeyRefused        the key: 401, 403; an operator must clear it
     │       └── QuotaExhausted   the key is good, and it or its account has no quota left: 402, 403; top up
     ├── TaskNotFound          a query's 400 or 404: the task is not there (yet, or any more)
-    ├── TaskNotVisible        the same, asked with a key that is not known to be of the account that paid
-    ├── WrongGateway          not asked: the task lives at another gateway than this worker's
-    ├── ResponseLost            it was sent, and no answer says what came of it: time-out, reset, ambiguous 5xx
-    └── InvalidResponse      it was answered, with something outside the document: HTML, no JSON, no id
+    ├── TaskNotVisible        the same, with a key that is not known to be of the account that paid
+    ├── WrongGateway          not queried: the task lives at another gateway than this worker's
+    ├── ResponseLost          sent, and no response says what was made: timeout, reset, ambiguous 5xx
+    └── InvalidResponse       a response outside the document: HTML, no JSON, no id
 
-For a paid POST the last two mean "outcome unknown"; for a query all but `RequestRefused` mean "look again later".
+For a paid POST the last two mean "outcome unknown"; for a query all but `RequestRefused` mean "poll again later".
 Texts begin with the gateway's request id where there is one; they hold no key, prompt or signed link.
 """
 
@@ -24,12 +24,12 @@ class GatewayError(Exception):
     """The root; never raised itself.
 
     Attributes:
-        status: The HTTP status, or None where there was no answer.
+        status: The HTTP status, or None where there was no response.
         code: The gateway's own error code, such as `insufficient_user_quota`, or None.
         gateway_message: The gateway's own words, shortened and without links, or None.
         request_id: The gateway's `X-Oneapi-Request-Id`, or None.
         retry_after: How long the gateway asked us to wait, capped; or None.
-        excerpt: Of an answer that does not say what was made: its body, redacted and bounded; or None.
+        excerpt: Of a response that does not say what was made: its body, redacted and bounded; or None.
     """
 
     def __init__(  # noqa: PLR0913 - six optional facts, each named at every call
@@ -72,7 +72,7 @@ class KeyRefused(RequestRefused):
     """The key is wrong, disabled, expired or exhausted; or, as `QuotaExhausted`, there is no quota left.
 
     Attributes:
-        remembered: Whether the gateway said so earlier and was not asked this time (`longtake.gateway.breaker`).
+        remembered: Whether it repeats an earlier response, without a request (`longtake.gateway.breaker`).
     """
 
     remembered = False
@@ -91,12 +91,12 @@ class TaskNotVisible(GatewayError):
 
 
 class WrongGateway(GatewayError):
-    """This worker's gateway is not the one where the task lives, so it was not asked."""
+    """This worker's gateway is not the one where the task lives, so it was not queried."""
 
 
 class ResponseLost(GatewayError):
-    """The request was sent and what came of it is not known."""
+    """The request was sent, and what it made is not known."""
 
 
 class InvalidResponse(GatewayError):
-    """The answer is outside the document."""
+    """The response is outside the document."""

@@ -11,14 +11,12 @@ names a new task, which lives at that gateway: it is queried and downloaded here
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
 from urllib.parse import quote
 
 import httpx
 from pydantic import SecretStr
 
-from longtake.gateway.client import GatewayClient, SubmissionAnswer, encode_text
+from longtake.gateway.client import GatewayClient, SubmittedTask, encode_text
 from longtake.gateway.errors import GatewayError, KeyRefused, RequestRefused
 from longtake.gateway.wire import GatewayRecord
 
@@ -30,8 +28,8 @@ _NO_SUCH_ORIGIN = "task_origin_not_exist"
 _NO_SUCH_ROUTE = frozenset({404, 405})
 
 
-class ExtensionClient:
-    """One gateway's way to retry extensions, and its tasks. One for each worker, for many calls at once."""
+class ExtensionClient(GatewayClient):
+    """The client of the gateway that retries extensions, and of its tasks. One for each worker."""
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
         self,
@@ -47,13 +45,13 @@ class ExtensionClient:
         """Prepare; nothing is connected yet.
 
         Args:
-            base_url: `https://gateway.example`; a trailing `/v1` is understood.
+            base_url: See `GatewayClient`.
             api_key: Pays for the retry, and queries the new task.
             path: Where a retry is posted, below the base URL, with `{remix_id}` in it.
-            model: What the gateway is asked for; one sibling wants the original's model here.
-            submit_timeout: The longest from the first byte of a submission to the last of its answer.
-            query_timeout: The same for any other request, connecting included.
-            transport: For tests of single HTTP cases, instead of the network.
+            model: The model that the POST names; one sibling gateway requires the original's model here.
+            submit_timeout: See `GatewayClient`.
+            query_timeout: See `GatewayClient`.
+            transport: See `GatewayClient`.
 
         Raises:
             ValueError: A setting cannot be used; says which one, without repeating keys.
@@ -65,7 +63,7 @@ class ExtensionClient:
         self._path = path
         self._model = model
         with _naming_its_settings():
-            self._gateway = GatewayClient(
+            super().__init__(
                 base_url=base_url,
                 api_keys=[api_key],
                 submit_timeout=submit_timeout,
@@ -73,53 +71,19 @@ class ExtensionClient:
                 transport=transport,
             )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._gateway.aclose()
-
     @property
     def model(self) -> str:
-        """What the gateway is asked for."""
+        """The model that the POST names."""
         return self._model
 
-    @property
-    def origin(self) -> str:
-        """`scheme://host[:port]` of this gateway."""
-        return self._gateway.origin
-
-    @property
-    def account(self) -> str:
-        """A fingerprint of the key that pays here."""
-        return self._gateway.account
-
-    def content_url(self, task_id: str) -> str:
-        """Where this gateway itself serves the video of a task; it needs the key (`key_for`)."""
-        return self._gateway.content_url(task_id)
-
-    def key_for(self, url: str) -> SecretStr | None:
-        """The key to send to `url`; None unless it has this gateway's origin."""
-        return self._gateway.key_for(url)
-
-    def has_key_of(self, account: str) -> bool:
-        """Whether the key has this fingerprint."""
-        return self._gateway.has_key_of(account)
-
-    async def submit(
+    async def submit_extension(
         self, remix_id: str, prompt: str, *, before_send: Callable[[], Awaitable[None]]
-    ) -> SubmissionAnswer:
+    ) -> SubmittedTask:
         """Pay for one extension: one POST, sent at most once.
 
         Args:
             remix_id: The upstream id of the first segment.
-            prompt: What the extension shows.
+            prompt: The prompt of the extension.
             before_send: Awaited once, after connect and TLS and before the first byte. If it raises, no byte leaves and
                 that very exception comes out here. Its own duration counts towards no time limit of this call.
 
@@ -138,29 +102,25 @@ class ExtensionClient:
         body = {"prompt": prompt, "model": self._model}
         with _naming_its_settings():
             try:
-                return await self._gateway.pay_once(path, before_send=before_send, secrets=(prompt,), json=body)
+                return await self.pay_once(path, before_send=before_send, secrets=(prompt,), json=body)
             except RequestRefused as error:
                 if error.code != _NO_SUCH_ORIGIN and error.status not in _NO_SUCH_ROUTE:
                     raise
                 raise _cannot(error) from None
 
     async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
-        """Ask once how a task of this gateway stands.
-
-        Raises:
-            GatewayError: See `GatewayClient.query`.
-        """
+        """See `GatewayClient.query`; errors name the settings of this gateway."""
         with _naming_its_settings():
-            return await self._gateway.query(task_id, second_path=second_path)
+            return await super().query(task_id, second_path=second_path)
 
 
 def _cannot(refusal: RequestRefused) -> RequestRefused:
     """The refusal of a gateway that has no such route, or that looks the id up among its own tasks."""
     if isinstance(refusal, KeyRefused):
         return refusal
-    told = ": ".join(part for part in (refusal.code, refusal.gateway_message) if part)
+    reason = ": ".join(part for part in (refusal.code, refusal.gateway_message) if part)
     return RequestRefused(
-        f"this gateway cannot retry extensions (HTTP {refusal.status}{': ' if told else ''}{told}); set "
+        f"this gateway cannot retry extensions (HTTP {refusal.status}{': ' if reason else ''}{reason}); set "
         "LONGTAKE_EXTEND_URL and LONGTAKE_EXTEND_PATH to one that takes a remix_id, or unset LONGTAKE_EXTEND_URL",
         status=refusal.status,
         code=refusal.code,

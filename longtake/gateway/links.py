@@ -1,11 +1,11 @@
-"""How long a signed link lives, as far as it says so itself. The link is a secret; when it dies is none."""
+"""When a signed link expires, as far as its query says. The link is a secret; its expiry is not."""
 
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, urlsplit
 
 
 def expires_at(url: str) -> datetime | None:
-    """When a link dies, read from its query; None where it does not say.
+    """When a link expires, read from its query; None where that does not say.
 
     Known are CloudFront, S3 and GCS in their older form (`Expires`, Unix seconds), S3 and GCS in their newer one (a
     date and a number of seconds), and Azure (`se`).
@@ -19,8 +19,8 @@ def expires_at(url: str) -> datetime | None:
                 signed = datetime.strptime(query[f"{prefix}date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
                 return signed + timedelta(seconds=float(query[f"{prefix}expires"]))
         if "se" in query:
-            told = datetime.fromisoformat(query["se"])
-            return told if told.tzinfo else told.replace(tzinfo=UTC)
+            expiry = datetime.fromisoformat(query["se"])
+            return expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
     except (ValueError, KeyError, OverflowError, OSError):  # somebody else's parameter of the same name
         return None
     return None

@@ -1,9 +1,9 @@
-"""When to look next: a pure function, so that it can be read, tested and measured.
+"""When to poll next: a pure function, so that it can be read, tested and measured.
 
-What is known (field notes): a look costs eleven history events; the gateway itself looks upstream about every 15 s, so
-closer looks show nothing new; generations end after 150 to 300 s, some after ten minutes; 24 h is the gateway's own
-end. Hence: nothing before it can tell something, half of the remaining time while there is much of it, the gateway's
-own cadence around the expected end, and ever longer waits once a generation is overdue.
+From the field notes: a poll costs eleven history events; the gateway itself polls upstream about every 15 s, so closer
+polls show nothing new; generations end after 150 to 300 s, some after ten minutes; the gateway gives up after 24 h.
+Hence: no poll before one can show anything, half of the remaining time while there is much of it, the gateway's own
+cadence around the expected end, and ever longer waits once a generation is overdue.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _JITTER = 0.1
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known when the next look is planned."""
+    """What is known when the next poll is planned."""
 
     elapsed: timedelta
     """Since the submission."""
     polls_of_task: int
     stage: Stage
     overdue: bool = False
-    """The deadline has passed: the generation is still owned, but nobody waits for it by the second."""
+    """The deadline has passed: the worker still polls, but nobody waits for it by the second."""
     retry_after: timedelta | None = None
     """How long the gateway asked us to wait."""
 
@@ -42,19 +42,19 @@ class Progress:
 def next_poll(
     policy: PollSchedule, progress: Progress, *, duration_factor: float = 1.0, jitter: float = 0.5
 ) -> timedelta:
-    """How long to wait before the next look.
+    """How long to wait before the next poll.
 
     Args:
-        policy: What a plain generation is believed to take, and the shortest wait allowed.
+        policy: What a plain generation is expected to take, and the shortest wait allowed.
         progress: What is known so far.
-        duration_factor: How much longer this model's generations take (`VideoModel.pace`).
+        duration_factor: How much longer this model's generations take (`VideoModel.duration_factor`).
         jitter: A random number from 0 to 1; 0.5 means none.
 
     Returns:
         The wait: never under the floor, never under what the gateway asked for.
     """
     expected = policy.expected * duration_factor
-    cadence = policy.expected * _CADENCE  # whatever the model: the gateway looks upstream no more often
+    cadence = policy.expected * _CADENCE  # whatever the model: the gateway polls upstream no more often
     if progress.polls_of_task == 0:
         wait = expected * _FIRST_POLL - progress.elapsed
     elif progress.overdue:

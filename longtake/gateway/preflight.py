@@ -1,4 +1,4 @@
-"""A free look at the gateway before anything is paid: is it there, is it a gateway, does it take the key?"""
+"""A free check before anything is paid: does the gateway answer, is it a gateway, does it accept the key?"""
 
 import time
 
@@ -6,38 +6,38 @@ from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import GatewayBusy, InvalidResponse, KeyRefused, QuotaExhausted, ResponseLost, TaskNotFound
 
 GOOD_FOR_SECONDS = 300.0
-"""How long a good answer is believed. Field notes: at most 20 calls of such routes in 20 minutes."""
+"""How long a good response counts. Field notes: at most 20 calls of such routes in 20 minutes."""
 
 _ROUTE_CLOSED = (403, 404, 405)
 _SUCCESS = 200
 _NO_TASK = "task_of_longtake_preflight"
-"""A task that no gateway has: its route is the one that must answer."""
+"""A task that no gateway has: every gateway has the route."""
 
 
 class Preflight:
-    """One for each gateway client; remembers a good answer for a while."""
+    """One for each gateway client; remembers a good response for a while."""
 
     def __init__(self, gateway: GatewayClient) -> None:
         self._gateway = gateway
         self._good_until = 0.0
 
     def forget(self) -> None:
-        """Believe the last good answer no more: something else has been refused since."""
+        """Forget the last good response: a submission has been refused since."""
         self._good_until = 0.0
 
     async def check(self) -> bool:
         """Ask for the list of models, which is free.
 
-        The route is optional: where an operator has closed it, the one that every gateway has is asked for a task that
-        does not exist. Where a route fails by itself, nothing is concluded.
+        The route is optional: where an operator has closed it, the check queries a task that does not exist. A route
+        that fails by itself proves nothing.
 
         Returns:
-            Whether the gateway has just said that it takes the key; False where it was not asked, or did not say.
+            Whether the gateway has just accepted the key; False where there was no request, or no clear response.
 
         Raises:
             GatewayUnreachable: Nothing answers there.
             KeyRefused: The key that would pay is not accepted (401).
-            InvalidResponse: What answers there is no gateway, but for example a web page.
+            InvalidResponse: The server there is no gateway, but for example a web site.
         """
         if time.monotonic() < self._good_until:
             return False
@@ -57,12 +57,12 @@ class Preflight:
         return True
 
     async def ask_for_a_task(self) -> None:
-        """Ask for one that does not exist: a gateway says so in its own words.
+        """Query a task that does not exist: a gateway has an error code for that.
 
         Raises:
             GatewayUnreachable: Nothing answers there.
             KeyRefused: The key is not accepted (401).
-            InvalidResponse: What answers there is no gateway.
+            InvalidResponse: The server there is no gateway.
         """
         try:
             await self._gateway.query(_NO_TASK)
@@ -71,7 +71,7 @@ class Preflight:
         except TaskNotFound as error:
             if error.code is None:  # a web server's own 404
                 raise InvalidResponse(
-                    f"what answers there is no gateway: it knows neither models nor tasks (HTTP {error.status}); "
+                    f"the server there is no gateway: it has neither models nor tasks (HTTP {error.status}); "
                     "check LONGTAKE_GATEWAY_URL",
                     status=error.status,
                 ) from None

@@ -1,23 +1,8 @@
-"""Asks for a task where it lives: a gateway or account of today need not be the one that was paid."""
+"""Queries a task at its own gateway: the gateway or account of today need not be the one that was paid."""
 
-from typing import Protocol
-
+from longtake.gateway.client import GatewayClient
 from longtake.gateway.errors import TaskNotFound, TaskNotVisible, WrongGateway
 from longtake.gateway.wire import GatewayRecord
-
-
-class TaskGateway(Protocol):
-    """Both clients: the gateway's, and that of the one which retries extensions."""
-
-    @property
-    def origin(self) -> str:
-        """`scheme://host[:port]`."""
-
-    def has_key_of(self, account: str) -> bool:
-        """Whether one of the keys has this fingerprint."""
-
-    async def query(self, task_id: str, *, second_path: bool = False) -> GatewayRecord:
-        """Ask once how a task stands."""
 
 
 def url_setting(*, extension: bool) -> str:
@@ -25,8 +10,8 @@ def url_setting(*, extension: bool) -> str:
     return "LONGTAKE_EXTEND_URL" if extension else "LONGTAKE_GATEWAY_URL"
 
 
-def check_gateway(client: TaskGateway, gateway: str, *, setting: str) -> None:
-    """See that this worker's gateway is the one where a task lives, before it is asked.
+def check_gateway(client: GatewayClient, gateway: str, *, setting: str) -> None:
+    """Check that this worker's gateway is the one where a task lives, before querying it.
 
     Args:
         client: Of this worker.
@@ -43,8 +28,8 @@ def check_gateway(client: TaskGateway, gateway: str, *, setting: str) -> None:
         )
 
 
-async def query_task(client: TaskGateway, task_id: str, *, account: str, second_path: bool = False) -> GatewayRecord:
-    """Ask once, believing "no such task" only where a key of the account that paid was asked with.
+async def query_task(client: GatewayClient, task_id: str, *, account: str, second_path: bool = False) -> GatewayRecord:
+    """Query once; "no such task" counts only where the query used a key of the account that paid.
 
     Raises:
         TaskNotVisible: The gateway does not show it, and none of this worker's keys is the one that paid.

@@ -1,18 +1,18 @@
-"""Reads what the gateway writes; pure, and tolerant to the bone.
+"""Parses the gateway's responses; pure, and as tolerant as possible.
 
-An answer is a chain of objects, each the `data` of the one before: wrappers (`{"code": "success", "data": …}`), the
+A response is a chain of objects, each the `data` of the one before: wrappers (`{"code": "success", "data": …}`), the
 task's envelope, perhaps the envelope of a second gateway in a row, and the middleware's record. Every shape of the
 field notes (S1 to S7) is such a chain, so there is one reader and no case for each shape:
 
-- the outermost status that says anything decides ("the envelope's status outranks `data.status`");
+- the outermost known status decides ("the envelope's status outranks `data.status`");
 - what the gateway knows (money, times, the reason) is taken from the outside in, what the middleware knows (links,
   ids, progress, the error) from the inside out;
-- only `extend_failed` and `generate_failed` as `error.code` are verdicts; any other failure is "gateway lost";
+- only `extend_failed` and `generate_failed` as `error.code` are verdicts; any other failure is "task lost";
 - a link to the gateway's own content route of the task is no address of the file: some gateways write it over each link
-  of a flat record, with the host of an operator's setting (field notes). Where that route is, the client knows better;
-- a status that nobody knows means "still running".
+  of a flat record, with the host of an operator's setting (field notes). The client builds that route itself;
+- an unknown status means "still running".
 
-Nothing but the errors named in each docstring leaves this module, whatever the JSON. Strings come out as valid
+This module raises only the errors named in each docstring, whatever the JSON. Strings come out as valid
 Unicode of bounded length, so that they survive a Temporal payload.
 """
 
@@ -32,11 +32,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from longtake.gateway.errors import InvalidResponse, TaskNotFound
 from longtake.gateway.links import expires_at
-from longtake.models import Stage, TaskRecord, TaskState
+from longtake.models import TaskRecord, TaskState
 from longtake.request.rules import is_task_id
 
 MAX_RETRY_AFTER = timedelta(minutes=15)
-"""Longer waits that a gateway asks for are cut to this: a typo there must not park a generation for a day."""
+"""Longer waits of a `Retry-After` are cut to this: a typo there must not park a generation for a day."""
 
 _Json = dict[str, Any]
 _T = TypeVar("_T")
@@ -53,14 +53,13 @@ _EARLIEST_SECONDS = 946_684_800  # 2000-01-01
 _LATEST_SECONDS = 4_102_444_800  # 2100-01-01
 _MIN_SECRET_CHARS = 8  # shorter ones would blank out ordinary words
 _SECRET_BEGINNING_CHARS = 24
-_SECOND_SEGMENT_PROGRESS = 50
 
 _PRIVATE_NAME = re.compile(r"prompt|input|messages|content|key|secret|token$|authorization|signature", re.IGNORECASE)
 _ANY_LINK = re.compile(r"[a-z][a-z0-9+.-]{0,20}:\\?/\\?/[^\s\"'<>]+|data:[^\s\"'<>]+", re.IGNORECASE)
 
 _DONE = frozenset({"SUCCESS", "SUCCEEDED", "COMPLETED", "DONE"})
 _FAILED = frozenset({"FAILURE", "FAILED", "ERROR", "EXPIRED", "CANCELLED", "CANCELED"})
-_SAYS_NOTHING = frozenset({"", "UNKNOWN"})
+_NO_STATUS = frozenset({"", "UNKNOWN"})
 _VERDICTS = {"extend_failed": TaskState.EXTEND_FAILED, "generate_failed": TaskState.GENERATE_FAILED}
 _OWN_QUOTA = "the task's quota is 0"
 _FAILURES = frozenset({TaskState.EXTEND_FAILED, TaskState.GENERATE_FAILED, TaskState.LOST})
@@ -71,7 +70,7 @@ _TASK_FIELDS = frozenset({"task_id", "progress", "remix_id", "video_url", "fail_
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayRecord:
-    """One readable answer about a task, links included: for the worker and the store, never for Temporal or a log."""
+    """One readable response about a task, links included: for the worker and the store, never for Temporal or a log."""
 
     task_id: str
     """The id that was asked for."""
@@ -81,9 +80,9 @@ class GatewayRecord:
     inner_status: str = ""
     """The innermost status as it was written: the middleware's, where its record is there."""
     answered_task_id: str | None = None
-    """The task id that the answer itself names; differs from `task_id` where a relay renames tasks."""
+    """The task id that the response itself names; differs from `task_id` where a relay renames tasks."""
     answered_ids: tuple[str, ...] = ()
-    """Everything in the answer that may be a name of the task, from the outside in."""
+    """Everything in the response that may be an id of the task, from the outside in."""
     progress: int | None = None
     """0 to 100; not monotonic, and 100 on failures."""
     remix_id: str | None = None
@@ -112,28 +111,28 @@ class GatewayRecord:
 
     @property
     def refunded(self) -> bool | None:
-        """Whether the gateway gave back what a failed task cost; None where it does not say, or where nothing failed.
+        """Whether the gateway refunded a failed task; None where it does not say, or where nothing failed.
 
         A failure's quota is 0 once it is refunded (field notes).
         """
         return self.quota == 0 if self.state in _FAILURES and self.quota is not None else None
 
     def refunded_by(self, evidence: str) -> "GatewayRecord":
-        """The same task, of which something else than its own record says that it was refunded."""
+        """The same task, which another record than its own shows as refunded."""
         return replace(self, quota=0, refund_evidence=evidence)
 
     def completed_by(self, other: "GatewayRecord") -> "GatewayRecord":
-        """This answer, with what another one about the same task tells and this one does not.
+        """This response, completed by the fields that only another one about the same task has.
 
-        What it cost and where the video lies depends on the state, so it is taken from an answer of the same state.
+        Cost and links depend on the state, so they come only from a response of the same state.
         """
         names = ["remix_id", "remix_id_extend", "upstream_task_id", "model", "first_video_url"]
         if self.state is other.state or {self.state, other.state} <= _FAILURES:
             names += ["quota", "refund_evidence"] if self.quota is None else []
         if self.state is other.state:
             names += ["video_url", "result_url", "submitted_at", "started_at", "updated_at", "finished_at"]
-        told: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
-        return replace(self, content_route=self.content_route or other.content_route, **told)
+        fields: dict[str, Any] = {name: getattr(other, name) for name in names if getattr(self, name) is None}
+        return replace(self, content_route=self.content_route or other.content_route, **fields)
 
     @property
     def own_task_id(self) -> str:
@@ -141,42 +140,17 @@ class GatewayRecord:
         same = [name for name in self.answered_ids if name.casefold() == self.task_id.casefold()]
         return self.task_id if self.task_id in same or not same else same[0]
 
-    @property
-    def stage(self) -> Stage:
-        """`EXTENDING` once the extension has begun, else `FIRST_SEGMENT`.
-
-        `remix_id_extend` is the better sign; progress (contract: 50 to 99 is the extension) counts only while the task
-        is alive, because a failure's is made up (field notes).
-        """
-        alive = self.state in {TaskState.RUNNING, TaskState.COMPLETED}
-        far = alive and self.progress is not None and self.progress >= _SECOND_SEGMENT_PROGRESS
-        begun = self.state in {TaskState.COMPLETED, TaskState.EXTEND_FAILED}
-        return Stage.EXTENDING if self.remix_id_extend or far or begun else Stage.FIRST_SEGMENT
-
     def without_links(self) -> TaskRecord:
         """The part that may cross Temporal."""
-        return TaskRecord(
-            task_id=self.task_id,
-            state=self.state,
-            gateway_status=self.gateway_status,
-            progress=self.progress,
-            remix_id=self.remix_id,
-            remix_id_extend=self.remix_id_extend,
-            upstream_task_id=self.upstream_task_id,
-            model=self.model,
-            quota=self.quota,
-            refunded=self.refunded,
-            refund_evidence=self.refund_evidence or (_OWN_QUOTA if self.refunded else None),
-            error_code=self.error_code,
-            error_message=self.error_message,
-            submitted_at=self.submitted_at,
-            updated_at=self.updated_at,
-            finished_at=self.finished_at,
-            has_video_link=bool(self.video_url),
-            has_first_video_link=bool(self.first_video_url),
-            link_expires_at=expires_at(self.video_url) if self.video_url else None,
-            request_id=self.request_id,
-        )
+        shared = {name: value for name, value in vars(self).items() if name in TaskRecord.model_fields}
+        derived = {
+            "refunded": self.refunded,
+            "refund_evidence": self.refund_evidence or (_OWN_QUOTA if self.refunded else None),
+            "has_video_link": bool(self.video_url),
+            "has_first_video_link": bool(self.first_video_url),
+            "link_expires_at": expires_at(self.video_url) if self.video_url else None,
+        }
+        return TaskRecord.model_validate(shared | derived)
 
     def to_json(self) -> bytes:
         """The whole record, links included, for the store."""
@@ -200,7 +174,7 @@ _RECORDS = TypeAdapter(GatewayRecord)
 
 @dataclass(frozen=True)
 class ErrorFacts:
-    """What an error answer says, shortened and redacted; None where it does not say."""
+    """The facts of an error response, shortened and redacted; None where it does not have one."""
 
     code: str | None = None
     message: str | None = None
@@ -223,11 +197,11 @@ def read_json(body: bytes) -> object:
 
 
 def read_task(body: object, *, asked_for: str, request_id: str | None, status: int | None = None) -> GatewayRecord:
-    """Read a query's answer, already parsed from JSON.
+    """Read a query's response, already parsed from JSON.
 
     Args:
         body: What `json.loads` made of it; anything at all.
-        asked_for: The task id of the query; it stays the record's id, whatever the answer calls the task.
+        asked_for: The task id of the query; it stays the record's id, whatever the response calls the task.
         request_id: The gateway's `X-Oneapi-Request-Id`.
         status: The HTTP status, for the errors.
 
@@ -240,7 +214,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
         raise _no_task(layers, request_id=request_id, status=status)
     outside_in, inside_out = layers, layers[::-1]
 
-    word = next((word for word in map(_status_word, outside_in) if word not in _SAYS_NOTHING), "")
+    word = next((word for word in map(_status_word, outside_in) if word not in _NO_STATUS), "")
     code, message = _error(inside_out)
     state = _state(word, code)
     if message is None and word in _FAILED:
@@ -289,7 +263,7 @@ def read_task(body: object, *, asked_for: str, request_id: str | None, status: i
 
 
 def read_submission(body: object, *, status: int | None, request_id: str | None, secrets: Iterable[str] = ()) -> str:
-    """The task id in the answer to an accepted submission, already parsed from JSON.
+    """The task id in the response to an accepted submission, already parsed from JSON.
 
     Field notes: flat with `task_id` and/or a string `id`; the envelope, whose `id` is a number; `data` as the id, as an
     object, or as a list of one.
@@ -315,9 +289,9 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
         if found is not None and "code" in layer and not _is_error(layer):
             return found
     facts = _facts(layers, secrets)
-    said = f"; it says: {facts.message}" if facts.message else ""
+    message = f"; its message: {facts.message}" if facts.message else ""
     raise InvalidResponse(
-        f"the submission was answered with {_outline(body)}, but without a task id{said}",
+        f"the response to the submission has {_outline(body)}, but no task id{message}",
         status=status,
         code=facts.code,
         gateway_message=facts.message,
@@ -326,14 +300,14 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, *, secrets: Iterable[str] = ()) -> ErrorFacts:
-    """What an error answer says, from either of the gateway's error shapes or none of them.
+    """The facts of an error response, in either of the gateway's error shapes or in none of them.
 
     Field notes: `{"error": {"message", "type", "code"}}`, `{"code", "message", "data": null}`, and with
     `fail_to_fetch_task` a message that is the upstream's JSON once more. Proxies in front answer with HTML or nothing.
 
     Args:
-        status: The HTTP status, named where the body says nothing.
-        headers: The answer's headers.
+        status: The HTTP status, named where the body has no message.
+        headers: The response's headers.
         body: Its body, or as much of it as was read.
         secrets: Texts that must not come back: the keys and prompts that were sent.
     """
@@ -373,22 +347,22 @@ _SECRETS = (
 )
 
 
-_never_shown: dict[str, None] = {}
+_registered: dict[str, None] = {}
 
 
-def never_show(secret: str) -> None:
-    """From now on no text that this process reads from a gateway shows this secret, whichever gateway it was for."""
+def register_secret(secret: str) -> None:
+    """Redact this secret from now on in every text that this process reads from any gateway."""
     if len(secret) >= _MIN_SECRET_CHARS:
-        _never_shown[secret] = None
+        _registered[secret] = None
 
 
-def holds_secret(text: str) -> bool:
-    """Whether one of these stands in it."""
-    return any(secret in text for secret in _never_shown)
+def contains_secret(text: str) -> bool:
+    """Whether the text contains a secret of `register_secret`."""
+    return any(secret in text for secret in _registered)
 
 
 def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """`text` without queries and logins of URLs, keys, embedded images, the `secrets` given and those of `never_show`.
+    """`text` without queries and logins of URLs, keys, embedded images, and the given and registered `secrets`.
 
     As one line of printable characters, which is what it is shown as: a secret with another white space or a control
     character in it would come back there. Only its first 4,000 characters are read: the patterns look ahead, so their
@@ -396,7 +370,7 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
     """
     is_cut = len(text) > _MAX_MESSAGE_CHARS_READ
     text = _as_line(text[:_MAX_MESSAGE_CHARS_READ])
-    for secret in map(_as_line, (*_never_shown, *secrets)):
+    for secret in map(_as_line, (*_registered, *secrets)):
         # By its beginning, because the gateway may have shortened it; then the rest of the text goes with it.
         beginning = secret[:_SECRET_BEGINNING_CHARS]
         while len(beginning) >= _MIN_SECRET_CHARS and (at := text.find(beginning)) >= 0:
@@ -409,7 +383,7 @@ def redact(text: str, *, secrets: Iterable[str] = ()) -> str:
 
 
 def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
-    """What an answer says, for a person who must find what a program cannot read: an id that is a number, or a path.
+    """An excerpt of a response, for a person who must find what a program cannot read: an id that is a number, a path.
 
     Without keys, prompts, links and images: whatever is under a name for such things goes, and so does any text that
     holds one of the `secrets`, also where it is escaped once more.
@@ -421,7 +395,7 @@ def read_excerpt(body: bytes, *, secrets: Iterable[str] = ()) -> str:
     Returns:
         One line of at most 500 characters.
     """
-    hidden = _spellings((*_never_shown, *secrets))
+    hidden = _spellings((*_registered, *secrets))
     try:
         text = json.dumps(_excerpt(read_json(body), hidden, _MAX_LAYERS), ensure_ascii=False)
     except ValueError:
@@ -528,17 +502,17 @@ def _error(inside_out: list[_Json]) -> tuple[str | None, str | None]:
 
 def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None) -> InvalidResponse | TaskNotFound:
     facts = _facts(layers)
-    said = f": {facts.message}" if facts.message else ""
+    message = f": {facts.message}" if facts.message else ""
     if facts.code in NOT_FOUND_CODES:
         return TaskNotFound(
-            f"the gateway does not know the task{said}",
+            f"the gateway does not know the task{message}",
             status=status,
             code=facts.code,
             gateway_message=facts.message,
             request_id=request_id,
         )
     return InvalidResponse(
-        f"the answer holds no task{said}",
+        f"the response holds no task{message}",
         status=status,
         code=facts.code,
         gateway_message=facts.message,
@@ -547,16 +521,16 @@ def _no_task(layers: list[_Json], *, request_id: str | None, status: int | None)
 
 
 def _facts(layers: list[_Json], secrets: Iterable[str] = ()) -> ErrorFacts:
-    """The error that the layers tell of, outermost first, redacted."""
+    """The error of the layers, outermost first, redacted."""
     code: str | None = None
     message: str | None = None
     kind: str | None = None
     for layer in layers:
         error = layer.get("error")
-        told = read_object(error) or layer
-        code = code or _code(told.get("code"))
-        kind = kind or _short(told.get("type"))
-        message = message or _text(told.get("message")) or _text(error)
+        inner = read_object(error) or layer
+        code = code or _code(inner.get("code"))
+        kind = kind or _short(inner.get("type"))
+        message = message or _text(inner.get("message")) or _text(error)
         # Problem documents (RFC 9457), as Cloudflare writes them.
         message = message or _text(layer.get("detail")) or _text(layer.get("title"))
     nested = read_object(message)
@@ -582,7 +556,7 @@ def _word(text: str | None, secrets: Iterable[str]) -> str | None:
 
 
 def _page(content_type: str, body: bytes) -> str | None:
-    """What a body that is no JSON says: an HTML page's title, or the text itself."""
+    """The message of a body that is no JSON: an HTML page's title, or the text itself."""
     text = body[:_MAX_MESSAGE_CHARS_READ].decode(errors="replace").strip()
     if "html" in content_type.lower() or text.startswith("<"):
         title = re.search(r"<title[^>]{0,200}>([^<]{1,500})", text, re.IGNORECASE)
@@ -648,15 +622,15 @@ def _code(value: object) -> str | None:
 
 
 def _id(value: object) -> str | None:
-    """An id that can be stored, logged, copied to a shell and put into a path; whatever else stands there is none."""
+    """An id that can be stored, logged, copied to a shell and put into a path; None for anything else."""
     if not isinstance(value, str):
         return None
     text = value.strip()
-    return text if is_task_id(text) and not holds_secret(text) else None
+    return text if is_task_id(text) and not contains_secret(text) else None
 
 
 def read_request_id(headers: Mapping[str, str], name: str) -> str | None:
-    """The gateway's own name for a request, where it is such an id."""
+    """The gateway's id of a request, where it is a valid id."""
     return _id(_header(headers, name) or "")
 
 
@@ -676,7 +650,7 @@ def _link(value: object) -> str | None:
 
 
 def _ids(layers: list[_Json], asked_for: str) -> tuple[str | None, str | None]:
-    """Which task an answer is about, and the middleware's own id of it.
+    """Which task a response is about, and the middleware's own id of it.
 
     In an envelope `task_id` is the gateway's id and the record's `id` the middleware's; in a flat record of some
     gateways `id` is the gateway's and `task_id` the middleware's (field notes).

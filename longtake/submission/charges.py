@@ -1,13 +1,13 @@
-"""Was a submission in doubt charged? What the account's own records show, and how sure that is.
+"""Was a submission in doubt charged? What the account's own records prove.
 
-The usage log names the request of each charge (`request_id`, the POST's `X-Oneapi-Request-Id`) on newer gateways. So
-after an answer of the gateway's own the log decides: a row with our id was charged. That there is none says something
-only of a log that is this key's, names requests as we know them, and has gone on since: it must show the charge of a
-submission that we know by its id and that was sent after ours was over.
+Newer gateways name the request of each charge in the usage log (`request_id`, the POST's `X-Oneapi-Request-Id`). So
+after a response of the gateway itself the log decides: a row with our id was charged. A missing row proves something
+only in a log that is this key's, names requests by the ids that we got, and is up to date: it must show the charge of
+a submission whose id we know and that was sent after ours was over.
 
-Without an id that decides, the records are counted. Each charge of the model must belong to one of our tasks and each
-of our tasks to one charge, the list must show no task that nobody owns, and the gateway has had time enough to accept
-late (`LATE_ACCEPTANCE`). Whatever cannot be read, or does not fit, is "unknown".
+Without such an id, the records are matched. Each charge of the model must belong to one of our tasks and each of our
+tasks to one charge, the list must show no task without an owner, and the gateway must have had enough time to accept
+late (`LATE_ACCEPTANCE`). A record that cannot be read, or does not match, means "unknown".
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,19 +16,20 @@ from datetime import datetime, timedelta
 
 from longtake.gateway.account import Charge, OrphanCandidate
 from longtake.models import Paid
-from longtake.submission.ledger import Doubt, Response, TaskOwner
+from longtake.submission.ledger import Doubt
+from longtake.submission.records import Response, TaskOwner
 
 CLOCK_SKEW = timedelta(minutes=2)
 """Between the gateway's clock and ours, and between those of our workers."""
 LATE_ACCEPTANCE = timedelta(hours=1)
-"""After a submission left whose answer was lost, the gateway may still accept it, and charge. No gateway promises an
-end of that: it waits for its upstream, with retries, and proxies cut such a request off after one to ten minutes. The
-latest that was seen came after 400 s; this is nine times as long, and waiting costs nothing but time."""
+"""For this long after a submission left whose response was lost, the gateway may still accept and charge it. No gateway
+promises a limit: it waits for its upstream, with retries, and proxies cut such a request off after one to ten minutes.
+The latest that was seen came after 400 s; this is nine times as long, and waiting costs only time."""
 
 _UNTIL_THE_NEXT_CHARGE = timedelta(minutes=10)
 _SERVER_ERROR = 500
-_OF_A_PROXY = frozenset({502, 504, *range(520, 531)})
-"""Of the 5xx the ones that a proxy gives when it waits no longer: the gateway behind it may go on."""
+_PROXY_STATUSES = frozenset({502, 504, *range(520, 531)})
+"""The 5xx that a proxy sends when its own timeout ends: the gateway behind it may go on."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,18 @@ class Verdict:
 
 
 def judge(doubt: Doubt, records: ChargeEvidence, now: datetime) -> Verdict:
-    """Weigh what the records show of a submission in doubt."""
+    """Judge whether a submission in doubt was charged."""
     return _Judge(doubt, records, now).verdict()
 
 
 def names_requests(records: ChargeEvidence, account: str) -> bool:
-    """Whether the log names requests as we know them: it shows one of ours by its id."""
+    """Whether the log names requests by the ids that we got: it shows one of ours."""
     known = {owner.request_id for owner in records.owners.values() if owner.account == account and owner.request_id}
     return any(charge.request_id in known for charge in records.charges or ())
 
 
 class _Unclear(Exception):
-    """The records do not decide; the text says why."""
+    """The records prove nothing; the text says why."""
 
     def __init__(self, why: str, wait: timedelta | None = None) -> None:
         super().__init__(why)
@@ -109,7 +110,7 @@ class _Judge:
         if ours is not None:
             return Verdict(Paid.YES, f"the usage log shows a charge for the request {request_id}{_at(ours.at)}")
         try:
-            self._check_that_it_can_be_told(response)
+            self._check_that_records_can_decide(response)
             done_at, by_id = self._done_at(response)
             if self._now < done_at:
                 why = f"until {done_at:%Y-%m-%d %H:%M:%S} UTC the gateway may still accept it"
@@ -118,33 +119,33 @@ class _Judge:
             proof = self._sent_after(done_at + CLOCK_SKEW, later)
         except _Unclear as unclear:
             return Verdict(Paid.UNKNOWN, str(unclear), unclear.wait)
-        said = f"no charge for the request {request_id}" if by_id else "a task of ours for each charge, and no other"
-        return Verdict(Paid.NO, f"the usage log shows {said}, and a later charge of ours, sent{_at(proof)}")
+        proven = f"no charge for the request {request_id}" if by_id else "a task of ours for each charge, and no other"
+        return Verdict(Paid.NO, f"the usage log shows {proven}, and a later charge of ours, sent{_at(proof)}")
 
-    def _check_that_it_can_be_told(self, response: Response | None) -> None:
+    def _check_that_records_can_decide(self, response: Response | None) -> None:
         if response is not None and response.status is not None and response.status < _SERVER_ERROR:
-            raise _Unclear(f"the gateway answered {response.status}, so it may have accepted it")
+            raise _Unclear(f"the gateway responded with {response.status}, so it may have accepted it")
         if not self._doubt.intent.account or not self._doubt.intent.gateway:
             raise _Unclear("the ledger does not say which gateway and API key it was sent with")
         for charge in self._charges:
             owner = self._by_request.get(charge.request_id)
-            if owner is not None and not self._is_dated_well(charge.at, owner):
+            if owner is not None and not self._is_dated_consistently(charge.at, owner):
                 raise _Unclear("the gateway's clock and ours differ too much to compare times")
 
-    def _is_dated_well(self, at: datetime | None, owner: TaskOwner) -> bool:
+    def _is_dated_consistently(self, at: datetime | None, owner: TaskOwner) -> bool:
         if owner.sent_at is None:
             return True
         latest = owner.sent_at + timedelta(seconds=self._doubt.intent.window_seconds) + CLOCK_SKEW
         return at is not None and owner.sent_at - CLOCK_SKEW <= at <= latest
 
     def _done_at(self, response: Response | None) -> tuple[datetime, bool]:
-        """When the gateway had done all that it ever will, and whether the request's id decides."""
+        """When the gateway can accept it no more, and whether the request's id decides."""
         recent = [charge for charge in self._charges if charge.at is None or charge.at >= self._records.since]
         if (
             response is not None
             and response.request_id
             and response.status is not None
-            and response.status not in _OF_A_PROXY
+            and response.status not in _PROXY_STATUSES
             and names_requests(self._records, self._doubt.intent.account)
             and all(charge.request_id for charge in recent)
         ):
@@ -152,7 +153,7 @@ class _Judge:
         return self._doubt.intent.sent_at + LATE_ACCEPTANCE, False
 
     def _sent_after(self, moment: datetime, charged: Iterable[TaskOwner]) -> datetime:
-        """When the first submission after that moment was sent whose charge the log shows: so far the log has come."""
+        """When the first later submission was sent whose charge the log shows: the log is up to date until then."""
         sent = [owner.sent_at for owner in charged if owner.sent_at and owner.sent_at >= moment]
         if not sent:
             why = "the usage log shows no charge of ours that is later, so it may not be up to date"
@@ -167,9 +168,9 @@ class _Judge:
         """Our tasks, each with a charge of its own, where no charge and no task is left over."""
         records = self._records
         if records.tasks is None:
-            raise _Unclear("the task list could not be read, or nothing confirmed it")
+            raise _Unclear("the task list could not be read, or was not confirmed")
         if any(task.task_id not in records.owners for task in records.tasks):
-            raise _Unclear("the task list shows tasks that belong to nobody")
+            raise _Unclear("the task list shows tasks without an owner")
         left = list(self._charges)
         explained: list[TaskOwner] = []
         for task in records.tasks:
@@ -178,10 +179,10 @@ class _Judge:
                 continue  # another key of the account paid for it
             charge = self._charge_of(task, owner, left)
             if charge is None:
-                raise _Unclear(f"the usage log shows no charge for our task {task.task_id}, so it may not be whole")
+                raise _Unclear(f"the usage log shows no charge for our task {task.task_id}, so it may be incomplete")
             left.remove(charge)
             explained.append(owner)
-            if not self._is_dated_well(charge.at, owner):
+            if not self._is_dated_consistently(charge.at, owner):
                 raise _Unclear("the gateway's clock and ours differ too much to compare times")
         if any(self._is_of_that_time(charge) for charge in left):
             raise _Unclear("the usage log shows charges that no task of ours explains")

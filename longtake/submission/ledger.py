@@ -1,29 +1,30 @@
-"""The write-once record of every paid submission: who may send, and what came of it ("late intent").
+"""The write-once record of every paid submission: who may send, and what it led to ("late intent").
 
-The gateway has no idempotency, so this is where "never pay twice" is kept. For each generation's business key there
-is a row of slots in the store, every record created once, atomically, and never changed or deleted:
+The gateway has no idempotency, so the ledger keeps "never pay twice". For each generation's business key there is a
+row of slots in the store (`longtake.submission.records`). Every record is created once, atomically, and never changed
+or deleted:
 
     submit/<hash of the key>/<n>/intent     "I am about to send": made after connect and TLS, before the first byte
-    submit/<hash of the key>/<n>/response   "my exchange is over, and what came back does not say what was made"
+    submit/<hash of the key>/<n>/response   "my exchange is over, and its response does not say what was made"
     submit/<hash of the key>/<n>/outcome    "accepted" with the task id, or "not_sent"
-    submit/<hash of the key>/<n>/late       an owner's own task id, where a person had settled the slot before it came
-    submit/owners/<hash of a task id>       whose a task is; of the id in lower case
+    submit/<hash of the key>/<n>/late       the writer's own task id, where a person resolved the slot before it came
+    submit/owners/<hash of a task id>       which key a task belongs to; of the id in lower case
     submit/identity                         which ledger this is: made once, when the first worker starts
     open/<hash of the key>.<n>              an index of the slots without an outcome: made before the intent, deleted
                                             when the outcome stands
 
-Whoever wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": that is the answer, nothing
-is sent. Outcome "not_sent": the next slot, unless its owner came back later with a task. An intent without an outcome
-belongs to somebody who may still be alive: it is waited for until the longest exchange must be over, or its response
-says that it is, and is in doubt after that. Because the records hang on the key, not on a workflow run or an activity
-attempt, no retry, reset, termination or repeated start gets around them.
+An attempt that wants to submit walks the slots. No intent: the slot is free. Outcome "accepted": the attempt returns
+that task and sends nothing. Outcome "not_sent": the next slot, unless its writer came back later with a task. An
+intent without an outcome may belong to a writer that is still alive: the attempt waits until the longest exchange must
+be over, or a response says that it is. After that the submission is in doubt. Because the records hang on the key, not
+on a workflow run or an activity attempt, no retry, reset, termination or repeated start gets around them.
 
-Whoever must be sure that nothing will be sent any more closes the free slot with an intent of its own
-(`close_unsent`). That one record is the whole closing, so no crash leaves half of it. It holds a fence: no submission
-that Temporal scheduled before it is sent by any later slot either.
+`close_unsent` makes sure that nothing older is sent any more: it takes the free slot with an intent of its own. That
+one record is the whole closing, so no crash leaves half of it. It holds a fence: no submission that Temporal scheduled
+before it is sent by any later slot either.
 
 An intent is made as late as possible, so that a connection that fails leaves no record, and a crash before the first
-byte is simply sent again. What remains in doubt is what the gateway received and did not answer.
+byte is simply sent again. In doubt remains only what the gateway received and did not answer.
 
 The records are few and small (about 300 bytes each), and losing them means paying twice: no lifecycle rule and no
 delete permission on `submit/`. The index `open/` only keeps one generation from adopting another one's task: it needs
@@ -34,252 +35,93 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import GatewayBusy, GatewayError, GatewayUnreachable, RequestRefused
-from longtake.models import extension_key
+from longtake.models import SubmissionReceipt, extension_key
 from longtake.storage import Store, StoreProblem
+from longtake.submission.errors import (
+    KeyReused,
+    LedgerError,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    SendSuspended,
+    SlotTaken,
+    SubmissionClosed,
+    SubmissionInDoubt,
+    TaskOwned,
+    WrongLedger,
+    WrongSide,
+)
+from longtake.submission.records import (
+    IDENTITY,
+    MAX_EXCERPT_CHARS,
+    MAX_SLOTS,
+    OPEN,
+    OPEN_ENTRY,
+    OWNERS,
+    PREFIX,
+    Identity,
+    Intent,
+    OpenEntry,
+    Outcome,
+    Records,
+    Response,
+    Slot,
+    TaskOwner,
+    folder_of,
+    open_path,
+    owner_path,
+    record_path,
+)
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "submit"
-OPEN = "open"
-"""Where the index of what has no outcome yet lies. No part of `submit/`, where nothing is ever deleted."""
-_OPEN_ENTRY = re.compile(rf"{OPEN}/([0-9a-f]{{32}})\.([1-9][0-9]{{0,3}})")
-"""Whatever else somebody has put there is no entry, and keeps nobody from reading the others."""
-IDENTITY = f"{PREFIX}/identity"
-"""Where the store keeps which ledger it holds."""
 MARGIN = timedelta(seconds=30)
-"""Added to the longest exchange before its owner is given up: clocks differ, and a reply takes time to be written."""
+"""Added to the longest exchange before its writer is given up: clocks differ, and a reply takes time to be written."""
 
 _MAX_APPROACH_SECONDS = 55.0
-"""From the walk through the slots to the first byte: images are read and a connection is made. An attempt that took
-longer was stopped on the way, and what the ledger said then may not hold any more."""
+"""From the walk through the slots to the first byte: images are read and a connection is made. A longer attempt was
+stopped on the way, and what it read in the ledger may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
-"""A process that slept this long around the intent must not send: somebody may have settled the slot meanwhile."""
+"""A process that slept this long around the intent must not send: a person may have resolved the slot meanwhile."""
 POLL_AGAIN = timedelta(seconds=5)
-_MAX_SLOTS = 1000
-_WRITE_TRIES = 4
+_IDENTITY_TRIES = 4
 _MAX_READS_AT_ONCE = 16
-_MAX_RETRIES = 100  # of an extension; whoever allows more is told of the task without its key
+_MAX_RETRIES = 100  # of an extension; the task of a later one is listed without its key
 _REPORT_EVERY = 1000
-_RESPONSE_SECONDS = 10.0  # the record helps, and nobody waits longer for it than for the store's usual answer
-MAX_EXCERPT_CHARS = 500
-"""Of what a gateway answered, in `response`."""
+_RESPONSE_SECONDS = 10.0  # the record helps, and nobody waits longer for it than for the store's usual reply
 _NOTHING_MADE = (GatewayUnreachable, GatewayBusy, RequestRefused)
 # CLOCK_BOOTTIME counts while the machine sleeps; where there is none the monotonic clock is the best there is.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-class LedgerError(Exception):
-    """The root of what this module raises; nothing was sent unless a subclass says otherwise."""
-
-
-class LedgerUnavailable(LedgerError):
-    """The store did not answer, refused, or is another one than before; nothing was sent.
-
-    Attributes:
-        needs_operator: True where waiting does not mend it: a permission, a wrong URL, a store that was emptied.
-    """
-
-    def __init__(self, message: str, *, needs_operator: bool = False) -> None:
-        super().__init__(message)
-        self.needs_operator = needs_operator
-
-
-class WrongSide(StrEnum):
-    """Which side has another ledger than it should."""
-
-    WORKER = "worker"
-    """This worker (or client) has another store than the one that the namespace belongs to."""
-    GENERATION = "generation"
-    """The worker's store is the namespace's; the generation began with another ledger."""
-    UNKNOWN = "unknown"
-    """Nothing says which ledger the namespace belongs to."""
-
-
-class WrongLedger(LedgerUnavailable):
-    """The store holds another ledger than the one that is meant; nothing was sent. Another worker may have the right.
-
-    Attributes:
-        side: Whose ledger is the wrong one.
-    """
-
-    def __init__(self, message: str, *, side: WrongSide) -> None:
-        super().__init__(message)
-        self.side = side
-
-
-class KeyReused(LedgerError):
-    """The key was used for another request; nothing was sent."""
-
-
-class TaskOwned(LedgerError):
-    """The task id belongs to another generation; nothing was changed."""
-
-
-class SendSuspended(LedgerError):
-    """The process was stopped or asleep just before sending; nothing was sent, and the slot is closed."""
-
-
-class SlotTaken(LedgerError):
-    """Another attempt took the slot in the same moment; nothing was sent by this one."""
-
-
-class SubmissionClosed(LedgerError):
-    """It was closed before this attempt came to send: nothing was sent, and this attempt never will be."""
-
-
-class SubmissionInDoubt(LedgerError):
-    """An earlier attempt sent, or was about to, and may still be alive; nothing was sent by this one.
-
-    Attributes:
-        wait: When to look again for its outcome.
-    """
-
-    def __init__(self, message: str, wait: timedelta) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-class OutcomeUnknown(LedgerError):
-    """A request may have reached the gateway, and no answer says what came of it.
-
-    Attributes:
-        slot: The slot that it holds.
-        sent_at: When it left, by its owner's clock.
-        cause: What the gateway's boundary said, where this very attempt sent it.
-        request_id: The gateway's name for the request, where it answered.
-        status: The HTTP status, where it answered.
-        excerpt: Of the answer, redacted; empty where there was none.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        slot: int,
-        sent_at: datetime,
-        cause: GatewayError | None = None,
-        response: "Response | None" = None,
-    ) -> None:
-        super().__init__(message)
-        self.slot = slot
-        self.sent_at = sent_at
-        self.cause = cause
-        self.request_id = response.request_id if response else None
-        self.status = response.status if response else None
-        self.excerpt = response.excerpt if response else ""
-
-
-# What is read is calculated with: a time without a zone, or at the end of all times, would end the step as a defect of
-# ours, and that of every generation whose reconciliation reads the record.
-_Moment: TypeAlias = Annotated[
-    AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))
-]
-_MAX_WINDOW_SECONDS = 31 * 86_400
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    nonce: str
-    """Of the attempt that the slot belongs to."""
-
-
-class TaskOwner(_Record):
-    """Whose a task is."""
-
-    folder: str
-    """Of the key, in the ledger."""
-    account: str = ""
-    """See `Intent.account`."""
-    request_id: str | None = None
-    """The gateway's name for the POST that made it; None: not known."""
-    sent_at: datetime | None = None
-    """When that POST left, by its owner's clock; None where this ledger only took the task over."""
-
-
-class _Identity(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    identity: str
-
-
-_R = TypeVar("_R", bound=_Record)
 _T = TypeVar("_T")
 
 
-class Intent(_Record):
-    """Somebody is about to send."""
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted, and by whom.
+
+    Attributes:
+        digest: Of what is sent.
+        writer: The workflow id, run and attempt, for people who read the record.
+        model: For people and for reconciliation.
+        gateway: The origin that it is sent to; empty: not known.
+        account: The fingerprint of the API key that pays; empty: not known.
+    """
 
     digest: str
-    """`catalog.request_digest` of what is sent."""
-    sent_at: _Moment
-    window_seconds: float = Field(ge=0, le=_MAX_WINDOW_SECONDS)
-    """How long after `sent_at` its owner may still be alive."""
-    owner: str
-    """The workflow id, run and attempt: for people."""
+    writer: str
     model: str = ""
     gateway: str = ""
-    """The origin that it is sent to; empty: not known."""
     account: str = ""
-    """Which key pays: its fingerprint (`GatewayClient.account`); empty: not known."""
-    closing: bool = False
-    """True where nothing is sent for it: it keeps others from sending, and needs no outcome."""
-    fence: _Moment | None = None
-    """Of a closing one: what Temporal scheduled until then is not sent any more."""
-    proof_hash: str = ""
-    """SHA-256 of `Evidence.proof`."""
-
-    @property
-    def over_at(self) -> datetime:
-        """When it must have been over."""
-        return self.sent_at + timedelta(seconds=self.window_seconds)
-
-
-class Outcome(_Record):
-    """What came of an intent."""
-
-    outcome: Literal["accepted", "not_sent"]
-    task_id: str | None = None
-    request_id: str | None = None
-    reason: str = ""
-    at: _Moment
-    decided: bool = False
-    """True where a person, or the account's records, said "not sent": it counts, and yet a task may turn up that this
-    submission made."""
-    not_charged: bool = False
-    """True where nobody but the account's records said so, and the worker submitted again by itself."""
-    fence: _Moment | None = None
-    """See `Intent.fence`."""
-
-
-class Response(_Record):
-    """The exchange of an intent is over, and what came back does not say whether anything was made."""
-
-    at: _Moment
-    status: int | None = None
-    request_id: str | None = None
-    reason: str = ""
-    excerpt: str = ""
-    """Of the answer, redacted, at most `MAX_EXCERPT_CHARS`: an id that no program can read may be in it."""
-
-
-class _OpenEntry(_Record):
-    """One entry of the index, for people: whoever reads the index goes by the slot's own records."""
-
-    model: str = ""
-    sent_at: _Moment
 
 
 @dataclass(frozen=True)
@@ -292,30 +134,8 @@ class Doubt:
 
     @property
     def exchange_is_over(self) -> bool:
-        """Whether its owner will surely bring nothing any more."""
+        """Whether its writer can write no outcome any more."""
         return self.response is not None or datetime.now(UTC) >= self.intent.over_at
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A paid submission whose task id is known.
-
-    Attributes:
-        attached: True where an earlier attempt sent it.
-        recorded: False where the store did not take the outcome: write it again with `record_accepted`.
-        gateway: The origin where the task lives; empty where the ledger does not know.
-        account: The fingerprint of the key that paid; empty where the ledger does not know.
-    """
-
-    task_id: str
-    slot: int
-    sent_at: datetime
-    request_id: str | None = None
-    attached: bool = False
-    recorded: bool = True
-    nonce: str = ""
-    gateway: str = ""
-    account: str = ""
 
 
 @dataclass(frozen=True)
@@ -339,8 +159,8 @@ class PaidTask:
     sent_at: datetime
 
 
-class Evidence(BaseModel):
-    """What an attempt knows of its own slot, kept outside the store as well (in its heartbeat).
+class HeartbeatState(BaseModel):
+    """What an attempt knows of its own slot, kept in its heartbeat as well as in the store.
 
     It closes the slot where the store failed at the very moment when the outcome was to be written.
     """
@@ -353,11 +173,11 @@ class Evidence(BaseModel):
     request_id: str | None = None
     reason: str = ""
     proof: str = ""
-    """Of "not_sent", which lets the key be paid for: what only the attempt knew until it found that nothing was made.
-    Heartbeats can be written by whoever may write to Temporal, and the nonce is seen there."""
+    """Of "not_sent", which lets the key be paid for again: a secret of the attempt until it found that nothing was
+    made. Any client that may write to Temporal can write heartbeats, and sees the nonce there."""
 
     def is_of(self, intent: Intent) -> bool:
-        """Whether the attempt that made this intent says so."""
+        """Whether the attempt that made this intent wrote it."""
         if self.nonce != intent.nonce:
             return False
         return bool(self.task_id) or (self.outcome == "not_sent" and _sha256(self.proof) == intent.proof_hash)
@@ -366,13 +186,8 @@ class Evidence(BaseModel):
 CreateIntent = Callable[[], Awaitable[None]]
 """Must be awaited directly before the first byte of the request leaves; raises where nothing may be sent."""
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a send brought back."""
-
-    task_id: str
-    request_id: str | None = None
+Send = Callable[[CreateIntent], Awaitable[SubmittedTask]]
+"""Performs the exchange, awaiting what it is given directly before the first byte."""
 
 
 class SubmissionLedger:
@@ -386,6 +201,7 @@ class SubmissionLedger:
             longest_exchange: The longest that `send` can take, from the intent to its last byte.
         """
         self._store = store
+        self._records = Records(store)
         self._window = longest_exchange + MARGIN
         self._registered = ""
 
@@ -404,13 +220,9 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: It cannot be read.
         """
+        content = await self._records.get(IDENTITY)
         try:
-            content = await self._store.get(IDENTITY)
-            return None if content is None else _Identity.model_validate_json(content).identity
-        except StoreProblem as error:
-            raise LedgerUnavailable(
-                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
-            ) from None
+            return None if content is None else Identity.model_validate_json(content).identity
         except ValidationError:
             raise LedgerUnavailable(
                 f"{self._store.uri_of(IDENTITY)} is damaged: restore it from a copy of the store", needs_operator=True
@@ -419,17 +231,17 @@ class SubmissionLedger:
     async def establish(self) -> str:
         """Give this ledger its identity, if it has none yet; only where the Temporal namespace belongs to none.
 
-        `longtake.temporal.ledger_registration.claim` is what calls it.
+        `longtake.temporal.ledger_registration.claim` calls it.
 
         Returns:
-            The identity: every later step of a generation names it, so that no store that was swapped, emptied or
+            The identity. Every later step of a generation names it, so that no store that was swapped, emptied or
             unmounted in between is taken for one in which nothing was sent.
 
         Raises:
             LedgerUnavailable: The store did not take it.
         """
         try:
-            await self._store.create(IDENTITY, _Identity(identity=uuid.uuid4().hex).model_dump_json().encode())
+            await self._store.create(IDENTITY, Identity(identity=uuid.uuid4().hex).model_dump_json().encode())
         except StoreProblem as error:
             raise LedgerUnavailable(
                 f"the submission ledger cannot be written: {error}", needs_operator=error.needs_operator
@@ -447,13 +259,13 @@ class SubmissionLedger:
         if self._registered and found != self._registered:
             raise WrongLedger(
                 f"this worker's store {self.store_url} holds the ledger {found}, and the namespace belongs to "
-                f"{self._registered}: mend this worker's LONGTAKE_STORE_URL or mount; nothing is sent meanwhile",
+                f"{self._registered}: correct this worker's LONGTAKE_STORE_URL or mount; nothing is sent meanwhile",
                 side=WrongSide.WORKER,
             )
         return found
 
     async def _present_identity(self) -> str:
-        for attempt in range(_WRITE_TRIES):
+        for attempt in range(_IDENTITY_TRIES):
             if attempt:  # a folder that was away for a moment looks the same
                 await asyncio.sleep(0.1 * 2**attempt)
             found = await self.known_identity()
@@ -464,7 +276,7 @@ class SubmissionLedger:
         )
 
     async def check_identity(self, expected: str) -> None:
-        """See that this is the ledger a generation began with; an empty `expected` is one from before there were any.
+        """Check that this is the ledger a generation began with; an empty `expected` checks nothing.
 
         Raises:
             WrongLedger: It is another one; says which side is wrong.
@@ -484,33 +296,29 @@ class SubmissionLedger:
             side=WrongSide.UNKNOWN,
         )
 
-    async def submit(  # noqa: PLR0913 - each is a fact of its own, named at the one call
+    async def submit(  # noqa: PLR0913 - what is sent, and what Temporal knows of the step that sends it
         self,
         key: str,
+        submission: Submission,
+        send: Send,
         *,
-        digest: str,
-        send: Callable[[CreateIntent], Awaitable[Answer]],
-        owner: str,
-        model: str = "",
-        evidence: Evidence | None = None,
-        on_evidence: Callable[[Evidence], None] = lambda _: None,
-        gateway: str = "",
-        account: str = "",
+        earlier: HeartbeatState | None = None,
+        save_state: Callable[[HeartbeatState], None] = lambda _: None,
         scheduled_at: datetime | None = None,
-    ) -> Accepted:
+    ) -> SubmissionReceipt:
         """Send once for this key, or find what was sent before.
 
         Args:
             key: The generation's business key.
-            digest: What would be sent.
-            send: Performs the exchange, awaiting the arm it is given directly before the first byte.
-            owner: Who we are, for people who read the record.
-            model: For people and for reconciliation.
-            evidence: What an earlier attempt of ours left in its heartbeat.
-            on_evidence: Told at once what came of it, before that is written to the store.
-            gateway: The origin that `send` sends to.
-            account: The fingerprint of the key that pays.
+            submission: What is sent.
+            send: Sends it.
+            earlier: What an earlier attempt of this step left in its heartbeat.
+            save_state: Called with what this attempt led to, before that is written to the store.
             scheduled_at: When Temporal scheduled this step, by the server's clock: `close_unsent` stops what is older.
+
+        Returns:
+            The task, `attached` where an earlier attempt sent it. With `recorded` False the store did not take the
+            outcome: write it again with `record_accepted`.
 
         Raises:
             GatewayUnreachable, GatewayBusy, RequestRefused: From `send`; nothing was made, the slot is closed.
@@ -518,78 +326,69 @@ class SubmissionLedger:
             SubmissionClosed: Nothing was sent by this call, and it never will be.
             OutcomeUnknown: Something may have been sent, by this call or an earlier one.
         """
-        slot_or_accepted = await self._find_slot(key, digest, evidence, scheduled_at)
-        if isinstance(slot_or_accepted, Accepted):
-            return slot_or_accepted
-        intent = Intent(
-            nonce=uuid.uuid4().hex,
-            digest=digest,
-            sent_at=datetime.now(UTC),
-            window_seconds=self._window.total_seconds(),
-            owner=owner,
-            model=model,
-            gateway=gateway,
-            account=account,
+        free = await self._find_free_slot(key, submission.digest, earlier, scheduled_at)
+        if isinstance(free, SubmissionReceipt):
+            return free
+        intent = _intent(submission, self._window)
+        attempt = _Attempt(self._records, folder_of(key), free, intent, save_state)
+        task = await attempt.run(send)
+        save_state(
+            HeartbeatState(nonce=intent.nonce, outcome="accepted", task_id=task.task_id, request_id=task.request_id)
         )
-        attempt = _Attempt(self, key, slot_or_accepted, intent, on_evidence)
-        answer = await attempt.run(send)
-        on_evidence(
-            Evidence(nonce=intent.nonce, outcome="accepted", task_id=answer.task_id, request_id=answer.request_id)
-        )
-        accepted = Accepted(
-            answer.task_id,
-            attempt.slot,
-            attempt.intent.sent_at,
-            request_id=answer.request_id,
+        receipt = SubmissionReceipt(
+            task_id=task.task_id,
+            submitted_at=attempt.intent.sent_at,
+            slot=free,
+            request_id=task.request_id,
             nonce=intent.nonce,
-            gateway=gateway,
-            account=account,
+            gateway=submission.gateway,
+            account=submission.account,
         )
         try:
-            await self.record_accepted(key, accepted)
+            await self.record_accepted(key, receipt)
         except Exception as error:  # whatever it is, a defect of ours included
-            # It is paid for and its id is known: hand the id on, whatever the store says. A later step writes it.
-            logger.warning("ledger outcome not written", exc_info=error, extra={"task_id": answer.task_id})
-            return replace(accepted, recorded=False)
-        return accepted
+            # It is paid for and its id is known: return the id, whatever the store says. A later step writes it.
+            logger.warning("ledger outcome not written", exc_info=error, extra={"task_id": receipt.task_id})
+            return receipt.model_copy(update={"recorded": False})
+        return receipt
 
-    async def record_accepted(self, key: str, accepted: Accepted, *, only: bool = False) -> None:
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, *, only: bool = False) -> None:
         """Write the outcome of a paid submission; writing the same one again does nothing.
 
         Args:
             key: The generation's business key.
-            accepted: What the gateway answered.
-            only: Whether Temporal says so, and not the gateway itself: a task that is another's is not believed then.
+            receipt: What the gateway accepted.
+            only: Whether Temporal says so, and not the gateway itself: then a task of another key is refused.
 
         Raises:
-            TaskOwned: It is another's; nothing was written.
+            TaskOwned: `only`, and it belongs to another key; nothing was written.
             LedgerUnavailable: The store did not take it.
         """
+        folder = folder_of(key)
         outcome = Outcome(
-            nonce=accepted.nonce,
+            nonce=receipt.nonce,
             outcome="accepted",
-            task_id=accepted.task_id,
-            request_id=accepted.request_id,
+            task_id=receipt.task_id,
+            request_id=receipt.request_id,
             at=datetime.now(UTC),
         )
-        # Claimed first: once the ledger says whose a task is, nobody else can take it, whoever crashes in between.
-        await self._claim(
-            key,
-            accepted.task_id,
-            accepted.nonce,
-            accepted.account,
-            only=only,
-            request_id=accepted.request_id,
-            sent_at=accepted.sent_at,
+        # Claimed first: once the ledger says whose a task is, no other key can take it, whichever process crashes.
+        owner = TaskOwner(
+            nonce=receipt.nonce,
+            folder=folder,
+            account=receipt.account,
+            request_id=receipt.request_id,
+            sent_at=receipt.submitted_at,
         )
-        stored = await self._conclude(key, accepted.slot, outcome, accepted.account)
-        if stored.task_id != accepted.task_id:
-            # A person settled it meanwhile. The task is ours all the same.
-            await self._create(_path(key, accepted.slot, "late"), outcome)
-            await self._forget(key, accepted.slot)
+        await self._records.claim(receipt.task_id, owner, only=only)
+        stored = await self._records.write_outcome(folder, receipt.slot, outcome, receipt.account)
+        if stored.task_id != receipt.task_id:
+            # A person resolved it meanwhile. The task is ours all the same.
+            await self._records.create(record_path(folder, receipt.slot, "late"), outcome)
+            await self._records.remove_open_entry(folder, receipt.slot)
             logger.error(
                 "a task was accepted, but its slot says something else",
-                extra={"task_id": accepted.task_id, "outcome": stored.outcome, "reason": stored.reason},
+                extra={"task_id": receipt.task_id, "outcome": stored.outcome, "reason": stored.reason},
             )
 
     async def is_untouched(self, key: str) -> bool:
@@ -598,29 +397,24 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                return True
-            outcome = await self._outcome(key, slot, intent)
-            if outcome is None or outcome.outcome == "accepted" or await self._late(key, slot, intent):
+        async for slot in self._records.slots(folder_of(key)):
+            outcome = slot.outcome
+            if outcome is None or outcome.outcome == "accepted" or await self._records.late(slot):
                 return False
         return True
 
-    async def outcome_of(self, key: str, slot: int) -> Accepted | None:
-        """What a submission brought; None where it brought nothing, or has no outcome.
+    async def outcome_of(self, key: str, slot: int) -> SubmissionReceipt | None:
+        """The task of a submission; None where it made none, or has no outcome.
 
         Raises:
             LedgerUnavailable: The store did not answer, or has no such slot.
         """
-        intent, outcome = await self._slot(key, slot)
-        if outcome is None:
-            return None
-        if outcome.outcome == "not_sent" or not outcome.task_id:
-            return await self._late(key, slot, intent)
-        return _accepted(slot, intent, outcome)
+        found = await self._slot(key, slot)
+        if found.task_id:
+            return found.receipt()
+        return await self._records.late(found) if found.outcome else None
 
-    async def accepted(self, key: str, digest: str = "") -> Accepted | None:
+    async def accepted(self, key: str, digest: str = "") -> SubmissionReceipt | None:
         """The paid submission of this key; None where the ledger knows of none.
 
         Args:
@@ -630,17 +424,13 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        late: Accepted | None = None
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                break
-            outcome = await self._outcome(key, slot, intent)
-            if outcome is None or (digest and intent.digest != digest):
+        late: SubmissionReceipt | None = None
+        async for slot in self._records.slots(folder_of(key)):
+            if slot.outcome is None or (digest and slot.intent.digest != digest):
                 continue
-            if outcome.outcome == "accepted" and outcome.task_id:
-                return _accepted(slot, intent, outcome)
-            late = late or await self._late(key, slot, intent)
+            if slot.task_id:
+                return slot.receipt()
+            late = late or await self._records.late(slot)
         return late
 
     async def open_slot(self, key: str) -> int | None:
@@ -649,28 +439,19 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                return None
-            if await self._outcome(key, slot, intent) is None:
-                return slot
+        async for slot in self._records.slots(folder_of(key)):
+            if slot.outcome is None:
+                return slot.number
         return None
 
     async def resubmissions(self, key: str) -> int:
-        """How often this key was submitted again by itself, because the account's records showed no charge.
+        """How often the worker submitted this key again by itself, because the account's records showed no charge.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        count = 0
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                break
-            outcome = await self._outcome(key, slot, intent)
-            count += bool(outcome and outcome.not_charged)
-        return count
+        slots = self._records.slots(folder_of(key))
+        return sum([bool(slot.outcome and slot.outcome.not_charged) async for slot in slots])
 
     async def doubt(self, key: str, slot: int) -> Doubt | None:
         """What is known of a submission without an outcome; None where it has one.
@@ -678,10 +459,12 @@ class SubmissionLedger:
         Raises:
             LedgerUnavailable: The store did not answer, or has no such slot.
         """
-        intent, outcome = await self._slot(key, slot)
-        return None if outcome else Doubt(slot, intent, await self._response(key, slot, intent))
+        found = await self._slot(key, slot)
+        return None if found.outcome else Doubt(slot, found.intent, await self._records.response(found))
 
-    async def close_unsent(self, key: str, *, fence: datetime, owner: str, digest: str = "") -> Accepted | None:
+    async def close_unsent(
+        self, key: str, *, fence: datetime, writer: str, digest: str = ""
+    ) -> SubmissionReceipt | None:
         """Make sure that no submission of this key that Temporal scheduled until `fence` is sent any more.
 
         An attempt that was frozen on its way to the gateway finds its slot taken, and one that comes later `fence`.
@@ -689,7 +472,7 @@ class SubmissionLedger:
         Args:
             key: The generation's business key.
             fence: By the clock of Temporal's server, as `submit`'s `scheduled_at` is; never by a worker's clock.
-            owner: Who closes it, for people who read the record.
+            writer: Who closes it, for people who read the record.
             digest: Of the request, where only its own submission counts.
 
         Returns:
@@ -699,94 +482,79 @@ class SubmissionLedger:
             SubmissionInDoubt, OutcomeUnknown: Something may have been sent; nothing was closed.
             LedgerUnavailable: The store did not answer; perhaps it was closed.
         """
-        closed = False
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                accepted = await self.accepted(key, digest) if slot > 1 else None
-                if accepted is not None or closed:
-                    return accepted
-                closing = Intent(
-                    nonce=uuid.uuid4().hex,
-                    digest=digest,
-                    sent_at=datetime.now(UTC),
-                    window_seconds=0,
-                    owner=owner,
-                    closing=True,
-                    fence=fence,
-                )
-                with contextlib.suppress(SlotTaken):
-                    await self._create(_path(key, slot, "intent"), closing)
-                intent = await self._read(Intent, _path(key, slot, "intent")) or closing
-            outcome = await self._outcome(key, slot, intent)
-            if outcome is None or (outcome.outcome == "accepted" and not outcome.task_id):
-                raise await self._why_in_doubt(key, slot, intent)
-            if outcome.outcome == "accepted":
-                return _accepted(slot, intent, outcome) if not digest or intent.digest == digest else None
-            closed = closed or (outcome.fence is not None and outcome.fence >= fence)
-        raise LedgerUnavailable(f"{_MAX_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
+        folder, free, closed = folder_of(key), 1, False
+        while True:
+            async for slot in self._records.slots(folder):
+                free, outcome = slot.number + 1, slot.outcome
+                if slot.task_id:
+                    return slot.receipt() if not digest or slot.intent.digest == digest else None
+                if outcome is None or outcome.outcome == "accepted":
+                    raise await self._doubt_error(slot)
+                closed = closed or (outcome.fence is not None and outcome.fence >= fence)
+            if free == MAX_SLOTS:
+                raise _no_free_slot(key)
+            accepted = await self.accepted(key, digest) if free > 1 else None
+            if accepted is not None or closed:
+                return accepted
+            closing = _intent(Submission(digest, writer), timedelta(0), closing=True, fence=fence)
+            with contextlib.suppress(SlotTaken):  # by another writer: the next walk sees whose
+                await self._records.create(record_path(folder, free, "intent"), closing)
 
-    async def resolve(  # noqa: PLR0913 - each is a fact of its own, named at the call
-        self,
-        key: str,
-        slot: int,
-        *,
-        task_id: str | None,
-        reason: str,
-        owner: str = "",
-        not_charged: bool = False,
-    ) -> Accepted | None:
-        """Write the missing outcome of a submission in doubt: somebody knows it now.
+    async def resolve(
+        self, key: str, slot: int, *, task_id: str | None, reason: str, not_charged: bool = False
+    ) -> SubmissionReceipt | None:
+        """Write the missing outcome of a submission in doubt.
 
         Args:
             key: The generation's business key.
             slot: The slot in doubt.
-            task_id: What the submission brought, or None where it is known to have made nothing.
-            reason: Why, for people who read the record.
-            owner: Of the one who settles it.
-            not_charged: Whether nobody but the account's records says that it made nothing (`resubmissions` counts it).
+            task_id: What the submission made, or None where it is known to have made nothing.
+            reason: Why, and who says so, for people who read the record.
+            not_charged: Whether only the account's records say that it made nothing (`resubmissions` counts it).
 
         Returns:
             The submission as the ledger knows it now, None where it made nothing. An outcome that was there already
-            stands: its owner was slower than we were patient.
+            stands: the writer finished after our timeout.
 
         Raises:
-            SubmissionInDoubt: Its owner may still be alive.
+            SubmissionInDoubt: Its writer may still be alive.
             TaskOwned: The task id belongs to another generation.
             LedgerUnavailable: The store did not answer, or there is no such slot.
         """
-        intent, outcome = await self._slot(key, slot)
+        found = await self._slot(key, slot)
+        outcome = found.outcome
         if outcome is None:
-            doubt = await self._why_in_doubt(key, slot, intent)
+            doubt = await self._doubt_error(found)
             if isinstance(doubt, SubmissionInDoubt):
                 raise doubt
+            intent = found.intent
             if task_id is not None:
                 # Claimed first: of two generations that are given the same task at once, one is refused.
-                await self._claim(key, task_id, intent.nonce, intent.account, only=True)
+                owner = TaskOwner(nonce=intent.nonce, folder=found.folder, account=intent.account)
+                await self._records.claim(task_id, owner, only=True)
             wanted = Outcome(
                 nonce=intent.nonce,
                 outcome="not_sent" if task_id is None else "accepted",
                 task_id=task_id,
-                reason=f"{reason} ({owner})" if owner else reason,
+                reason=reason,
                 at=datetime.now(UTC),
                 decided=task_id is None,
                 not_charged=not_charged,
             )
-            outcome = await self._conclude(key, slot, wanted, intent.account)
+            outcome = await self._records.write_outcome(found.folder, slot, wanted, intent.account)
         if outcome.outcome == "not_sent" or not outcome.task_id:
-            return await self._late(key, slot, intent)
-        return _accepted(slot, intent, outcome)
+            return await self._records.late(found)
+        return found.receipt(outcome)
 
-    async def adopt(self, key: str, *, digest: str, task_id: str, owner: str, model: str) -> Accepted:
+    async def adopt(self, key: str, submission: Submission, task_id: str) -> SubmissionReceipt:
         """Take over a task that something else submitted: an intent and its outcome, without sending anything.
 
         Raises:
             TaskOwned: The task id belongs to another generation.
             KeyReused, SubmissionInDoubt, OutcomeUnknown, SlotTaken, LedgerUnavailable: See `submit`.
         """
-        reason = "adopted"
         try:
-            slot = await self._find_slot(key, digest, None)
+            slot = await self._find_free_slot(key, submission.digest)
         except KeyReused:
             accepted = await self.accepted(key)
             if accepted is None or accepted.task_id != task_id:
@@ -794,58 +562,78 @@ class SubmissionLedger:
             return accepted  # its own task, by a request that nobody has any more (`recover`)
         except OutcomeUnknown as doubt:
             # Of this very adoption, which was interrupted between its two records: nothing was ever sent for it.
-            slot = await self.resolve(key, doubt.slot, task_id=task_id, reason=reason, owner=owner) or doubt.slot
-        if isinstance(slot, Accepted):
+            reason = f"adopted ({submission.writer})"
+            slot = await self.resolve(key, doubt.slot, task_id=task_id, reason=reason) or doubt.slot
+        if isinstance(slot, SubmissionReceipt):
             return slot
-        nonce = uuid.uuid4().hex
-        await self._claim(key, task_id, nonce, "", only=True)  # which account paid for it is not known
-        intent = Intent(
-            nonce=nonce, digest=digest, sent_at=datetime.now(UTC), window_seconds=0, owner=owner, model=model
+        folder, intent = folder_of(key), _intent(submission, timedelta(0))
+        owner = TaskOwner(nonce=intent.nonce, folder=folder)  # which account paid for it is not known
+        await self._records.claim(task_id, owner, only=True)
+        await self._records.create(record_path(folder, slot, "intent"), intent)
+        receipt = SubmissionReceipt(
+            task_id=task_id,
+            submitted_at=intent.sent_at,
+            slot=slot,
+            attached=True,
+            nonce=intent.nonce,
         )
-        await self._create(_path(key, slot, "intent"), intent)
-        accepted = Accepted(task_id, slot, intent.sent_at, attached=True, nonce=nonce)
-        await self.record_accepted(key, accepted)
-        return accepted
+        await self.record_accepted(key, receipt)
+        return receipt
 
     async def others_in_doubt(self, key: str, model: str) -> tuple[Intent, ...]:
-        """Other keys' submissions of this model of which nobody knows what they made: an orphan may be theirs.
+        """Other keys' submissions of this model that may have made a task which no key owns.
 
-        Reads the records of what is open, and nothing of what was ever closed. What a crash left half written there is
-        finished, so ask for owners (`owners_of`) after it.
+        Reads the records of what is open, and none of what was closed. It finishes what a crash left half written
+        there, so ask for owners (`owners_of`) after it.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        own = _hash(key)
         slots: list[tuple[str, int]] = []
-        try:
-            async for path, _ in self._store.entries(OPEN):
-                entry = _OPEN_ENTRY.fullmatch(path)
-                if entry and entry[1] != own:
-                    slots.append((entry[1], int(entry[2])))
-        except StoreProblem as error:
-            raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
-        found = await _at_once(self._open_intent(folder, slot) for folder, slot in slots)
+        async for path, _ in self._records.list(OPEN):
+            entry = OPEN_ENTRY.fullmatch(path)
+            if entry and (folder := f"{PREFIX}/{entry[1]}") != folder_of(key):
+                slots.append((folder, int(entry[2])))
+        found = await _at_once(self._open_intent(folder, number) for folder, number in slots)
         return tuple(intent for intent in found if intent is not None and intent.model == model)
 
+    async def _open_intent(self, folder: str, number: int) -> Intent | None:
+        """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
+        slot = await self._records.slot(folder, number)
+        if slot is None:
+            return None  # its writer may be just about to make it: the entry stays
+        intent, outcome = slot.intent, slot.outcome
+        if outcome is None or (outcome.decided and await self._records.late(slot) is None):
+            return intent
+        if outcome.task_id:
+            # Its writer may have died before it did this.
+            sent_at = intent.sent_at if outcome.request_id else None  # without one the ledger may have adopted it
+            owner = TaskOwner(
+                nonce=outcome.nonce,
+                folder=folder,
+                account=intent.account,
+                request_id=outcome.request_id,
+                sent_at=sent_at,
+            )
+            await self._records.claim(outcome.task_id, owner)
+        await self._records.remove_open_entry(folder, number)
+        return None
+
     async def check_owner(self, key: str, task_id: str) -> None:
-        """See that a task is not another generation's; one that nobody has claimed yet is nobody's.
+        """Check that a task is not another generation's; a task that nobody has claimed yet is nobody's.
 
         Raises:
-            TaskOwned: It is another's, and no submission of this key brought it.
+            TaskOwned: It is another's, and no submission of this key made it.
             LedgerUnavailable: The store did not answer.
         """
-        owner = await self._read(TaskOwner, _owner_path(task_id))
-        if owner is None or owner.folder == _folder(key):
+        owner = await self._records.read(TaskOwner, owner_path(task_id))
+        if owner is None or owner.folder == folder_of(key):
             return
         # A gateway may answer two submissions with one task: both paid for it.
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                break
-            for outcome in (await self._outcome(key, slot, intent), await self._late(key, slot, intent)):
-                if outcome is not None and outcome.task_id == task_id:
-                    return
+        async for slot in self._records.slots(folder_of(key)):
+            late = await self._records.late(slot)
+            if task_id in {slot.task_id, late and late.task_id}:
+                return
         raise TaskOwned(f"the task {task_id} belongs to another generation")
 
     async def owners_of(self, task_ids: Iterable[str]) -> dict[str, TaskOwner]:
@@ -855,7 +643,7 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not answer.
         """
         asked = sorted(set(task_ids))
-        owners = await _at_once(self._read(TaskOwner, _owner_path(task_id)) for task_id in asked)
+        owners = await _at_once(self._records.read(TaskOwner, owner_path(task_id)) for task_id in asked)
         return {task_id: owner for task_id, owner in zip(asked, owners, strict=True) if owner is not None}
 
     async def paid_tasks(
@@ -866,7 +654,7 @@ class SubmissionLedger:
         Args:
             since: Older ones are left out.
             key_of: The business key that a workflow id stands for.
-            on_progress: Told how many tasks were seen, older ones included.
+            on_progress: Called with the number of tasks that were seen, older ones included.
 
         Raises:
             LedgerUnavailable: The store did not answer.
@@ -875,20 +663,18 @@ class SubmissionLedger:
         batch: list[str] = []
         # A task is claimed when its outcome is written, so an older claim is of an older task. Clocks may differ.
         written_since = since - MARGIN
-        async for path, written_at in self._owner_entries():
+        async for path, written_at in self._records.list(OWNERS):
             seen += 1
             if written_at >= written_since:
                 batch.append(path)
             if len(batch) == _MAX_READS_AT_ONCE:
-                for task in await _at_once(self._paid_task(path, key_of) for path in batch):
-                    if task is not None and task.sent_at >= since:
-                        yield task
+                for task in await self._paid_tasks(batch, since, key_of):
+                    yield task
                 batch.clear()
             if seen % _REPORT_EVERY == 0:
                 on_progress(seen)
-        for task in await _at_once(self._paid_task(path, key_of) for path in batch):
-            if task is not None and task.sent_at >= since:
-                yield task
+        for task in await self._paid_tasks(batch, since, key_of):
+            yield task
         on_progress(seen)
 
     async def first_paid(self, key: str, *, key_of: Callable[[str], str]) -> PaidTask | None:
@@ -898,263 +684,124 @@ class SubmissionLedger:
             LedgerUnavailable: The store did not answer.
         """
         accepted = await self.accepted(key)
-        return None if accepted is None else await self._paid_task(_owner_path(accepted.task_id), key_of)
+        return None if accepted is None else await self._paid_task(owner_path(accepted.task_id), key_of)
 
-    async def _owner_entries(self) -> AsyncIterator[tuple[str, datetime]]:
-        try:
-            async for entry in self._store.entries(f"{PREFIX}/owners"):
-                yield entry
-        except StoreProblem as error:
-            raise LedgerUnavailable(f"the submission ledger cannot be listed: {error}") from None
+    async def _paid_tasks(self, paths: list[str], since: datetime, key_of: Callable[[str], str]) -> list[PaidTask]:
+        found = await _at_once(self._paid_task(path, key_of) for path in paths)
+        return [task for task in found if task is not None and task.sent_at >= since]
 
-    async def _paid_task(self, owner_path: str, key_of: Callable[[str], str]) -> PaidTask | None:
+    async def _paid_task(self, path: str, key_of: Callable[[str], str]) -> PaidTask | None:
         """The task that a claim is about; None where its outcome was never written."""
-        owner = await self._read(TaskOwner, owner_path)
+        owner = await self._records.read(TaskOwner, path)
         if owner is None:
             return None
-        for slot in range(1, _MAX_SLOTS):
-            place = f"{owner.folder}/{slot}"
-            intent = await self._read(Intent, f"{place}/intent")
-            if intent is None:
-                return None
-            for name in ("outcome", "late"):
-                outcome = await self._read(Outcome, f"{place}/{name}")
-                if outcome is not None and outcome.task_id and _owner_path(outcome.task_id) == owner_path:
-                    key, retry = _named(owner.folder, intent, key_of)
-                    return PaidTask(key, retry, outcome.task_id, intent.digest, intent.model, intent.sent_at)
+        async for slot in self._records.slots(owner.folder):
+            late = await self._records.late(slot)
+            for task_id in (slot.task_id, late and late.task_id):
+                if task_id and owner_path(task_id) == path:
+                    key, retry = _key_and_retry(slot, key_of)
+                    return PaidTask(key, retry, task_id, slot.intent.digest, slot.intent.model, slot.intent.sent_at)
         return None
 
-    async def _open_intent(self, folder: str, slot: int) -> Intent | None:
-        """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""
-        place = f"{PREFIX}/{folder}/{slot}"
-        intent = await self._read(Intent, f"{place}/intent")
-        if intent is None:
-            return None  # its owner may be just about to make it: the entry stays
-        outcome = await self._read(Outcome, f"{place}/outcome")
-        if outcome is None:
-            return intent
-        if outcome.decided and await self._read(Outcome, f"{place}/late") is None:
-            return intent
-        if outcome.task_id:
-            # Its writer may have died before it did this.
-            claim = TaskOwner(
-                nonce=outcome.nonce,
-                folder=f"{PREFIX}/{folder}",
-                account=intent.account,
-                request_id=outcome.request_id,
-                sent_at=intent.sent_at if outcome.request_id else None,  # without one it may have been taken over
-            )
-            await self._claim_for(outcome.task_id, claim)
-        await self._forget_at(folder, slot)
-        return None
+    async def _slot(self, key: str, number: int) -> Slot:
+        slot = await self._records.slot(folder_of(key), number)
+        if slot is None:
+            raise LedgerUnavailable(f"the ledger has no slot {number} for {key!r}: check LONGTAKE_STORE_URL")
+        return slot
 
-    async def _slot(self, key: str, slot: int) -> tuple[Intent, Outcome | None]:
-        intent = await self._read(Intent, _path(key, slot, "intent"))
-        if intent is None:
-            raise LedgerUnavailable(f"the ledger has no slot {slot} for {key!r}: is LONGTAKE_STORE_URL the right one?")
-        return intent, await self._outcome(key, slot, intent)
-
-    async def _outcome(self, key: str, slot: int, intent: Intent) -> Outcome | None:
-        """What came of a slot; a closing intent says so itself."""
-        if intent.closing:
-            return Outcome(nonce=intent.nonce, outcome="not_sent", at=intent.sent_at, fence=intent.fence)
-        return await self._read(Outcome, _path(key, slot, "outcome"))
-
-    async def _response(self, key: str, slot: int, intent: Intent) -> Response | None:
-        response = await self._read(Response, _path(key, slot, "response"))
-        return response if response is not None and response.nonce == intent.nonce else None
-
-    async def _late(self, key: str, slot: int, intent: Intent) -> Accepted | None:
-        """What the owner of a slot brought after a person had settled it."""
-        late = await self._read(Outcome, _path(key, slot, "late"))
-        return _accepted(slot, intent, late) if late is not None and late.task_id else None
-
-    async def _conclude(self, key: str, slot: int, outcome: Outcome, account: str) -> Outcome:
-        """Write an outcome, and return the one that stands: the first one does."""
-        path = _path(key, slot, "outcome")
-        await self._create(path, outcome)
-        stands = await self._read(Outcome, path) or outcome
-        if stands.task_id:
-            await self._claim(key, stands.task_id, stands.nonce, account)
-        if not stands.decided:
-            await self._forget(key, slot)
-        return stands
-
-    async def _claim(  # noqa: PLR0913 - each is a fact of its own, named at the call
-        self,
-        key: str,
-        task_id: str,
-        nonce: str,
-        account: str,
-        *,
-        only: bool = False,
-        request_id: str | None = None,
-        sent_at: datetime | None = None,
-    ) -> None:
-        """Write down whose a task is; the first claim stands.
-
-        Raises:
-            TaskOwned: It is another's, and `only` an owner may go on.
-            LedgerUnavailable: The store did not answer.
-        """
-        claim = TaskOwner(nonce=nonce, folder=_folder(key), account=account, request_id=request_id, sent_at=sent_at)
-        owner = await self._claim_for(task_id, claim)
-        if only and owner != claim.folder:
-            raise TaskOwned(f"the task {task_id} belongs to another generation")
-
-    async def _claim_for(self, task_id: str, claim: TaskOwner) -> str:
-        """The same with a claim that is made; returns whose the task is."""
-        path = _owner_path(task_id)
-        try:
-            await self._create(path, claim)
-        except SlotTaken:
-            stands = await self._read(TaskOwner, path)
-            return stands.folder if stands else ""
-        return claim.folder
-
-    async def _forget(self, key: str, slot: int) -> None:
-        await self._forget_at(_hash(key), slot)
-
-    async def _forget_at(self, folder: str, slot: int) -> None:
-        """Take a slot out of the index. One that stays there is taken out by whoever reads it next."""
-        try:
-            await self._store.delete(f"{OPEN}/{folder}.{slot}")
-        except StoreProblem as problem:
-            logger.info("an entry of the ledger's index was not deleted", exc_info=problem)
-
-    async def _find_slot(
-        self, key: str, digest: str, evidence: Evidence | None, scheduled_at: datetime | None = None
-    ) -> int | Accepted:
+    async def _find_free_slot(
+        self, key: str, digest: str, earlier: HeartbeatState | None = None, scheduled_at: datetime | None = None
+    ) -> int | SubmissionReceipt:
         """The first free slot, or the accepted submission.
 
         Raises:
             KeyReused, SubmissionClosed, SubmissionInDoubt, OutcomeUnknown, LedgerUnavailable: See `submit`.
         """
-        fence: _Moment | None = None
-        for slot in range(1, _MAX_SLOTS):
-            intent = await self._read(Intent, _path(key, slot, "intent"))
-            if intent is None:
-                # What came late was paid all the same: it is not sent again.
-                accepted = await self.accepted(key, digest) if slot > 1 else None
-                if accepted is None and fence and scheduled_at and scheduled_at <= fence:
-                    raise SubmissionClosed(
-                        f"what was scheduled until {fence:%Y-%m-%d %H:%M:%S} UTC was closed: nothing was sent"
-                    )
-                return accepted or slot
-            outcome = await self._outcome(key, slot, intent)
-            if evidence and evidence.is_of(intent):
-                believed = await self._believe(key, slot, intent, outcome, evidence)
-                if isinstance(believed, Accepted):
-                    return believed
-                outcome = believed
+        free = 1
+        fence: datetime | None = None
+        async for slot in self._records.slots(folder_of(key)):
+            free, outcome = slot.number + 1, slot.outcome
+            if earlier and earlier.is_of(slot.intent):
+                known = await self._apply(earlier, key, slot)
+                if isinstance(known, SubmissionReceipt):
+                    return known
+                outcome = known
             if outcome is not None and outcome.outcome == "not_sent":
                 if outcome.fence is not None:
                     fence = max(fence or outcome.fence, outcome.fence)
                 continue  # whatever it was, nothing was made: the key is still free
-            if intent.digest != digest:
+            if slot.intent.digest != digest:
                 raise KeyReused(f"the key {key!r} was already used for another request: use a new key for this one")
             if outcome is None or not outcome.task_id:
-                raise await self._why_in_doubt(key, slot, intent)
-            return _accepted(slot, intent, outcome)
-        raise LedgerUnavailable(f"{_MAX_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
+                raise await self._doubt_error(slot)
+            return slot.receipt(outcome)
+        if free == MAX_SLOTS:
+            raise _no_free_slot(key)
+        # What came late was paid all the same: it is not sent again.
+        accepted = await self.accepted(key, digest) if free > 1 else None
+        if accepted is None and fence and scheduled_at and scheduled_at <= fence:
+            raise SubmissionClosed(
+                f"what was scheduled until {fence:%Y-%m-%d %H:%M:%S} UTC was closed: nothing was sent"
+            )
+        return accepted or free
 
-    async def _believe(
-        self, key: str, slot: int, intent: Intent, outcome: Outcome | None, evidence: Evidence
-    ) -> Outcome | Accepted:
-        """What came of our own slot, by what is left of the attempt that it belongs to."""
-        said = Outcome(at=datetime.now(UTC), **evidence.model_dump(exclude={"proof"}))
-        if not evidence.task_id:
-            return outcome or await self._conclude(key, slot, said, intent.account)
-        if outcome is not None and outcome.task_id == evidence.task_id:
-            return outcome
+    async def _apply(self, earlier: HeartbeatState, key: str, slot: Slot) -> Outcome | SubmissionReceipt:
+        """What our own slot led to, by the heartbeat of the attempt that it belongs to."""
+        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump(exclude={"proof"}))
+        if not earlier.task_id:
+            return slot.outcome or await self._records.write_outcome(
+                slot.folder, slot.number, outcome, slot.intent.account
+            )
+        if slot.outcome is not None and slot.outcome.task_id == earlier.task_id:
+            return slot.outcome
         # It is paid for and its id is known: hand the id on, whatever the store or a person says.
-        accepted = _accepted(slot, intent, said)
+        receipt = slot.receipt(outcome)
         try:
-            await self.record_accepted(key, accepted, only=True)
+            await self.record_accepted(key, receipt, only=True)
         except LedgerError:
-            return replace(accepted, recorded=False)
-        return accepted
+            return receipt.model_copy(update={"recorded": False})
+        return receipt
 
-    async def _why_in_doubt(self, key: str, slot: int, intent: Intent) -> SubmissionInDoubt | OutcomeUnknown:
-        response = await self._response(key, slot, intent)
+    async def _doubt_error(self, slot: Slot) -> SubmissionInDoubt | OutcomeUnknown:
+        """Whether the writer of a slot without an outcome may still be alive."""
+        intent = slot.intent
+        response = await self._records.response(slot)
         wait = intent.over_at - datetime.now(UTC)
         if response is None and wait > timedelta(0):
             return SubmissionInDoubt(
-                f"an earlier attempt ({intent.owner}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
+                f"an earlier attempt ({intent.writer}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
                 f"waiting {wait.total_seconds():.0f} s for its outcome",
                 min(wait, POLL_AGAIN),
             )
-        left = f"got no answer that says what was made: {response.reason}" if response else "left no outcome"
+        left = f"got no response that says what was made: {response.reason}" if response else "left no outcome"
         return OutcomeUnknown(
-            f"an earlier attempt ({intent.owner}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and {left}",
-            slot=slot,
+            f"an earlier attempt ({intent.writer}) sent at {intent.sent_at:%Y-%m-%d %H:%M:%S} UTC and {left}",
+            slot=slot.number,
             sent_at=intent.sent_at,
             response=response,
         )
-
-    async def _read(self, kind: type[_R], path: str) -> _R | None:
-        try:
-            content = await self._store.get(path)
-        except StoreProblem as error:
-            raise LedgerUnavailable(
-                f"the submission ledger cannot be read: {error}", needs_operator=error.needs_operator
-            ) from None
-        try:
-            return None if content is None else kind.model_validate_json(content)
-        except ValidationError:
-            raise LedgerUnavailable(
-                f"{path} in the store is not a ledger record: find out who changed it; nothing is sent meanwhile"
-            ) from None
-
-    async def _create(self, path: str, record: _Record) -> None:
-        """Create a record, and return only if the stored one is ours, whatever happened to the reply.
-
-        Raises:
-            SlotTaken: It exists and is another's.
-            LedgerUnavailable: The store did not take it; it may exist all the same.
-        """
-        problem: Exception | None = None
-        for attempt in range(_WRITE_TRIES):
-            if attempt:
-                await asyncio.sleep(0.1 * 2**attempt)
-            try:
-                if await self._store.create(path, record.model_dump_json().encode()):
-                    return
-                existing = await self._read(_Record, path)
-            except (StoreProblem, LedgerUnavailable) as error:
-                problem = error
-                continue
-            if existing is not None and existing.nonce == record.nonce:
-                return  # our own write, whose reply was lost
-            raise SlotTaken(f"{path} belongs to another attempt")
-        raise LedgerUnavailable(f"the submission ledger cannot be written: {problem}")
 
 
 class _Attempt:
     """One try to send in one slot."""
 
     def __init__(
-        self,
-        ledger: SubmissionLedger,
-        key: str,
-        slot: int,
-        intent: Intent,
-        on_evidence: Callable[[Evidence], None],
+        self, records: Records, folder: str, slot: int, intent: Intent, save_state: Callable[[HeartbeatState], None]
     ) -> None:
-        self._ledger = ledger
-        self._key = key
-        self.slot = slot
+        self._records = records
+        self._folder = folder
+        self._slot = slot
         self._proof = uuid.uuid4().hex
         self.intent = intent.model_copy(update={"proof_hash": _sha256(self._proof)})
-        self._on_evidence = on_evidence
+        self._save_state = save_state
         self._tried = False
         self._intent_created = False
-        self._created = self._started = time.clock_gettime(_CLOCK)
+        self._began = time.clock_gettime(_CLOCK)
 
-    async def run(self, send: Callable[[CreateIntent], Awaitable[Answer]]) -> Answer:
+    async def run(self, send: Send) -> SubmittedTask:
         """Send, and close the slot where nothing can have been made."""
         try:
-            answer = await send(self._create_intent)
+            task = await send(self._create_intent)
         except _NOTHING_MADE as error:
             await self._close(type(error).__name__)
             raise
@@ -1162,68 +809,93 @@ class _Attempt:
             if not self._intent_created:
                 await self._close(type(error).__name__)
                 raise
-            # Armed, and then anything else, cancellation and defects included: the request may be on its way.
-            cause = error if isinstance(error, GatewayError) else None
-            reason = f"{type(error).__name__}: {error}"[:500]
-            response = Response(
-                nonce=self.intent.nonce,
-                at=datetime.now(UTC),
-                status=cause and cause.status,
-                request_id=cause and cause.request_id,
-                reason=reason,
-                excerpt=((cause and cause.excerpt) or "")[:MAX_EXCERPT_CHARS],
-            )
-            if isinstance(error, Exception | asyncio.CancelledError):  # else the process is going
-                await self._say_that_it_is_over(response)
-            raise OutcomeUnknown(
-                reason, slot=self.slot, sent_at=self.intent.sent_at, cause=cause, response=response
-            ) from None
+            # The intent exists, and then anything else, cancellation and defects included: the request may have left.
+            raise await self._outcome_unknown(error) from None
         if not self._intent_created:
-            raise RuntimeError("a submission was answered although it never asked whether it may be sent")
-        return answer
+            raise RuntimeError("a submission got a response although it never asked whether it may be sent")
+        return task
 
     async def _create_intent(self) -> None:
         if self._tried:
             raise RuntimeError("one submission, one transmission: a second one was refused")
         self._tried = True
         self.intent = self.intent.model_copy(update={"sent_at": datetime.now(UTC)})
-        self._started = time.clock_gettime(_CLOCK)
-        if self._started - self._created > _MAX_APPROACH_SECONDS:
+        started = time.clock_gettime(_CLOCK)
+        if started - self._began > _MAX_APPROACH_SECONDS:
             raise SendSuspended("the worker was stopped on its way to the gateway: nothing was sent")
-        entry = _OpenEntry(nonce=self.intent.nonce, model=self.intent.model, sent_at=self.intent.sent_at)
+        entry = OpenEntry(nonce=self.intent.nonce, model=self.intent.model, sent_at=self.intent.sent_at)
         with contextlib.suppress(SlotTaken):  # of an attempt that got no further: the entry is there
-            await self._ledger._create(_open_path(self._key, self.slot), entry)  # noqa: SLF001 - same module
-        await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)  # noqa: SLF001 - same module
-        if time.clock_gettime(_CLOCK) - self._started > _STALE_AFTER_SECONDS:
+            await self._records.create(open_path(self._folder, self._slot), entry)
+        await self._records.create(self._path("intent"), self.intent)
+        if time.clock_gettime(_CLOCK) - started > _STALE_AFTER_SECONDS:
             raise SendSuspended(
                 f"the worker was stopped just before sending, or the store took more than {_STALE_AFTER_SECONDS:.0f} s "
                 "to write a record: nothing was sent"
             )
         self._intent_created = True
 
-    async def _say_that_it_is_over(self, response: Response) -> None:
-        """Spare others the wait for the end of the window; where it cannot be written they wait."""
-        try:
-            async with asyncio.timeout(_RESPONSE_SECONDS):
-                await self._ledger._create(_path(self._key, self.slot, "response"), response)  # noqa: SLF001 - same module
-        except (LedgerError, TimeoutError, asyncio.CancelledError) as error:
-            logger.warning("ledger response not written", exc_info=error)
+    async def _outcome_unknown(self, error: BaseException) -> OutcomeUnknown:
+        """Write that the exchange is over, which spares others the wait for the end of the window."""
+        cause = error if isinstance(error, GatewayError) else None
+        reason = f"{type(error).__name__}: {error}"[:500]
+        response = Response(
+            nonce=self.intent.nonce,
+            at=datetime.now(UTC),
+            status=cause and cause.status,
+            request_id=cause and cause.request_id,
+            reason=reason,
+            excerpt=((cause and cause.excerpt) or "")[:MAX_EXCERPT_CHARS],
+        )
+        if isinstance(error, Exception | asyncio.CancelledError):  # else the process is ending
+            try:
+                async with asyncio.timeout(_RESPONSE_SECONDS):
+                    await self._records.create(self._path("response"), response)
+            except (LedgerError, TimeoutError, asyncio.CancelledError) as problem:
+                logger.warning("ledger response not written", exc_info=problem)
+        return OutcomeUnknown(reason, slot=self._slot, sent_at=self.intent.sent_at, cause=cause, response=response)
 
     async def _close(self, reason: str) -> None:
         """Write "not_sent", if the intent exists and is ours; otherwise there is nothing to close."""
         if not self._tried:
             return
-        self._on_evidence(Evidence(nonce=self.intent.nonce, outcome="not_sent", reason=reason, proof=self._proof))
-        ledger = self._ledger
+        self._save_state(HeartbeatState(nonce=self.intent.nonce, outcome="not_sent", reason=reason, proof=self._proof))
         try:
-            stored = await ledger._read(Intent, _path(self._key, self.slot, "intent"))  # noqa: SLF001 - same module
+            stored = await self._records.read(Intent, self._path("intent"))
             if stored is None or stored.nonce != self.intent.nonce:
                 return
             outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
-            await ledger._conclude(self._key, self.slot, outcome, self.intent.account)  # noqa: SLF001 - same module
+            await self._records.write_outcome(self._folder, self._slot, outcome, self.intent.account)
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
             logger.warning("ledger slot not closed", exc_info=error)
+
+    def _path(self, name: str) -> str:
+        return record_path(self._folder, self._slot, name)
+
+
+def _intent(
+    submission: Submission, window: timedelta, *, closing: bool = False, fence: datetime | None = None
+) -> Intent:
+    return Intent(
+        nonce=uuid.uuid4().hex,
+        digest=submission.digest,
+        sent_at=datetime.now(UTC),
+        window_seconds=window.total_seconds(),
+        writer=submission.writer,
+        model=submission.model,
+        gateway=submission.gateway,
+        account=submission.account,
+        closing=closing,
+        fence=fence,
+    )
+
+
+def _sha256(proof: str) -> str:
+    return hashlib.sha256(proof.encode(errors="replace")).hexdigest()
+
+
+def _no_free_slot(key: str) -> LedgerUnavailable:
+    return LedgerUnavailable(f"{MAX_SLOTS} submissions of {key!r} were refused or not sent: use a new key")
 
 
 async def _at_once(reads: Iterable[Awaitable[_T]]) -> list[_T]:
@@ -1237,55 +909,13 @@ async def _at_once(reads: Iterable[Awaitable[_T]]) -> list[_T]:
     return list(await asyncio.gather(*map(read, reads)))
 
 
-def _accepted(slot: int, intent: Intent, outcome: Outcome) -> Accepted:
-    """A submission whose task id the ledger knows."""
-    return Accepted(
-        outcome.task_id or "",
-        slot,
-        intent.sent_at,
-        outcome.request_id,
-        attached=True,
-        nonce=intent.nonce,
-        gateway=intent.gateway,
-        account=intent.account,
-    )
-
-
-def _named(folder: str, intent: Intent, key_of: Callable[[str], str]) -> tuple[str | None, int | None]:
+def _key_and_retry(slot: Slot, key_of: Callable[[str], str]) -> tuple[str | None, int | None]:
     """Key and number of the extension's retry: the writer names its workflow, the folder's hash proves it."""
-    workflow_id, _, _ = intent.owner.partition("/")
+    workflow_id, _, _ = slot.intent.writer.partition("/")
     key = key_of(workflow_id)
-    if _folder(key) == folder:
+    if folder_of(key) == slot.folder:
         return key, None
     for number in range(1, _MAX_RETRIES + 1):
-        if _folder(extension_key(key, number)) == folder:
+        if folder_of(extension_key(key, number)) == slot.folder:
             return key, number
     return None, None
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
-
-
-def _folder(key: str) -> str:
-    return f"{PREFIX}/{_hash(key)}"
-
-
-def _sha256(proof: str) -> str:
-    return hashlib.sha256(proof.encode(errors="replace")).hexdigest()
-
-
-def _owner_path(task_id: str) -> str:
-    """One place for all spellings of a task: to a gateway whose database ignores case they are one task.
-
-    Two tasks whose ids differ in nothing else are not to be expected; they could not be taken over, and no more.
-    """
-    return f"{PREFIX}/owners/{_hash(task_id.casefold())}"
-
-
-def _open_path(key: str, slot: int) -> str:
-    return f"{OPEN}/{_hash(key)}.{slot}"
-
-
-def _path(key: str, slot: int, name: str) -> str:
-    return f"{_folder(key)}/{slot}/{name}"

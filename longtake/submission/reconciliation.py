@@ -1,47 +1,37 @@
-"""What became of a submission whose outcome is unknown: the witnesses are heard before any person is asked.
+"""What became of a submission in doubt: the account's records are checked before a person is asked.
 
-An orphan is adopted only beyond doubt: the list that shows it is surely this account's, it is the only task of this
-model in the time in question that nobody owns, the key was charged for it, and no other submission of the same model is
-in doubt, whose it might be. Whatever else may be ours is shown, and never adopted.
+An orphan (a task that no key of the ledger owns) is adopted only beyond doubt: the list that shows it is surely this
+account's, it is the only orphan of this model at the time in question, the key was charged for it, and no other
+submission of the same model is in doubt that may have made it. Any other candidate is shown, and never adopted.
 
-Where an operator has allowed it, a submission is closed as "not charged", so that the workflow submits again: only
-where usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the
-same, and not more than `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
+Where an operator allows it, a submission is closed as "not charged", so that the workflow submits again: only where
+usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the same,
+and at most `MAX_RESUBMISSIONS` times for one key. Nothing is sent here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 from longtake.gateway.account import AccountClient, AccountRecords, Charge, OrphanCandidate
-from longtake.models import Paid
+from longtake.models import Paid, ReconcileInput, Reconciliation, SubmissionReceipt
 from longtake.submission.charges import CLOCK_SKEW, ChargeEvidence, Verdict, judge, names_requests
-from longtake.submission.ledger import (
-    POLL_AGAIN,
-    Accepted,
-    Doubt,
-    Intent,
-    SubmissionInDoubt,
-    SubmissionLedger,
-    TaskOwned,
-    TaskOwner,
-)
+from longtake.submission.errors import SubmissionInDoubt, TaskOwned
+from longtake.submission.ledger import POLL_AGAIN, Doubt, SubmissionLedger
+from longtake.submission.records import Intent, TaskOwner
 
 REPORTING_DELAY = timedelta(minutes=3)
-"""A stock gateway dates a task when its own upstream has accepted it, which may be after we have given up waiting."""
+"""A stock gateway dates a task when its own upstream has accepted it, which may be after our timeout."""
 LATEST_TASK = timedelta(hours=24)
-"""After a submission left; a gateway gives its tasks up after that time. Later ones are not looked for, and whoever
-abandons a submission in doubt does not keep every later one from being found."""
+"""After a submission left; a gateway gives its tasks up after that time. Later tasks are not searched, so that a
+submission in doubt that somebody abandoned does not keep later ones from being adopted."""
 _SOON = timedelta(seconds=30)
 _MAX_CHARGES_SHOWN = 10
 MAX_RESUBMISSIONS = 2
-"""For one key, and for good: what was not charged twice is looked into by a person."""
+"""For one key, and for good: a person looks into what was not charged twice."""
 _CONTRADICTED = timedelta(minutes=1)
-
-
 _NONE_LATER = AccountRecords(tasks=())
-"""Where the time of a submission is not over, nothing can be later."""
+"""Before the time of a submission is over, nothing can be later."""
 
 
 class Resubmit(Enum):
@@ -50,115 +40,98 @@ class Resubmit(Enum):
     NEVER = "never"
     """The operator has not allowed it."""
     IF_CONFIRMED = "if confirmed"
-    """Not by this check: it has to be confirmed by a later one."""
+    """Not by this check: a later one has to confirm it."""
     NOW = "now"
     """An earlier check said the same."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the witnesses say.
-
-    Attributes:
-        clear: Nothing is in doubt (any more), and nothing was made.
-        accepted: The task, where it is known beyond doubt; the ledger has it by then.
-        candidates: Task ids that it may be.
-        evidence: What was learnt, one sentence each, for a person.
-        elsewhere: The gateway that it was sent to, where the witnesses are another one's.
-        retry_after: When asking again may show more; None where it pays no more than at any other time.
-        charged: What the account's records show; None where nothing is in doubt.
-        resubmittable: A later check that says the same may close it as not charged.
-        resubmissions: How often this key was closed so.
-    """
-
-    clear: bool = False
-    accepted: Accepted | None = None
-    candidates: tuple[str, ...] = ()
-    evidence: tuple[str, ...] = ()
-    elsewhere: str = ""
-    retry_after: timedelta | None = None
-    charged: Paid | None = None
-    resubmittable: bool = False
-    resubmissions: int = 0
-
-
-async def reconcile(  # noqa: PLR0913 - each a fact of its own, named at the one call
+async def reconcile(
     ledger: SubmissionLedger,
     account_client: AccountClient | None,
+    question: ReconcileInput,
     *,
-    key: str,
-    slot: int | None,
-    model: str,
-    owner: str,
-    digest: str = "",
+    writer: str,
     resubmit: Resubmit = Resubmit.NEVER,
-) -> Finding:
-    """Look for the task of a submission in doubt, and adopt it where there is no doubt left.
+) -> Reconciliation:
+    """Search the account's records for the task of a submission in doubt, and adopt it where there is no doubt left.
 
     Args:
-        ledger: What was sent, and by whom.
-        account_client: Who else knows of it; None where nobody does.
-        key: The ledger's.
-        slot: Which submission is in doubt, where that is known.
-        model: Of the submission.
-        owner: Who asks, for people who read the record.
-        digest: Of the request, where the key may have been used for another one before.
+        ledger: What was sent, and for which key.
+        account_client: Reads the account's records; None where there are none for this submission.
+        question: Which submission; without `slot`, the one of the key that is in doubt.
+        writer: Who asks, for people who read the record.
         resubmit: Whether one that was not charged may be closed.
 
     Raises:
-        SubmissionInDoubt: Its owner may still be alive: ask again later.
+        SubmissionInDoubt: Its writer may still be alive: ask again later.
         LedgerUnavailable: The store did not answer.
     """
-    slot = slot or await ledger.open_slot(key)
+    key = question.key
+    slot = question.slot or await ledger.open_slot(key)
     doubt = await ledger.doubt(key, slot) if slot else None
     if doubt is None:
-        # Nothing is in doubt: it was paid, or nothing was made. An answer may have come after Temporal had given up.
-        accepted = await ledger.outcome_of(key, slot) if slot else await ledger.accepted(key, digest)
-        return Finding(clear=accepted is None, accepted=accepted, resubmissions=await ledger.resubmissions(key))
+        # Nothing is in doubt: it was paid, or nothing was made. A response may have come after Temporal's timeout.
+        receipt = await ledger.outcome_of(key, slot) if slot else await ledger.accepted(key, question.digest)
+        return Reconciliation(
+            clear=receipt is None,
+            receipt=receipt,
+            slot=question.slot,
+            resubmissions=await ledger.resubmissions(key),
+        )
     if not doubt.exchange_is_over:
         until = doubt.intent.over_at
-        wait = min(until - datetime.now(UTC), POLL_AGAIN)  # its owner may still write an answer down
-        message = "it was sent, no usable answer has come, and its exchange may not be over"
-        raise SubmissionInDoubt(f"{message}: from {until:%H:%M:%S} UTC on its task is looked for", wait)
-    said = _what_it_said(doubt)
-    if account_client is None:
-        no_records = "there is no witness for this kind of submission"
-        return Finding(evidence=(*said, no_records), charged=Paid.UNKNOWN)
+        wait = min(until - datetime.now(UTC), POLL_AGAIN)  # its writer may still write an outcome
+        raise SubmissionInDoubt(
+            "it was sent, no usable response has come, and its exchange may not be over: the search begins "
+            f"at {until:%H:%M:%S} UTC",
+            wait,
+        )
+    known = _what_the_gateway_responded(doubt)
     gateway = doubt.intent.gateway
-    if gateway and gateway != account_client.origin:
-        where = f"it was sent to {gateway}, and this worker knows {account_client.origin} only: nobody was asked"
-        return Finding(evidence=(*said, where), elsewhere=gateway, charged=Paid.UNKNOWN)
-    return await _Search(ledger, account_client, key, model, doubt).run(owner, said, resubmit)
+    elsewhere: str | None = None
+    if account_client is None:
+        known.append("the account has no records of this kind of submission")
+    elif gateway and gateway != account_client.origin:
+        elsewhere = gateway
+        known.append(f"it was sent to {gateway}, and this worker uses {account_client.origin}: nothing was checked")
+    else:
+        return await _Search(ledger, account_client, question, doubt, known).run(writer, resubmit)
+    return Reconciliation(evidence=tuple(known), elsewhere=elsewhere, slot=question.slot, charged=Paid.UNKNOWN)
 
 
-def _what_it_said(doubt: Doubt) -> list[str]:
-    """What the gateway answered to it, if it did."""
+def _what_the_gateway_responded(doubt: Doubt) -> list[str]:
     response = doubt.response
     if response is None:
         return []
-    named = f" (request {response.request_id})" if response.request_id else ""
-    said = [f"the exchange ended without a task id{named}: {response.reason}"]
-    return [*said, f"the gateway's answer: {response.excerpt}"] if response.excerpt else said
+    request = f" (request {response.request_id})" if response.request_id else ""
+    known = [f"the exchange ended without a task id{request}: {response.reason}"]
+    return [*known, f"the gateway's response: {response.excerpt}"] if response.excerpt else known
 
 
 class _Search:
-    """One question about one submission in doubt."""
+    """One check of the account's records about one submission in doubt."""
 
     def __init__(
-        self, ledger: SubmissionLedger, account_client: AccountClient, key: str, model: str, doubt: Doubt
+        self,
+        ledger: SubmissionLedger,
+        account_client: AccountClient,
+        question: ReconcileInput,
+        doubt: Doubt,
+        evidence: list[str],
     ) -> None:
         self._ledger = ledger
         self._account_client = account_client
-        self._key = key
-        self._model = model
+        self._question = question
+        self._key = question.key
+        self._model = question.model
         self._doubt = doubt
         self._since = doubt.intent.sent_at - CLOCK_SKEW
         self._due = doubt.intent.over_at + REPORTING_DELAY
         self._latest = min(datetime.now(UTC) + CLOCK_SKEW, doubt.intent.sent_at + LATEST_TASK)
-        self._evidence: list[str] = []
+        self._evidence = evidence
         self._waits: list[timedelta] = []
 
-    async def run(self, owner: str, said: Sequence[str], resubmit: Resubmit) -> Finding:
+    async def run(self, writer: str, resubmit: Resubmit) -> Reconciliation:
         """Ask, weigh, and adopt where nothing speaks against it."""
         account = self._doubt.intent.account
         same_key = not account or account == self._account_client.account
@@ -166,24 +139,24 @@ class _Search:
         self._evidence += reported.notes
         self._wait(reported.retry_after)
         if not same_key:
-            self._evidence.append("another API key paid than the one that this worker has: its log was not asked")
+            self._evidence.append("another API key paid than this worker has: its log was not read")
         later = await self._ask_later()
-        # In this order: what is not in doubt any more has an owner by the time that owners are asked for.
+        # In this order: what is not in doubt any more has an owner by the time that owners are read.
         others_in_doubt = await self._ledger.others_in_doubt(self._key, self._model)
         owners = await self._ledger.owners_of(task.task_id for task in reported.seen)
         owned_later = await self._ledger.owners_of(task.task_id for task in later.seen)
         claimed = self._take_claimed(owners) | self._take_claimed(owned_later)
         if len(claimed) == 1:
-            accepted = await self._adopt(claimed.pop(), "reconciled: claimed for this submission before", owner)
-            if accepted is not None:
-                return Finding(accepted=accepted, evidence=(*said, *self._evidence), charged=Paid.YES)
+            receipt = await self._adopt(claimed.pop(), "reconciled: claimed for this submission before", writer)
+            if receipt is not None:
+                return self._result(receipt=receipt, charged=Paid.YES)
         due = [task for task in reported.tasks or () if task.task_id not in owners]
         late = [task for task in later.tasks or () if task.task_id not in owned_later]
         orphans = [*due, *late]
         confirmed = reported.tasks is not None and await self._is_confirmed(reported, owners)
         if reported.tasks is not None:
             self._describe(len(due), len(late), confirmed=confirmed)
-        # Each question may meet a database that fails, so what came later is confirmed by itself.
+        # Each request may meet a database that fails, so what came later is confirmed by itself.
         whole = confirmed and later.tasks is not None and (later is _NONE_LATER or self._knows_one(owned_later))
         records = ChargeEvidence(
             charges=reported.logged,
@@ -197,61 +170,63 @@ class _Search:
         self._evidence.append(f"charged: {verdict.charged}: {verdict.why}")
         unexplained = self._unexplained_charges(reported, records)
 
-        accepted = None
+        receipt = None
         if (
             len(due) == 1
             and due[0].model
             and confirmed
             and self._is_all()
-            and not self._may_be_theirs(due[0], others_in_doubt)
+            and not self._possible_makers(due[0], others_in_doubt)
         ):
-            accepted = await self._adopt_if_charged(due[0], reported, unexplained, owner)
-        theirs = {rival.nonce: rival for task in orphans for rival in self._may_be_theirs(task, others_in_doubt)}
-        if theirs:
+            receipt = await self._adopt_if_charged(due[0], reported, unexplained, writer)
+        makers = {other.nonce: other for task in orphans for other in self._possible_makers(task, others_in_doubt)}
+        if makers:
             self._evidence.append(
-                f"{len(theirs)} other submissions of this model are in doubt too, and may have made them"
+                f"{len(makers)} other submissions of this model are in doubt too, and may have made them"
             )
         now = datetime.now(UTC)
-        if now <= self._due or any(now < rival.over_at for rival in theirs.values()):
+        if now <= self._due or any(now < other.over_at for other in makers.values()):
             self._wait(_SOON)
-        if accepted is None and verdict.charged is Paid.NO and whole and not orphans and resubmit is not Resubmit.NEVER:
-            return await self._not_charged(verdict, owner, said, resubmit)
+        if receipt is None and verdict.charged is Paid.NO and whole and not orphans and resubmit is not Resubmit.NEVER:
+            return await self._not_charged(verdict, writer, resubmit)
         if resubmit is not Resubmit.NEVER:
             self._wait(verdict.wait)
-        return Finding(
-            accepted=accepted,
+        return self._result(
+            receipt=receipt,
             candidates=tuple(orphan.task_id for orphan in orphans),
-            evidence=(*said, *self._evidence),
-            retry_after=None if accepted else min(self._waits, default=None),
-            charged=Paid.YES if accepted else verdict.charged,
+            retry_after=None if receipt else min(self._waits, default=None),
+            charged=Paid.YES if receipt else verdict.charged,
         )
 
-    async def _not_charged(self, verdict: Verdict, owner: str, said: Sequence[str], resubmit: Resubmit) -> Finding:
+    def _result(self, **fields: object) -> Reconciliation:
+        known = {"slot": self._question.slot, "evidence": tuple(self._evidence)}
+        return Reconciliation.model_validate({**known, **fields})
+
+    async def _not_charged(self, verdict: Verdict, writer: str, resubmit: Resubmit) -> Reconciliation:
         """Usage log and task list both show no charge: close it, where that is allowed now."""
         done = await self._ledger.resubmissions(self._key)
-        accepted, clear = None, False
+        receipt, clear = None, False
         if done >= MAX_RESUBMISSIONS:
-            self._evidence.append(f"it was submitted again by itself {done} times already: a person must decide")
+            self._evidence.append(f"the worker has submitted it again {done} times already: a person must decide")
         elif resubmit is Resubmit.NOW:
-            reason = f"not charged: {verdict.why}"
-            accepted = await self._ledger.resolve(
-                self._key, self._doubt.slot, task_id=None, reason=reason, owner=owner, not_charged=True
+            reason = f"not charged: {verdict.why} ({writer})"
+            receipt = await self._ledger.resolve(
+                self._key, self._doubt.slot, task_id=None, reason=reason, not_charged=True
             )
-            clear, done = accepted is None, await self._ledger.resubmissions(self._key)
-        return Finding(
+            clear, done = receipt is None, await self._ledger.resubmissions(self._key)
+        return self._result(
             clear=clear,
-            accepted=accepted,
-            evidence=(*said, *self._evidence),
+            receipt=receipt,
             charged=verdict.charged,
-            resubmittable=not clear and accepted is None and done < MAX_RESUBMISSIONS,
+            resubmittable=not clear and receipt is None and done < MAX_RESUBMISSIONS,
             resubmissions=done,
         )
 
     def _is_all(self) -> bool:
-        """Whether what the submission made would be in the list by now: before that, the only orphan may be another's.
+        """Whether the submission's task would be in the list by now: before that, the only orphan may be another's.
 
-        An answer of the gateway itself (a proxy's has no request id) comes when it has done all that it ever will;
-        where its answer was lost, it may go on for as long as its owner would have waited.
+        The gateway itself (a proxy's response has no request id) responds when it has done all that it ever will;
+        where its response was lost, it may go on for as long as the writer would have waited.
         """
         response = self._doubt.response
         return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
@@ -264,38 +239,40 @@ class _Search:
             self._evidence.append("the list could not be confirmed: it shows no task that is known to be ours")
 
     async def _adopt_if_charged(
-        self, orphan: OrphanCandidate, reported: AccountRecords, unexplained: Sequence[Charge], owner: str
-    ) -> Accepted | None:
+        self, orphan: OrphanCandidate, reported: AccountRecords, unexplained: Sequence[Charge], writer: str
+    ) -> SubmissionReceipt | None:
         if reported.charges is None and reported.retry_after:
-            # The list was read, so it is the log that answers later: it may name another request for the charge.
+            # The list was read, so the log can be read later: it may name another request for the charge.
             self._evidence.append(f"{orphan.task_id} is not adopted before the usage log can be read")
             return None
         near = any(charge.at and _near(charge.at, orphan.submitted_at) for charge in unexplained)
         if reported.charges is None or near:
             reason = "reconciled: the only task of this model and time that nobody owns"
-            return await self._adopt(orphan.task_id, reason, owner)
+            return await self._adopt(orphan.task_id, reason, writer)
         self._evidence.append(f"this API key was not charged for {orphan.task_id}")
         return None
 
     def _take_claimed(self, owners: dict[str, TaskOwner]) -> set[str]:
-        """Take out what is owned for this very submission: its writer died before it could write the outcome."""
-        mine = {task_id for task_id, task_owner in owners.items() if task_owner.nonce == self._doubt.intent.nonce}
-        for task_id in mine:
+        """Remove the owners that are this very submission: its writer died before it could write the outcome."""
+        own = {task_id for task_id, task_owner in owners.items() if task_owner.nonce == self._doubt.intent.nonce}
+        for task_id in own:
             del owners[task_id]
-        return mine
+        return own
 
-    async def _adopt(self, task_id: str, reason: str, owner: str) -> Accepted | None:
+    async def _adopt(self, task_id: str, reason: str, writer: str) -> SubmissionReceipt | None:
         try:
-            return await self._ledger.resolve(self._key, self._doubt.slot, task_id=task_id, reason=reason, owner=owner)
-        except TaskOwned as error:  # since we asked
+            return await self._ledger.resolve(
+                self._key, self._doubt.slot, task_id=task_id, reason=f"{reason} ({writer})"
+            )
+        except TaskOwned as error:  # since the owners were read
             self._evidence.append(str(error))
             return None
 
     async def _ask_later(self) -> AccountRecords:
-        """What came later than it should have: for a person, who may know better than we do."""
+        """Tasks that came later than expected: shown to a person, who may know more."""
         if self._latest <= self._due:
             return _NONE_LATER
-        # Asked for by itself: a list of a whole day may be too long, and that must not spoil the one that counts.
+        # A request of its own: a list of a whole day may be too long, which must not make the first one incomplete.
         since = self._due + timedelta(seconds=1)
         reported = await self._account_client.ask(model=self._model, since=since, until=self._latest, log=False)
         if reported.tasks is None:
@@ -329,7 +306,7 @@ class _Search:
         return any(not account or owner.account == account for owner in owners.values())
 
     def _unexplained_charges(self, reported: AccountRecords, records: ChargeEvidence) -> list[Charge]:
-        """What the key was charged that no generation owns, and that may be ours; else each task explains the nearest.
+        """The charges that no generation owns, and that may be ours. Each owned task explains the nearest charge.
 
         Where the log names requests as we know them, a charge of another request is not ours.
         """
@@ -338,10 +315,10 @@ class _Search:
         for task in reported.tasks or ():
             task_owner = records.owners.get(task.task_id)
             request_id = task_owner.request_id if task_owner else None
-            named = [charge for charge in charges if request_id and charge.request_id == request_id]
+            exact = [charge for charge in charges if request_id and charge.request_id == request_id]
             near = [(abs(charge.at - task.submitted_at), place) for place, charge in enumerate(charges) if charge.at]
-            if task_owner and named:
-                charges.remove(named[0])
+            if task_owner and exact:
+                charges.remove(exact[0])
             elif task_owner and near and min(near)[0] <= CLOCK_SKEW:
                 del charges[min(near)[1]]
         response, account = self._doubt.response, self._doubt.intent.account
@@ -351,17 +328,17 @@ class _Search:
             moments = sorted(charge.at for charge in charges if charge.at)
             times = ", ".join(f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments[:_MAX_CHARGES_SHOWN])
             more = f" and {len(charges) - _MAX_CHARGES_SHOWN} more" if len(charges) > _MAX_CHARGES_SHOWN else ""
-            self._evidence.append(f"no generation owns what was charged at (UTC): {times}{more}")
+            self._evidence.append(f"no generation owns the charges at (UTC): {times}{more}")
         return charges
 
-    def _may_be_theirs(self, orphan: OrphanCandidate, others_in_doubt: Sequence[Intent]) -> list[Intent]:
-        """Which other submissions may have made that task: however late it came."""
+    def _possible_makers(self, orphan: OrphanCandidate, others_in_doubt: Sequence[Intent]) -> list[Intent]:
+        """Which other submissions may have made that task, however late it came."""
         gateway = self._account_client.origin
         return [
-            rival
-            for rival in others_in_doubt
-            if rival.sent_at - CLOCK_SKEW <= orphan.submitted_at <= rival.sent_at + LATEST_TASK
-            and rival.gateway in {"", gateway}
+            other
+            for other in others_in_doubt
+            if other.sent_at - CLOCK_SKEW <= orphan.submitted_at <= other.sent_at + LATEST_TASK
+            and other.gateway in {"", gateway}
         ]
 
     def _wait(self, wait: timedelta | None) -> None:

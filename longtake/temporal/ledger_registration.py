@@ -11,7 +11,8 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from longtake.models import LedgerRegistration
-from longtake.submission.ledger import SubmissionLedger, WrongLedger, WrongSide
+from longtake.submission.errors import WrongLedger, WrongSide
+from longtake.submission.ledger import SubmissionLedger
 from longtake.temporal.connection import TemporalProblem
 from longtake.temporal.key_ring import PayloadUnreadable
 from longtake.temporal.names import LEDGER_WORKFLOW_ID, LEDGER_WORKFLOW_TYPE, TASK_QUEUE, WORKFLOW_TYPE

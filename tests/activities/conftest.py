@@ -21,7 +21,8 @@ from longtake.gateway.client import GatewayClient
 from longtake.gateway.extension import ExtensionClient
 from longtake.models import GenerateVideoInput, GenerationPolicy
 from longtake.storage import Store
-from longtake.submission.ledger import LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import SubmissionLedger
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr
 
-from longtake.gateway.client import GatewayClient, SubmissionForm
+from longtake.gateway.client import GatewayClient, SubmissionForm, SubmittedTask
+from longtake.models import SubmissionReceipt
 from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import Accepted, Answer, CreateIntent, LedgerError, SubmissionLedger
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import CreateIntent, Submission, SubmissionLedger
 
 API_KEY = "key-of-the-killed"
 
@@ -59,14 +61,14 @@ async def _submit(input: Order) -> None:
 async def _attempt(input: Order) -> str:
     form = SubmissionForm(model="veo_3_1-fast-remix", prompt=input.prompt, prompt_extend="and then it ends")
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         async def before_send() -> None:
             if input.stops == "before":
                 os.kill(os.getpid(), signal.SIGSTOP)
             await create_intent()
 
         answer = await gateway.submit(form, before_send=before_send)
-        return Answer(answer.task_id, answer.request_id)
+        return SubmittedTask(answer.task_id, answer.request_id)
 
     async with GatewayClient(
         base_url=input.gateway_url, api_keys=[SecretStr(API_KEY)], submit_timeout=timedelta(seconds=20)
@@ -74,8 +76,8 @@ async def _attempt(input: Order) -> str:
         if not input.with_ledger:
             return (await send(_intent_created)).task_id
         ledger = SubmissionLedger(_store(input), longest_exchange=timedelta(seconds=20))
-        accepted: Accepted = await ledger.submit(
-            input.key, digest="the same", send=send, owner=f"process {os.getpid()}", model=form.model
+        accepted: SubmissionReceipt = await ledger.submit(
+            input.key, Submission(digest="the same", writer=f"process {os.getpid()}", model=form.model), send
         )
         return accepted.task_id
 

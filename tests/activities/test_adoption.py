@@ -18,6 +18,7 @@ from longtake.gateway.client import GatewayClient
 from longtake.models import GenerateVideoInput, Resolution, ResolveInput, SubmissionReceipt, SubmitInput
 from longtake.request.rules import request_digest
 from longtake.storage import Store
+from longtake.submission.ledger import Submission
 from tests.activities.conftest import POLICY, Hire, Worker
 from tests.unread import UnreadAnswers
 
@@ -127,5 +128,5 @@ async def test_an_adopted_task_that_the_gateway_has_lost_stays_adopted(
     careless: Worker, request_for: RequestFor
 ) -> None:
     request = request_for(task_id="task_gone")
-    await careless.ledger.adopt("late", digest=request_digest(request), task_id="task_gone", owner="x", model="m")
+    await careless.ledger.adopt("late", Submission(digest=request_digest(request), writer="x", model="m"), "task_gone")
     assert (await adopted(careless, "late", request)).task_id == "task_gone"

@@ -30,7 +30,7 @@ from longtake.models import DeliveryKind, Paid, Problem
 from longtake.request.images import ImageProblem
 from longtake.request.rules import InvalidRequest
 from longtake.storage import StoreProblem
-from longtake.submission.ledger import (
+from longtake.submission.errors import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
@@ -45,7 +45,7 @@ from longtake.submission.ledger import (
 )
 from tests.activities.failing import read
 
-PREPARE, SUBMIT, SETTLE, POLL, DELIVER = Step.PREPARE, Step.SUBMIT, Step.SETTLE, Step.POLL, Step.DELIVER
+PREPARE, SUBMIT, RESOLVE, POLL, DELIVER = Step.PREPARE, Step.SUBMIT, Step.RESOLVE, Step.POLL, Step.DELIVER
 AWAIT_KEY = Step.AWAIT_KEY
 NO, YES, UNKNOWN = Paid.NO, Paid.YES, Paid.UNKNOWN
 SENT_AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -81,7 +81,7 @@ TABLE = [
     Row(IMAGE, PREPARE, "InvalidRequest", False, NO, None, True),
     Row(IMAGE, SUBMIT, "InvalidRequest", False, NO, None, True),
     Row(KeyReused("used"), SUBMIT, "InvalidRequest", False, NO, None, True),
-    Row(KeyReused("used"), SETTLE, "InvalidRequest", False, NO, None, True),
+    Row(KeyReused("used"), RESOLVE, "InvalidRequest", False, NO, None, True),
     Row(RequestRefused("no", status=422), SUBMIT, "SubmissionRefused", False, NO, None, True),
     Row(MediaRefused("no files", status=400), SUBMIT, "SubmissionRefused", False, NO, None, True),
     # What an operator must mend before anything is paid.
@@ -126,16 +126,16 @@ TABLE = [
     Row(DEFECT, SUBMIT, "SubmissionOutcomeUnknown", False, UNKNOWN),
     Row(WrongLedger("another", side=WrongSide.GENERATION), SUBMIT, "LedgerUnavailable", True, UNKNOWN),
     # Writing down what became of it; nothing is sent here.
-    Row(TaskNotFound("mistyped"), SETTLE, "InvalidRequest", False, UNKNOWN, None, True),
-    Row(TaskOwned("theirs"), SETTLE, "InvalidRequest", False, NO, None, True),
-    Row(LedgerUnavailable("away"), SETTLE, "LedgerUnavailable", True, UNKNOWN),
-    Row(SlotTaken("theirs"), SETTLE, "SlotTaken", False, UNKNOWN),
-    Row(WrongLedger("another", side=WrongSide.WORKER), SETTLE, "LedgerUnavailable", True, UNKNOWN),
+    Row(TaskNotFound("mistyped"), RESOLVE, "InvalidRequest", False, UNKNOWN, None, True),
+    Row(TaskOwned("theirs"), RESOLVE, "InvalidRequest", False, NO, None, True),
+    Row(LedgerUnavailable("away"), RESOLVE, "LedgerUnavailable", True, UNKNOWN),
+    Row(SlotTaken("theirs"), RESOLVE, "SlotTaken", False, UNKNOWN),
+    Row(WrongLedger("another", side=WrongSide.WORKER), RESOLVE, "LedgerUnavailable", True, UNKNOWN),
     # A good worker beside it may take the next attempt.
     Row(WrongLedger("another", side=WrongSide.WORKER), PREPARE, "LedgerUnavailable", True, UNKNOWN),
-    Row(IN_DOUBT, SETTLE, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
-    Row(UNSURE, SETTLE, "LedgerUnavailable", True, UNKNOWN),
-    Row(DEFECT, SETTLE, "Defect", True, UNKNOWN),
+    Row(IN_DOUBT, RESOLVE, "SubmissionInDoubt", True, UNKNOWN, timedelta(seconds=5)),
+    Row(UNSURE, RESOLVE, "LedgerUnavailable", True, UNKNOWN),
+    Row(DEFECT, RESOLVE, "Defect", True, UNKNOWN),
     # Asking costs nothing; what passes is tried again, and the rest is the next look's business.
     Row(KeyRefused("401", status=401), POLL, "KeyRefused", False, YES),
     Row(EMPTY, POLL, "KeyRefused", False, YES),
@@ -201,21 +201,21 @@ APPEARS = {
     MediaRefused: {SUBMIT},
     KeyRefused: {PREPARE, SUBMIT, AWAIT_KEY, POLL},
     QuotaExhausted: {PREPARE, SUBMIT, AWAIT_KEY, POLL},
-    TaskNotFound: {POLL, SETTLE},
+    TaskNotFound: {POLL, RESOLVE},
     WrongGateway: {POLL, DELIVER},
     TaskNotVisible: {POLL, DELIVER},
     ResponseLost: {POLL},
     InvalidResponse: {PREPARE, AWAIT_KEY, POLL},
     LedgerError: set(),  # never raised itself
-    LedgerUnavailable: {SUBMIT, SETTLE, DELIVER},
-    WrongLedger: {PREPARE, SUBMIT, SETTLE},
-    KeyReused: {SUBMIT, SETTLE},
-    TaskOwned: {SETTLE, DELIVER},
+    LedgerUnavailable: {SUBMIT, RESOLVE, DELIVER},
+    WrongLedger: {PREPARE, SUBMIT, RESOLVE},
+    KeyReused: {SUBMIT, RESOLVE},
+    TaskOwned: {RESOLVE, DELIVER},
     SendSuspended: {SUBMIT},
     SubmissionClosed: {SUBMIT},
-    SlotTaken: {SUBMIT, SETTLE},
-    SubmissionInDoubt: {SUBMIT, SETTLE},
-    OutcomeUnknown: {SUBMIT, SETTLE},
+    SlotTaken: {SUBMIT, RESOLVE},
+    SubmissionInDoubt: {SUBMIT, RESOLVE},
+    OutcomeUnknown: {SUBMIT, RESOLVE},
     StoreProblem: {PREPARE, SUBMIT, POLL, DELIVER},
     ImageProblem: {PREPARE, SUBMIT},
     InvalidRequest: {PREPARE, SUBMIT},

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from activities import exchange as exchange_module
+from activities import submission as submission_module
 from activities.submission import SubmissionActivities
 from longtake.models import GenerateVideoInput, Paid, SubmissionReceipt, SubmitInput
 from simulator import Simulator, SimulatorSettings, serve
@@ -116,7 +118,7 @@ async def test_links_are_not_sent_twice(worker: Worker, sim: Simulator, request_
 async def test_who_cancels_meanwhile_gets_no_second_submission(
     worker: Worker, sim: Simulator, frames: GenerateVideoInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange: Any = worker.submission._exchange
+    exchange: Any = exchange_module.pay_once
 
     async def cancelled_meanwhile(*arguments: Any) -> Any:
         try:
@@ -124,7 +126,7 @@ async def test_who_cancels_meanwhile_gets_no_second_submission(
         finally:
             worker.environment.cancel()
 
-    monkeypatch.setattr(worker.submission, "_exchange", cancelled_meanwhile)
+    monkeypatch.setattr(submission_module, "pay_once", cancelled_meanwhile)
     with pytest.raises(asyncio.CancelledError):
         await submit(worker, frames)
     assert len(sim.ledger.submissions()) == 1

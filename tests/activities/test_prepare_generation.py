@@ -17,6 +17,7 @@ from longtake.delivery.task_records import load_request
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareInput, SubmitInput
 from longtake.request.rules import MODELS, SIZES, request_digest
 from longtake.storage import Store
+from longtake.submission.ledger import Submission
 from simulator import Simulator
 from simulator.wire import Origin
 from tests.activities.conftest import POLICY, Hire, Worker
@@ -215,7 +216,7 @@ async def test_retries_of_the_extension_that_earlier_runs_sent_are_counted(
         return policy.extensions_sent
 
     async def paid(key: str, task_id: str) -> None:
-        await worker.ledger.adopt(key, digest="d", task_id=task_id, owner="test", model="m")
+        await worker.ledger.adopt(key, Submission(digest="d", writer="test", model="m"), task_id)
 
     assert await prepared() == 0
     await paid("again", "task_1")

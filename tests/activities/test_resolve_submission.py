@@ -31,8 +31,8 @@ from longtake.models import (
 from longtake.request.rules import extension_digest, request_digest
 from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import Accepted
-from longtake.submission.reconciliation import Finding, Resubmit
+from longtake.submission.reconciliation import Resubmit
+from longtake.submission.records import folder_of, record_path
 from simulator import Simulator
 from simulator.scenarios import choose
 from tests.activities.conftest import Hire, Worker
@@ -354,7 +354,7 @@ async def lost_ledger(
     request: pytest.FixtureRequest, hire: Hire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Worker, str]:
     """A worker whose store is not the one that a generation began with, and the ledger that this one began with."""
-    monkeypatch.setattr(ledger_module, "_WRITE_TRIES", 1)  # no waiting for a folder that is away for a moment
+    monkeypatch.setattr(ledger_module, "_IDENTITY_TRIES", 1)  # no waiting for a folder that is away for a moment
     worker = hire()
     began_with = await worker.ledger.establish()
     worker.established = True
@@ -569,9 +569,6 @@ async def test_a_receipt_names_the_gateway_and_the_account_also_when_the_ledger_
 # --- Every field ------------------------------------------------------------------------------------------------------
 
 SENT = datetime(2026, 7, 1, 12, tzinfo=UTC)
-ACCEPTED = Accepted(
-    "task_1", 3, SENT, "req-1", attached=True, recorded=False, nonce="n1", gateway="https://g.example", account="a1"
-)
 RECEIPT = SubmissionReceipt(
     task_id="task_1",
     submitted_at=SENT,
@@ -584,17 +581,6 @@ RECEIPT = SubmissionReceipt(
     account="a1",
 )
 WHO = "video-order-1/1b671a64/attempt 7"
-FOUND = Finding(
-    clear=True,
-    accepted=ACCEPTED,
-    candidates=("task_a",),
-    evidence=("one", "two"),
-    elsewhere="https://elsewhere.example",
-    retry_after=timedelta(seconds=7),
-    charged=Paid.YES,
-    resubmittable=True,
-    resubmissions=2,
-)
 TOLD = Reconciliation(
     receipt=RECEIPT,
     clear=True,
@@ -634,32 +620,26 @@ async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_
 ) -> None:
     asked: list[Any] = []
 
-    async def reconcile(*arguments: Any, **named: Any) -> Finding:
+    async def reconcile(*arguments: Any, **named: Any) -> Reconciliation:
         asked.append((arguments, named))
-        return FOUND
+        return TOLD
 
     monkeypatch.setattr(submission, "reconcile", reconcile)
     named.submission._resubmit_not_charged = allowed
     input = ReconcileInput(key=KEY, model=MODEL, slot=3, extension=extension, digest="d", confirms_not_charged=confirms)
     assert await named.run(named.submission.reconcile_submission, input) == TOLD
-    (((ledger, account_client), facts),) = asked
+    (((ledger, account_client, question), facts),) = asked
     assert (ledger, account_client) == (named.ledger, None if extension else named.account_client)
-    assert facts == {
-        "key": KEY,
-        "slot": 3,
-        "model": MODEL,
-        "owner": WHO,
-        "digest": "d",
-        "resubmit": resubmit,
-    }
+    assert question == input
+    assert facts == {"writer": WHO, "resubmit": resubmit}
 
 
 async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_in_the_store(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    findings = [Finding(), Finding(evidence=("one", "two"))]
+    findings = [Reconciliation(), Reconciliation(evidence=("one", "two"))]
 
-    async def reconcile(*_: Any, **__: Any) -> Finding:
+    async def reconcile(*_: Any, **__: Any) -> Reconciliation:
         return findings.pop(0)
 
     monkeypatch.setattr(submission, "reconcile", reconcile)
@@ -674,43 +654,44 @@ async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_i
 async def test_what_the_store_did_not_take_is_recorded_whole(named: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Any] = []
 
-    async def record_accepted(key: str, accepted: Accepted) -> None:
+    async def record_accepted(key: str, accepted: SubmissionReceipt, *, only: bool) -> None:
+        assert only
         taken.append((key, accepted))
 
     monkeypatch.setattr(named.ledger, "record_accepted", record_accepted)
     await named.run(named.submission.record_submission, RecordInput(key=KEY, receipt=RECEIPT))
-    assert taken == [(KEY, replace(ACCEPTED, attached=False, recorded=True))]
+    assert taken == [(KEY, RECEIPT)]
 
 
 async def test_who_submits_closes_settles_and_takes_over_is_named(
     named: Worker, in_doubt: InDoubt, request_for: Request, sim: Simulator
 ) -> None:
     async def intent(key: str, slot: int = 1) -> dict[str, Any]:
-        content = await named.store.get(ledger_module._path(key, slot, "intent"))
+        content = await named.store.get(record_path(folder_of(key), slot, "intent"))
         record: dict[str, Any] = json.loads(content or b"{}")
-        return {name: record[name] for name in ("owner", "digest", "model", "gateway", "account")}
+        return {name: record[name] for name in ("writer", "digest", "model", "gateway", "account")}
 
     here = {"gateway": named.gateway.origin, "account": named.gateway.account}
     request = request_for("ok,label=paid")
     await submit(named, request, "paid")
-    assert await intent("paid") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **here}
+    assert await intent("paid") == {"writer": WHO, "digest": request_digest(request), "model": MODEL, **here}
 
     await named.run(named.submission.close_submission, CloseInput(key="closed", digest="d"))
     nowhere = {"gateway": "", "account": ""}
-    assert await intent("closed") == {"owner": WHO, "digest": "d", "model": "", **nowhere}
+    assert await intent("closed") == {"writer": WHO, "digest": "d", "model": "", **nowhere}
 
     elsewhere = [sim.world.new_task(choose("", None, ""), MODEL, "1280x720", "x", n).task_id for n in (1, 2)]
     request = request_for(task_id=elsewhere[0])
     await submit(named, request, "adopted")
-    assert await intent("adopted") == {"owner": WHO, "digest": request_digest(request), "model": MODEL, **nowhere}
+    assert await intent("adopted") == {"writer": WHO, "digest": request_digest(request), "model": MODEL, **nowhere}
 
     await in_doubt()
     await resolve(named, None)
-    outcome = json.loads(await named.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    outcome = json.loads(await named.store.get(record_path(folder_of(KEY), 1, "outcome")) or b"{}")
     assert outcome["reason"] == f"decided ({WHO})"
     input = ResolveInput(key=KEY, task_id=elsewhere[1], slot=1, digest="d2", model=MODEL)
     await named.run(named.submission.resolve_submission, input)
-    assert await intent(KEY, 2) == {"owner": WHO, "digest": "d2", "model": MODEL, **nowhere}
+    assert await intent(KEY, 2) == {"writer": WHO, "digest": "d2", "model": MODEL, **nowhere}
 
 
 async def test_an_extension_is_written_down_with_its_own_gateway_and_digest(
@@ -722,7 +703,7 @@ async def test_an_extension_is_written_down_with_its_own_gateway_and_digest(
     assert record.remix_id
     input = SubmitInput(key=KEY, request=request, extension=ExtensionInput(remix_id=record.remix_id, number=1))
     receipt = await named.run(named.submission.submit_extension, input)
-    intent = json.loads(await named.store.get(ledger_module._path(input.ledger_key, 1, "intent")) or b"{}")
+    intent = json.loads(await named.store.get(record_path(folder_of(input.ledger_key), 1, "intent")) or b"{}")
     assert intent["digest"] == extension_digest(record.remix_id, request.prompt_extend)
     extension = named.extension
     assert (intent["model"], intent["gateway"], intent["account"]) == (MODEL, extension.origin, extension.account)

@@ -131,7 +131,7 @@ async def test_a_verdict_comes_with_the_cost_and_the_middlewares_own_links(  # n
 
 
 @pytest.mark.parametrize("like", [DOCUMENT, NEWAPI])
-@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize("polled", [True, False])
 @pytest.mark.parametrize(
     ("tag", "kind", "seconds"), [("ok", FULL, 15), ("ok", FIRST, 8), ("extend_failed", FIRST, 8)], ids=str
 )

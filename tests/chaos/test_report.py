@@ -122,6 +122,6 @@ assert time.monotonic() - counting < 1
 told = ledger.datetime.now(datetime.UTC)
 assert -301 < told.timestamp() - wall < -299
 assert type(told) is datetime.datetime and isinstance(told, ledger.datetime)
-assert ledger.Intent(nonce="n", digest="d", sent_at=told, window_seconds=1, owner="o").over_at.tzinfo
+assert ledger.Intent(nonce="n", digest="d", sent_at=told, window_seconds=1, writer="o").over_at.tzinfo
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)

@@ -19,7 +19,7 @@ from longtake.models import FailureDetails, Problem
 from longtake.request.rules import InvalidRequest
 from longtake.settings import SettingsProblem
 from longtake.storage import StoreProblem
-from longtake.submission.ledger import LedgerUnavailable, WrongLedger, WrongSide
+from longtake.submission.errors import LedgerUnavailable, WrongLedger, WrongSide
 from longtake.temporal.connection import TemporalProblem
 
 RUN = CliRunner()

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cli import known_ledgers
+from longtake.gateway.client import SubmittedTask
 from longtake.storage import Store
-from longtake.submission.ledger import Answer, CreateIntent, SubmissionLedger
+from longtake.submission.ledger import CreateIntent, Submission, SubmissionLedger
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +23,12 @@ async def used(folder: Path, *keys: str) -> Store:
     ledger = SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
     await ledger.establish()
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
-        return Answer(f"task-{datetime.now(UTC).timestamp()}")
+        return SubmittedTask(f"task-{datetime.now(UTC).timestamp()}")
 
     for key in keys:
-        await ledger.submit(key, digest="d", send=send, owner="test")
+        await ledger.submit(key, Submission(digest="d", writer="test"), send)
     assert await known_ledgers.remember(store) == await ledger.identity()
     return store
 

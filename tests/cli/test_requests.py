@@ -10,7 +10,8 @@ from cli.commands.request import build_request
 from cli.output import CommandProblem, Exit
 from longtake.request.rules import MODELS
 from longtake.storage import Store
-from longtake.submission.ledger import LedgerUnavailable, SubmissionLedger
+from longtake.submission.errors import LedgerUnavailable
+from longtake.submission.ledger import Submission, SubmissionLedger
 
 MODEL = "veo_3_1-fast-remix"
 FIELDS = {"model": MODEL, "prompt": "a paper boat", "prompt_extend": "it reaches the shore"}
@@ -20,7 +21,7 @@ FIELDS = {"model": MODEL, "prompt": "a paper boat", "prompt_extend": "it reaches
 async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = Store.open(str(tmp_path))
     ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
-    await ledger.adopt("paid", digest="-", task_id="task_1", owner="us", model=MODEL)
+    await ledger.adopt("paid", Submission(digest="-", writer="us", model=MODEL), "task_1")
     monkeypatch.delitem(cast("dict[str, Any]", MODELS), MODEL)
     return store
 

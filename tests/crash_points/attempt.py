@@ -23,7 +23,7 @@ from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
 from tests.activities.conftest import Worker
 from tests.crash_points.instants import Blow, Instants
-from tests.exploration.broken import arms_without_a_record
+from tests.exploration.broken import sends_without_a_record
 
 API_KEY = "key-of-the-struck"
 SUBMIT_SECONDS = 20.0
@@ -72,7 +72,7 @@ def main(attempt: Attempt) -> None:
     httpx.create_ssl_context = lambda *_, **__: _TLS  # reading certificates would take a third of a life
     ledger_module._STALE_AFTER_SECONDS = attempt.stale_after_seconds
     if attempt.without_record:
-        ledger_module._Attempt._create_intent = arms_without_a_record  # type: ignore[method-assign]
+        ledger_module._Attempt._create_intent = sends_without_a_record  # type: ignore[method-assign]
     instants = Instants(attempt.blow, attempt.at)
     instants.run(_make(attempt, instants))
 

@@ -79,7 +79,7 @@ class Case:
     @property
     def senders(self) -> list[str]:
         """Whose intents the ledger holds."""
-        return [record["owner"].rpartition(" ")[2] for record in intents_of(self.first)]
+        return [record["writer"].rpartition(" ")[2] for record in intents_of(self.first)]
 
     def hear(self, attempt: Attempt, end: str | None) -> str | None:
         """Hold what an attempt says against what the gateway knows when it says so."""

@@ -8,72 +8,72 @@ from typing import Any
 from unittest import mock
 
 from longtake.gateway.errors import GatewayError
+from longtake.models import Reconciliation, SubmissionReceipt
 from longtake.storage import StoreProblem
 from longtake.submission import charges as charges_module
 from longtake.submission import ledger as ledger_module
 from longtake.submission.charges import Verdict
-from longtake.submission.ledger import Accepted, Evidence, Intent, Outcome, SubmissionLedger, TaskOwner, _Attempt, _path
-from longtake.submission.reconciliation import Finding, Resubmit, _Search
+from longtake.submission.errors import LedgerError, LedgerUnavailable, SlotTaken
+from longtake.submission.ledger import HeartbeatState, SubmissionLedger, _Attempt
+from longtake.submission.reconciliation import Resubmit, _Search
+from longtake.submission.records import Intent, Outcome, Record, Records, Slot, TaskOwner, folder_of, record_path
 from tests.exploration.programs import ScheduledStore
 from tests.exploration.scenarios import MAX_EXCHANGE
 
 
-class SettlesTheOpenSlot(SubmissionLedger):
-    async def resolve(self, key: str, slot: int, **facts: Any) -> Accepted | None:
+class ResolvesTheOpenSlot(SubmissionLedger):
+    async def resolve(self, key: str, slot: int, **facts: Any) -> SubmissionReceipt | None:
         return await super().resolve(key, await self.open_slot(key) or slot, **facts)
 
 
-class TakesNoOutcomeForNotSent(SubmissionLedger):
-    async def _outcome(self, key: str, slot: int, intent: Intent) -> Outcome | None:
-        outcome = await super()._outcome(key, slot, intent)
+class TakesNoOutcomeForNotSent(Records):
+    async def _outcome(self, folder: str, number: int, intent: Intent) -> Outcome | None:
+        outcome = await super()._outcome(folder, number, intent)
         return outcome or Outcome(nonce=intent.nonce, outcome="not_sent", at=intent.sent_at)
 
 
 class ForgetsWhatCameLate(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted, **_: Any) -> None:
-        outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
-        await self._conclude(key, accepted.slot, outcome, accepted.account)
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, **_: Any) -> None:
+        await self._records.write_outcome(folder_of(key), receipt.slot, _outcome_of(receipt), receipt.account)
 
 
-class DoesNotSeeWhatCameLate(SubmissionLedger):
-    async def _late(self, key: str, slot: int, intent: Intent) -> Accepted | None:
+class DoesNotSeeWhatCameLate(Records):
+    async def late(self, slot: Slot) -> SubmissionReceipt | None:
         return None
 
 
 class ClaimsAfterwards(SubmissionLedger):
-    async def record_accepted(self, key: str, accepted: Accepted, **more: Any) -> None:
-        with mock.patch.object(self, "_claim", mock.AsyncMock()):
-            outcome = Outcome(nonce=accepted.nonce, outcome="accepted", task_id=accepted.task_id, at=accepted.sent_at)
-            await self._create(_path(key, accepted.slot, "outcome"), outcome)
-        await super().record_accepted(key, accepted, **more)
+    async def record_accepted(self, key: str, receipt: SubmissionReceipt, **more: Any) -> None:
+        await self._records.create(record_path(folder_of(key), receipt.slot, "outcome"), _outcome_of(receipt))
+        await super().record_accepted(key, receipt, **more)
 
 
-class AdoptsWhatIsOwned(SubmissionLedger):
-    async def _claim(
-        self, key: str, task_id: str, nonce: str, account: str, *, only: bool = False, **known: Any
-    ) -> None:
-        await super()._claim(key, task_id, nonce, account, **known)
+class AdoptsWhatIsOwned(Records):
+    async def claim(self, task_id: str, owner: TaskOwner, *, only: bool = False) -> None:
+        await super().claim(task_id, owner)
 
 
 class HeedsNoFence(SubmissionLedger):
-    async def submit(self, key: str, **facts: Any) -> Accepted:
-        return await super().submit(key, **{**facts, "scheduled_at": None})
+    async def submit(self, *facts: Any, **more: Any) -> SubmissionReceipt:
+        return await super().submit(*facts, **{**more, "scheduled_at": None})
 
 
 class ClosesNothing(SubmissionLedger):
-    async def close_unsent(self, key: str, **facts: Any) -> Accepted | None:
-        await self._find_slot(key, "", None)
+    async def close_unsent(self, key: str, **facts: Any) -> SubmissionReceipt | None:
+        await self._find_free_slot(key, "")
         return None
 
 
-class BelievesAnyEvidence(SubmissionLedger):
-    async def _find_slot(self, key: str, digest: str, evidence: Any, *more: Any) -> int | Accepted:
-        intent = await self._read(Intent, _path(key, 1, "intent"))
-        if evidence and intent:
-            evidence = evidence.model_copy(update={"nonce": intent.nonce})
-            with mock.patch.object(Evidence, "is_of", lambda evidence, intent: evidence.nonce == intent.nonce):
-                return await super()._find_slot(key, digest, evidence, *more)
-        return await super()._find_slot(key, digest, evidence, *more)
+class BelievesAnyHeartbeat(SubmissionLedger):
+    async def _find_free_slot(
+        self, key: str, digest: str, earlier: HeartbeatState | None = None, scheduled_at: datetime | None = None
+    ) -> int | SubmissionReceipt:
+        intent = await self._records.read(Intent, record_path(folder_of(key), 1, "intent"))
+        if earlier and intent:
+            earlier = earlier.model_copy(update={"nonce": intent.nonce})
+            with mock.patch.object(HeartbeatState, "is_of", lambda state, intent: state.nonce == intent.nonce):
+                return await super()._find_free_slot(key, digest, earlier, scheduled_at)
+        return await super()._find_free_slot(key, digest, earlier, scheduled_at)
 
 
 class SeesNoOthersInDoubt(SubmissionLedger):
@@ -81,37 +81,41 @@ class SeesNoOthersInDoubt(SubmissionLedger):
         return ()
 
 
-class SeesNoOwners(AdoptsWhatIsOwned):
+class SeesNoOwners(SubmissionLedger):
     async def owners_of(self, task_ids: Any) -> dict[str, TaskOwner]:
         return {task_id: found for task_id, found in (await super().owners_of(task_ids)).items() if "known" in task_id}
 
 
-class WritesOverWhatStands(SubmissionLedger):
-    async def _create(self, path: str, record: Any) -> None:
+class WritesOverWhatStands(Records):
+    async def create(self, path: str, record: Record) -> None:
         if path.endswith("/outcome"):
             try:
                 await self._store.put(path, record.model_dump_json().encode())
             except StoreProblem as problem:
-                raise ledger_module.LedgerUnavailable(str(problem)) from None
+                raise LedgerUnavailable(str(problem)) from None
         else:
-            await super()._create(path, record)
+            await super().create(path, record)
+
+
+def _outcome_of(receipt: SubmissionReceipt) -> Outcome:
+    return Outcome(nonce=receipt.nonce, outcome="accepted", task_id=receipt.task_id, at=receipt.submitted_at)
 
 
 async def _closes_whose_ever_it_is(self: _Attempt, reason: str) -> None:
     outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
-    with contextlib.suppress(ledger_module.LedgerError):
-        await self._ledger._create(_path(self._key, self.slot, "outcome"), outcome)
+    with contextlib.suppress(LedgerError):
+        await self._records.create(self._path("outcome"), outcome)
 
 
-async def arms_without_a_record(self: _Attempt) -> None:
+async def sends_without_a_record(self: _Attempt) -> None:
     """Let it send, and write nothing down before."""
     self._tried = self._intent_created = True
 
 
 async def _ignores_a_lost_race(self: _Attempt) -> None:
     self._tried = True
-    with contextlib.suppress(ledger_module.SlotTaken):
-        await self._ledger._create(_path(self._key, self.slot, "intent"), self.intent)
+    with contextlib.suppress(SlotTaken):
+        await self._records.create(self._path("intent"), self.intent)
     self._intent_created = True
 
 
@@ -119,9 +123,9 @@ _not_charged = _Search._not_charged
 
 
 async def _closes_by_the_first_check(
-    self: _Search, verdict: Verdict, owner: str, said: Any, _resubmit: Resubmit
-) -> Finding:
-    return await _not_charged(self, verdict, owner, said, Resubmit.NOW)
+    self: _Search, verdict: Verdict, writer: str, _resubmit: Resubmit
+) -> Reconciliation:
+    return await _not_charged(self, verdict, writer, Resubmit.NOW)
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,16 @@ class Defect:
     name: str
     scenario: str
     ledger: type[SubmissionLedger] = SubmissionLedger
+    records: type[Records] = Records
     patches: tuple[tuple[Any, str, object], ...] = ()
     overwrites: bool = False
 
     def make(self) -> SubmissionLedger:
         """The ledger."""
-        return self.ledger(ScheduledStore(), longest_exchange=MAX_EXCHANGE)
+        store = ScheduledStore()
+        ledger = self.ledger(store, longest_exchange=MAX_EXCHANGE)
+        ledger._records = self.records(store)
+        return ledger
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[Callable[[], SubmissionLedger]]:
@@ -153,8 +161,8 @@ _RECONCILED = "two submissions of one model in doubt, one of which is reconciled
 _WANTED = "a task that two generations want"
 _LOST = "a lost answer, and a worker that may submit again by itself"
 _ANSWERED = "an answer that names the request, and a worker that may submit again by itself"
-_AGAIN = "a decision, a second submission, and the decision once more"
 _BY_ONE_CHECK = (_Search, "_not_charged", _closes_by_the_first_check)
+_AGAIN = "a decision, a second submission, and the decision once more"
 
 DEFECTS = (
     Defect("a store that overwrites", _TWO, overwrites=True),
@@ -163,24 +171,24 @@ DEFECTS = (
         _TWO,
         patches=((_Attempt, "_close", _closes_whose_ever_it_is),),
     ),
-    Defect("no record before the send", _TWO, patches=((_Attempt, "_create_intent", arms_without_a_record),)),
+    Defect("no record before the send", _TWO, patches=((_Attempt, "_create_intent", sends_without_a_record),)),
     Defect("a lost race is not noticed", _TWO, patches=((_Attempt, "_create_intent", _ignores_a_lost_race),)),
     Defect("who slept sends", _TWO, patches=((ledger_module, "_STALE_AFTER_SECONDS", float("inf")),)),
     Defect("a lost answer counts as not made", _TWO, patches=((ledger_module, "_NOTHING_MADE", (GatewayError,)),)),
-    Defect("no outcome counts as not sent", _TWO, TakesNoOutcomeForNotSent),
-    Defect("an outcome is written over another", _TWO, WritesOverWhatStands),
+    Defect("no outcome counts as not sent", _TWO, records=TakesNoOutcomeForNotSent),
+    Defect("an outcome is written over another", _TWO, records=WritesOverWhatStands),
     Defect("what came late is not written", _TWO, ForgetsWhatCameLate),
-    Defect("what came late is not read", _TWO, DoesNotSeeWhatCameLate),
-    Defect("a decision settles the slot that is open", _AGAIN, SettlesTheOpenSlot),
+    Defect("what came late is not read", _TWO, records=DoesNotSeeWhatCameLate),
+    Defect("a decision resolves the slot that is open", _AGAIN, ResolvesTheOpenSlot),
     Defect(
-        "anybody's evidence is believed", "an attempt, its retry, and an attempt of another run", BelievesAnyEvidence
+        "anybody's heartbeat is believed", "an attempt, its retry, and an attempt of another run", BelievesAnyHeartbeat
     ),
     Defect("the outcome is written before the task is claimed", _WANTED, ClaimsAfterwards),
-    Defect("a claim keeps nobody out", "two who adopt the same task for two keys", AdoptsWhatIsOwned),
+    Defect("a claim keeps nobody out", "two who adopt the same task for two keys", records=AdoptsWhatIsOwned),
     Defect("a fence stops nobody", _CLOSING, HeedsNoFence),
     Defect("closing leaves the slot free", _CLOSING, ClosesNothing),
     Defect("other submissions in doubt are not seen", _RECONCILED, SeesNoOthersInDoubt),
-    Defect("owners are not seen, and a claim keeps nobody out", _RECONCILED, SeesNoOwners),
+    Defect("owners are not seen, and a claim keeps nobody out", _RECONCILED, SeesNoOwners, AdoptsWhatIsOwned),
     Defect("one check is enough after a lost answer", _LOST, patches=(_BY_ONE_CHECK,)),
     Defect("one check is enough after an answer", _ANSWERED, patches=(_BY_ONE_CHECK,)),
     Defect("nobody accepts late", _LOST, patches=((charges_module, "LATE_ACCEPTANCE", timedelta(minutes=30)),)),

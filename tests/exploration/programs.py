@@ -17,9 +17,10 @@ from unittest import mock
 from longtake.storage import Store, StoreProblem
 from longtake.submission import ledger as ledger_module
 from longtake.submission import reconciliation as reconciliation_module
+from longtake.submission import records as records_module
 
 BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
-_PATCHED_MODULES: tuple[ModuleType, ...] = (ledger_module, reconciliation_module)
+_PATCHED_MODULES: tuple[ModuleType, ...] = (ledger_module, records_module, reconciliation_module)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,14 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 from longtake.gateway.account import AccountClient, AccountRecords, Charge, OrphanCandidate, SeenTask
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import GatewayBusy, GatewayError, ResponseLost
+from longtake.models import ReconcileInput, Reconciliation, SubmissionReceipt
 from longtake.submission.charges import LATE_ACCEPTANCE
-from longtake.submission.ledger import (
-    Accepted,
-    Answer,
-    CreateIntent,
-    Evidence,
-    LedgerError,
-    SubmissionLedger,
-    TaskOwner,
-)
-from longtake.submission.reconciliation import Finding, Resubmit, reconcile
+from longtake.submission.errors import LedgerError
+from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
+from longtake.submission.reconciliation import Resubmit, reconcile
+from longtake.submission.records import TaskOwner
 from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, clock, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
@@ -99,7 +95,7 @@ def submits(
         account: Who pays, where the ledger says so.
     """
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         await ask("post")
         answer = await ask("answer")
@@ -109,22 +105,24 @@ def submits(
             raise ResponseLost("no answer")
         if answer == "broken":
             raise ResponseLost("HTTP 500", status=500, request_id=f"request-{name}")
-        return Answer(answer)
+        return SubmittedTask(answer)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         told = await ask("heartbeat", retries) if retries else None
         try:
             accepted = await ledger.submit(
                 key,
-                digest=f"what {key} sends",
-                send=send,
-                owner=me,
-                model=MODEL,
-                evidence=Evidence.model_validate_json(told) if told else None,
-                on_evidence=lambda evidence: tell(evidence.model_dump_json()),
+                Submission(
+                    digest=f"what {key} sends",
+                    writer=me,
+                    model=MODEL,
+                    gateway=_TaskList.origin if account else "",
+                    account=account,
+                ),
+                send,
+                earlier=HeartbeatState.model_validate_json(told) if told else None,
+                save_state=lambda evidence: tell(evidence.model_dump_json()),
                 scheduled_at=BEGAN + timedelta(seconds=scheduled),
-                gateway=_TaskList.origin if account else "",
-                account=account,
             )
         except (LedgerError, GatewayError) as error:
             return End(type(error).__name__, key, slot=getattr(error, "slot", 0))
@@ -133,7 +131,7 @@ def submits(
     return Actor(name, work, key, clock_ahead=clock_ahead, scheduled=scheduled)
 
 
-async def _kept(ledger: SubmissionLedger, key: str, accepted: Accepted) -> End:
+async def _kept(ledger: SubmissionLedger, key: str, accepted: SubmissionReceipt) -> End:
     """As the workflow does: what the store did not take at once is written by a later step."""
     recorded = accepted.recorded
     if not recorded:
@@ -150,7 +148,7 @@ def decides(name: str, slot: int, task_id: str | None = None, *, key: str = KEY)
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=DECIDED, owner=me)
+            accepted = await ledger.resolve(key, slot, task_id=task_id, reason=f"{DECIDED} ({me})")
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot) if accepted else End("settled", key, slot=slot)
@@ -163,7 +161,7 @@ def adopts(name: str, task_id: str, *, key: str = KEY) -> Actor:
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.adopt(key, digest=f"what {key} sends", task_id=task_id, owner=me, model=MODEL)
+            accepted = await ledger.adopt(key, Submission(digest=f"what {key} sends", writer=me, model=MODEL), task_id)
         except LedgerError as error:
             return End(type(error).__name__, key)
         return End("accepted", key, accepted.task_id, accepted.slot)
@@ -176,7 +174,7 @@ def closes(name: str, fence: int, *, key: str = KEY) -> Actor:
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
         try:
-            accepted = await ledger.close_unsent(key, fence=BEGAN + timedelta(seconds=fence), owner=me)
+            accepted = await ledger.close_unsent(key, fence=BEGAN + timedelta(seconds=fence), writer=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
         if accepted:
@@ -212,11 +210,12 @@ def reconciles(name: str, *, key: str = KEY, slot: int | None = 1) -> Actor:
     async def work(ledger: SubmissionLedger, me: str) -> End:
         account_client = cast("AccountClient", _TaskList())
         try:
-            finding = await reconcile(ledger, account_client, key=key, slot=slot, model=MODEL, owner=me)
+            question = ReconcileInput(key=key, slot=slot, model=MODEL)
+            finding = await reconcile(ledger, account_client, question, writer=me)
         except LedgerError as error:
             return End(type(error).__name__, key)
-        if finding.accepted:
-            return End("accepted", key, finding.accepted.task_id, finding.accepted.slot)
+        if finding.receipt:
+            return End("accepted", key, finding.receipt.task_id, finding.receipt.slot)
         return End("clear" if finding.clear else "not found", key)
 
     return Actor(name, work, key)
@@ -266,9 +265,10 @@ def resubmits(name: str, *, others: tuple[int, ...], confirm_after: timedelta = 
     """Closes what was not charged, as the workflow does where it may submit again by itself: by two checks."""
 
     async def work(ledger: SubmissionLedger, me: str) -> End:
-        async def check(resubmit: Resubmit) -> Finding:
+        async def check(resubmit: Resubmit) -> Reconciliation:
             account_client = cast("AccountClient", _Records(others))
-            return await reconcile(ledger, account_client, key=KEY, slot=1, model=MODEL, owner=me, resubmit=resubmit)
+            question = ReconcileInput(key=KEY, slot=1, model=MODEL)
+            return await reconcile(ledger, account_client, question, writer=me, resubmit=resubmit)
 
         try:
             finding = await check(Resubmit.IF_CONFIRMED)
@@ -278,8 +278,8 @@ def resubmits(name: str, *, others: tuple[int, ...], confirm_after: timedelta = 
                     finding = await check(Resubmit.NOW)
         except LedgerError as error:
             return End(type(error).__name__, KEY)
-        if finding.accepted:
-            return End("accepted", KEY, finding.accepted.task_id, finding.accepted.slot)
+        if finding.receipt:
+            return End("accepted", KEY, finding.receipt.task_id, finding.receipt.slot)
         return End("not charged" if finding.clear else "not found", KEY)
 
     return Actor(name, work)

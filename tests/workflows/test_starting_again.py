@@ -12,7 +12,7 @@ from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
 from longtake.request.rules import MODELS, InvalidRequest, prompt_path
 from longtake.storage import Store
-from longtake.submission.ledger import SubmissionLedger
+from longtake.submission.ledger import Submission, SubmissionLedger
 from longtake.temporal.connection import connect
 from longtake.temporal.ledger_registration import begin_anew
 from longtake.temporal.names import workflow_id
@@ -112,7 +112,7 @@ async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.Mo
     request = GenerateVideoInput.model_validate(REQUEST)
     ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
     await begin_anew(rig.client, ledger)
-    await ledger.adopt("forgotten", digest="-", task_id="task_1", owner="us", model=request.model)
+    await ledger.adopt("forgotten", Submission(digest="-", writer="us", model=request.model), "task_1")
     monkeypatch.delitem(cast("dict[str, Any]", MODELS), request.model)
 
     for key, client in (("retired", VideoClient(rig.client)), ("forgotten", VideoClient(rig.client, store=store))):

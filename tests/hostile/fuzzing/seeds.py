@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from longtake.gateway import wire
-from longtake.submission.ledger import Intent, Outcome, Response
+from longtake.submission.records import Intent, Outcome, Response
 from longtake.temporal.key_ring import KeyRing, parse_keys
 from tests.hostile.fuzzing.replayed import CUT
 from tests.hostile.fuzzing.targets import CORPUS, ENCRYPTION_KEYS, FORM, KEY, TASK
@@ -97,7 +97,7 @@ def records() -> Iterator[tuple[str, bytes]]:
 
 
 def slots() -> Iterator[tuple[str, bytes]]:
-    intent = Intent(nonce="n", digest="d", sent_at=_NOW, window_seconds=9, owner="o", model=FORM.model)
+    intent = Intent(nonce="n", digest="d", sent_at=_NOW, window_seconds=9, writer="o", model=FORM.model)
     accepted = Outcome(nonce="n", outcome="accepted", task_id=TASK, at=_NOW)
     refused = Outcome(nonce="n", outcome="not_sent", at=_NOW, decided=True, fence=_NOW + timedelta(hours=1))
     answer = Response(nonce="n", at=_NOW, status=502, excerpt="…")

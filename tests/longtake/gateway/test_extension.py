@@ -69,7 +69,7 @@ class TestSimulator:
         async with serve(settings) as sim, connect(sim.url) as client:
             task_id, remix_id = await fail_to_extend(sim)
             create_intent = CreateIntent()
-            sent = await client.submit(remix_id, PROMPT, before_send=create_intent)
+            sent = await client.submit_extension(remix_id, PROMPT, before_send=create_intent)
             record = await client.query(sent.task_id)
             assert (await client.query(sent.task_id, second_path=True)).state is TaskState.COMPLETED
             assert (create_intent.fired, sim.ledger.paid()["total"]) == (1, 2)
@@ -84,7 +84,7 @@ class TestSimulator:
         async with serve(SimulatorSettings(tmp_path, KEY, seconds=1e-6, speed=50)) as sim, connect(sim.url) as client:
             _, remix_id = await fail_to_extend(sim)
             with pytest.raises(RequestRefused, match="this gateway cannot retry extensions") as caught:
-                await client.submit(remix_id, PROMPT, before_send=CreateIntent())
+                await client.submit_extension(remix_id, PROMPT, before_send=CreateIntent())
             assert (caught.value.status, caught.value.code) == (400, "task_origin_not_exist")
             assert "LONGTAKE_EXTEND_URL" in str(caught.value)
             assert sim.ledger.paid()["total"] == 1
@@ -108,7 +108,7 @@ class TestSimulator:
         async with serve(settings) as sim, connect(sim.url) as client:
             _, remix_id = await fail_to_extend(sim)
             with pytest.raises(GatewayError) as caught:
-                await client.submit(remix_id, f"{PROMPT} [sim:{fault}]", before_send=CreateIntent())
+                await client.submit_extension(remix_id, f"{PROMPT} [sim:{fault}]", before_send=CreateIntent())
             assert type(caught.value) is error
             remixes = [entry for entry in sim.ledger.submissions() if entry["kind"] == "remix"]
             assert [entry["paid"] for entry in remixes] == [bool(paid)]
@@ -117,7 +117,7 @@ class TestSimulator:
 class TestRequest:
     async def test_what_is_sent(self, gateway: RawGateway, client: ExtensionClient) -> None:
         gateway.will(answer(200, FLAT))
-        await client.submit(CLIP, "猫 \r\n", before_send=CreateIntent())
+        await client.submit_extension(CLIP, "猫 \r\n", before_send=CreateIntent())
         request = gateway.requests[0]
         assert (request.method, request.target) == ("POST", f"/v1/videos/{CLIP}/remix")
         assert request.headers["Authorization"] == f"Bearer {KEY}"
@@ -128,7 +128,7 @@ class TestRequest:
         gateway.will(answer(200, FLAT))
         url = f"{gateway.url}/api/v1/"
         async with connect(url, path="/v2/{remix_id}:extend", model="veo_3_1-fast-remix") as client:
-            await client.submit("a/../b?c#d", PROMPT, before_send=CreateIntent())
+            await client.submit_extension("a/../b?c#d", PROMPT, before_send=CreateIntent())
             assert client.model == "veo_3_1-fast-remix"
         assert gateway.requests[0].target == "/api/v2/a%2F..%2Fb%3Fc%23d:extend"
         assert json.loads(gateway.requests[0].body)["model"] == "veo_3_1-fast-remix"
@@ -136,17 +136,17 @@ class TestRequest:
     @pytest.mark.parametrize("body", [FLAT, WRAPPED, {"code": "success", "data": "task_new"}])
     async def test_answers(self, gateway: RawGateway, client: ExtensionClient, body: object) -> None:
         gateway.will(answer(200, body))
-        sent = await client.submit(CLIP, PROMPT, before_send=CreateIntent())
-        assert (sent.task_id, sent.request_id, sent.status) == ("task_new", "req-1", 200)
+        sent = await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
+        assert (sent.task_id, sent.request_id) == ("task_new", "req-1")
 
     async def test_text_that_cannot_be_sent(self, gateway: RawGateway, client: ExtensionClient) -> None:
         create_intent = CreateIntent()
         with pytest.raises(RequestRefused, match="prompt_extend is not valid Unicode") as caught:
-            await client.submit(CLIP, "cat \ud800", before_send=create_intent)
+            await client.submit_extension(CLIP, "cat \ud800", before_send=create_intent)
         assert "cat" not in str(caught.value)
         for nonsense in ("", "."):
             with pytest.raises(RequestRefused, match="nothing was sent"):
-                await client.submit(nonsense, PROMPT, before_send=create_intent)
+                await client.submit_extension(nonsense, PROMPT, before_send=create_intent)
         assert (create_intent.fired, gateway.connections) == (0, 0)
 
 
@@ -161,8 +161,8 @@ class TestBeforeTheFirstByte:
             await gateway.connected.wait()
             seen.append(gateway.bytes_read)
 
-        await client.submit(CLIP, PROMPT, before_send=before_send)
-        await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+        await client.submit_extension(CLIP, PROMPT, before_send=before_send)
+        await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
         assert seen == [0]
         assert (gateway.connections, len(gateway.requests)) == (2, 2)  # a connection of its own for each
 
@@ -175,7 +175,7 @@ class TestBeforeTheFirstByte:
         self, gateway: RawGateway, client: ExtensionClient, error: BaseException
     ) -> None:
         with pytest.raises(type(error)) as caught:
-            await client.submit(CLIP, PROMPT, before_send=CreateIntent(error))
+            await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent(error))
         assert caught.value is error
         await gateway.disconnected.wait()
         assert (gateway.connections, gateway.bytes_read) == (1, 0)
@@ -184,7 +184,7 @@ class TestBeforeTheFirstByte:
         transport = UnreadAnswers(lambda _: httpx.Response(200, json=FLAT))
         async with connect("http://gateway.example", transport=transport) as client:
             with pytest.raises(SendHookDidNotFire):
-                await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+                await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
 
     async def test_connection_refused(self) -> None:
         with socket.socket() as closed:
@@ -192,7 +192,7 @@ class TestBeforeTheFirstByte:
             async with connect(f"http://127.0.0.1:{closed.getsockname()[1]}") as client:
                 create_intent = CreateIntent()
                 with pytest.raises(GatewayUnreachable, match=r"nothing was sent.*is LONGTAKE_EXTEND_URL right"):
-                    await client.submit(CLIP, PROMPT, before_send=create_intent)
+                    await client.submit_extension(CLIP, PROMPT, before_send=create_intent)
         assert create_intent.fired == 0
 
 
@@ -207,7 +207,7 @@ class TestAfterIt:
         async with connect(gateway.url, submit_timeout=timedelta(seconds=0.5)) as client:
             create_intent = CreateIntent()
             with pytest.raises(ResponseLost) as caught:
-                await client.submit(CLIP, PROMPT, before_send=create_intent)
+                await client.submit_extension(CLIP, PROMPT, before_send=create_intent)
         assert (create_intent.fired, len(gateway.requests)) == (1, 1)
         assert "moon" not in str(caught.value)
 
@@ -215,7 +215,7 @@ class TestAfterIt:
     async def test_200_without_an_id(self, gateway: RawGateway, client: ExtensionClient, body: bytes) -> None:
         gateway.will(answer(200, body))
         with pytest.raises(InvalidResponse):
-            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+            await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
 
     @pytest.mark.parametrize(
         ("location", "error"),
@@ -227,7 +227,7 @@ class TestAfterIt:
     ) -> None:
         gateway.will(answer(307, b"", Location=f"https://gw.example{location}"))
         with pytest.raises(error) as caught:
-            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+            await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
         assert len(gateway.requests) == 1
         if error is RequestRefused:
             assert "set LONGTAKE_EXTEND_URL to https://gw.example" in str(caught.value)
@@ -236,14 +236,14 @@ class TestAfterIt:
     async def test_no_such_route(self, gateway: RawGateway, client: ExtensionClient, status: int) -> None:
         gateway.will(answer(status, b"<html>"))
         with pytest.raises(RequestRefused, match="cannot retry extensions"):
-            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+            await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
 
     async def test_a_refusal_names_the_setting_and_not_the_prompt(
         self, gateway: RawGateway, client: ExtensionClient
     ) -> None:
         gateway.will(answer(401, {"error": {"message": f"no: {PROMPT}, {KEY}"}}))
         with pytest.raises(KeyRefused, match="check LONGTAKE_EXTEND_API_KEY") as caught:
-            await client.submit(CLIP, PROMPT, before_send=CreateIntent())
+            await client.submit_extension(CLIP, PROMPT, before_send=CreateIntent())
         with pytest.raises(KeyRefused, match="check LONGTAKE_EXTEND_API_KEY"):
             await client.query("task_new")
         assert str(caught.value).startswith("[req-1] ")

@@ -26,7 +26,7 @@ from longtake.gateway.wire import (
     read_task,
     redact,
 )
-from longtake.models import Stage, TaskState
+from longtake.models import TaskState
 from longtake.request.rules import is_task_id
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -72,7 +72,6 @@ class TestDocumentedExamples:
             updated_at=datetime.fromtimestamp(1777175888, UTC),
             request_id="req-1",
         )
-        assert record.stage is Stage.EXTENDING
 
     def test_completed(self) -> None:
         record = read(EXAMPLES["completed"])
@@ -90,14 +89,12 @@ class TestDocumentedExamples:
         assert record.error_code == "extend_failed"
         assert record.error_message == "第一段视频生成成功,但二创失败:线路繁忙,请重试 (E-2003)"
         assert record.video_url == "https://videos-us3.ss2.life/video/a8a0f0cb-xxxx-xxxx"
-        assert record.stage is Stage.EXTENDING
 
     def test_generate_failed(self) -> None:
         record = read(EXAMPLES["generate_failed"])
         assert record.state is TaskState.GENERATE_FAILED
         assert record.error_message == "视频生成失败:违反谷歌AI安全协议 请调整图片和提示词 (E-1005)"
         assert (record.video_url, record.remix_id) == (None, "video_xxxxxxxx-xxxx-xxxx")
-        assert record.stage is Stage.FIRST_SEGMENT
 
 
 class TestRewrittenLinks:
@@ -314,19 +311,6 @@ class TestStates:
         assert "SECRET" not in message
         assert "sk-abcdef" not in message
         assert len(message) == 300
-
-
-class TestStage:
-    def test_remix_id_extend_beats_progress(self) -> None:
-        assert read(example_with("processing", progress="30%", data__progress=30)).stage is Stage.EXTENDING
-
-    @pytest.mark.parametrize(("progress", "stage"), [(49, Stage.FIRST_SEGMENT), (50, Stage.EXTENDING)])
-    def test_by_progress(self, progress: int, stage: Stage) -> None:
-        assert read({"task_id": TASK, "status": "IN_PROGRESS", "progress": f"{progress}%"}).stage is stage
-
-    def test_progress_of_a_failure_is_made_up(self) -> None:
-        body = {"task_id": TASK, "status": "FAILURE", "progress": "100%"}
-        assert read(body).stage is Stage.FIRST_SEGMENT
 
 
 class TestFields:

@@ -7,7 +7,7 @@ import itertools
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import (
     GatewayBusy,
     GatewayError,
@@ -24,28 +25,23 @@ from longtake.gateway.errors import (
     RequestRefused,
     ResponseLost,
 )
+from longtake.models import SubmissionReceipt
 from longtake.storage import Store, StoreProblem
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import (
-    OPEN,
-    PREFIX,
-    Accepted,
-    Answer,
-    CreateIntent,
-    Evidence,
-    Intent,
+from longtake.submission import records as records_module
+from longtake.submission.errors import (
     KeyReused,
     LedgerError,
     LedgerUnavailable,
-    Outcome,
     OutcomeUnknown,
     SendSuspended,
     SlotTaken,
     SubmissionClosed,
     SubmissionInDoubt,
-    SubmissionLedger,
     TaskOwned,
 )
+from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
+from longtake.submission.records import OPEN, PREFIX, Intent, Outcome
 from tests.longtake.s3_server import S3Server
 
 KEY = "order-1"
@@ -82,38 +78,39 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sleep(_seconds: float) -> None:
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(ledger_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    for module in (ledger_module, records_module):
+        monkeypatch.setattr(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
 
 
 @dataclass
 class Gateway:
     """The far side of `send`: counts what left and what was made."""
 
-    before_arming: BaseException | None = None
-    after_arming: BaseException | None = None
-    arms_twice: bool = False
+    before_intent: BaseException | None = None
+    after_intent: BaseException | None = None
+    sends_twice: bool = False
     ignores_refusal: bool = False
     never_creates_the_intent: bool = False
     sent: int = 0
     made: list[str] = field(default_factory=list)
 
-    async def send(self, create_intent: CreateIntent) -> Answer:
+    async def send(self, create_intent: CreateIntent) -> SubmittedTask:
         await asyncio.sleep(0)  # connecting
-        if self.before_arming:
-            raise self.before_arming
+        if self.before_intent:
+            raise self.before_intent
         if not self.never_creates_the_intent:
             await create_intent()
         self.sent += 1
         await asyncio.sleep(0)  # the bytes leave
-        if not isinstance(self.after_arming, GatewayUnreachable | GatewayBusy | RequestRefused):
+        if not isinstance(self.after_intent, GatewayUnreachable | GatewayBusy | RequestRefused):
             self.made.append(f"task-{len(self.made) + 1}")
         await asyncio.sleep(0)  # the answer comes
-        if self.after_arming:
-            raise self.after_arming
-        if self.arms_twice:
+        if self.after_intent:
+            raise self.after_intent
+        if self.sends_twice:
             await create_intent()
             self.sent += 1
-        return Answer(self.made[-1], "request-1")
+        return SubmittedTask(self.made[-1], "request-1")
 
 
 @dataclass
@@ -122,26 +119,24 @@ class Caller:
 
     store: Store
     gateway: Gateway
-    evidence: Evidence | None = None
+    heartbeat_state: HeartbeatState | None = None
 
-    async def submit(self, *, key: str = KEY, digest: str = DIGEST, owner: str = "us") -> Accepted:
+    async def submit(self, *, key: str = KEY, digest: str = DIGEST, writer: str = "us") -> SubmissionReceipt:
         ledger = SubmissionLedger(self.store, longest_exchange=timedelta(milliseconds=1))
         return await ledger.submit(
             key,
-            digest=digest,
-            send=self.gateway.send,
-            owner=owner,
-            model="veo_3_1-fast-remix",
-            evidence=self.evidence,
-            on_evidence=self._keep,
+            Submission(digest=digest, writer=writer, model="veo_3_1-fast-remix"),
+            self.gateway.send,
+            earlier=self.heartbeat_state,
+            save_state=self._keep,
         )
 
-    def _keep(self, evidence: Evidence) -> None:
-        self.evidence = evidence
+    def _keep(self, state: HeartbeatState) -> None:
+        self.heartbeat_state = state
 
 
 def path_of(slot: int, name: str, key: str = KEY) -> str:
-    return ledger_module._path(key, slot, name)
+    return records_module.record_path(records_module.folder_of(key), slot, name)
 
 
 async def intent_in(store: Store, slot: int = 1, key: str = KEY) -> Intent | None:
@@ -161,7 +156,7 @@ async def write_intent(store: Store, *, age: timedelta, slot: int = 1, window: t
         digest=DIGEST,
         sent_at=datetime.now(UTC) - age,
         window_seconds=window.total_seconds(),
-        owner="video-order-1/attempt 1",
+        writer="video-order-1/attempt 1",
         model="veo_3_1-fast-remix",
         proof_hash=hashlib.sha256(PROOF.encode()).hexdigest(),
     )
@@ -194,14 +189,14 @@ async def test_a_free_key_is_sent_and_written_down(store: Store) -> None:
     assert (accepted.task_id, accepted.slot, accepted.request_id) == ("task-1", 1, "request-1")
     assert accepted.recorded
     assert not accepted.attached
-    assert before <= accepted.sent_at <= datetime.now(UTC)
+    assert before <= accepted.submitted_at <= datetime.now(UTC)
     intent, outcome = await intent_in(store), await outcome_in(store)
     assert intent
     assert outcome
-    assert (intent.digest, intent.owner, intent.model) == (DIGEST, "us", "veo_3_1-fast-remix")
+    assert (intent.digest, intent.writer, intent.model) == (DIGEST, "us", "veo_3_1-fast-remix")
     assert (outcome.outcome, outcome.task_id, outcome.request_id) == ("accepted", "task-1", "request-1")
     assert accepted.nonce == intent.nonce == outcome.nonce
-    assert caller.evidence == Evidence(
+    assert caller.heartbeat_state == HeartbeatState(
         nonce=intent.nonce, outcome="accepted", task_id="task-1", request_id="request-1", reason=""
     )
 
@@ -209,14 +204,14 @@ async def test_a_free_key_is_sent_and_written_down(store: Store) -> None:
 async def test_the_intent_is_there_when_the_first_byte_leaves_and_not_before(store: Store) -> None:
     seen = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         seen.append(await intent_in(store))
         await create_intent()
         seen.append(await intent_in(store))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     ledger = SubmissionLedger(store, longest_exchange=timedelta(seconds=1))
-    await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+    await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), send)
     assert seen[0] is None
     assert seen[1] is not None
 
@@ -224,8 +219,8 @@ async def test_the_intent_is_there_when_the_first_byte_leaves_and_not_before(sto
 async def test_what_was_accepted_is_found_again_and_nothing_is_sent(store: Store) -> None:
     gateway = Gateway()
     first = await Caller(store, gateway).submit()
-    again = await Caller(store, gateway).submit(owner="another run of the workflow")
-    assert (again.task_id, again.slot, again.sent_at) == (first.task_id, first.slot, first.sent_at)
+    again = await Caller(store, gateway).submit(writer="another run of the workflow")
+    assert (again.task_id, again.slot, again.submitted_at) == (first.task_id, first.slot, first.submitted_at)
     assert (again.request_id, again.nonce) == (first.request_id, first.nonce)
     assert again.attached
     assert again.recorded
@@ -260,7 +255,7 @@ async def test_another_request_is_refused_even_while_the_outcome_is_open(disk: S
 
 
 async def test_a_key_for_which_nothing_was_made_is_free_for_another_request(store: Store) -> None:
-    refused = Gateway(after_arming=RequestRefused("no"))
+    refused = Gateway(after_intent=RequestRefused("no"))
     with pytest.raises(RequestRefused):
         await Caller(store, refused).submit()
     accepted = await Caller(store, Gateway()).submit(digest="the mended request")
@@ -313,7 +308,7 @@ async def test_an_operator_settles_what_was_unknown(disk: Store) -> None:
 
 async def test_the_window_covers_the_longest_exchange(disk: Store) -> None:
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=120))
-    await ledger.submit(KEY, digest=DIGEST, send=Gateway().send, owner="us")
+    await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), Gateway().send)
     intent = await intent_in(disk)
     assert intent
     assert timedelta(seconds=intent.window_seconds) == timedelta(seconds=120) + ledger_module.MARGIN
@@ -337,13 +332,13 @@ EVERYTHING_ELSE = [
     [GatewayUnreachable("refused"), GatewayBusy("wait"), RequestRefused("no"), KeyRefused("no"), *EVERYTHING_ELSE],
     ids=lambda error: type(error).__name__,
 )
-async def test_before_arming_nothing_is_recorded_and_the_error_passes(disk: Store, error: BaseException) -> None:
-    caller = Caller(disk, Gateway(before_arming=error))
+async def test_before_intent_nothing_is_recorded_and_the_error_passes(disk: Store, error: BaseException) -> None:
+    caller = Caller(disk, Gateway(before_intent=error))
     with pytest.raises(type(error)) as caught:
         await caller.submit()
     assert caught.value is error
     assert await intent_in(disk) is None
-    assert caller.evidence is None
+    assert caller.heartbeat_state is None
     assert (await Caller(disk, Gateway()).submit()).slot == 1
 
 
@@ -358,21 +353,21 @@ async def test_before_arming_nothing_is_recorded_and_the_error_passes(disk: Stor
     ids=lambda error: type(error).__name__,
 )
 async def test_an_answer_that_nothing_was_made_closes_the_slot_and_passes(store: Store, error: GatewayError) -> None:
-    caller = Caller(store, Gateway(after_arming=error))
+    caller = Caller(store, Gateway(after_intent=error))
     with pytest.raises(type(error)) as caught:
         await caller.submit()
     assert caught.value is error
     outcome = await outcome_in(store)
     assert outcome
     assert (outcome.outcome, outcome.reason) == ("not_sent", type(error).__name__)
-    assert caller.evidence
-    assert (caller.evidence.outcome, caller.evidence.nonce) == ("not_sent", outcome.nonce)
+    assert caller.heartbeat_state
+    assert (caller.heartbeat_state.outcome, caller.heartbeat_state.nonce) == ("not_sent", outcome.nonce)
     assert (await Caller(store, Gateway()).submit()).slot == 2
 
 
 @pytest.mark.parametrize("error", EVERYTHING_ELSE, ids=lambda error: type(error).__name__)
-async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: Store, error: BaseException) -> None:
-    gateway = Gateway(after_arming=error)
+async def test_anything_else_after_intent_is_unknown_and_never_sent_again(disk: Store, error: BaseException) -> None:
+    gateway = Gateway(after_intent=error)
     caller = Caller(disk, gateway)
     with pytest.raises(OutcomeUnknown, match=type(error).__name__) as caught:
         await caller.submit()
@@ -382,7 +377,7 @@ async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: 
     assert (caught.value.slot, caught.value.sent_at) == (1, intent.sent_at)
     assert caught.value.__cause__ is None  # a chained traceback is too long for Temporal
     assert await outcome_in(disk) is None
-    assert caller.evidence is None
+    assert caller.heartbeat_state is None
     if isinstance(error, KeyboardInterrupt):  # the process is going: it has said nothing
         with pytest.raises(SubmissionInDoubt):
             await caller.submit()
@@ -393,7 +388,7 @@ async def test_anything_else_after_arming_is_unknown_and_never_sent_again(disk: 
 
 
 async def test_a_second_transmission_is_refused_and_the_outcome_is_unknown(store: Store) -> None:
-    gateway = Gateway(arms_twice=True)
+    gateway = Gateway(sends_twice=True)
     with pytest.raises(OutcomeUnknown, match="a second one was refused"):
         await Caller(store, gateway).submit()
     assert gateway.sent == 1
@@ -404,7 +399,7 @@ async def test_an_answer_without_having_asked_is_a_defect_that_is_named(disk: St
         await Caller(disk, Gateway(never_creates_the_intent=True)).submit()
 
 
-async def test_a_process_that_was_asleep_while_arming_does_not_send(
+async def test_a_process_that_was_asleep_around_the_intent_does_not_send(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 0.0, 3600.0])  # made, armed, and an hour later the intent was written
@@ -455,14 +450,14 @@ async def test_a_store_without_a_ledger_is_not_taken_for_one(disk: Store, hurrie
 
 
 async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk: Store) -> None:
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await write_intent(disk, age=timedelta(0))  # somebody was faster while we connected
         await create_intent()
         raise AssertionError("sent")
 
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
     with pytest.raises(SlotTaken):
-        await ledger.submit(KEY, digest=DIGEST, send=send, owner="us")
+        await ledger.submit(KEY, Submission(digest=DIGEST, writer="us"), send)
     intent = await intent_in(disk)
     assert intent
     assert intent.nonce == "theirs-1"
@@ -473,23 +468,23 @@ async def test_the_slot_taken_at_the_last_moment_is_not_sent_and_not_closed(disk
 async def test_of_many_at_once_exactly_one_sends(store: Store, racers: int) -> None:
     gateway = Gateway()
     ended = await asyncio.gather(
-        *(Caller(store, gateway).submit(owner=f"racer {number}") for number in range(racers)), return_exceptions=True
+        *(Caller(store, gateway).submit(writer=f"racer {number}") for number in range(racers)), return_exceptions=True
     )
     assert gateway.sent == 1
-    assert all(isinstance(end, Accepted | SlotTaken | SubmissionInDoubt) for end in ended), ended
-    assert {end.task_id for end in ended if isinstance(end, Accepted)} == {"task-1"}
+    assert all(isinstance(end, SubmissionReceipt | SlotTaken | SubmissionInDoubt) for end in ended), ended
+    assert {end.task_id for end in ended if isinstance(end, SubmissionReceipt)} == {"task-1"}
     assert (await Caller(store, gateway).submit()).task_id == "task-1"
     assert gateway.sent == 1
 
 
-# --- Evidence from a heartbeat ----------------------------------------------------------------------------------------
+# --- What an earlier attempt left in its heartbeat --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["in doubt", "unknown"])
 async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timedelta) -> None:
     nonce = await write_intent(store, age=age)
     gateway = Gateway()
-    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
+    evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
     found = await Caller(store, gateway, evidence).submit()
     assert (found.task_id, found.request_id, found.attached, found.recorded) == ("task-9", "request-9", True, True)
     outcome = await outcome_in(store)
@@ -502,7 +497,7 @@ async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timede
 async def test_evidence_that_nothing_was_sent_frees_the_key(store: Store) -> None:
     nonce = await write_intent(store, age=timedelta(hours=1))
     gateway = Gateway()
-    evidence = Evidence(nonce=nonce, outcome="not_sent", reason="GatewayBusy", proof=PROOF)
+    evidence = HeartbeatState(nonce=nonce, outcome="not_sent", reason="GatewayBusy", proof=PROOF)
     accepted = await Caller(store, gateway, evidence).submit()
     assert (accepted.slot, accepted.attached, gateway.sent) == (2, False, 1)
     outcome = await outcome_in(store)
@@ -525,7 +520,7 @@ async def test_evidence_without_the_attempts_proof_proves_nothing(disk: Store, f
     await write_intent(disk, age=timedelta(hours=1))
     gateway = Gateway()
     with pytest.raises(OutcomeUnknown):
-        await Caller(disk, gateway, Evidence.model_validate({"outcome": "not_sent", **forged})).submit()
+        await Caller(disk, gateway, HeartbeatState.model_validate({"outcome": "not_sent", **forged})).submit()
     assert await outcome_in(disk) is None
     assert gateway.sent == 0
 
@@ -534,7 +529,7 @@ async def test_evidence_does_not_outvote_the_record(disk: Store) -> None:
     nonce = await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", "task-3")
     gateway = Gateway()
-    found = await Caller(disk, gateway, Evidence(nonce=nonce, outcome="not_sent", proof=PROOF)).submit()
+    found = await Caller(disk, gateway, HeartbeatState(nonce=nonce, outcome="not_sent", proof=PROOF)).submit()
     assert (found.task_id, gateway.sent) == ("task-3", 0)
 
 
@@ -608,9 +603,9 @@ async def test_nor_does_it_where_the_heartbeat_is_lost_as_well(disk: Store, erro
 
 async def _fail_everywhere(store: Store, error: GatewayError | None, *, with_evidence: bool) -> None:
     async def run(failing: FailingStore, key: str) -> None:
-        gateway = Gateway(after_arming=error)
+        gateway = Gateway(after_intent=error)
         caller = Caller(failing, gateway)
-        first: Accepted | Exception
+        first: SubmissionReceipt | Exception
         try:
             first = await caller.submit(key=key)
         except (LedgerError, GatewayError) as problem:
@@ -618,29 +613,29 @@ async def _fail_everywhere(store: Store, error: GatewayError | None, *, with_evi
         if isinstance(first, LedgerUnavailable):
             assert gateway.sent == 0  # it says that nothing was sent
         if gateway.sent and error is None:
-            assert isinstance(first, Accepted), "the id of a paid job was lost"
+            assert isinstance(first, SubmissionReceipt), "the id of a paid job was lost"
             assert first.task_id == "task-1"
-            assert caller.evidence
-            assert (caller.evidence.outcome, caller.evidence.task_id) == ("accepted", "task-1")
+            assert caller.heartbeat_state
+            assert (caller.heartbeat_state.outcome, caller.heartbeat_state.task_id) == ("accepted", "task-1")
             outcome = await outcome_in(store, key=key)
             assert first.recorded is False or (outcome is not None and outcome.task_id == "task-1")
         sent_at_first = gateway.sent
-        gateway.after_arming = None
-        second = await _follow_up(Caller(store, gateway, caller.evidence if with_evidence else None), key)
+        gateway.after_intent = None
+        second = await _follow_up(Caller(store, gateway, caller.heartbeat_state if with_evidence else None), key)
         assert len(gateway.made) <= 1
-        if isinstance(second, Accepted):
+        if isinstance(second, SubmissionReceipt):
             assert second.task_id == gateway.made[0]
-        if isinstance(first, Accepted) and (first.recorded or with_evidence):
-            assert second == first or (isinstance(second, Accepted) and second.attached)
+        if isinstance(first, SubmissionReceipt) and (first.recorded or with_evidence):
+            assert second == first or (isinstance(second, SubmissionReceipt) and second.attached)
         if with_evidence and not isinstance(error, ResponseLost):
-            assert isinstance(second, Accepted), "the evidence settles every slot"
+            assert isinstance(second, SubmissionReceipt), "the evidence settles every slot"
         if not sent_at_first and with_evidence:
             assert gateway.sent == 1, "what was surely not sent is sent by the next attempt"
 
     assert await each_failure(store, run) >= 12
 
 
-async def _follow_up(caller: Caller, key: str) -> Accepted | OutcomeUnknown:
+async def _follow_up(caller: Caller, key: str) -> SubmissionReceipt | OutcomeUnknown:
     """Following attempts, the later ones when every window is over: they must end in one of the states allowed."""
     for _ in range(5):
         try:
@@ -671,7 +666,7 @@ async def test_an_accepted_id_that_was_not_recorded_is_written_later(disk: Store
 @pytest.mark.usefixtures("hurried")
 async def test_recording_says_when_the_store_does_not_take_it(disk: Store) -> None:
     away = FailingStore(disk, at=1, performed=False, lasting=True)
-    accepted = Accepted("task-1", 1, datetime.now(UTC), nonce="ours")
+    accepted = SubmissionReceipt(task_id="task-1", slot=1, submitted_at=datetime.now(UTC), nonce="ours")
     with pytest.raises(LedgerUnavailable, match="the store is away"):
         await SubmissionLedger(away, longest_exchange=timedelta(seconds=1)).record_accepted(KEY, accepted)
 
@@ -681,7 +676,9 @@ async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> Non
     await write_outcome(disk, "accepted", "task-by-operator")
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
     with pytest.raises(SlotTaken):
-        await ledger.record_accepted(KEY, Accepted("task-1", 1, datetime.now(UTC), nonce="ours"))
+        await ledger.record_accepted(
+            KEY, SubmissionReceipt(task_id="task-1", slot=1, submitted_at=datetime.now(UTC), nonce="ours")
+        )
     outcome = await outcome_in(disk)
     assert outcome
     assert outcome.task_id == "task-by-operator"
@@ -691,7 +688,7 @@ async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> Non
 async def test_a_paid_id_known_from_the_heartbeat_is_handed_on_though_the_store_cannot_be_written(store: Store) -> None:
     # Killed between the answer and the record; the disk is full now. Without this the paid id is lost in the end.
     nonce = await write_intent(store, age=timedelta(hours=1))
-    evidence = Evidence(nonce=nonce, outcome="accepted", task_id="task-9")
+    evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id="task-9")
     # Calls: read the intent, read the outcome, and every write fails.
     full = FailingStore(store, at=3, performed=False, lasting=True)
     accepted = await Caller(full, Gateway(), evidence).submit()
@@ -778,7 +775,7 @@ async def _awaited(work: CancelledAt) -> Any:
 async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, error: GatewayError | None) -> None:
     cancelled = 0
     for at in itertools.count(1):
-        key, gateway = f"order-{at}", Gateway(after_arming=error)
+        key, gateway = f"order-{at}", Gateway(after_intent=error)
         caller = Caller(store, gateway)
         work = CancelledAt(caller.submit(key=key), at)
         try:
@@ -788,12 +785,12 @@ async def test_a_cancellation_at_any_await_leads_to_no_second_job(store: Store, 
         if work.suspensions < at:
             break
         intent_created = gateway.sent == 1
-        gateway.after_arming = None
-        second = await _follow_up(Caller(store, gateway, caller.evidence), key)
+        gateway.after_intent = None
+        second = await _follow_up(Caller(store, gateway, caller.heartbeat_state), key)
         assert len(gateway.made) <= 1, f"cancelled at suspension {at}"
         if intent_created and not isinstance(error, GatewayBusy):
             assert gateway.sent == 1, f"cancelled at suspension {at}"
-        if isinstance(second, Accepted):
+        if isinstance(second, SubmissionReceipt):
             assert second.task_id == gateway.made[0]
     assert cancelled > 5
 
@@ -810,10 +807,8 @@ async def in_doubt(store: Store, key: str, *, model: str = "veo_3_1-fast-remix")
     with pytest.raises(OutcomeUnknown):
         await ledger_of(store).submit(
             key,
-            digest=DIGEST,
-            send=Gateway(after_arming=ResponseLost("reset")).send,
-            owner=f"owner of {key}",
-            model=model,
+            Submission(digest=DIGEST, writer=f"owner of {key}", model=model),
+            Gateway(after_intent=ResponseLost("reset")).send,
         )
     await let_an_hour_pass(store, key)
     intent = await intent_in(store, key=key)
@@ -825,9 +820,9 @@ async def test_a_settled_task_is_attached_to_and_never_sent_again(store: Store) 
     sent_at = await in_doubt(store, KEY)
     ledger, gateway = ledger_of(store), Gateway()
     assert await ledger.open_slot(KEY) == 1
-    accepted = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided", owner="anna")
+    accepted = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided (anna)")
     assert accepted
-    assert (accepted.task_id, accepted.slot, accepted.sent_at, accepted.attached) == ("task-7", 1, sent_at, True)
+    assert (accepted.task_id, accepted.slot, accepted.submitted_at, accepted.attached) == ("task-7", 1, sent_at, True)
     assert await ledger.open_slot(KEY) is None
     found = await Caller(store, gateway).submit()
     assert (found.task_id, found.attached, gateway.sent) == ("task-7", True, 0)
@@ -866,13 +861,13 @@ async def test_an_owner_who_was_slower_than_we_were_patient_finds_it_settled(sto
     """He was asleep after sending; a person has adopted another task meanwhile. His own id is not lost: he is told."""
     sending, resolved = asyncio.Event(), asyncio.Event()
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         sending.set()
         await resolved.wait()
-        return Answer("task-of-the-owner")
+        return SubmittedTask("task-of-the-owner")
 
-    owner = asyncio.create_task(ledger_of(store).submit(KEY, digest=DIGEST, send=send, owner="asleep"))
+    owner = asyncio.create_task(ledger_of(store).submit(KEY, Submission(digest=DIGEST, writer="asleep"), send))
     await sending.wait()
     await let_an_hour_pass(store)
     await ledger_of(store).resolve(KEY, 1, task_id="task-7", reason="decided")
@@ -890,7 +885,7 @@ async def test_a_task_of_another_generation_is_not_given_away(store: Store) -> N
     with pytest.raises(TaskOwned):
         await ledger.resolve(KEY, 1, task_id="task-1", reason="decided")
     with pytest.raises(TaskOwned):
-        await ledger.adopt("a third", digest=DIGEST, task_id="task-1", owner="anna", model="")
+        await ledger.adopt("a third", Submission(digest=DIGEST, writer="anna", model=""), "task-1")
     assert await outcome_in(store) is None
     assert await intent_in(store, key="a third") is None
 
@@ -902,13 +897,13 @@ async def test_a_slot_that_is_not_there_is_not_settled(disk: Store) -> None:
 
 async def test_a_task_of_somebody_else_is_taken_over_without_sending(store: Store) -> None:
     ledger, gateway = ledger_of(store), Gateway()
-    adopted = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    adopted = await ledger.adopt(KEY, Submission(digest=DIGEST, writer="anna", model="veo_3_1-remix"), "task-7")
     assert (adopted.task_id, adopted.attached, adopted.slot) == ("task-7", True, 1)
-    again = await ledger.adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="veo_3_1-remix")
+    again = await ledger.adopt(KEY, Submission(digest=DIGEST, writer="anna", model="veo_3_1-remix"), "task-7")
     assert (again.task_id, again.slot) == ("task-7", 1)
     assert (await Caller(store, gateway).submit()).task_id == "task-7"
     with pytest.raises(KeyReused):
-        await ledger.adopt(KEY, digest="another request", task_id="task-8", owner="anna", model="")
+        await ledger.adopt(KEY, Submission(digest="another request", writer="anna", model=""), "task-8")
     assert gateway.sent == 0
 
 
@@ -918,9 +913,9 @@ async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(s
     away = FailingStore(store, at=4, performed=False, lasting=True)
     away.entries = store.entries  # type: ignore[method-assign]
     with pytest.raises(LedgerUnavailable):
-        await ledger_of(away).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+        await ledger_of(away).adopt(KEY, Submission(digest=DIGEST, writer="anna", model=""), "task-7")
     assert await intent_in(store) is not None
-    finished = await ledger_of(store).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="")
+    finished = await ledger_of(store).adopt(KEY, Submission(digest=DIGEST, writer="anna", model=""), "task-7")
     assert (finished.task_id, finished.slot) == ("task-7", 1)
 
 
@@ -931,9 +926,9 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
     await in_doubt(store, "rival")
     await in_doubt(store, "of another model", model="veo_3_1-remix")
     with pytest.raises(GatewayBusy):
-        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+        await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     others_in_doubt = await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")
-    assert [intent.owner for intent in others_in_doubt] == ["owner of rival"]
+    assert [intent.writer for intent in others_in_doubt] == ["owner of rival"]
     owners = await ledger.owners_of(["task-1", "task-2"])
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
@@ -959,14 +954,11 @@ async def test_the_doubt_about_a_submission(disk: Store) -> None:
 
 
 async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> None:
-    async def submit() -> Accepted:
+    async def submit() -> SubmissionReceipt:
         return await ledger_of(store).submit(
             KEY,
-            digest=DIGEST,
-            send=Gateway().send,
-            owner="us",
-            gateway="https://gateway.example",
-            account="0123456789abcdef",
+            Submission(digest=DIGEST, writer="us", gateway="https://gateway.example", account="0123456789abcdef"),
+            Gateway().send,
         )
 
     first, attached = await submit(), await submit()
@@ -985,11 +977,11 @@ async def test_where_it_was_sent_and_who_paid_is_written_down(store: Store) -> N
 async def test_an_answer_that_does_not_help_spares_everybody_the_wait(store: Store) -> None:
     error = InvalidResponse("no id", status=200, request_id="req-7", excerpt="x" * 600)
     with pytest.raises(OutcomeUnknown) as sent:
-        await patient(store, Gateway(after_arming=error)).submit()
+        await patient(store, Gateway(after_intent=error)).submit()
     with pytest.raises(OutcomeUnknown) as found:
         await patient(store, Gateway()).submit()
     for caught in (sent, found):
-        assert (caught.value.status, caught.value.request_id, caught.value.excerpt) == (200, "req-7", "x" * 500)
+        assert (caught.value.status, caught.value.request_id) == (200, "req-7")
         assert caught.value.slot == 1
     ledger = ledger_of(store)
     assert (await ledger.open_slot(KEY), await ledger.is_untouched(KEY)) == (1, False)
@@ -1004,10 +996,10 @@ async def test_an_answer_that_does_not_help_spares_everybody_the_wait(store: Sto
 
 async def test_a_time_out_of_ours_spares_the_wait_as_well(disk: Store) -> None:
     with pytest.raises(OutcomeUnknown):
-        await patient(disk, Gateway(after_arming=ResponseLost("read timeout"))).submit()
+        await patient(disk, Gateway(after_intent=ResponseLost("read timeout"))).submit()
     with pytest.raises(OutcomeUnknown) as found:
         await patient(disk, Gateway()).submit()
-    assert (found.value.status, found.value.request_id, found.value.excerpt) == (None, None, "")
+    assert (found.value.status, found.value.request_id) == (None, None)
 
 
 async def test_the_response_of_another_attempt_says_nothing(disk: Store) -> None:
@@ -1028,7 +1020,7 @@ async def test_a_store_that_hangs_does_not_keep_the_doubt_back(disk: Store, monk
     monkeypatch.setattr(ledger_module, "_RESPONSE_SECONDS", 0.05)
     hanging = Hanging(disk._backend, disk.url, disk._root)
     with pytest.raises(OutcomeUnknown):
-        await patient(hanging, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(hanging, Gateway(after_intent=ResponseLost("reset"))).submit()
     with pytest.raises(SubmissionInDoubt):
         await patient(disk, Gateway()).submit()
 
@@ -1041,19 +1033,17 @@ class Patient(Caller):
         *,
         key: str = KEY,
         digest: str = DIGEST,
-        owner: str = "us",
+        writer: str = "us",
         scheduled_at: datetime | None = None,
-        send: Callable[[CreateIntent], Awaitable[Answer]] | None = None,
-    ) -> Accepted:
+        send: Callable[[CreateIntent], Awaitable[SubmittedTask]] | None = None,
+    ) -> SubmissionReceipt:
         ledger = SubmissionLedger(self.store, longest_exchange=timedelta(minutes=2))
         return await ledger.submit(
             key,
-            digest=digest,
-            send=send or self.gateway.send,
-            owner=owner,
-            model="veo_3_1-fast-remix",
-            evidence=self.evidence,
-            on_evidence=self._keep,
+            Submission(digest=digest, writer=writer, model="veo_3_1-fast-remix"),
+            send or self.gateway.send,
+            earlier=self.heartbeat_state,
+            save_state=self._keep,
             scheduled_at=scheduled_at,
         )
 
@@ -1068,8 +1058,8 @@ NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-async def close(store: Store, fence: datetime = NOON) -> Accepted | None:
-    return await ledger_of(store).close_unsent(KEY, fence=fence, owner="the closer", digest=DIGEST)
+async def close(store: Store, fence: datetime = NOON) -> SubmissionReceipt | None:
+    return await ledger_of(store).close_unsent(KEY, fence=fence, writer="the closer", digest=DIGEST)
 
 
 async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store: Store) -> None:
@@ -1096,7 +1086,7 @@ async def test_what_is_closed_is_not_sent_by_any_attempt_scheduled_before(store:
 async def test_a_straggler_on_its_way_to_the_gateway_finds_its_slot_closed(store: Store) -> None:
     """It has walked the slots and is in TLS when the workflow gives it up."""
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         assert await close(store) is None
         await create_intent()
         raise AssertionError("sent")
@@ -1132,7 +1122,7 @@ async def test_of_closers_and_stragglers_at_once_nobody_is_told_what_is_not_so(s
     stragglers = [patient(store, gateway).submit(scheduled_at=NOON) for _ in range(racers)]
     ended = await asyncio.gather(*(close(store) for _ in range(racers)), *stragglers, return_exceptions=True)
     closings = ended[:racers]
-    assert all(end is None or isinstance(end, Accepted | SubmissionInDoubt) for end in closings), closings
+    assert all(end is None or isinstance(end, SubmissionReceipt | SubmissionInDoubt) for end in closings), closings
     if None in closings:
         assert gateway.sent == 0
     with contextlib.suppress(SubmissionClosed):
@@ -1153,13 +1143,13 @@ async def test_closing_again_takes_no_further_slot_unless_the_fence_is_later(dis
 
 async def test_what_may_have_been_sent_is_not_closed(store: Store) -> None:
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit()
     with pytest.raises(OutcomeUnknown):
         await close(store)
     await ledger_of(store).resolve(KEY, 1, task_id=None, reason="decided")
     assert await close(store) is None
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit(scheduled_at=NOON + SECOND)
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit(scheduled_at=NOON + SECOND)
     with pytest.raises(OutcomeUnknown):
         await close(store)  # though nothing older can be sent: what came later is in doubt
 
@@ -1187,7 +1177,7 @@ async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(s
     async def run(failing: FailingStore, key: str) -> None:
         closed = False
         with contextlib.suppress(LedgerUnavailable):
-            assert await ledger_of(failing).close_unsent(key, fence=NOON, owner="closer") is None
+            assert await ledger_of(failing).close_unsent(key, fence=NOON, writer="closer") is None
             closed = True
         gateway, ledger = Gateway(), ledger_of(store)
         assert (await ledger.is_untouched(key), await ledger.open_slot(key)) == (True, None)
@@ -1195,7 +1185,7 @@ async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(s
             await patient(store, gateway).submit(key=key, scheduled_at=NOON)
         assert gateway.sent == 0 or not closed
         if not gateway.sent:
-            assert await ledger.close_unsent(key, fence=NOON, owner="closer") is None
+            assert await ledger.close_unsent(key, fence=NOON, writer="closer") is None
 
     assert await each_failure(store, run) >= 12
 
@@ -1210,16 +1200,16 @@ async def open_entries(store: Store) -> list[str]:
 async def test_what_is_open_is_in_the_index_from_before_the_first_byte_until_its_outcome(store: Store) -> None:
     seen: list[list[str]] = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         seen.append(await open_entries(store))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     await patient(store, Gateway()).submit(send=send)
-    assert seen == [[ledger_module._open_path(KEY, 1)]]
+    assert seen == [[records_module.open_path(records_module.folder_of(KEY), 1)]]
     assert await open_entries(store) == []
     with pytest.raises(GatewayBusy):
-        await Caller(store, Gateway(after_arming=GatewayBusy("wait"))).submit(key="refused")
+        await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     assert await open_entries(store) == []
     await in_doubt(store, "another")
     assert len(await open_entries(store)) == 1
@@ -1237,9 +1227,9 @@ async def test_an_entry_without_an_intent_is_no_rival_and_stays(store: Store) ->
 async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner(store: Store) -> None:
     """Killed between the outcome and what follows it."""
     await Caller(store, Gateway()).submit(key="paid")
-    owner = ledger_module._owner_path("task-1")
+    owner = records_module.owner_path("task-1")
     await store.delete(owner)
-    await store.put(ledger_module._open_path("paid", 1), b"{}")
+    await store.put(records_module.open_path(records_module.folder_of("paid"), 1), b"{}")
     ledger = ledger_of(store)
     assert await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix") == ()
     assert set(await ledger.owners_of(["task-1"])) == {"task-1"}
@@ -1249,13 +1239,13 @@ async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner
 async def test_a_rival_in_flight_counts(store: Store) -> None:
     others_in_doubt: list[Intent] = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         others_in_doubt.extend(await ledger_of(store).others_in_doubt("another", "veo_3_1-fast-remix"))
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     await patient(store, Gateway()).submit(send=send)
-    assert [rival.owner for rival in others_in_doubt] == ["us"]
+    assert [rival.writer for rival in others_in_doubt] == ["us"]
 
 
 class CountingStore(Store):
@@ -1302,10 +1292,10 @@ async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(sto
     ledger = ledger_of(store)
     ended = await asyncio.gather(
         *(ledger.resolve(key, 1, task_id="task-7", reason="decided") for key in keys[:2]),
-        *(ledger.adopt(f"new {key}", digest=DIGEST, task_id="task-7", owner="anna", model="") for key in keys[2:]),
+        *(ledger.adopt(f"new {key}", Submission(digest=DIGEST, writer="anna", model=""), "task-7") for key in keys[2:]),
         return_exceptions=True,
     )
-    assert len([end for end in ended if isinstance(end, Accepted)]) == 1
+    assert len([end for end in ended if isinstance(end, SubmissionReceipt)]) == 1
     assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
 
 
@@ -1313,7 +1303,7 @@ async def test_what_temporal_says_does_not_make_anothers_task_ours(store: Store)
     """Whoever may write to Temporal may run our steps with an input of his own, and write heartbeats."""
     victims = await Caller(store, Gateway()).submit(key="victim")
     nonce = await write_intent(store, age=timedelta(hours=1))
-    evidence = Evidence(nonce=nonce, outcome="accepted", task_id=victims.task_id)
+    evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id=victims.task_id)
     believed = await Caller(store, Gateway(), evidence).submit()
     assert not believed.recorded
     ledger = ledger_of(store)
@@ -1343,7 +1333,7 @@ async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store
     intent = await intent_in(store)
     assert intent
     await ledger_of(store).resolve(KEY, 1, task_id=None, reason="decided")
-    evidence = Evidence(nonce=intent.nonce, outcome="accepted", task_id="task-9")
+    evidence = HeartbeatState(nonce=intent.nonce, outcome="accepted", task_id="task-9")
     gateway = Gateway()
     found = await Caller(store, gateway, evidence).submit()
     assert (found.task_id, found.attached, gateway.sent) == ("task-9", True, 0)
@@ -1358,7 +1348,7 @@ async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_t
     ledger = ledger_of(store)
     assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     with pytest.raises(OutcomeUnknown):
-        await patient(store, Gateway(after_arming=ResponseLost("reset"))).submit()
+        await patient(store, Gateway(after_intent=ResponseLost("reset"))).submit()
     assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") is None
     assert await ledger.resolve(KEY, 1, task_id="task-7", reason="decided") is None
     assert await outcome_in(store, 2) is None
@@ -1386,11 +1376,11 @@ async def all_records(store: Store) -> dict[str, dict[str, Any]]:
     return records
 
 
-async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, dict[str, dict[str, Any]]]:
+async def send_whole(store: Store, gateway: Gateway) -> tuple[SubmissionReceipt | None, dict[str, dict[str, Any]]]:
     """Submit with everything that can be said; returns what the store held when the first byte left as well."""
     seen: dict[str, dict[str, Any]] = {}
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         async def arm_and_look() -> None:
             await create_intent()
             seen.update(await all_records(store))
@@ -1400,16 +1390,17 @@ async def send_whole(store: Store, gateway: Gateway) -> tuple[Accepted | None, d
     accepted = None
     with contextlib.suppress(OutcomeUnknown, GatewayError):
         accepted = await SubmissionLedger(store, longest_exchange=timedelta(seconds=60)).submit(
-            KEY, digest=DIGEST, send=send, owner="us", model="a model", gateway=GATEWAY, account=ACCOUNT
+            KEY, Submission(digest=DIGEST, writer="us", model="a model", gateway=GATEWAY, account=ACCOUNT), send
         )
     return accepted, seen
 
 
 def intent_record(record: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What an intent of this caller must be, its name and moment apart."""
-    wanted = {"digest": DIGEST, "window_seconds": 90.0, "owner": "us", "model": "a model"}
+    wanted = {"digest": DIGEST, "window_seconds": 90.0, "writer": "us", "model": "a model"}
     wanted |= {"gateway": GATEWAY, "account": ACCOUNT}
-    return {"nonce": record["nonce"], "sent_at": record["sent_at"], **wanted, "closing": False, "fence": None, **more}
+    wanted |= {"closing": False, "fence": None, "proof_hash": record["proof_hash"]}
+    return {"nonce": record["nonce"], "sent_at": record["sent_at"], **wanted, **more}
 
 
 def outcome_record(nonce: str, record: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -1418,7 +1409,7 @@ def outcome_record(nonce: str, record: dict[str, Any], **more: Any) -> dict[str,
 
 
 def folder_of(key: str = KEY) -> str:
-    return ledger_module._folder(key)
+    return records_module.folder_of(key)
 
 
 async def test_every_record_of_a_paid_submission(disk: Store) -> None:
@@ -1426,8 +1417,19 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
     intent = intent_created[path_of(1, "intent")]
     nonce, sent_at = intent["nonce"], intent["sent_at"]
     entry = {"nonce": nonce, "model": "a model", "sent_at": sent_at}
-    assert intent_created == {path_of(1, "intent"): intent_record(intent), ledger_module._open_path(KEY, 1): entry}
-    assert accepted == Accepted("task-1", 1, sent_at, "request-1", nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
+    assert intent_created == {
+        path_of(1, "intent"): intent_record(intent),
+        records_module.open_path(records_module.folder_of(KEY), 1): entry,
+    }
+    assert accepted == SubmissionReceipt(
+        task_id="task-1",
+        slot=1,
+        submitted_at=sent_at,
+        request_id="request-1",
+        nonce=nonce,
+        gateway=GATEWAY,
+        account=ACCOUNT,
+    )
     records = await all_records(disk)
     outcome = records[path_of(1, "outcome")]
     assert records == {
@@ -1435,7 +1437,7 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
         path_of(1, "outcome"): outcome_record(
             nonce, outcome, outcome="accepted", task_id="task-1", request_id="request-1"
         ),
-        ledger_module._owner_path("task-1"): {
+        records_module.owner_path("task-1"): {
             "nonce": nonce,
             "folder": folder_of(),
             "account": ACCOUNT,
@@ -1443,14 +1445,23 @@ async def test_every_record_of_a_paid_submission(disk: Store) -> None:
             "sent_at": sent_at,
         },
     }
-    attached = Accepted("task-1", 1, sent_at, "request-1", attached=True, nonce=nonce, gateway=GATEWAY, account=ACCOUNT)
+    attached = SubmissionReceipt(
+        task_id="task-1",
+        slot=1,
+        submitted_at=sent_at,
+        request_id="request-1",
+        attached=True,
+        nonce=nonce,
+        gateway=GATEWAY,
+        account=ACCOUNT,
+    )
     ledger = ledger_of(disk)
     assert await ledger.accepted(KEY) == await ledger.outcome_of(KEY, 1) == attached
     assert await ledger.resolve(KEY, 1, task_id=None, reason="decided") == attached
 
 
 async def test_every_record_of_a_refused_submission(disk: Store) -> None:
-    _, intent_created = await send_whole(disk, Gateway(after_arming=GatewayBusy("later")))
+    _, intent_created = await send_whole(disk, Gateway(after_intent=GatewayBusy("later")))
     records = await all_records(disk)
     intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
     assert intent == intent_created[path_of(1, "intent")]
@@ -1460,7 +1471,7 @@ async def test_every_record_of_a_refused_submission(disk: Store) -> None:
 
 async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk: Store) -> None:
     error = InvalidResponse("no id", status=200, request_id="req-7", excerpt="<p>")
-    await send_whole(disk, Gateway(after_arming=error))
+    await send_whole(disk, Gateway(after_intent=error))
     records = await all_records(disk)
     intent, response = records[path_of(1, "intent")], records[path_of(1, "response")]
     assert response == {
@@ -1471,18 +1482,28 @@ async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk:
         "reason": f"InvalidResponse: {error}",
         "excerpt": "<p>",
     }
-    assert set(records) == {path_of(1, "intent"), path_of(1, "response"), ledger_module._open_path(KEY, 1)}
+    assert set(records) == {
+        path_of(1, "intent"),
+        path_of(1, "response"),
+        records_module.open_path(records_module.folder_of(KEY), 1),
+    }
     ledger = ledger_of(disk)
     assert await ledger.outcome_of(KEY, 1) is None
     resolved = await ledger.resolve(KEY, 1, task_id="task-7", reason="decided")
-    attached = Accepted(
-        "task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"], gateway=GATEWAY, account=ACCOUNT
+    attached = SubmissionReceipt(
+        task_id="task-7",
+        slot=1,
+        submitted_at=intent["sent_at"],
+        attached=True,
+        nonce=intent["nonce"],
+        gateway=GATEWAY,
+        account=ACCOUNT,
     )
     assert resolved == attached == await ledger.outcome_of(KEY, 1)
     records = await all_records(disk)
     outcome = records[path_of(1, "outcome")]
     assert outcome == outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7", reason="decided")
-    assert records[ledger_module._owner_path("task-7")] == {
+    assert records[records_module.owner_path("task-7")] == {
         "nonce": intent["nonce"],
         "folder": folder_of(),
         "account": ACCOUNT,
@@ -1495,7 +1516,7 @@ async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk:
 async def test_every_record_of_a_decision_that_nothing_was_made(disk: Store, not_charged: bool) -> None:
     await in_doubt(disk, KEY)
     more = {"not_charged": True} if not_charged else {}
-    assert await ledger_of(disk).resolve(KEY, 1, task_id=None, reason="decided", owner="anna", **more) is None
+    assert await ledger_of(disk).resolve(KEY, 1, task_id=None, reason="decided (anna)", **more) is None
     records = await all_records(disk)
     intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
     assert outcome == outcome_record(
@@ -1506,43 +1527,53 @@ async def test_every_record_of_a_decision_that_nothing_was_made(disk: Store, not
         decided=True,
         not_charged=not_charged,
     )
-    assert ledger_module._open_path(KEY, 1) in records, "a task may turn up that it made"
+    assert records_module.open_path(records_module.folder_of(KEY), 1) in records, "a task may turn up that it made"
     assert await ledger_of(disk).resubmissions(KEY) == int(not_charged)
 
 
 async def test_every_record_of_what_came_after_a_decision(disk: Store) -> None:
-    await send_whole(disk, Gateway(after_arming=ResponseLost("reset")))
+    await send_whole(disk, Gateway(after_intent=ResponseLost("reset")))
     intent = await intent_in(disk)
     assert intent
     ledger = ledger_of(disk)
     await ledger.resolve(KEY, 1, task_id=None, reason="decided")
-    late = Accepted("task-9", 1, intent.sent_at, "request-9", nonce=intent.nonce, gateway=GATEWAY, account=ACCOUNT)
+    late = SubmissionReceipt(
+        task_id="task-9",
+        slot=1,
+        submitted_at=intent.sent_at,
+        request_id="request-9",
+        nonce=intent.nonce,
+        gateway=GATEWAY,
+        account=ACCOUNT,
+    )
     await ledger.record_accepted(KEY, late)
     records = await all_records(disk)
     record = records[path_of(1, "late")]
     assert record == outcome_record(intent.nonce, record, outcome="accepted", task_id="task-9", request_id="request-9")
-    assert records[ledger_module._owner_path("task-9")] == {
+    assert records[records_module.owner_path("task-9")] == {
         "nonce": intent.nonce,
         "folder": folder_of(),
         "account": ACCOUNT,
         "request_id": "request-9",
         "sent_at": intent.sent_at,
     }
-    assert ledger_module._open_path(KEY, 1) not in records
-    assert await ledger.outcome_of(KEY, 1) == await ledger.accepted(KEY) == replace(late, attached=True)
-    assert await ledger.resolve(KEY, 1, task_id=None, reason="again") == replace(late, attached=True)
+    assert records_module.open_path(records_module.folder_of(KEY), 1) not in records
+    assert await ledger.outcome_of(KEY, 1) == await ledger.accepted(KEY) == late.model_copy(update={"attached": True})
+    assert await ledger.resolve(KEY, 1, task_id=None, reason="again") == late.model_copy(update={"attached": True})
     assert not await ledger.is_untouched(KEY)
 
 
 async def test_every_record_of_a_takeover(disk: Store) -> None:
-    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    adopted = await ledger_of(disk).adopt(KEY, Submission(digest=DIGEST, writer="anna", model="a model"), "task-7")
     records = await all_records(disk)
     intent, outcome = records[path_of(1, "intent")], records[path_of(1, "outcome")]
-    assert adopted == Accepted("task-7", 1, intent["sent_at"], attached=True, nonce=intent["nonce"])
+    assert adopted == SubmissionReceipt(
+        task_id="task-7", slot=1, submitted_at=intent["sent_at"], attached=True, nonce=intent["nonce"]
+    )
     assert records == {
-        path_of(1, "intent"): intent_record(intent, window_seconds=0.0, owner="anna", gateway="", account=""),
+        path_of(1, "intent"): intent_record(intent, window_seconds=0.0, writer="anna", gateway="", account=""),
         path_of(1, "outcome"): outcome_record(intent["nonce"], outcome, outcome="accepted", task_id="task-7"),
-        ledger_module._owner_path("task-7"): {
+        records_module.owner_path("task-7"): {
             "nonce": intent["nonce"],
             "folder": folder_of(),
             "account": "",
@@ -1554,7 +1585,7 @@ async def test_every_record_of_a_takeover(disk: Store) -> None:
 
 async def test_every_record_of_a_takeover_that_was_interrupted(disk: Store) -> None:
     nonce = await write_intent(disk, age=timedelta(hours=1))
-    adopted = await ledger_of(disk).adopt(KEY, digest=DIGEST, task_id="task-7", owner="anna", model="a model")
+    adopted = await ledger_of(disk).adopt(KEY, Submission(digest=DIGEST, writer="anna", model="a model"), "task-7")
     outcome = (await all_records(disk))[path_of(1, "outcome")]
     assert outcome == outcome_record(nonce, outcome, outcome="accepted", task_id="task-7", reason="adopted (anna)")
     assert (adopted.task_id, adopted.slot, adopted.nonce, adopted.attached) == ("task-7", 1, nonce, True)
@@ -1564,7 +1595,7 @@ async def test_every_record_of_a_closing(disk: Store) -> None:
     assert await close(disk) is None
     records = await all_records(disk)
     intent = records[path_of(1, "intent")]
-    nothing = {"window_seconds": 0.0, "owner": "the closer", "model": "", "gateway": "", "account": ""}
+    nothing = {"window_seconds": 0.0, "writer": "the closer", "model": "", "gateway": "", "account": ""}
     assert records == {path_of(1, "intent"): intent_record(intent, **nothing, closing=True, fence=NOON)}
 
 
@@ -1596,7 +1627,7 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
 
 async def test_whoever_closes_without_a_request_is_told_of_whatever_was_paid(disk: Store) -> None:
     await Caller(disk, Gateway()).submit(digest="another request")
-    closed = await ledger_of(disk).close_unsent(KEY, fence=NOON, owner="the closer")
+    closed = await ledger_of(disk).close_unsent(KEY, fence=NOON, writer="the closer")
     assert closed
     assert closed.task_id == "task-1"
 
@@ -1607,7 +1638,7 @@ async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Stor
     late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))
     await disk.put(path_of(1, "late"), late.model_dump_json().encode())
     ledger = ledger_of(disk)
-    assert await ledger.close_unsent(KEY, fence=NOON, owner="the closer", digest="another request") is None
+    assert await ledger.close_unsent(KEY, fence=NOON, writer="the closer", digest="another request") is None
     assert await ledger.accepted(KEY, "another request") is None
 
 
@@ -1632,7 +1663,8 @@ async def test_an_acceptance_without_an_id_brings_nothing(disk: Store, request_o
 async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
     disk: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_MAX_SLOTS", 4)
+    for module in (ledger_module, records_module):
+        monkeypatch.setattr(module, "MAX_SLOTS", 4)
     for slot in (1, 2, 3):
         await write_intent(disk, age=timedelta(hours=1), slot=slot)
         await write_outcome(disk, "not_sent", slot=slot)
@@ -1648,16 +1680,16 @@ async def test_a_key_whose_slots_are_used_up_is_refused_by_everybody(
 async def test_it_left_when_its_first_byte_was_to_leave_and_not_when_it_set_out(disk: Store) -> None:
     moments: list[datetime] = []
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await asyncio.sleep(0.002)  # connecting
         moments.append(datetime.now(UTC))
         await create_intent()
-        return Answer("task-1")
+        return SubmittedTask("task-1")
 
     accepted = await patient(disk, Gateway()).submit(send=send)
     intent = await intent_in(disk)
     assert intent
-    assert accepted.sent_at == intent.sent_at >= moments[0]
+    assert accepted.submitted_at == intent.sent_at >= moments[0]
 
 
 @pytest.mark.parametrize("needs_operator", [True, False])

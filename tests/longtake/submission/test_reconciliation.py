@@ -14,30 +14,24 @@ from pydantic import SecretStr
 
 from longtake.gateway import account as said_module
 from longtake.gateway.account import AccountClient, Charge, ConsoleAccess, OrphanCandidate, SeenTask
-from longtake.gateway.client import fingerprint
+from longtake.gateway.client import SubmittedTask, fingerprint
 from longtake.gateway.errors import InvalidResponse, ResponseLost
-from longtake.models import Paid
+from longtake.models import Paid, ReconcileInput, Reconciliation, SubmissionReceipt
 from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
 from longtake.submission import reconciliation as reconciliation_module
+from longtake.submission import records as records_module
 from longtake.submission.charges import CLOCK_SKEW, LATE_ACCEPTANCE
-from longtake.submission.ledger import (
-    Accepted,
-    Answer,
-    CreateIntent,
-    OutcomeUnknown,
-    SubmissionInDoubt,
-    SubmissionLedger,
-    TaskOwned,
-)
+from longtake.submission.errors import OutcomeUnknown, SubmissionInDoubt, TaskOwned
+from longtake.submission.ledger import CreateIntent, Submission, SubmissionLedger
 from longtake.submission.reconciliation import (
     LATEST_TASK,
     MAX_RESUBMISSIONS,
     REPORTING_DELAY,
-    Finding,
     Resubmit,
     reconcile,
 )
+from longtake.submission.records import TaskOwner, folder_of, owner_path, record_path
 from tests.longtake.gateway.test_account import LOG, TASKS, Console, rows
 from tests.longtake.gateway.test_client import Behaviour, answer
 
@@ -127,14 +121,16 @@ class Site:
             await self._submit(key, error, **options)
         await self._date(key, sent_at)
         if killed:
-            await self.store.delete(ledger_module._path(key, 1, "response"))
+            await self.store.delete(record_path(folder_of(key), 1, "response"))
 
     async def answered(self, key: str, *, sent_at: datetime, error: Exception, slot: int = 1, **options: Any) -> None:
         """One that the gateway answered with nothing that helps."""
         with pytest.raises(OutcomeUnknown):
             await self._submit(key, error, **options)
         await self._date(key, sent_at, slot)
-        await self._change(ledger_module._path(key, slot, "response"), at=(sent_at + timedelta(seconds=1)).isoformat())
+        await self._change(
+            record_path(folder_of(key), slot, "response"), at=(sent_at + timedelta(seconds=1)).isoformat()
+        )
 
     async def paid(
         self, key: str, task_id: str, at: datetime, *, named: bool = False, charged: bool = True, **options: Any
@@ -142,32 +138,26 @@ class Site:
         """One that went well."""
         await self._submit(key, task_id, **options)
         await self._date(key, at)
-        await self._change(ledger_module._owner_path(task_id), sent_at=at.isoformat())
+        await self._change(owner_path(task_id), sent_at=at.isoformat())
         self.account.makes(task_id, at, charged=charged, request_id=f"request-of-{key}" if named else "")
 
-    async def look(self, key: str = KEY, resubmit: Resubmit = Resubmit.NEVER) -> Finding:
-        return await reconcile(
-            self.ledger,
-            self.account_client,
-            key=key,
-            slot=None,
-            model=MODEL,
-            owner="the test",
-            digest="what is sent",
-            resubmit=resubmit,
-        )
+    async def check(self, key: str = KEY, resubmit: Resubmit = Resubmit.NEVER) -> Reconciliation:
+        question = ReconcileInput(key=key, model=MODEL, digest="what is sent")
+        return await reconcile(self.ledger, self.account_client, question, writer="the test", resubmit=resubmit)
 
     async def _submit(self, key: str, end: str | Exception, **options: Any) -> None:
-        async def send(create_intent: CreateIntent) -> Answer:
+        async def send(create_intent: CreateIntent) -> SubmittedTask:
             await create_intent()
             if isinstance(end, Exception):
                 raise end
-            return Answer(end, "request-of-" + key)
+            return SubmittedTask(end, "request-of-" + key)
 
-        await self.ledger.submit(key, digest="what is sent", send=send, owner=f"owner of {key}", model=MODEL, **options)
+        await self.ledger.submit(
+            key, Submission(digest="what is sent", writer=f"owner of {key}", model=MODEL, **options), send
+        )
 
     async def _date(self, key: str, sent_at: datetime, slot: int = 1) -> None:
-        await self._change(ledger_module._path(key, slot, "intent"), sent_at=sent_at.isoformat())
+        await self._change(record_path(folder_of(key), slot, "intent"), sent_at=sent_at.isoformat())
 
     async def _change(self, path: str, **fields: object) -> None:
         record = json.loads(await self.store.get(path) or b"")
@@ -187,9 +177,9 @@ async def test_the_only_orphan_of_its_time_is_adopted(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=21))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
-    found = await site.look()
-    assert found.accepted
-    assert (found.accepted.task_id, found.clear) == ("task_orphan", False)
+    found = await site.check()
+    assert found.receipt
+    assert (found.receipt.task_id, found.clear) == ("task_orphan", False)
 
 
 async def test_what_it_had_claimed_before_it_crashed_is_its_own(site: Site) -> None:
@@ -200,10 +190,10 @@ async def test_what_it_had_claimed_before_it_crashed_is_its_own(site: Site) -> N
     site.account.makes("task_claimed", ago(minutes=19))
     doubt = await site.ledger.doubt(KEY, 1)
     assert doubt
-    await site.ledger._claim(KEY, "task_claimed", doubt.intent.nonce, "")
-    found = await site.look()
-    assert found.accepted, found
-    assert found.accepted.task_id == "task_claimed"
+    await site.ledger._records.claim("task_claimed", TaskOwner(nonce=doubt.intent.nonce, folder=folder_of(KEY)))
+    found = await site.check()
+    assert found.receipt, found
+    assert found.receipt.task_id == "task_claimed"
 
 
 # --- Another generation's orphan (X is sent, accepted very late; Y of the same model is sent in between) --------------
@@ -219,15 +209,15 @@ async def x_and_y(site: Site) -> None:
 
 async def test_another_generations_late_orphan_is_not_adopted(site: Site) -> None:
     await x_and_y(site)
-    found = await site.look("Y")
-    assert found.accepted is None
+    found = await site.check("Y")
+    assert found.receipt is None
     assert found.candidates == ("task_of_X",)
 
 
 async def test_a_late_orphan_is_shown_and_not_adopted(site: Site) -> None:
     await x_and_y(site)
-    found = await site.look("X")
-    assert found.accepted is None
+    found = await site.check("X")
+    assert found.receipt is None
     assert found.candidates == ("task_of_X",)
 
 
@@ -235,23 +225,23 @@ async def test_a_late_orphan_is_not_adopted_even_where_nobody_else_is_in_doubt(s
     await site.paid("earlier", "task_ours", ago(hours=1))
     await site.lost(KEY, sent_at=ago(hours=1))
     site.account.makes("task_late", ago(hours=1) + WINDOW + REPORTING_DELAY + timedelta(seconds=5))
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ("task_late",))
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ("task_late",))
 
 
 async def test_when_the_rival_is_settled_the_other_ones_orphan_is_adopted(site: Site) -> None:
     await x_and_y(site)
     await site.ledger.resolve("X", 1, task_id="task_of_X", reason="decided")
     site.account.makes("task_of_Y", ago(hours=1) + timedelta(seconds=310))
-    found = await site.look("Y")
-    assert found.accepted
-    assert found.accepted.task_id == "task_of_Y"
+    found = await site.check("Y")
+    assert found.receipt
+    assert found.receipt.task_id == "task_of_Y"
 
 
 async def test_whom_a_person_believed_to_have_made_nothing_may_have_made_it_all_the_same(site: Site) -> None:
     await x_and_y(site)
     await site.ledger.resolve("X", 1, task_id=None, reason="decided")
-    assert (await site.look("Y")).accepted is None
+    assert (await site.check("Y")).receipt is None
 
 
 async def test_whoever_is_left_in_doubt_for_ever_does_not_stop_all_that_follow(site: Site) -> None:
@@ -259,7 +249,7 @@ async def test_whoever_is_left_in_doubt_for_ever_does_not_stop_all_that_follow(s
     await site.paid("earlier", "task_ours", ago(minutes=21))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 # --- Tasks of unknown model -------------------------------------------------------------------------------------------
@@ -270,8 +260,8 @@ async def test_beside_a_task_of_unknown_model_nothing_is_adopted(site: Site) -> 
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
     site.account.makes("task_of_unknown_model", ago(minutes=18), model="", charged=False)
-    found = await site.look()
-    assert found.accepted is None
+    found = await site.check()
+    assert found.receipt is None
     assert set(found.candidates) == {"task_orphan", "task_of_unknown_model"}
 
 
@@ -279,8 +269,8 @@ async def test_the_only_task_is_not_adopted_where_its_model_is_unknown(site: Sit
     await site.paid("earlier", "task_ours", ago(minutes=21))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_of_unknown_model", ago(minutes=19), model="")
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ("task_of_unknown_model",))
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ("task_of_unknown_model",))
 
 
 async def test_a_task_of_unknown_model_that_is_ours_stops_nothing(site: Site) -> None:
@@ -288,9 +278,9 @@ async def test_a_task_of_unknown_model_that_is_ours_stops_nothing(site: Site) ->
     site.account.made[0]["properties"] = {"input": ""}
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
-    found = await site.look()
-    assert found.accepted
-    assert found.accepted.task_id == "task_orphan"
+    found = await site.check()
+    assert found.receipt
+    assert found.receipt.task_id == "task_orphan"
 
 
 # --- Which list counts ------------------------------------------------------------------------------------------------
@@ -300,8 +290,8 @@ async def test_an_orphan_in_a_list_that_shows_nothing_of_ours_is_not_adopted(sit
     """It may be another account's list, or an account that we know nothing of."""
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ("task_orphan",))
     assert any("could not be confirmed" in line for line in found.evidence)
 
 
@@ -309,7 +299,7 @@ async def test_a_list_that_shows_a_task_of_ours_outside_the_window_is_confirmed(
     await site.paid("earlier", "task_ours", ago(days=2))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 async def test_the_empty_list_of_a_broken_database_says_nothing(site: Site) -> None:
@@ -318,18 +308,18 @@ async def test_the_empty_list_of_a_broken_database_says_nothing(site: Site) -> N
     site.account.makes("task_orphan", ago(minutes=19))
     for broken in (1, 2, 3):
         site.account.broken_lists = broken
-        found = await site.look()
+        found = await site.check()
         site.account.broken_lists = 0
-        assert (found.accepted, found.clear) == (None, False)
+        assert (found.receipt, found.clear) == (None, False)
         assert any("could not be confirmed" in line for line in found.evidence)
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 async def test_a_confirmed_list_without_an_orphan_says_so_without_a_doubt(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=20))
     await site.lost(KEY, sent_at=ago(minutes=20))
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ())
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ())
     assert not any("could not be confirmed" in line for line in found.evidence)
 
 
@@ -338,9 +328,9 @@ async def test_a_task_of_another_account_confirms_nothing(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=21), account="the one before")
     await site.lost(KEY, sent_at=ago(minutes=20), account=site.account_client.account)
     site.account.makes("task_orphan", ago(minutes=19))
-    assert (await site.look()).accepted is None
+    assert (await site.check()).receipt is None
     await site.paid("later", "task_too", ago(minutes=20), account=site.account_client.account)
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 # --- Charges ----------------------------------------------------------------------------------------------------------
@@ -351,8 +341,8 @@ async def test_what_the_key_was_not_charged_for_is_not_adopted(site: Site) -> No
     await site.paid("earlier", "task_ours", ago(minutes=19))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_of_another_key", ago(minutes=19), charged=False)
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ("task_of_another_key",))
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ("task_of_another_key",))
 
 
 async def test_charges_that_nobody_owns_are_shown_with_their_times(site: Site) -> None:
@@ -360,8 +350,8 @@ async def test_charges_that_nobody_owns_are_shown_with_their_times(site: Site) -
     await site.lost(KEY, sent_at=ago(minutes=20))
     charged = ago(minutes=19)
     site.account.log.append({"created_at": int(charged.timestamp()), "model_name": MODEL, "type": 2, "other": "{}"})
-    found = await site.look()
-    assert found.accepted is None
+    found = await site.check()
+    assert found.receipt is None
     (line,) = [line for line in found.evidence if f"{charged:%Y-%m-%d %H:%M:%S}" in line]
     assert f"{ago(minutes=20):%H:%M:%S}" not in line
 
@@ -371,7 +361,7 @@ async def test_only_so_many_charges_are_shown(site: Site) -> None:
     for number in range(30):
         site.account.makes(f"task_{number}", ago(minutes=19, seconds=number), model=MODEL)
     site.account.made.clear()
-    found = await site.look()
+    found = await site.check()
     assert max(len(line) for line in found.evidence) < 400
     assert any("and 20 more" in line for line in found.evidence)
 
@@ -383,13 +373,13 @@ async def test_after_an_answer_it_is_looked_for_at_once(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=1))
     error = ResponseLost("a failure (HTTP 500)", status=500, request_id="req-7", excerpt='{"id": 4711}')
     await site.answered(KEY, sent_at=ago(seconds=3), error=error)
-    found = await site.look()
-    assert found.accepted is None
+    found = await site.check()
+    assert found.receipt is None
     assert found.retry_after
     assert any("req-7" in line for line in found.evidence)
     assert any("4711" in line for line in found.evidence)
     site.account.makes("task_orphan", ago(seconds=2))
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 @pytest.mark.parametrize("error", [ResponseLost("a reset"), ResponseLost("HTTP 524", status=524)])
@@ -398,8 +388,8 @@ async def test_while_the_gateway_may_go_on_the_first_orphan_is_only_shown(site: 
     await site.paid("earlier", "task_ours", ago(minutes=1))
     await site.answered(KEY, sent_at=ago(seconds=3), error=error)
     site.account.makes("task_orphan", ago(seconds=2))
-    found = await site.look()
-    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    found = await site.check()
+    assert (found.receipt, found.candidates) == (None, ("task_orphan",))
     assert found.retry_after
     assert found.retry_after <= timedelta(minutes=1)
 
@@ -407,14 +397,14 @@ async def test_while_the_gateway_may_go_on_the_first_orphan_is_only_shown(site: 
 async def test_while_its_owner_may_be_alive_nobody_is_asked(site: Site) -> None:
     await site.lost(KEY, sent_at=ago(seconds=3))
     with pytest.raises(SubmissionInDoubt):
-        await site.look()
+        await site.check()
     assert site.account.asked == []
 
 
 async def test_long_after_it_nothing_new_is_expected(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=20))
     await site.lost(KEY, sent_at=ago(minutes=20))
-    assert (await site.look()).retry_after is None
+    assert (await site.check()).retry_after is None
 
 
 async def test_a_day_too_long_to_list_does_not_spoil_the_time_that_counts(site: Site) -> None:
@@ -423,7 +413,7 @@ async def test_a_day_too_long_to_list_does_not_spoil_the_time_that_counts(site: 
     site.account.makes("task_orphan", ago(hours=20))
     for number in range(1200):
         site.account.makes(f"task_{number}", ago(hours=10), charged=False)
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 # --- Another gateway, another key -------------------------------------------------------------------------------------
@@ -433,8 +423,8 @@ async def test_a_submission_to_another_gateway_is_not_looked_for_here(site: Site
     await site.paid("earlier", "task_ours", ago(minutes=20))
     await site.lost(KEY, sent_at=ago(minutes=20), gateway="https://the.former.example")
     site.account.makes("task_orphan", ago(minutes=19))
-    found = await site.look()
-    assert (found.accepted, found.candidates, found.elsewhere) == (None, (), "https://the.former.example")
+    found = await site.check()
+    assert (found.receipt, found.candidates, found.elsewhere) == (None, (), "https://the.former.example")
     assert site.account.asked == []
 
 
@@ -443,7 +433,7 @@ async def test_a_submission_to_another_gateway_is_no_rival_here(site: Site) -> N
     await site.lost(KEY, sent_at=ago(minutes=20), gateway=site.account_client.origin)
     await site.lost("X", sent_at=ago(minutes=20), gateway="https://the.former.example")
     site.account.makes("task_orphan", ago(minutes=19))
-    assert (await site.look()).accepted
+    assert (await site.check()).receipt
 
 
 async def test_the_log_of_another_key_is_not_asked(site: Site) -> None:
@@ -451,9 +441,9 @@ async def test_the_log_of_another_key_is_not_asked(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=20), account=former)
     await site.lost(KEY, sent_at=ago(minutes=20), account=former)
     site.account.makes("task_orphan", ago(minutes=19), charged=False)
-    found = await site.look()
+    found = await site.check()
     assert LOG not in site.account.asked
-    assert found.accepted, "the same account, with another key"
+    assert found.receipt, "the same account, with another key"
     assert any("another API key" in line for line in found.evidence)
 
 
@@ -463,9 +453,9 @@ async def test_the_log_of_another_key_is_not_asked(site: Site) -> None:
 async def test_an_id_that_cannot_be_read_is_shown_to_whoever_must_find_it(site: Site) -> None:
     error = InvalidResponse("no id", status=200, request_id="req-7", excerpt='{"id": "videos/9f/1"}')
     await site.answered(KEY, sent_at=ago(minutes=20), error=error)
-    assert any("videos/9f/1" in line for line in (await site.look()).evidence)
+    assert any("videos/9f/1" in line for line in (await site.check()).evidence)
     site.account.on[TASKS] = site.account.on[LOG] = answer(403, b"")
-    assert any("videos/9f/1" in line for line in (await site.look()).evidence)
+    assert any("videos/9f/1" in line for line in (await site.check()).evidence)
 
 
 # --- Charged or not, after an answer of the gateway's own, where the log names requests -------------------------------
@@ -489,8 +479,8 @@ class Charged(Site):
         await self.paid(key, f"task_of_{key}", at, named=named, **{**self.payer, **options})
 
     async def says(self, resubmit: Resubmit = Resubmit.IF_CONFIRMED) -> tuple[Paid | None, bool]:
-        found = await self.look(resubmit=resubmit)
-        assert (found.accepted, found.clear) == (None, False)
+        found = await self.check(resubmit=resubmit)
+        assert (found.receipt, found.clear) == (None, False)
         return found.charged, found.resubmittable
 
 
@@ -518,7 +508,7 @@ async def test_where_the_log_went_on_without_our_request_it_says_no(charged: Cha
 async def test_a_log_that_may_have_stopped_before_says_nothing(charged: Charged, minutes: float) -> None:
     await charged.doubt()
     await charged.pays("around", SENT + timedelta(minutes=minutes))
-    found = await charged.look(resubmit=Resubmit.NOW)
+    found = await charged.check(resubmit=Resubmit.NOW)
     assert (found.charged, found.resubmittable, found.clear) == (Paid.UNKNOWN, False, False)
     assert found.retry_after
 
@@ -568,7 +558,7 @@ async def test_a_task_that_nobody_owns_keeps_it_from_being_sent_again(charged: C
     await charged.pays("after", SENT + timedelta(minutes=10))
     for task_id, at, model in (("task_late", 20, MODEL), ("task_unknown", 4, "")):
         charged.account.makes(task_id, SENT + timedelta(minutes=at), model=model, charged=False)
-        found = await charged.look(resubmit=Resubmit.NOW)
+        found = await charged.check(resubmit=Resubmit.NOW)
         assert (found.charged, found.clear, found.resubmittable) == (Paid.NO, False, False)
         assert found.candidates == (task_id,)
         charged.account.made.pop()
@@ -580,7 +570,7 @@ async def test_a_list_that_a_broken_database_empties_keeps_it_from_being_sent_ag
     await charged.pays("after", SENT + timedelta(minutes=10))
     for broken in (1, 2, 3):
         charged.account.broken_lists = broken
-        found = await charged.look(resubmit=Resubmit.NOW)
+        found = await charged.check(resubmit=Resubmit.NOW)
         charged.account.broken_lists = 0
         assert (found.clear, found.resubmittable) == (False, False)
     charged.account.on[TASKS] = answer(403, b"")
@@ -591,13 +581,13 @@ async def test_an_orphan_that_was_charged_to_another_request_is_not_adopted(char
     await charged.pays("before", SENT - timedelta(seconds=30))
     await charged.doubt()
     charged.account.makes("task_of_a_stranger", SENT + timedelta(seconds=2), request_id="of a stranger")
-    found = await charged.look()
-    assert (found.accepted, found.candidates) == (None, ("task_of_a_stranger",))
+    found = await charged.check()
+    assert (found.receipt, found.candidates) == (None, ("task_of_a_stranger",))
     charged.account.made.pop()
     charged.account.makes("task_orphan", SENT + timedelta(seconds=2), request_id=OURS)
-    found = await charged.look()
-    assert found.accepted
-    assert (found.accepted.task_id, found.charged) == ("task_orphan", Paid.YES)
+    found = await charged.check()
+    assert found.receipt
+    assert (found.receipt.task_id, found.charged) == ("task_orphan", Paid.YES)
 
 
 # --- Closed as not charged --------------------------------------------------------------------------------------------
@@ -607,14 +597,14 @@ async def test_it_is_closed_only_by_a_check_that_confirms_another(charged: Charg
     await charged.doubt()
     await charged.pays("after", SENT + timedelta(minutes=10))
     for resubmit in (Resubmit.NEVER, Resubmit.IF_CONFIRMED):
-        assert not (await charged.look(resubmit=resubmit)).clear
-    found = await charged.look(resubmit=Resubmit.NOW)
-    assert (found.clear, found.accepted, found.resubmissions) == (True, None, 1)
+        assert not (await charged.check(resubmit=resubmit)).clear
+    found = await charged.check(resubmit=Resubmit.NOW)
+    assert (found.clear, found.receipt, found.resubmissions) == (True, None, 1)
     assert await ledger.outcome_of(KEY, 1) is None
-    outcome = json.loads(await charged.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    outcome = json.loads(await charged.store.get(record_path(folder_of(KEY), 1, "outcome")) or b"{}")
     assert outcome["reason"].endswith("(the test)")
     # A worker that was killed before it could tell asks again.
-    again = await charged.look(resubmit=Resubmit.NOW)
+    again = await charged.check(resubmit=Resubmit.NOW)
     assert (again.clear, again.resubmissions) == (True, 1)
 
 
@@ -631,7 +621,7 @@ async def test_it_is_closed_so_many_times_and_then_a_person_decides(charged: Cha
         await charged.doubt(sent_at=SENT + timedelta(seconds=slot), slot=slot)
         if slot == 1:
             await charged.pays("after", SENT + timedelta(minutes=10))
-        assert (await charged.look(resubmit=Resubmit.NOW)).clear
+        assert (await charged.check(resubmit=Resubmit.NOW)).clear
     await charged.doubt(slot=MAX_RESUBMISSIONS + 1)
     assert await charged.says(Resubmit.NOW) == (Paid.NO, False)
 
@@ -639,11 +629,11 @@ async def test_it_is_closed_so_many_times_and_then_a_person_decides(charged: Cha
 async def test_what_was_closed_as_not_charged_may_have_made_a_task_all_the_same(charged: Charged) -> None:
     await charged.doubt()
     await charged.pays("after", SENT + timedelta(minutes=10))
-    assert (await charged.look(resubmit=Resubmit.NOW)).clear
+    assert (await charged.check(resubmit=Resubmit.NOW)).clear
     await charged.answered("another", sent_at=SENT, error=ResponseLost("reset"), **charged.payer)
     charged.account.makes("task_orphan", SENT + timedelta(seconds=3))
-    found = await charged.look("another")
-    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    found = await charged.check("another")
+    assert (found.receipt, found.candidates) == (None, ("task_orphan",))
 
 
 # --- Without an id that decides, the records are counted --------------------------------------------------------------
@@ -663,7 +653,7 @@ async def test_what_all_charges_and_tasks_leave_out_was_not_charged(
     assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False), "nothing shows that the log is up to date"
     await charged.pays("after", AFTER, named=named)
     assert await charged.says() == (Paid.NO, True)
-    assert (await charged.look(resubmit=Resubmit.NOW)).clear
+    assert (await charged.check(resubmit=Resubmit.NOW)).clear
 
 
 async def test_after_an_answer_of_a_gateway_that_names_no_requests_it_is_counted_too(charged: Charged) -> None:
@@ -680,7 +670,7 @@ async def test_while_the_gateway_may_accept_late_nothing_is_said(charged: Charge
     sent_at = NOW - LATE_ACCEPTANCE + timedelta(minutes=5)
     await charged.doubt(error, sent_at=sent_at)
     await charged.pays("after", ago(minutes=3))
-    found = await charged.look(resubmit=Resubmit.NOW)
+    found = await charged.check(resubmit=Resubmit.NOW)
     assert (found.charged, found.clear, found.resubmittable) == (Paid.UNKNOWN, False, False)
     assert found.retry_after
     assert found.retry_after <= timedelta(minutes=5)
@@ -732,15 +722,16 @@ async def test_what_was_claimed_before_a_crash_is_never_sent_again(charged: Char
     doubt = await charged.ledger.doubt(KEY, 1)
     assert doubt
     account = charged.account_client.account
-    await charged.ledger._claim(
-        KEY, "task_claimed", doubt.intent.nonce, account, request_id="request-of-it", sent_at=sent_at
+    owner = TaskOwner(
+        nonce=doubt.intent.nonce, folder=folder_of(KEY), account=account, request_id="request-of-it", sent_at=sent_at
     )
+    await charged.ledger._records.claim("task_claimed", owner)
     charged.account.makes("task_claimed", sent_at + timedelta(seconds=9), request_id="request-of-it")
     await charged.pays("after", ago(hours=1))
-    found = await charged.look(resubmit=Resubmit.NOW)
+    found = await charged.check(resubmit=Resubmit.NOW)
     assert (found.clear, found.resubmittable, found.charged) == (False, False, Paid.YES)
-    assert found.accepted
-    assert found.accepted.task_id == "task_claimed"
+    assert found.receipt
+    assert found.receipt.task_id == "task_claimed"
 
 
 # --- To the second: what is asked, what counts, and when asking again is worthwhile -----------------------------------
@@ -780,7 +771,9 @@ class Told(Site):
 
     async def ours(self, at: datetime, **more: Any) -> said_module.AccountRecords:
         """A task of ours, paid by the same account, is what confirms a list."""
-        await self.ledger.record_accepted("earlier", Accepted("task_ours", 1, at, nonce="n", account=PAYER))
+        await self.ledger.record_accepted(
+            "earlier", SubmissionReceipt(task_id="task_ours", slot=1, submitted_at=at, nonce="n", account=PAYER)
+        )
         return said_module.AccountRecords(seen=(SeenTask(task_id="task_ours", submitted_at=at),), **more)
 
 
@@ -797,7 +790,7 @@ def told(ledger: SubmissionLedger, store: Store, monkeypatch: pytest.MonkeyPatch
         def now(cls, tz: Any = None) -> Any:
             return told.moment(tz)
 
-    for module in (reconciliation_module, ledger_module):
+    for module in (reconciliation_module, ledger_module, records_module):
         monkeypatch.setattr(module, "datetime", Clock)
     return told
 
@@ -817,11 +810,11 @@ async def test_the_time_that_counts_is_asked_for_and_what_came_later_by_itself(
 ) -> None:
     sent_at = NOON - age
     await told.lost(KEY, sent_at=sent_at, account=PAYER)
-    found = await told.look()
+    found = await told.check()
     counts = {"model": MODEL, "since": sent_at - CLOCK_SKEW, "until": sent_at + DUE, "log": True}
     later = {"model": MODEL, "since": sent_at + DUE + SECOND, "until": until, "log": False}
     assert told.asked == [counts, *([later] if until else [])]
-    assert found == Finding(evidence=found.evidence, charged=Paid.UNKNOWN, retry_after=found.retry_after)
+    assert found == Reconciliation(evidence=found.evidence, charged=Paid.UNKNOWN, retry_after=found.retry_after)
 
 
 @pytest.mark.parametrize(("left", "wait"), [(3 * SECOND, 3 * SECOND), (5 * SECOND, 5 * SECOND), (MINUTE, 5 * SECOND)])
@@ -830,10 +823,10 @@ async def test_while_its_owner_may_write_an_answer_down_it_is_asked_again_soon(
 ) -> None:
     await told.lost(KEY, sent_at=NOON - OVER + left)
     with pytest.raises(SubmissionInDoubt) as caught:
-        await told.look()
+        await told.check()
     assert caught.value.wait == wait
     told.now += left
-    assert (await told.look()).accepted is None
+    assert (await told.check()).receipt is None
 
 
 @pytest.mark.parametrize(
@@ -853,8 +846,8 @@ async def test_whose_a_task_may_be_is_told_by_when_it_came(told: Told, after: ti
     await told.lost("rival", sent_at=at - after)
     told.says = (await told.ours(at)).model_copy(update={"tasks": (orphan(at),)})
     told.says_later = told.says.model_copy(update={"tasks": ()})
-    found = await told.look()
-    assert (found.accepted is not None, found.candidates) == (adopted, ("task_orphan",))
+    found = await told.check()
+    assert (found.receipt is not None, found.candidates) == (adopted, ("task_orphan",))
     assert found.charged is (Paid.YES if adopted else Paid.UNKNOWN)
 
 
@@ -870,7 +863,7 @@ async def test_a_charge_explains_what_is_near_it(told: Told, apart: timedelta, a
     told.says = told.says_later.model_copy(
         update={"tasks": (orphan(at),), "charges": 1, "charged_at": (charge.at,), "logged": (charge,)}
     )
-    assert ((await told.look()).accepted is not None) is adopted
+    assert ((await told.check()).receipt is not None) is adopted
 
 
 @pytest.mark.parametrize(
@@ -891,7 +884,7 @@ async def test_a_task_of_ours_explains_the_nearest_charge(told: Told, apart: tim
             "logged": (near, of_another_model),
         }
     )
-    evidence = (await told.look()).evidence
+    evidence = (await told.check()).evidence
     assert sum(f"{near.at:%H:%M:%S}" in line for line in evidence) == left
 
 
@@ -905,7 +898,7 @@ async def test_what_was_made_is_in_the_list_once_the_gateway_is_done(
     at = NOON - age
     await told.answered(KEY, sent_at=at, error=ResponseLost("HTTP 500", status=500, request_id=request_id))
     told.says = await told.ours(at, tasks=(orphan(at),))
-    assert ((await told.look()).accepted is not None) is adopted
+    assert ((await told.check()).receipt is not None) is adopted
 
 
 SOON = timedelta(seconds=30)
@@ -932,7 +925,7 @@ async def test_asking_again_is_worthwhile_while_something_may_come(
         await told.lost("rival", sent_at=NOON - rival_age)
     told.says = await told.ours(at, tasks=(orphan(NOON - OVER, model=""),), retry_after=after)
     told.says_later = told.says.model_copy(update={"tasks": (), "retry_after": SECOND})
-    assert (await told.look()).retry_after == again
+    assert (await told.check()).retry_after == again
 
 
 async def test_a_list_that_contradicts_itself_is_asked_again_after_a_minute(told: Told) -> None:
@@ -944,8 +937,8 @@ async def test_a_list_that_contradicts_itself_is_asked_again_after_a_minute(told
         told.newest = said_module.AccountRecords(
             seen=(SeenTask(task_id="task_new", submitted_at=moment),), notes=("asked again",)
         )
-        found = await told.look()
-        assert (found.accepted, found.retry_after) == (None, MINUTE if contradicts else None)
+        found = await told.check()
+        assert (found.receipt, found.retry_after) == (None, MINUTE if contradicts else None)
         assert "asked again" in found.evidence
 
 
@@ -956,11 +949,13 @@ async def test_of_two_claimed_tasks_neither_is_believed(told: Told) -> None:
     assert doubt
     seen = []
     for task_id in ("task_1", "task_2"):
-        await told.ledger._claim(KEY, task_id, doubt.intent.nonce, PAYER)
+        await told.ledger._records.claim(
+            task_id, TaskOwner(nonce=doubt.intent.nonce, folder=folder_of(KEY), account=PAYER)
+        )
         seen.append(SeenTask(task_id=task_id, submitted_at=at))
     told.says = said_module.AccountRecords(tasks=(orphan(at, "task_1"), orphan(at, "task_2")), seen=tuple(seen))
-    found = await told.look()
-    assert (found.accepted, found.candidates) == (None, ("task_1", "task_2"))
+    found = await told.check()
+    assert (found.receipt, found.candidates) == (None, ("task_1", "task_2"))
 
 
 @pytest.mark.parametrize("claimed", ["due", "later"])
@@ -969,17 +964,19 @@ async def test_what_was_claimed_is_adopted_in_its_name(told: Told, claimed: str)
     await told.lost(KEY, sent_at=at, account=PAYER)
     doubt = await told.ledger.doubt(KEY, 1)
     assert doubt
-    await told.ledger._claim(KEY, "task_1", doubt.intent.nonce, PAYER)
+    await told.ledger._records.claim(
+        "task_1", TaskOwner(nonce=doubt.intent.nonce, folder=folder_of(KEY), account=PAYER)
+    )
     seen = said_module.AccountRecords(tasks=(), seen=(SeenTask(task_id="task_1", submitted_at=at),), notes=("a note",))
     if claimed == "due":
         told.says = seen
     else:
         told.says_later = seen
-    found = await told.look()
-    assert found.accepted
-    assert (found.accepted.task_id, found.accepted.slot, found.charged) == ("task_1", 1, Paid.YES)
+    found = await told.check()
+    assert found.receipt
+    assert (found.receipt.task_id, found.receipt.slot, found.charged) == ("task_1", 1, Paid.YES)
     assert (found.clear, found.candidates, "a note" in found.evidence) == (False, (), claimed == "due")
-    outcome = json.loads(await told.store.get(ledger_module._path(KEY, 1, "outcome")) or b"{}")
+    outcome = json.loads(await told.store.get(record_path(folder_of(KEY), 1, "outcome")) or b"{}")
     assert outcome["reason"].endswith("(the test)")
 
 
@@ -987,9 +984,9 @@ async def test_without_a_witness_it_says_so_and_decides_nothing(told: Told) -> N
     await told.answered(
         KEY, sent_at=NOON, error=ResponseLost("HTTP 500", status=500, request_id="req-7", excerpt="<p>")
     )
-    facts: dict[str, Any] = {"key": KEY, "slot": 1, "model": MODEL, "owner": "the test"}
-    found = await reconcile(told.ledger, None, **facts)
-    assert found == Finding(evidence=found.evidence, charged=Paid.UNKNOWN)
+    question = ReconcileInput(key=KEY, slot=1, model=MODEL)
+    found = await reconcile(told.ledger, None, question, writer="the test")
+    assert found == Reconciliation(evidence=found.evidence, charged=Paid.UNKNOWN, slot=1)
     said, excerpt, _ = found.evidence
     assert ("req-7" in said, "HTTP 500" in said, "<p>" in excerpt) == (True, True, True)
 
@@ -1004,9 +1001,9 @@ async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_ado
     async def resolve(*_: Any, **__: Any) -> None:
         raise TaskOwned("it is another's")
 
-    monkeypatch.setattr(told.ledger, "settle", resolve)
-    found = await told.look()
-    assert (found.accepted, found.candidates) == (None, ("task_orphan",))
+    monkeypatch.setattr(told.ledger, "resolve", resolve)
+    found = await told.check()
+    assert (found.receipt, found.candidates) == (None, ("task_orphan",))
     assert "it is another's" in found.evidence
 
 
@@ -1014,23 +1011,23 @@ async def test_what_is_not_charged_is_told_whole(charged: Charged, monkeypatch: 
     error = ResponseLost("HTTP 500", status=500, request_id=OURS, excerpt="<p>")
     await charged.doubt(error)
     await charged.pays("after", SENT + timedelta(minutes=10))
-    first = await charged.look(resubmit=Resubmit.IF_CONFIRMED)
-    assert first == Finding(evidence=first.evidence, charged=Paid.NO, resubmittable=True)
+    first = await charged.check(resubmit=Resubmit.IF_CONFIRMED)
+    assert first == Reconciliation(evidence=first.evidence, charged=Paid.NO, resubmittable=True)
     said, excerpt, *learnt = first.evidence
     assert (OURS in said, "<p>" in excerpt, bool(learnt)) == (True, True, True)
 
     # Its owner came back in the last moment.
-    accepted = Accepted("task_1", 1, SENT, attached=True)
+    accepted = SubmissionReceipt(task_id="task_1", slot=1, submitted_at=SENT, attached=True)
 
-    async def resolve(*_: Any, **__: Any) -> Accepted:
+    async def resolve(*_: Any, **__: Any) -> SubmissionReceipt:
         return accepted
 
     with monkeypatch.context() as patch:
-        patch.setattr(charged.ledger, "settle", resolve)
-        late = await charged.look(resubmit=Resubmit.NOW)
-    assert late == Finding(accepted=accepted, evidence=first.evidence, charged=Paid.NO)
-    closed = await charged.look(resubmit=Resubmit.NOW)
-    assert closed == Finding(clear=True, evidence=first.evidence, charged=Paid.NO, resubmissions=1)
+        patch.setattr(charged.ledger, "resolve", resolve)
+        late = await charged.check(resubmit=Resubmit.NOW)
+    assert late == Reconciliation(receipt=accepted, evidence=first.evidence, charged=Paid.NO)
+    closed = await charged.check(resubmit=Resubmit.NOW)
+    assert closed == Reconciliation(clear=True, evidence=first.evidence, charged=Paid.NO, resubmissions=1)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -1040,7 +1037,9 @@ async def test_a_later_list_that_nothing_confirms_keeps_it_from_being_sent_again
     ours = at + 3 * MINUTE
     error = ResponseLost("HTTP 500", status=500, request_id=OURS)
     await told.answered(KEY, sent_at=at, error=error, gateway=told.account_client.origin, account=PAYER)
-    paid = Accepted("task_ours", 1, ours, request_id="req-8", nonce="n", account=PAYER)
+    paid = SubmissionReceipt(
+        task_id="task_ours", slot=1, submitted_at=ours, request_id="req-8", nonce="n", account=PAYER
+    )
     await told.ledger.record_accepted("earlier", paid)
     seen = (SeenTask(task_id="task_ours", submitted_at=ours),)
     charge = Charge(at=ours, model=MODEL, request_id="req-8")
@@ -1048,6 +1047,6 @@ async def test_a_later_list_that_nothing_confirms_keeps_it_from_being_sent_again
         tasks=(orphan(ours, "task_ours"),), seen=seen, charges=1, charged_at=(ours,), logged=(charge,)
     )
     told.says_later = said_module.AccountRecords(tasks=(), seen=seen if confirmed else ())
-    found = await told.look(resubmit=Resubmit.NOW)
+    found = await told.check(resubmit=Resubmit.NOW)
     assert (found.charged, found.clear, found.resubmissions) == (Paid.NO, confirmed, int(confirmed))
     assert await told.ledger.open_slot(KEY) == (None if confirmed else 1)

@@ -9,23 +9,15 @@ from pathlib import Path
 import pytest
 
 from longtake.delivery.task_records import load_request, save_record, save_request, video_directory
+from longtake.gateway.client import SubmittedTask
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliveryKind, GenerateVideoInput, OnExtendFailed, TaskState, extension_key
 from longtake.request.rules import check_request, extension_digest, request_digest
 from longtake.storage import Store
 from longtake.submission import ledger as ledger_module
-from longtake.submission.ledger import (
-    MARGIN,
-    PREFIX,
-    Answer,
-    CreateIntent,
-    KeyReused,
-    Outcome,
-    OutcomeUnknown,
-    PaidTask,
-    SubmissionLedger,
-    TaskOwned,
-)
+from longtake.submission.errors import KeyReused, OutcomeUnknown, TaskOwned
+from longtake.submission.ledger import MARGIN, CreateIntent, PaidTask, Submission, SubmissionLedger
+from longtake.submission.records import PREFIX, Outcome, folder_of, owner_path
 from longtake.submission.recovery import request_for, undelivered_tasks
 from longtake.temporal.names import key_of, workflow_id
 from tests.longtake.s3_server import S3Server
@@ -64,22 +56,24 @@ def request_of(key: str, **more: object) -> GenerateVideoInput:
 
 
 async def pay(
-    store: Store, key: str, request: GenerateVideoInput | None = None, *, retry: int = 0, owner: str | None = None
+    store: Store, key: str, request: GenerateVideoInput | None = None, *, retry: int = 0, writer: str | None = None
 ) -> str:
     """What the activity does for this key; returns the task's id."""
     request = request or request_of(key)
     task_id = f"task_{key}_{retry}"
 
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
-        return Answer(task_id)
+        return SubmittedTask(task_id)
 
     await ledger_in(store).submit(
         extension_key(key, retry) if retry else key,
-        digest=extension_digest("remix-1", request.prompt_extend) if retry else request_digest(request),
-        send=send,
-        owner=f"{workflow_id(key) if owner is None else owner}/0a1b2c3d/attempt 1",
-        model=request.model,
+        Submission(
+            digest=extension_digest("remix-1", request.prompt_extend) if retry else request_digest(request),
+            writer=f"{workflow_id(key) if writer is None else writer}/0a1b2c3d/attempt 1",
+            model=request.model,
+        ),
+        send,
     )
     return task_id
 
@@ -125,7 +119,7 @@ async def test_older_ones_are_left_out(disk: Store) -> None:
 
 
 async def test_a_key_that_the_records_do_not_prove_is_not_made_up(disk: Store) -> None:
-    await pay(disk, "order-1", owner="video-somebody-elses")
+    await pay(disk, "order-1", writer="video-somebody-elses")
     (task,) = await paid(disk)
     assert (task.key, task.task_id) == (None, "task_order-1_0")
     assert await undelivered(disk) == {"task_order-1_0"}, "it is told of all the same"
@@ -133,17 +127,17 @@ async def test_a_key_that_the_records_do_not_prove_is_not_made_up(disk: Store) -
 
 
 async def test_a_workflow_id_that_somebody_else_chose(disk: Store) -> None:
-    await pay(disk, "their-own-id", owner="their-own-id")
+    await pay(disk, "their-own-id", writer="their-own-id")
     assert [task.key for task in await paid(disk)] == ["their-own-id"]
 
 
 async def test_what_is_in_doubt_is_not_a_paid_task(disk: Store) -> None:
-    async def send(create_intent: CreateIntent) -> Answer:
+    async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
         raise ConnectionResetError
 
     with pytest.raises(OutcomeUnknown):
-        await ledger_in(disk).submit("order-1", digest="d", send=send, owner="video-order-1/x/attempt 1")
+        await ledger_in(disk).submit("order-1", Submission(digest="d", writer="video-order-1/x/attempt 1"), send)
     assert await paid(disk) == []
 
 
@@ -238,12 +232,12 @@ async def test_a_key_may_take_over_its_own_task_and_no_other(disk: Store) -> Non
     task_id = await pay(disk, "order-1")
     await pay(disk, "order-2")
     before = {path async for path, _ in disk.entries(PREFIX)}
-    mine = {"digest": "of another form of it", "owner": "us", "model": MODEL}
-    taken = await ledger.adopt("order-1", task_id=task_id, **mine)
+    mine = Submission("of another form of it", "us", MODEL)
+    taken = await ledger.adopt("order-1", mine, task_id)
     assert (taken.task_id, taken.slot, taken.attached) == (task_id, 1, True)
     for key, refusal in (("order-2", KeyReused), ("order-3", TaskOwned)):
         with pytest.raises(refusal):
-            await ledger.adopt(key, task_id=task_id, **mine)
+            await ledger.adopt(key, mine, task_id)
     assert {path async for path, _ in disk.entries(PREFIX)} == before
 
 
@@ -252,7 +246,7 @@ class DatedStore(Store):
 
     def __init__(self, inner: Store, written: dict[str, datetime]) -> None:
         super().__init__(inner._backend, inner.url, inner._root)
-        self._written = {ledger_module._owner_path(task_id): at for task_id, at in written.items()}
+        self._written = {owner_path(task_id): at for task_id, at in written.items()}
 
     async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
         async for path, at in super().entries(prefix):
@@ -281,7 +275,7 @@ async def test_a_long_walk_says_how_far_it_has_come(disk: Store, monkeypatch: py
 
 async def test_what_came_after_a_decision_was_paid_for_too(disk: Store) -> None:
     task_id = await pay(disk, "order-1")
-    folder = ledger_module._folder("order-1")
+    folder = folder_of("order-1")
     outcome = Outcome.model_validate_json(await disk.get(f"{folder}/1/outcome") or b"")
     decided = outcome.model_copy(update={"outcome": "not_sent", "task_id": None, "decided": True})
     await disk.put(f"{folder}/1/outcome", decided.model_dump_json().encode())

@@ -11,7 +11,9 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from longtake.models import LedgerRegistration
 from longtake.storage import Store
-from longtake.submission.ledger import IDENTITY, SubmissionLedger, WrongLedger, WrongSide
+from longtake.submission.errors import WrongLedger, WrongSide
+from longtake.submission.ledger import SubmissionLedger
+from longtake.submission.records import IDENTITY
 from longtake.temporal.codec import encrypting
 from longtake.temporal.connection import DATA_CONVERTER, connect
 from longtake.temporal.key_ring import KeyRing, PayloadUnreadable, parse_keys
