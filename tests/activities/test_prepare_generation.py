@@ -4,7 +4,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +15,8 @@ from starlette.routing import Route
 from longtake.delivery.download import Fetcher
 from longtake.delivery.task_records import load_request
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PrepareInput, SubmitInput
-from longtake.request.rules import MODELS, SIZES, request_digest
+from longtake.request import rules
+from longtake.request.rules import request_digest
 from longtake.storage import Store
 from longtake.submission.ledger import Submission
 from simulator import Simulator
@@ -274,8 +275,9 @@ async def test_what_was_paid_is_attached_to_though_its_model_or_size_is_retired(
     request = request_for("ok", size="1280x720")
     input = SubmitInput(key="order-1", request=request)
     paid = await worker.run(worker.submission.submit_generation, input)
-    offered = cast("dict[str, Any]", {"model": MODELS, "size": SIZES}[field])
-    monkeypatch.delitem(offered, getattr(request, field))
+    table = {"model": "MODELS", "size": "SIZES"}[field]
+    offered = {name: row for name, row in getattr(rules, table).items() if name != getattr(request, field)}
+    monkeypatch.setattr(rules, table, offered)
 
     await worker.run(worker.submission.prepare_generation, PrepareInput(key="order-1", request=request))
     again = await worker.run(worker.submission.submit_generation, input)

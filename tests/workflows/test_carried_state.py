@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from temporalio import workflow
@@ -26,7 +26,7 @@ from longtake.models import (
     TaskState,
     UncollectedExtension,
 )
-from longtake.request.rules import MODELS
+from longtake.request import rules
 from longtake.temporal.connection import DATA_CONVERTER
 from tests.workflows.rig import (
     FIRST_CLIP,
@@ -63,7 +63,8 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
 
     async def retired(_: Any) -> TaskRecord:
-        monkeypatch.delitem(cast("dict[str, Any]", MODELS), REQUEST["model"])
+        offered = {name: model for name, model in rules.MODELS.items() if name != REQUEST["model"]}
+        monkeypatch.setattr(rules, "MODELS", offered)
         return running(10)
 
     generation = await rig.generate(Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")

@@ -3,14 +3,14 @@
 import asyncio
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
 from longtake.client import KeyInUse, VideoClient
 from longtake.models import GenerateVideoInput, GenerationPolicy, Paid, PollSchedule
-from longtake.request.rules import MODELS, InvalidRequest, prompt_path
+from longtake.request import rules
+from longtake.request.rules import InvalidRequest, prompt_path
 from longtake.storage import Store
 from longtake.submission.ledger import Submission, SubmissionLedger
 from longtake.temporal.connection import connect
@@ -113,7 +113,8 @@ async def collect_what_is_retired(rig: Rig, store: Store, monkeypatch: pytest.Mo
     ledger = SubmissionLedger(store, longest_exchange=timedelta(0))
     await begin_anew(rig.client, ledger)
     await ledger.adopt("forgotten", Submission(digest="-", writer="us", model=request.model), "task_1")
-    monkeypatch.delitem(cast("dict[str, Any]", MODELS), request.model)
+    offered = {name: model for name, model in rules.MODELS.items() if name != request.model}
+    monkeypatch.setattr(rules, "MODELS", offered)
 
     for key, client in (("retired", VideoClient(rig.client)), ("forgotten", VideoClient(rig.client, store=store))):
         rig._fakes.scripts[workflow_id(key)] = Script(
