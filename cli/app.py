@@ -188,7 +188,7 @@ def decide(
         typer.Argument(
             metavar="ACTION",
             help="accept: the 8 s clip is enough. retry: pay for the extension again. adopt: continue with TASK_ID. "
-            "resubmit: nothing was paid, submit again. abandon: end the generation.",
+            "resubmit: nothing was paid, so submit and pay again. abandon: end the generation.",
             show_default=False,
         ),
     ],

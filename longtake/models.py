@@ -531,7 +531,7 @@ class ReconcileInput(_Payload):
     slot: int | None = None
     """Which submission is in doubt, where that is known."""
     extension: bool = False
-    """Whether it is a retried extension, for which there is no witness."""
+    """Whether it is a retried extension, for which the account's records show nothing."""
     ledger_id: str = ""
     digest: str = ""
     """Of what was to be paid for."""
@@ -545,7 +545,7 @@ class ReconcileInput(_Payload):
 
 
 class Reconciliation(_Payload):
-    """What the witnesses say of a submission whose outcome is unknown."""
+    """What the account's records show about a submission whose outcome is unknown."""
 
     receipt: SubmissionReceipt | None = None
     """The task, where it was found beyond doubt."""

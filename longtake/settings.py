@@ -88,7 +88,10 @@ class _Submission(BaseModel):
     """Submission."""
 
     submit_timeout_seconds: float = Field(
-        120, gt=0, le=900, description="Timeout of one submission request, from connecting to the last byte received."
+        120,
+        gt=0,
+        le=900,
+        description="Timeout of one submission request, from its first byte sent to the last byte received.",
     )
     submit_window_minutes: float = Field(
         60, gt=0, description="How long the worker retries a submission that certainly was not sent."

@@ -12,7 +12,7 @@ from temporalio.workflow import ActivityCancellationType
 from longtake.models import GenerationPolicy
 
 HEARTBEAT = timedelta(seconds=20)
-"""Five heartbeats may get lost before the worker counts as lost."""
+"""Four heartbeats may get lost before the worker counts as lost."""
 SUBMISSION_MARGIN = timedelta(seconds=60)
 """Added to the longest HTTP exchange: the activity reads images before it, and writes the ledger after it."""
 LEDGER_MARGIN = timedelta(seconds=120)

@@ -128,6 +128,9 @@ async def test_a_worker_does_all_its_work_and_deletes_nothing_of_the_ledger(work
     kept = await load_record(worker, "team-a-1", "task_1")
     assert kept is not None
     assert kept.video_url is None
+    assert await worker.create("open/y.1", b"x")
+    await worker.delete("open/y.1")
+    assert await worker.get("open/y.1") is None, "the index of what is in doubt does not grow for ever"
     assert await worker.create("submit/y/1/intent", b"x")
     assert [path async for path, _ in worker.entries("submit/y")] == ["submit/y/1/intent"]
     for path in ("submit/y/1/intent", "videos/team-a-1/full.mp4", "images/x.png"):
