@@ -10,7 +10,6 @@ from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from longtake.observability.metrics import WORKER_CLOCK_SKEW, Meter, show
-from longtake.submission.clock import note_skew
 
 TOLERATED: Final = timedelta(seconds=10)
 """NTP keeps clocks within milliseconds, so this is no jitter; and ten seconds mislead nobody."""
@@ -74,7 +73,5 @@ class _Comparing(ActivityInboundInterceptor):
         self._clock = clock
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        skew = self._clock.compare(activity.info().started_time)
-        # Within what is tolerated our own clock is the better one: a sample holds the time on the way too.
-        note_skew(skew if abs(skew) > TOLERATED else timedelta(0))
+        self._clock.compare(activity.info().started_time)
         return await super().execute_activity(input)

@@ -18,7 +18,6 @@ from longtake.gateway.tasks import check_gateway, query_task, url_setting
 from longtake.gateway.wire import GatewayRecord
 from longtake.models import DeliverInput, DeliveryKind, DeliveryReceipt, TaskState
 from longtake.storage import Store, StoreProblem
-from longtake.submission.clock import corrected
 from longtake.submission.ledger import SubmissionLedger
 
 GONE_AFTER = timedelta(hours=1)
@@ -162,4 +161,4 @@ def _gone_for_good(error: Exception) -> bool:
     if not (isinstance(error, DownloadFailed) and error.gone):
         return False
     info = activity.info()
-    return info.attempt >= _GONE_ATTEMPTS and corrected(datetime.now(UTC)) - info.scheduled_time > GONE_AFTER
+    return info.attempt >= _GONE_ATTEMPTS and datetime.now(UTC) - info.scheduled_time > GONE_AFTER

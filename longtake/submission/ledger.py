@@ -48,7 +48,6 @@ from longtake.gateway.client import SubmittedTask
 from longtake.gateway.errors import GatewayBusy, GatewayError, GatewayUnreachable, RequestRefused
 from longtake.models import SubmissionReceipt, extension_key
 from longtake.storage import Store, StoreProblem
-from longtake.submission.clock import corrected, uncertainty
 from longtake.submission.errors import (
     KeyReused,
     LedgerError,
@@ -136,7 +135,7 @@ class Doubt:
     @property
     def exchange_is_over(self) -> bool:
         """Whether its writer can write no outcome any more."""
-        return self.response is not None or _now() >= self.intent.over_at
+        return self.response is not None or datetime.now(UTC) >= self.intent.over_at
 
 
 @dataclass(frozen=True)
@@ -371,7 +370,7 @@ class SubmissionLedger:
             outcome="accepted",
             task_id=receipt.task_id,
             request_id=receipt.request_id,
-            at=_now(),
+            at=datetime.now(UTC),
         )
         # Claimed first: once the ledger says whose a task is, no other key can take it, whichever process crashes.
         owner = TaskOwner(
@@ -538,7 +537,7 @@ class SubmissionLedger:
                 outcome="not_sent" if task_id is None else "accepted",
                 task_id=task_id,
                 reason=reason,
-                at=_now(),
+                at=datetime.now(UTC),
                 decided=task_id is None,
                 not_charged=not_charged,
             )
@@ -748,7 +747,7 @@ class SubmissionLedger:
 
     async def _apply(self, earlier: HeartbeatState, key: str, slot: Slot) -> Outcome | SubmissionReceipt:
         """What our own slot led to, by the heartbeat of the attempt that it belongs to."""
-        outcome = Outcome(at=_now(), **earlier.model_dump(exclude={"proof"}))
+        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump(exclude={"proof"}))
         if not earlier.task_id:
             return slot.outcome or await self._records.write_outcome(
                 slot.folder, slot.number, outcome, slot.intent.account
@@ -767,7 +766,7 @@ class SubmissionLedger:
         """Whether the writer of a slot without an outcome may still be alive."""
         intent = slot.intent
         response = await self._records.response(slot)
-        wait = intent.over_at - _now()
+        wait = intent.over_at - datetime.now(UTC)
         if response is None and wait > timedelta(0):
             return SubmissionInDoubt(
                 f"an earlier attempt ({intent.writer}) was sending at {intent.sent_at:%H:%M:%S} UTC and may still be; "
@@ -820,8 +819,7 @@ class _Attempt:
         if self._tried:
             raise RuntimeError("one submission, one transmission: a second one was refused")
         self._tried = True
-        window = self.intent.window_seconds + uncertainty().total_seconds()
-        self.intent = self.intent.model_copy(update={"sent_at": _now(), "window_seconds": window})
+        self.intent = self.intent.model_copy(update={"sent_at": datetime.now(UTC)})
         started = time.clock_gettime(_CLOCK)
         if started - self._began > _MAX_APPROACH_SECONDS:
             raise SendSuspended("the worker was stopped on its way to the gateway: nothing was sent")
@@ -842,7 +840,7 @@ class _Attempt:
         reason = f"{type(error).__name__}: {error}"[:500]
         response = Response(
             nonce=self.intent.nonce,
-            at=_now(),
+            at=datetime.now(UTC),
             status=cause and cause.status,
             request_id=cause and cause.request_id,
             reason=reason,
@@ -865,7 +863,7 @@ class _Attempt:
             stored = await self._records.read(Intent, self._path("intent"))
             if stored is None or stored.nonce != self.intent.nonce:
                 return
-            outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=_now())
+            outcome = Outcome(nonce=self.intent.nonce, outcome="not_sent", reason=reason, at=datetime.now(UTC))
             await self._records.write_outcome(self._folder, self._slot, outcome, self.intent.account)
         except LedgerError as error:
             # The slot stays open: the next attempt finds it in doubt, which is the safe side.
@@ -875,17 +873,13 @@ class _Attempt:
         return record_path(self._folder, self._slot, name)
 
 
-def _now() -> datetime:
-    return corrected(datetime.now(UTC))
-
-
 def _intent(
     submission: Submission, window: timedelta, *, closing: bool = False, fence: datetime | None = None
 ) -> Intent:
     return Intent(
         nonce=uuid.uuid4().hex,
         digest=submission.digest,
-        sent_at=_now(),
+        sent_at=datetime.now(UTC),
         window_seconds=window.total_seconds(),
         writer=submission.writer,
         model=submission.model,

@@ -16,7 +16,6 @@ from enum import Enum
 from longtake.gateway.account import AccountClient, AccountRecords, Charge, OrphanCandidate
 from longtake.models import Paid, ReconcileInput, Reconciliation, SubmissionReceipt
 from longtake.submission.charges import CLOCK_SKEW, ChargeEvidence, Verdict, judge, names_requests
-from longtake.submission.clock import corrected
 from longtake.submission.errors import SubmissionInDoubt, TaskOwned
 from longtake.submission.ledger import POLL_AGAIN, Doubt, SubmissionLedger
 from longtake.submission.records import Intent, TaskOwner
@@ -81,7 +80,7 @@ async def reconcile(
         )
     if not doubt.exchange_is_over:
         until = doubt.intent.over_at
-        wait = min(until - _now(), POLL_AGAIN)  # its writer may still write an outcome
+        wait = min(until - datetime.now(UTC), POLL_AGAIN)  # its writer may still write an outcome
         raise SubmissionInDoubt(
             "it was sent, no usable response has come, and its exchange may not be over: the search begins "
             f"at {until:%H:%M:%S} UTC",
@@ -128,7 +127,7 @@ class _Search:
         self._doubt = doubt
         self._since = doubt.intent.sent_at - CLOCK_SKEW
         self._due = doubt.intent.over_at + REPORTING_DELAY
-        self._latest = min(_now() + CLOCK_SKEW, doubt.intent.sent_at + LATEST_TASK)
+        self._latest = min(datetime.now(UTC) + CLOCK_SKEW, doubt.intent.sent_at + LATEST_TASK)
         self._evidence = evidence
         self._waits: list[timedelta] = []
 
@@ -167,7 +166,7 @@ class _Search:
             since=self._since,
             until=max(self._due, self._latest),
         )
-        verdict = judge(self._doubt, records, _now())
+        verdict = judge(self._doubt, records, datetime.now(UTC))
         self._evidence.append(f"charged: {verdict.charged}: {verdict.why}")
         unexplained = self._unexplained_charges(reported, records)
 
@@ -185,7 +184,7 @@ class _Search:
             self._evidence.append(
                 f"{len(makers)} other submissions of this model are in doubt too, and may have made them"
             )
-        now = _now()
+        now = datetime.now(UTC)
         if now <= self._due or any(now < other.over_at for other in makers.values()):
             self._wait(_SOON)
         if receipt is None and verdict.charged is Paid.NO and whole and not orphans and resubmit is not Resubmit.NEVER:
@@ -230,7 +229,7 @@ class _Search:
         where its response was lost, it may go on for as long as the writer would have waited.
         """
         response = self._doubt.response
-        return bool(response and response.request_id) or _now() >= self._doubt.intent.over_at
+        return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
 
     def _describe(self, due: int, late: int, *, confirmed: bool) -> None:
         self._evidence.append(f"{due} of these tasks belong to nobody")
@@ -344,10 +343,6 @@ class _Search:
 
     def _wait(self, wait: timedelta | None) -> None:
         self._waits += [wait] if wait else []
-
-
-def _now() -> datetime:
-    return corrected(datetime.now(UTC))
 
 
 def _near(one: datetime, other: datetime) -> bool:

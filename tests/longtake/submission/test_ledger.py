@@ -29,7 +29,6 @@ from longtake.models import SubmissionReceipt
 from longtake.storage import Store, StoreProblem
 from longtake.submission import ledger as ledger_module
 from longtake.submission import records as records_module
-from longtake.submission.clock import note_skew
 from longtake.submission.errors import (
     KeyReused,
     LedgerError,
@@ -41,7 +40,7 @@ from longtake.submission.errors import (
     SubmissionInDoubt,
     TaskOwned,
 )
-from longtake.submission.ledger import MARGIN, CreateIntent, HeartbeatState, Submission, SubmissionLedger
+from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
 from longtake.submission.records import OPEN, PREFIX, Intent, Outcome
 from tests.longtake.s3_server import S3Server
 
@@ -398,31 +397,6 @@ async def test_a_second_transmission_is_refused_and_the_outcome_is_unknown(store
 async def test_an_answer_without_having_asked_is_a_defect_that_is_named(disk: Store) -> None:
     with pytest.raises(RuntimeError, match="never asked whether it may be sent"):
         await Caller(disk, Gateway(never_creates_the_intent=True)).submit()
-
-
-@pytest.mark.parametrize("ahead", [timedelta(minutes=4), timedelta(minutes=-4)])
-async def test_an_intent_is_dated_by_temporals_time_where_the_workers_clock_is_wrong(
-    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
-) -> None:
-    """Others hold it against their own times: a rival dated wrongly would seem to be none."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(tz) + ahead
-
-    monkeypatch.setattr(ledger_module, "datetime", Clock)
-    note_skew(ahead)
-    before = datetime.now(UTC)
-    with pytest.raises(OutcomeUnknown):
-        await Caller(store, Gateway(after_intent=ResponseLost("reset"))).submit()
-    note_skew(timedelta(0))
-    intent = await intent_in(store)
-    assert intent
-    assert before <= intent.sent_at <= datetime.now(UTC)
-    # What looked like a fast clock may have been a task that was long on its way.
-    longest = intent.over_at - intent.sent_at
-    assert longest == timedelta(milliseconds=1) + MARGIN + max(ahead, timedelta(0))
 
 
 async def test_a_process_that_was_asleep_around_the_intent_does_not_send(
