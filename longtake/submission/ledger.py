@@ -93,6 +93,8 @@ _MAX_APPROACH_SECONDS = 55.0
 stopped on the way, and what it read in the ledger may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: a person may have resolved the slot meanwhile."""
+_SAME_TIME = timedelta(seconds=10)
+"""Between a writer's clock, when it dates its intent, and the store's, when the entry of the index is written."""
 POLL_AGAIN = timedelta(seconds=5)
 _IDENTITY_TRIES = 4
 _MAX_READS_AT_ONCE = 16
@@ -586,16 +588,27 @@ class SubmissionLedger:
         Reads the records of what is open, and none of what was closed. It finishes what a crash left half written
         there, so ask for owners (`owners_of`) after it.
 
+        Returns:
+            Their intents. One whose writer's clock differs from the store's comes twice, with either's time: a writer
+            whose clock is minutes off must not seem to have sent at another time than the task was made.
+
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        slots: list[tuple[str, int]] = []
-        async for path, _ in self._records.list(OPEN):
+        slots: list[tuple[str, int, datetime]] = []
+        async for path, written in self._records.list(OPEN):
             entry = OPEN_ENTRY.fullmatch(path)
             if entry and (folder := f"{PREFIX}/{entry[1]}") != folder_of(key):
-                slots.append((folder, int(entry[2])))
-        found = await _at_once(self._open_intent(folder, number) for folder, number in slots)
-        return tuple(intent for intent in found if intent is not None and intent.model == model)
+                slots.append((folder, int(entry[2]), written))
+        found = await _at_once(self._open_intent(folder, number) for folder, number, _ in slots)
+        others: list[Intent] = []
+        for intent, (_, _, written) in zip(found, slots, strict=True):
+            if intent is None or intent.model != model:
+                continue
+            others.append(intent)
+            if abs(written - intent.sent_at) > _SAME_TIME:
+                others.append(intent.model_copy(update={"sent_at": written}))
+        return tuple(others)
 
     async def _open_intent(self, folder: str, number: int) -> Intent | None:
         """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""

@@ -351,8 +351,13 @@ def test_prometheus_evaluates_every_rule_and_sees_what_is_wrong_here(prometheus:
     rules = [rule for group in prometheus.api("rules")["groups"] for rule in group["rules"]]
     assert len(rules) == len(ALL_RULES)
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
-    due = {rule["name"] for rule in rules if rule.get("alerts")}
-    assert due == {"LongtakeSubmissionInDoubt", "LongtakeQuotaExhausted", "LongtakeWorkflowTaskFailing"}
+    for name in ("LongtakeSubmissionInDoubt", "LongtakeQuotaExhausted", "LongtakeWorkflowTaskFailing"):
+        prometheus.wait_for(f'ALERTS{{alertname="{name}"}}', seconds=30)  # a rule is evaluated now and then
+    assert {one["metric"]["alertname"] for one in prometheus.query("ALERTS")} == {
+        "LongtakeSubmissionInDoubt",
+        "LongtakeQuotaExhausted",
+        "LongtakeWorkflowTaskFailing",
+    }
 
 
 def test_promtool_accepts_configuration_and_rules() -> None:

@@ -214,6 +214,20 @@ async def test_another_generations_late_orphan_is_not_adopted(site: Site) -> Non
     assert found.candidates == ("task_of_X",)
 
 
+@pytest.mark.parametrize("in_doubt", [False, True])
+async def test_a_task_is_not_adopted_that_a_writer_with_a_wrong_clock_may_have_made(site: Site, in_doubt: bool) -> None:
+    """By its own date it was sent when the task was not made; by the store's it was."""
+    now = datetime.now(UTC)
+    await site.paid("earlier", "task_ours", now - timedelta(minutes=5))
+    await site.lost(KEY, sent_at=now - timedelta(minutes=4))
+    if in_doubt:
+        await site.lost("rival", sent_at=now + timedelta(minutes=4))
+    site.account.makes("task_of_somebody", now - timedelta(minutes=1))
+    found = await site.check()
+    assert found.candidates == ("task_of_somebody",)
+    assert (found.receipt is None) is in_doubt, "\n".join(found.evidence)
+
+
 async def test_a_late_orphan_is_shown_and_not_adopted(site: Site) -> None:
     await x_and_y(site)
     found = await site.check("X")
