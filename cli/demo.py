@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.commands.request import build_request
+from cli.embedded import wait_until_stopped
 from cli.embedded_worker import EmbeddedWorker
 from cli.output import CommandProblem, Exit
 from cli.progress import describe, live, without_next_poll
@@ -276,6 +277,12 @@ def _settings(folder: Path, gateway_url: str) -> Settings:
 
 def _fresh(folder: Path) -> None:
     """Start with an empty folder: keys of an earlier demo would attach to its generations."""
+    if not wait_until_stopped(folder):
+        raise CommandProblem(
+            Exit.UNREACHABLE,
+            "TemporalUnreachable",
+            f"the servers of an earlier demo still use {folder}: stop them first",
+        )
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

@@ -299,6 +299,25 @@ def _server_lock(folder: Path) -> IO[str]:
     return lock
 
 
+def wait_until_stopped(data_dir: Path, *, seconds: float = 2 * _STOP_SECONDS) -> bool:
+    """Wait until no server uses this data folder any more; False if one still does after that time.
+
+    A server stops some seconds after the last command that needed it. Whoever deletes the folder earlier leaves the
+    next server a broken database.
+    """
+    try:
+        lock = (data_dir / "embedded" / "server.pid").open("r")
+    except FileNotFoundError:
+        return True
+    deadline = time.monotonic() + seconds
+    with lock:
+        while not _try_lock(lock, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+    return True
+
+
 def _try_lock(file: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import embedded
 from cli.embedded import EmbeddedProblem, EmbeddedServer, embedded_server
 
 # The supervisor outlives the command that starts it.
@@ -84,3 +85,11 @@ def test_a_stale_file_is_no_server(tmp_path: Path, program: Path) -> None:
     (tmp_path / "embedded/server.pid").write_text(str(os.getpid()))
     with embedded_server(tmp_path, binary=program) as server:
         assert server.address != "127.0.0.1:9"
+
+
+def test_whoever_deletes_the_folder_waits_for_its_server(tmp_path: Path, program: Path) -> None:
+    assert embedded.wait_until_stopped(tmp_path), "there was none"
+    with embedded_server(tmp_path, binary=program):
+        assert not embedded.wait_until_stopped(tmp_path, seconds=0.2)
+    assert embedded.wait_until_stopped(tmp_path)
+    assert not (tmp_path / "embedded/server.json").exists()
