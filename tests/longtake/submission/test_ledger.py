@@ -928,7 +928,7 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
     with pytest.raises(GatewayBusy):
         await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     others_in_doubt = await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")
-    assert [intent.writer for intent in others_in_doubt] == ["owner of rival"]
+    assert {intent.writer for intent in others_in_doubt} == {"owner of rival"}
     owners = await ledger.owners_of(["task-1", "task-2"])
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
@@ -1276,7 +1276,7 @@ async def test_how_much_is_read_does_not_grow_with_the_number_of_keys(disk: Stor
             await Caller(disk, gateway).submit(key=f"paid {keys}-{number}")
         counting = CountingStore(disk)
         ledger = ledger_of(counting)
-        assert len(await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")) == 1
+        assert len({intent.nonce for intent in await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")}) == 1
         await ledger.owners_of(["task-2", "task-3"])
         calls.append(counting.calls)
     assert calls[0] == calls[1] < 12
@@ -1646,7 +1646,8 @@ async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Stor
 async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, name: str) -> None:
     await in_doubt(disk, "rival")
     await disk.put(f"{OPEN}/{name}", b"{}")
-    assert len(await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")) == 1
+    others = await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")
+    assert len({intent.nonce for intent in others}) == 1
 
 
 @pytest.mark.parametrize("request_of", ["resolve", "outcome_of"])
