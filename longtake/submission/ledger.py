@@ -37,7 +37,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeVar
@@ -93,8 +93,6 @@ _MAX_APPROACH_SECONDS = 55.0
 stopped on the way, and what it read in the ledger may not hold any more."""
 _STALE_AFTER_SECONDS = 5.0
 """A process that slept this long around the intent must not send: a person may have resolved the slot meanwhile."""
-_SAME_TIME = timedelta(seconds=10)
-"""Between a writer's clock, when it dates its intent, and the store's, when the entry of the index is written."""
 POLL_AGAIN = timedelta(seconds=5)
 _IDENTITY_TRIES = 4
 _MAX_READS_AT_ONCE = 16
@@ -138,6 +136,38 @@ class Doubt:
     def exchange_is_over(self) -> bool:
         """Whether its writer can write no outcome any more."""
         return self.response is not None or datetime.now(UTC) >= self.intent.over_at
+
+
+@dataclass(frozen=True)
+class OpenSubmission:
+    """A submission of any key that may have made a task which no key owns.
+
+    Attributes:
+        intent: Dated by its writer's clock.
+        listed_at: By the store's clock, when its entry of the index was written, just before the intent. A writer whose
+            clock is minutes off must not seem to have sent at another time than the task was made.
+    """
+
+    intent: Intent
+    listed_at: datetime
+
+    @property
+    def sent_between(self) -> tuple[datetime, datetime]:
+        """The earliest and the latest time at which it was sent, as one of the two clocks is right."""
+        return min(self.intent.sent_at, self.listed_at), max(self.intent.sent_at, self.listed_at)
+
+
+@dataclass(frozen=True)
+class OpenSubmissions:
+    """What is open for one model, seen from one key.
+
+    Attributes:
+        others: The other keys' submissions.
+        listed_at: The key's own slots that are open, see `OpenSubmission.listed_at`.
+    """
+
+    others: tuple[OpenSubmission, ...]
+    listed_at: Mapping[int, datetime]
 
 
 @dataclass(frozen=True)
@@ -582,33 +612,30 @@ class SubmissionLedger:
         await self.record_accepted(key, receipt)
         return receipt
 
-    async def others_in_doubt(self, key: str, model: str) -> tuple[Intent, ...]:
-        """Other keys' submissions of this model that may have made a task which no key owns.
+    async def open_submissions(self, key: str, model: str) -> OpenSubmissions:
+        """The submissions of this model that may have made a task which no key owns.
 
-        Reads the records of what is open, and none of what was closed. It finishes what a crash left half written
-        there, so ask for owners (`owners_of`) after it.
-
-        Returns:
-            Their intents. One whose writer's clock differs from the store's comes twice, with either's time: a writer
-            whose clock is minutes off must not seem to have sent at another time than the task was made.
+        Reads the records of what other keys have open, and none of what was closed. It finishes what a crash left half
+        written there, so ask for owners (`owners_of`) after it.
 
         Raises:
             LedgerUnavailable: The store did not answer.
         """
-        slots: list[tuple[str, int, datetime]] = []
-        async for path, written in self._records.list(OPEN):
+        own: dict[int, datetime] = {}
+        entries: list[tuple[str, int, datetime]] = []
+        async for path, listed_at in self._records.list(OPEN):
             entry = OPEN_ENTRY.fullmatch(path)
             if entry and (folder := f"{PREFIX}/{entry[1]}") != folder_of(key):
-                slots.append((folder, int(entry[2]), written))
-        found = await _at_once(self._open_intent(folder, number) for folder, number, _ in slots)
-        others: list[Intent] = []
-        for intent, (_, _, written) in zip(found, slots, strict=True):
-            if intent is None or intent.model != model:
-                continue
-            others.append(intent)
-            if abs(written - intent.sent_at) > _SAME_TIME:
-                others.append(intent.model_copy(update={"sent_at": written}))
-        return tuple(others)
+                entries.append((folder, int(entry[2]), listed_at))
+            elif entry:
+                own[int(entry[2])] = listed_at
+        intents = await _at_once(self._open_intent(folder, number) for folder, number, _ in entries)
+        others = [
+            OpenSubmission(intent, listed_at)
+            for intent, (_, _, listed_at) in zip(intents, entries, strict=True)
+            if intent is not None and intent.model == model
+        ]
+        return OpenSubmissions(tuple(others), own)
 
     async def _open_intent(self, folder: str, number: int) -> Intent | None:
         """The intent of an entry of the index, if it may have made a task that nobody knows; else the entry goes."""

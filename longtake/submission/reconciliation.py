@@ -2,7 +2,8 @@
 
 An orphan (a task that no key of the ledger owns) is adopted only beyond doubt: the list that shows it is surely this
 account's, it is the only orphan of this model at the time in question, the key was charged for it, and no other
-submission of the same model is in doubt that may have made it. Any other candidate is shown, and never adopted.
+submission of the same model is in doubt that may have made it. Any other candidate is shown, and never adopted. Where
+the worker that sent it had a wrong clock, the store's time counts as well, and a person decides.
 
 Where an operator allows it, a submission is closed as "not charged", so that the workflow submits again: only where
 usage log and task list both say so (`longtake.submission.charges`), both are confirmed, an earlier check said the same,
@@ -17,7 +18,7 @@ from longtake.gateway.account import AccountClient, AccountRecords, Charge, Orph
 from longtake.models import Paid, ReconcileInput, Reconciliation, SubmissionReceipt
 from longtake.submission.charges import CLOCK_SKEW, ChargeEvidence, Verdict, judge, names_requests
 from longtake.submission.errors import SubmissionInDoubt, TaskOwned
-from longtake.submission.ledger import POLL_AGAIN, Doubt, SubmissionLedger
+from longtake.submission.ledger import POLL_AGAIN, Doubt, OpenSubmission, SubmissionLedger
 from longtake.submission.records import Intent, TaskOwner
 
 REPORTING_DELAY = timedelta(minutes=3)
@@ -26,6 +27,8 @@ LATEST_TASK = timedelta(hours=24)
 """After a submission left; a gateway gives its tasks up after that time. Later tasks are not searched, so that a
 submission in doubt that somebody abandoned does not keep later ones from being adopted."""
 _SOON = timedelta(seconds=30)
+_SAME_TIME = timedelta(seconds=10)
+"""Between a writer's clock, when it dates its intent, and the store's, when the entry of the index is written."""
 _MAX_CHARGES_SHOWN = 10
 MAX_RESUBMISSIONS = 2
 """For one key, and for good: a person looks into what was not charged twice."""
@@ -125,24 +128,23 @@ class _Search:
         self._key = question.key
         self._model = question.model
         self._doubt = doubt
-        self._since = doubt.intent.sent_at - CLOCK_SKEW
-        self._due = doubt.intent.over_at + REPORTING_DELAY
-        self._latest = min(datetime.now(UTC) + CLOCK_SKEW, doubt.intent.sent_at + LATEST_TASK)
         self._evidence = evidence
         self._waits: list[timedelta] = []
+        self._set_times(doubt.intent.sent_at, doubt.intent.sent_at)
+
+    def _set_times(self, earliest: datetime, latest: datetime) -> None:
+        """Set what is searched, for a submission that was sent between these two."""
+        self._sent = earliest, latest
+        self._over_at = latest + timedelta(seconds=self._doubt.intent.window_seconds)
+        self._since = earliest - CLOCK_SKEW
+        self._due = self._over_at + REPORTING_DELAY
+        self._latest = min(datetime.now(UTC) + CLOCK_SKEW, latest + LATEST_TASK)
+        self._clock_is_right = latest - earliest <= CLOCK_SKEW
 
     async def run(self, writer: str, resubmit: Resubmit) -> Reconciliation:
         """Ask, weigh, and adopt where nothing speaks against it."""
-        account = self._doubt.intent.account
-        same_key = not account or account == self._account_client.account
-        reported = await self._account_client.ask(model=self._model, since=self._since, until=self._due, log=same_key)
-        self._evidence += reported.notes
-        self._wait(reported.retry_after)
-        if not same_key:
-            self._evidence.append("another API key paid than this worker has: its log was not read")
-        later = await self._ask_later()
+        reported, later, others = await self._ask()
         # In this order: what is not in doubt any more has an owner by the time that owners are read.
-        others_in_doubt = await self._ledger.others_in_doubt(self._key, self._model)
         owners = await self._ledger.owners_of(task.task_id for task in reported.seen)
         owned_later = await self._ledger.owners_of(task.task_id for task in later.seen)
         claimed = self._take_claimed(owners) | self._take_claimed(owned_later)
@@ -175,11 +177,12 @@ class _Search:
             len(due) == 1
             and due[0].model
             and confirmed
+            and self._clock_is_right
             and self._is_all()
-            and not self._possible_makers(due[0], others_in_doubt)
+            and not self._possible_makers(due[0], others)
         ):
             receipt = await self._adopt_if_charged(due[0], reported, unexplained, writer)
-        makers = {other.nonce: other for task in orphans for other in self._possible_makers(task, others_in_doubt)}
+        makers = {other.nonce: other for task in orphans for other in self._possible_makers(task, others)}
         if makers:
             self._evidence.append(
                 f"{len(makers)} other submissions of this model are in doubt too, and may have made them"
@@ -187,7 +190,8 @@ class _Search:
         now = datetime.now(UTC)
         if now <= self._due or any(now < other.over_at for other in makers.values()):
             self._wait(_SOON)
-        if receipt is None and verdict.charged is Paid.NO and whole and not orphans and resubmit is not Resubmit.NEVER:
+        may_resubmit = whole and self._clock_is_right and not orphans and resubmit is not Resubmit.NEVER
+        if receipt is None and verdict.charged is Paid.NO and may_resubmit:
             return await self._not_charged(verdict, writer, resubmit)
         if resubmit is not Resubmit.NEVER:
             self._wait(verdict.wait)
@@ -229,7 +233,15 @@ class _Search:
         where its response was lost, it may go on for as long as the writer would have waited.
         """
         response = self._doubt.response
-        return bool(response and response.request_id) or datetime.now(UTC) >= self._doubt.intent.over_at
+        return bool(response and response.request_id) or datetime.now(UTC) >= self._over_at
+
+    def _was_sent_at_another_time(self, listed_at: datetime | None) -> bool:
+        """Whether the store's clock dates it elsewhere than its writer's: then both times count from now on."""
+        if listed_at is None or self._sent[0] - _SAME_TIME <= listed_at <= self._sent[1] + _SAME_TIME:
+            return False
+        sent_at = self._doubt.intent.sent_at
+        self._set_times(min(sent_at, listed_at), max(sent_at, listed_at))
+        return True
 
     def _describe(self, due: int, late: int, *, confirmed: bool) -> None:
         self._evidence.append(f"{due} of these tasks belong to nobody")
@@ -267,6 +279,28 @@ class _Search:
         except TaskOwned as error:  # since the owners were read
             self._evidence.append(str(error))
             return None
+
+    async def _ask(self) -> tuple[AccountRecords, AccountRecords, tuple[OpenSubmission, ...]]:
+        """What the account's records show of that time and later, and then what else is in doubt."""
+        known = list(self._evidence)
+        account = self._doubt.intent.account
+        same_key = not account or account == self._account_client.account
+        reported = await self._account_client.ask(model=self._model, since=self._since, until=self._due, log=same_key)
+        self._evidence += reported.notes
+        self._wait(reported.retry_after)
+        if not same_key:
+            self._evidence.append("another API key paid than this worker has: its log was not read")
+        later = await self._ask_later()
+        still_open = await self._ledger.open_submissions(self._key, self._model)
+        if self._was_sent_at_another_time(still_open.listed_at.get(self._doubt.slot)):
+            self._evidence = known
+            if not self._clock_is_right:
+                times = " or ".join(f"{moment:%H:%M:%S}" for moment in self._sent)
+                self._evidence.append(
+                    f"it was sent at {times} UTC: its worker's clock and the store's differ, so a person must decide"
+                )
+            return await self._ask()
+        return reported, later, still_open.others
 
     async def _ask_later(self) -> AccountRecords:
         """Tasks that came later than expected: shown to a person, who may know more."""
@@ -331,15 +365,14 @@ class _Search:
             self._evidence.append(f"no generation owns the charges at (UTC): {times}{more}")
         return charges
 
-    def _possible_makers(self, orphan: OrphanCandidate, others_in_doubt: Sequence[Intent]) -> list[Intent]:
+    def _possible_makers(self, orphan: OrphanCandidate, others: Sequence[OpenSubmission]) -> list[Intent]:
         """Which other submissions may have made that task, however late it came."""
-        gateway = self._account_client.origin
-        return [
-            other
-            for other in others_in_doubt
-            if other.sent_at - CLOCK_SKEW <= orphan.submitted_at <= other.sent_at + LATEST_TASK
-            and other.gateway in {"", gateway}
-        ]
+        makers = []
+        for other in others:
+            earliest, latest = other.sent_between
+            if earliest - CLOCK_SKEW <= orphan.submitted_at <= latest + LATEST_TASK:
+                makers.append(other.intent)
+        return [maker for maker in makers if maker.gateway in {"", self._account_client.origin}]
 
     def _wait(self, wait: timedelta | None) -> None:
         self._waits += [wait] if wait else []

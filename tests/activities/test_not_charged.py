@@ -1,6 +1,7 @@
 """What the account's records show of a submission in doubt, and what is submitted again by itself: both gateways."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -60,6 +61,8 @@ class Site:
                 record: dict[str, Any] = json.loads(file.read_text())
                 at = datetime.fromisoformat(record[name]) - time
                 file.write_text(json.dumps(record | {name: at.isoformat()}))
+        for entry in self.store.glob("open/*"):
+            os.utime(entry, times=(entry.stat().st_mtime - time.total_seconds(),) * 2)
 
     @property
     def posts(self) -> int:

@@ -14,7 +14,7 @@ from longtake.submission import charges as charges_module
 from longtake.submission import ledger as ledger_module
 from longtake.submission.charges import Verdict
 from longtake.submission.errors import LedgerError, LedgerUnavailable, SlotTaken
-from longtake.submission.ledger import HeartbeatState, SubmissionLedger, _Attempt
+from longtake.submission.ledger import HeartbeatState, OpenSubmissions, SubmissionLedger, _Attempt
 from longtake.submission.reconciliation import Resubmit, _Search
 from longtake.submission.records import Intent, Outcome, Record, Records, Slot, TaskOwner, folder_of, record_path
 from tests.exploration.programs import ScheduledStore
@@ -77,8 +77,8 @@ class BelievesAnyHeartbeat(SubmissionLedger):
 
 
 class SeesNoOthersInDoubt(SubmissionLedger):
-    async def others_in_doubt(self, key: str, model: str) -> tuple[Intent, ...]:
-        return ()
+    async def open_submissions(self, key: str, model: str) -> OpenSubmissions:
+        return OpenSubmissions((), {})
 
 
 class SeesNoOwners(SubmissionLedger):

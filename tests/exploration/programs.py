@@ -7,7 +7,7 @@ the replies alone. The search combines these trees over all interleavings withou
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import ModuleType
@@ -18,6 +18,7 @@ from longtake.storage import Store, StoreProblem
 from longtake.submission import ledger as ledger_module
 from longtake.submission import reconciliation as reconciliation_module
 from longtake.submission import records as records_module
+from longtake.submission.records import OpenEntry
 
 BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 _PATCHED_MODULES: tuple[ModuleType, ...] = (ledger_module, records_module, reconciliation_module)
@@ -177,8 +178,17 @@ class ScheduledStore(Store):
         await ask("delete", path)
 
     async def entries(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
-        for path in await ask("entries", prefix):
-            yield path, BEGAN
+        for path, written in await ask("entries", prefix):
+            yield path, written
+
+
+def entries_in(content: Mapping[str, bytes], prefix: str) -> tuple[tuple[str, datetime], ...]:
+    """What a listing replies. No clock of these actors is wrong, so the store's time is what the record says."""
+    return tuple(
+        (path, OpenEntry.model_validate_json(record).sent_at)
+        for path, record in sorted(content.items())
+        if path.startswith(f"{prefix}/")
+    )
 
 
 Body = Callable[[], Coroutine[Ask, Reply, Any]]

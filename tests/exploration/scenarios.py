@@ -19,7 +19,7 @@ from longtake.submission.errors import LedgerError
 from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
 from longtake.submission.reconciliation import Resubmit, reconcile
 from longtake.submission.records import TaskOwner
-from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, clock, tell
+from tests.exploration.programs import BEGAN, Ask, Node, Program, ScheduledStore, ask, clock, entries_in, tell
 from tests.exploration.search import Content, Limits, Post, State, Tally, World
 from tests.exploration.search import Search as _Search
 from workflows.steps.resolve import CONFIRM_NOT_CHARGED
@@ -486,7 +486,7 @@ def _alone(world: World, store: int, program: Program, key: str) -> End:
         if wants.verb == "get":
             reply = content.get(wants.path)
         elif wants.verb == "entries":
-            reply = tuple(sorted(path for path in content if path.startswith(f"{wants.path}/")))
+            reply = entries_in(content, wants.path)
         else:
             store, reply = world.write(store, wants)
         node = program.after(node, reply, _FAR_FUTURE)

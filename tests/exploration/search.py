@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from tests.exploration.programs import Ask, Node, Program, Reply, StoreFails
+from tests.exploration.programs import Ask, Node, Program, Reply, StoreFails, entries_in
 
 Content = dict[str, bytes]
 
@@ -415,8 +415,8 @@ class Search:
         yield from self._fails(state, actor)
 
     def _lists(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:
-        paths = tuple(sorted(path for path in self._world.content(state.store) if path.startswith(f"{wants.path}/")))
-        yield self._polled_now(state, actor, paths, f"{len(paths)} names")
+        entries = entries_in(self._world.content(state.store), wants.path)
+        yield self._polled_now(state, actor, entries, f"{len(entries)} names")
         yield from self._fails(state, actor)
 
     def _writes(self, state: State, actor: int, wants: Ask) -> Iterator[Move]:

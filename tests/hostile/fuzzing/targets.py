@@ -364,7 +364,7 @@ class Readers:
             lambda: records.open_slot("fuzzed"),
             lambda: records.doubt("fuzzed", 1),
             lambda: records.owners_of([TASK, "task_other"]),
-            lambda: records.others_in_doubt("another", "veo_3_1-fast-remix"),
+            lambda: records.open_submissions("another", "veo_3_1-fast-remix"),
             lambda: records.submit("fuzzed", Submission(digest="d", writer="fuzz", model="m"), send),
             lambda: records.resolve("fuzzed", 1, task_id=TASK, reason="fuzz"),
             lambda: records.close_unsent("fuzzed", fence=datetime.now(UTC), writer="fuzz"),

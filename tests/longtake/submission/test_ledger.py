@@ -40,7 +40,7 @@ from longtake.submission.errors import (
     SubmissionInDoubt,
     TaskOwned,
 )
-from longtake.submission.ledger import CreateIntent, HeartbeatState, Submission, SubmissionLedger
+from longtake.submission.ledger import CreateIntent, HeartbeatState, OpenSubmission, Submission, SubmissionLedger
 from longtake.submission.records import OPEN, PREFIX, Intent, Outcome
 from tests.longtake.s3_server import S3Server
 
@@ -927,8 +927,9 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
     await in_doubt(store, "of another model", model="veo_3_1-remix")
     with pytest.raises(GatewayBusy):
         await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
-    others_in_doubt = await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")
-    assert {intent.writer for intent in others_in_doubt} == {"owner of rival"}
+    still_open = await ledger.open_submissions(KEY, "veo_3_1-fast-remix")
+    assert {other.intent.writer for other in still_open.others} == {"owner of rival"}
+    assert set(still_open.listed_at) == {1}
     owners = await ledger.owners_of(["task-1", "task-2"])
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
@@ -938,7 +939,7 @@ async def test_rivals_are_not_told_from_a_store_that_is_away(disk: Store, tmp_pa
     await Caller(disk, Gateway()).submit(key="paid")
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     with pytest.raises(LedgerUnavailable):
-        await ledger_of(disk).others_in_doubt(KEY, "")
+        await ledger_of(disk).open_submissions(KEY, "")
     with pytest.raises(LedgerUnavailable):
         await ledger_of(disk).owners_of(["task-1"])
 
@@ -1220,7 +1221,7 @@ async def test_what_is_open_is_in_the_index_from_before_the_first_byte_until_its
 async def test_an_entry_without_an_intent_is_no_rival_and_stays(store: Store) -> None:
     """Its owner may be just about to make the intent."""
     await store.put(f"{OPEN}/{'0' * 32}.1", b"{}")
-    assert await ledger_of(store).others_in_doubt(KEY, "") == ()
+    assert (await ledger_of(store).open_submissions(KEY, "")).others == ()
     assert len(await open_entries(store)) == 1
 
 
@@ -1231,21 +1232,21 @@ async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner
     await store.delete(owner)
     await store.put(records_module.open_path(records_module.folder_of("paid"), 1), b"{}")
     ledger = ledger_of(store)
-    assert await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix") == ()
+    assert (await ledger.open_submissions(KEY, "veo_3_1-fast-remix")).others == ()
     assert set(await ledger.owners_of(["task-1"])) == {"task-1"}
     assert await open_entries(store) == []
 
 
 async def test_a_rival_in_flight_counts(store: Store) -> None:
-    others_in_doubt: list[Intent] = []
+    others: list[OpenSubmission] = []
 
     async def send(create_intent: CreateIntent) -> SubmittedTask:
         await create_intent()
-        others_in_doubt.extend(await ledger_of(store).others_in_doubt("another", "veo_3_1-fast-remix"))
+        others.extend((await ledger_of(store).open_submissions("another", "veo_3_1-fast-remix")).others)
         return SubmittedTask("task-1")
 
     await patient(store, Gateway()).submit(send=send)
-    assert [rival.writer for rival in others_in_doubt] == ["us"]
+    assert [other.intent.writer for other in others] == ["us"]
 
 
 class CountingStore(Store):
@@ -1276,7 +1277,7 @@ async def test_how_much_is_read_does_not_grow_with_the_number_of_keys(disk: Stor
             await Caller(disk, gateway).submit(key=f"paid {keys}-{number}")
         counting = CountingStore(disk)
         ledger = ledger_of(counting)
-        assert len({intent.nonce for intent in await ledger.others_in_doubt(KEY, "veo_3_1-fast-remix")}) == 1
+        assert len((await ledger.open_submissions(KEY, "veo_3_1-fast-remix")).others) == 1
         await ledger.owners_of(["task-2", "task-3"])
         calls.append(counting.calls)
     assert calls[0] == calls[1] < 12
@@ -1611,7 +1612,7 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
     now = datetime.now(UTC)
     outcome = Outcome(nonce=intent.nonce, outcome="accepted", task_id="Task-1", request_id=request_id, at=now)
     await disk.put(path_of(1, "outcome", "paid"), outcome.model_dump_json().encode())
-    await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")
+    await ledger_of(disk).open_submissions(KEY, "veo_3_1-fast-remix")
     (owner,) = (await ledger_of(disk).owners_of(["task-1"])).values()
     assert owner.model_dump() == {
         "nonce": intent.nonce,
@@ -1646,8 +1647,8 @@ async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Stor
 async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, name: str) -> None:
     await in_doubt(disk, "rival")
     await disk.put(f"{OPEN}/{name}", b"{}")
-    others = await ledger_of(disk).others_in_doubt(KEY, "veo_3_1-fast-remix")
-    assert len({intent.nonce for intent in others}) == 1
+    still_open = await ledger_of(disk).open_submissions(KEY, "veo_3_1-fast-remix")
+    assert len(still_open.others) == 1
 
 
 @pytest.mark.parametrize("request_of", ["resolve", "outcome_of"])

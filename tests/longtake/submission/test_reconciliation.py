@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,7 @@ from longtake.submission.reconciliation import (
     Resubmit,
     reconcile,
 )
-from longtake.submission.records import TaskOwner, folder_of, owner_path, record_path
+from longtake.submission.records import TaskOwner, folder_of, open_path, owner_path, record_path
 from tests.longtake.gateway.test_account import LOG, TASKS, Console, rows
 from tests.longtake.gateway.test_client import Behaviour, answer
 
@@ -114,20 +115,31 @@ class Site:
     def __init__(self, ledger: SubmissionLedger, store: Store, account: Account, account_client: AccountClient) -> None:
         self.ledger, self.store, self.account, self.account_client = ledger, store, account, account_client
 
-    async def lost(self, key: str, *, sent_at: datetime, killed: bool = True, **options: Any) -> None:
-        """One whose answer was lost, with its process or without."""
+    async def lost(
+        self, key: str, *, sent_at: datetime, killed: bool = True, clock_ahead: timedelta = timedelta(), **options: Any
+    ) -> None:
+        """One whose answer was lost, with its process or without; `sent_at` by the clock of its worker."""
         error = ResponseLost("reset")
         with pytest.raises(OutcomeUnknown):
             await self._submit(key, error, **options)
-        await self._date(key, sent_at)
+        await self._date(key, sent_at, clock_ahead=clock_ahead)
         if killed:
             await self.store.delete(record_path(folder_of(key), 1, "response"))
 
-    async def answered(self, key: str, *, sent_at: datetime, error: Exception, slot: int = 1, **options: Any) -> None:
+    async def answered(
+        self,
+        key: str,
+        *,
+        sent_at: datetime,
+        error: Exception,
+        slot: int = 1,
+        clock_ahead: timedelta = timedelta(),
+        **options: Any,
+    ) -> None:
         """One that the gateway answered with nothing that helps."""
         with pytest.raises(OutcomeUnknown):
             await self._submit(key, error, **options)
-        await self._date(key, sent_at, slot)
+        await self._date(key, sent_at, slot, clock_ahead)
         await self._change(
             record_path(folder_of(key), slot, "response"), at=(sent_at + timedelta(seconds=1)).isoformat()
         )
@@ -156,8 +168,11 @@ class Site:
             key, Submission(digest="what is sent", writer=f"owner of {key}", model=MODEL, **options), send
         )
 
-    async def _date(self, key: str, sent_at: datetime, slot: int = 1) -> None:
+    async def _date(self, key: str, sent_at: datetime, slot: int = 1, clock_ahead: timedelta = timedelta()) -> None:
         await self._change(record_path(folder_of(key), slot, "intent"), sent_at=sent_at.isoformat())
+        entry = Path(self.store.url.removeprefix("file://")) / open_path(folder_of(key), slot)
+        if entry.exists():
+            os.utime(entry, times=((sent_at - clock_ahead).timestamp(),) * 2)
 
     async def _change(self, path: str, **fields: object) -> None:
         record = json.loads(await self.store.get(path) or b"")
@@ -217,15 +232,37 @@ async def test_another_generations_late_orphan_is_not_adopted(site: Site) -> Non
 @pytest.mark.parametrize("in_doubt", [False, True])
 async def test_a_task_is_not_adopted_that_a_writer_with_a_wrong_clock_may_have_made(site: Site, in_doubt: bool) -> None:
     """By its own date it was sent when the task was not made; by the store's it was."""
-    now = datetime.now(UTC)
-    await site.paid("earlier", "task_ours", now - timedelta(minutes=5))
-    await site.lost(KEY, sent_at=now - timedelta(minutes=4))
+    await site.paid("earlier", "task_ours", ago(minutes=25))
+    await site.lost(KEY, sent_at=ago(minutes=24))
     if in_doubt:
-        await site.lost("rival", sent_at=now + timedelta(minutes=4))
-    site.account.makes("task_of_somebody", now - timedelta(minutes=1))
+        await site.lost("rival", sent_at=ago(minutes=16), clock_ahead=timedelta(minutes=7))
+    site.account.makes("task_of_somebody", ago(minutes=22))
     found = await site.check()
     assert found.candidates == ("task_of_somebody",)
     assert (found.receipt is None) is in_doubt, "\n".join(found.evidence)
+
+
+@pytest.mark.parametrize("ahead", [-10, -2.5, -1, 1, 2.5, 10])
+async def test_a_task_is_found_and_shown_though_its_own_workers_clock_was_wrong(site: Site, ahead: float) -> None:
+    """The store's clock dates it too. Within what clocks may differ it is adopted, else a person decides."""
+    made_at = ago(minutes=40)
+    await site.paid("earlier", "task_ours", made_at)
+    await site.lost(KEY, sent_at=made_at + timedelta(minutes=ahead), clock_ahead=timedelta(minutes=ahead))
+    site.account.makes("task_orphan", made_at + timedelta(seconds=20))
+    found = await site.check()
+    assert found.candidates == ("task_orphan",)
+    assert (found.receipt is not None) is (abs(ahead) <= 2), "\n".join(found.evidence)
+
+
+@pytest.mark.parametrize("ahead", [-10, 10])
+async def test_what_a_worker_with_a_wrong_clock_sent_adopts_nothing_of_the_time_that_it_believed(
+    site: Site, ahead: float
+) -> None:
+    """Somebody made a task by hand just then; this submission made nothing."""
+    await site.paid("earlier", "task_ours", ago(minutes=41))
+    await site.lost(KEY, sent_at=ago(minutes=40), clock_ahead=timedelta(minutes=ahead))
+    site.account.makes("task_by_hand", ago(minutes=40))
+    assert (await site.check()).receipt is None
 
 
 async def test_a_late_orphan_is_shown_and_not_adopted(site: Site) -> None:
@@ -486,8 +523,10 @@ class Charged(Site):
     def payer(self) -> dict[str, Any]:
         return {"gateway": self.account_client.origin, "account": self.account_client.account}
 
-    async def doubt(self, error: Exception = BROKEN, *, sent_at: datetime | None = None, slot: int = 1) -> None:
-        await self.answered(KEY, sent_at=sent_at or SENT, error=error, slot=slot, **self.payer)
+    async def doubt(
+        self, error: Exception = BROKEN, *, sent_at: datetime | None = None, slot: int = 1, **options: Any
+    ) -> None:
+        await self.answered(KEY, sent_at=sent_at or SENT, error=error, slot=slot, **self.payer, **options)
 
     async def pays(self, key: str, at: datetime, *, named: bool = True, **options: Any) -> None:
         await self.paid(key, f"task_of_{key}", at, named=named, **{**self.payer, **options})
@@ -516,6 +555,16 @@ async def test_where_the_log_went_on_without_our_request_it_says_no(charged: Cha
     await charged.pays("after", SENT + timedelta(minutes=10))
     assert await charged.says() == (Paid.NO, True)
     assert await charged.says(Resubmit.NEVER) == (Paid.NO, False)
+
+
+@pytest.mark.parametrize("ahead", [-3, 3])
+async def test_what_a_worker_with_a_wrong_clock_sent_is_not_submitted_again_by_itself(
+    charged: Charged, ahead: float
+) -> None:
+    await charged.doubt(clock_ahead=timedelta(minutes=ahead))
+    await charged.pays("after", SENT + timedelta(minutes=10))
+    found = await charged.check(resubmit=Resubmit.NOW)
+    assert (found.clear, found.resubmittable, found.receipt) == (False, False, None)
 
 
 @pytest.mark.parametrize("minutes", [-10, -0.5, 1])
