@@ -68,8 +68,8 @@ def in_doubt(worker: Worker, request_for: Request, tmp_path: Path) -> InDoubt:
     async def make(key: str = KEY, tag: str = "submit_reset,times=1", *, over: bool = True) -> None:
         failure = await failure_of(submit(worker, request_for(f"{tag},label={key}"), key))
         assert failure.type == "SubmissionOutcomeUnknown"
-        for path in (tmp_path / "store/submit").glob("*/*/intent") if over else ():
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"window_seconds": 0}))
+        if over:
+            end_of_window(tmp_path)
 
     return make
 
@@ -215,9 +215,8 @@ async def test_an_answer_that_came_after_temporal_had_given_up_is_found(
     worker: Worker, sim: Simulator, request_for: Request
 ) -> None:
     """The workflow knows of no slot then, only that the activity's time was over."""
-    sending = asyncio.ensure_future(submit(worker, request_for("submit_delay,delay=0.3")))
-    while not sim.ledger.submissions():  # noqa: ASYNC110 - the simulator's ledger tells nobody
-        await asyncio.sleep(0.005)
+    sending = asyncio.create_task(submit(worker, request_for("submit_delay,delay=0.3")))
+    await posted(sim)
     early = await failure_of(reconcile(worker))
     assert (early.retried, early.details.paid) == (True, Paid.UNKNOWN)
     receipt = await sending
@@ -234,19 +233,41 @@ async def test_what_another_request_of_this_key_brought_is_not_taken_for_ours(
     assert (found.clear, found.receipt) == (True, None)
 
 
-# --- An owner who comes back --------------------------------------------------------------------------------------
+# --- A writer who comes back --------------------------------------------------------------------------------------
+
+Stopped = Callable[[GenerateVideoInput], Awaitable[tuple[Worker, asyncio.Task[SubmissionReceipt]]]]
 
 
-async def test_an_owner_who_comes_back_after_all_is_found_by_the_next_hearing(
-    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+@pytest.fixture
+def stopped_after_sending(hire: Hire, sim: Simulator, tmp_path: Path) -> Stopped:
+    """A writer whose window is over while the gateway has not answered: another worker, and its submission."""
+
+    async def make(request: GenerateVideoInput) -> tuple[Worker, asyncio.Task[SubmissionReceipt]]:
+        sending = asyncio.create_task(submit(hire(), request))
+        await posted(sim)
+        end_of_window(tmp_path)
+        return hire(), sending
+
+    return make
+
+
+async def posted(sim: Simulator) -> None:
+    while not sim.ledger.submissions():  # noqa: ASYNC110 - the simulator's ledger tells nobody
+        await asyncio.sleep(0.005)
+
+
+def end_of_window(tmp_path: Path) -> None:
+    for path in (tmp_path / "store/submit").glob("*/*/intent"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"window_seconds": 0}))
+
+
+async def test_a_writer_who_comes_back_is_found_by_the_next_reconciliation(
+    sim: Simulator, request_for: Request, stopped_after_sending: Stopped
 ) -> None:
     """Stopped after sending, given up, and continued: nobody had decided yet."""
-    owner, other = hire(), hire()
     sim.world.account_open = False
     request = request_for("submit_delay,delay=0.5")
-    sending = asyncio.ensure_future(submit(owner, request))
-    await posted(sim)
-    end_of_window(tmp_path)
+    other, sending = await stopped_after_sending(request)
     found = await reconcile(other)
     assert (found.clear, found.receipt) == (False, None)
     receipt = await sending
@@ -258,15 +279,12 @@ async def test_an_owner_who_comes_back_after_all_is_found_by_the_next_hearing(
 
 
 async def test_a_paid_task_that_comes_after_a_wrong_decision_is_not_paid_for_again(
-    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+    sim: Simulator, request_for: Request, stopped_after_sending: Stopped, tmp_path: Path
 ) -> None:
-    """A person said "nothing was made"; before it is sent again the owner comes back with a task."""
-    owner, other = hire(), hire()
+    """A person said "nothing was made"; before it is sent again the writer comes back with a task."""
     sim.world.account_open = False
     request = request_for("submit_delay,delay=0.5")
-    sending = asyncio.ensure_future(submit(owner, request))
-    await posted(sim)
-    end_of_window(tmp_path)
+    other, sending = await stopped_after_sending(request)
     assert (await resolve(other, None)).receipt is None
     late = await sending
     assert [*(tmp_path / "store/submit").glob("*/1/late")]
@@ -281,13 +299,10 @@ async def test_a_paid_task_that_comes_after_a_wrong_decision_is_not_paid_for_aga
 
 
 async def test_a_paid_task_that_comes_after_the_second_one_does_not_replace_it(
-    hire: Hire, sim: Simulator, request_for: Request, tmp_path: Path
+    request_for: Request, stopped_after_sending: Stopped
 ) -> None:
-    owner, other = hire(), hire()
     request = request_for("submit_delay,delay=0.5,times=1")
-    sending = asyncio.ensure_future(submit(owner, request))
-    await posted(sim)
-    end_of_window(tmp_path)
+    other, sending = await stopped_after_sending(request)
     await resolve(other, None)
     second = await submit(other, request)
     assert (await sending).task_id != second.task_id
@@ -295,16 +310,6 @@ async def test_a_paid_task_that_comes_after_the_second_one_does_not_replace_it(
     found = await reconcile(other)
     assert found.receipt
     assert found.receipt.task_id == second.task_id
-
-
-async def posted(sim: Simulator) -> None:
-    while not sim.ledger.submissions():  # noqa: ASYNC110 - the simulator's ledger tells nobody
-        await asyncio.sleep(0.005)
-
-
-def end_of_window(tmp_path: Path) -> None:
-    for path in (tmp_path / "store/submit").glob("*/*/intent"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"window_seconds": 0}))
 
 
 # --- Which witness weighs what ------------------------------------------------------------------------------------

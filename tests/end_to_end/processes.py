@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from cli.embedded import temporal_binary
 from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
@@ -197,9 +197,14 @@ class SimulatorProcess:
 
 
 class DevServer:
-    """`temporal server start-dev` on a SQLite file; can be killed and started again."""
+    """`temporal server start-dev` on a SQLite file; can be killed and started again.
 
-    def __init__(self, folder: Path, *, ui: bool = False, attributes: bool = True) -> None:
+    `with DevServer(folder) as server:` has it answer, and stops it in the end.
+    """
+
+    def __init__(
+        self, folder: Path, *, ui: bool = False, attributes: bool = True, namespaces: Sequence[str] = ()
+    ) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
         self._attributes = SEARCH_ATTRIBUTES if attributes else ()
@@ -207,9 +212,21 @@ class DevServer:
         self._ui_port = free_port() if ui else None
         self.ui_url = f"http://127.0.0.1:{self._ui_port}" if ui else ""
         self._process: subprocess.Popen[bytes] | None = None
-        self.flags: list[str] = []
+        self.flags = [flag for name in namespaces for flag in ("--namespace", name)]
         """More of them for `start-dev`."""
         self.address = f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         command = [temporal_binary(), "server", "start-dev", "--ip", "127.0.0.1", "--log-level", "error"]

@@ -31,14 +31,8 @@ NAMESPACES = ("deploy", "empty", "swapped", "anew", "sealed", "race", "setup", "
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
-    server = DevServer(tmp_path_factory.mktemp("temporal") / "server")
-    server.flags = [flag for name in NAMESPACES for flag in ("--namespace", name)]
-    server.start()
-    try:
-        server.wait_until_ready()
+    with DevServer(tmp_path_factory.mktemp("temporal") / "server", namespaces=NAMESPACES) as server:
         yield server
-    finally:
-        server.stop()
 
 
 class Place:

@@ -4,7 +4,7 @@ import os
 import stat
 import tracemalloc
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,6 @@ from obstore.exceptions import BaseError, PermissionDeniedError
 
 from longtake.storage import Store, StoreProblem
 from tests.longtake.s3_server import BUCKET, Environ, S3Server
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-
-
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "disk":
-        yield Store.open(str(tmp_path / "store"))
-        return
-    server: S3Server = request.getfixturevalue("s3")
-    yield Store.open(server.url(uuid.uuid4().hex))
-    server.fault = None
 
 
 async def pieces(*contents: bytes) -> AsyncIterator[bytes]:
@@ -433,14 +411,8 @@ async def test_a_missing_bucket_is_not_an_empty_one(s3: S3Server) -> None:
         await store.probe()
 
 
-@pytest.fixture
-def faulty(s3: S3Server) -> Iterator[S3Server]:
-    yield s3
-    s3.fault = None
-
-
-async def test_a_409_without_an_object_is_tried_again(faulty: S3Server) -> None:
-    store = Store.open(faulty.url(uuid.uuid4().hex))
+async def test_a_409_without_an_object_is_tried_again(s3: S3Server) -> None:
+    store = Store.open(s3.url(uuid.uuid4().hex))
     refusals = iter(range(2))
 
     def conflict(environ: Environ) -> tuple[str, bytes] | None:
@@ -448,44 +420,44 @@ async def test_a_409_without_an_object_is_tried_again(faulty: S3Server) -> None:
             return "409 Conflict", b"<Error><Code>ConditionalRequestConflict</Code></Error>"
         return None
 
-    faulty.fault = conflict
+    s3.fault = conflict
     assert await store.create("submit/1/intent", b"mine") is True
     assert await store.get("submit/1/intent") == b"mine"
     assert next(refusals, None) is None
 
 
-async def test_an_endless_409_is_a_problem_for_later(faulty: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_409_is_a_problem_for_later(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longtake.storage._CREATE_PAUSE_SECONDS", 0)
-    store = Store.open(faulty.url(uuid.uuid4().hex))
-    faulty.fault = lambda environ: ("409 Conflict", b"") if environ["REQUEST_METHOD"] == "PUT" else None
+    store = Store.open(s3.url(uuid.uuid4().hex))
+    s3.fault = lambda environ: ("409 Conflict", b"") if environ["REQUEST_METHOD"] == "PUT" else None
     with pytest.raises(StoreProblem) as caught:
         await store.create("submit/1/intent", b"mine")
     assert caught.value.retryable
 
 
-async def test_a_store_that_ignores_if_none_match_fails_the_probe(faulty: S3Server) -> None:
-    store = Store.open(faulty.url(uuid.uuid4().hex))
+async def test_a_store_that_ignores_if_none_match_fails_the_probe(s3: S3Server) -> None:
+    store = Store.open(s3.url(uuid.uuid4().hex))
 
     def forget(environ: Environ) -> None:
         environ.pop("HTTP_IF_NONE_MATCH", None)
 
-    faulty.fault = forget
+    s3.fault = forget
     with pytest.raises(StoreProblem, match="ignores If-None-Match") as caught:
         await store.probe()
     assert not caught.value.retryable
 
 
 @pytest.mark.parametrize("found", [b"first", b"a stranger's"], ids=["our own, its answer lost", "a stranger's"])
-async def test_the_probe_knows_its_own_first_attempt(faulty: S3Server, found: bytes) -> None:
-    store = Store.open(faulty.url(uuid.uuid4().hex))
+async def test_the_probe_knows_its_own_first_attempt(s3: S3Server, found: bytes) -> None:
+    store = Store.open(s3.url(uuid.uuid4().hex))
     written: list[str] = []
 
     def was_there_before(environ: Environ) -> None:
         if environ["REQUEST_METHOD"] == "PUT" and not written:
             written.append(environ["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
-            faulty.client.put_object(Bucket=BUCKET, Key=written[0], Body=found)
+            s3.client.put_object(Bucket=BUCKET, Key=written[0], Body=found)
 
-    faulty.fault = was_there_before
+    s3.fault = was_there_before
     if found == b"first":
         await store.probe()
     else:
@@ -496,16 +468,16 @@ async def test_the_probe_knows_its_own_first_attempt(faulty: S3Server, found: by
 
 
 @pytest.mark.parametrize(("method", "verb"), [("PUT", "write"), ("GET", "read"), ("DELETE", "delete")])
-async def test_the_probe_names_the_permission_that_is_missing(faulty: S3Server, method: str, verb: str) -> None:
-    store = Store.open(faulty.url(uuid.uuid4().hex))
+async def test_the_probe_names_the_permission_that_is_missing(s3: S3Server, method: str, verb: str) -> None:
+    store = Store.open(s3.url(uuid.uuid4().hex))
     denied = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-    faulty.fault = lambda environ: ("403 Forbidden", denied) if environ["REQUEST_METHOD"] == method else None
+    s3.fault = lambda environ: ("403 Forbidden", denied) if environ["REQUEST_METHOD"] == method else None
     with pytest.raises(StoreProblem, match=rf"no permission to {verb} .*\(AccessDenied: Access Denied\)"):
         await store.probe()
 
 
-async def test_an_upload_that_fails_midway_says_so(faulty: S3Server) -> None:
-    store = Store.open(faulty.url(uuid.uuid4().hex))
+async def test_an_upload_that_fails_midway_says_so(s3: S3Server) -> None:
+    store = Store.open(s3.url(uuid.uuid4().hex))
     parts = iter(range(1))
 
     def second_part_fails(environ: Environ) -> tuple[str, bytes] | None:
@@ -513,11 +485,11 @@ async def test_an_upload_that_fails_midway_says_so(faulty: S3Server) -> None:
             return "403 Forbidden", b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>"
         return None
 
-    faulty.fault = second_part_fails
+    s3.fault = second_part_fails
     with pytest.raises(StoreProblem, match="no permission to write") as caught:
         await store.put_stream("v/clip.mp4", pieces(*[bytes(2**20)] * 16))
     assert "uploadId" not in str(caught.value)
-    faulty.fault = None
+    s3.fault = None
     assert await store.head("v/clip.mp4") is None
 
 

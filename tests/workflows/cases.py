@@ -45,9 +45,9 @@ def summaries(generation_events: Any) -> list[str]:
     ]
 
 
-async def asking(rig: Rig) -> Generation:
+async def asking(rig: Rig, *, key: str | None = None) -> Generation:
     """A generation that awaits a decision."""
-    generation = await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="ask")
+    generation = await rig.generate(Script(polls=[extend_failed()], deliver=FIRST), on_extend_failed="ask", key=key)
     await rig.pass_time(timedelta(seconds=70))
     await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     return generation
@@ -56,6 +56,22 @@ async def asking(rig: Rig) -> Generation:
 UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1, http_status=502)
 PATIENT = GenerationPolicy(decision_window=timedelta(days=7))
 NO_RECORDS = Reconciliation(candidates=("task_a", "task_b"), evidence=("the key was charged 1 times",))
+
+
+RETRYING = GenerationPolicy(extension_retries=2, lost_grace=timedelta(0))
+EXTENDED = {"task_id": "task_extend_1"}
+"""The task that the first retry of the extension pays for."""
+
+
+def retrying(*polls: Any, **script: Any) -> Script:
+    """The extension fails and is paid for again; `polls` are of that retry."""
+    known: dict[str, Any] = {
+        "prepare": [RETRYING],
+        "polls": [extend_failed(), *polls],
+        "extend": [accepted(**EXTENDED)],
+        "deliver": [*FIRST, *FULL],
+    }
+    return Script(**{**known, **script})
 
 
 async def receipt(_: Any) -> SubmissionReceipt:

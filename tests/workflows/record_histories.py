@@ -16,10 +16,10 @@ from unittest import mock
 
 from temporalio.api.enums.v1 import EventType
 
-from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Resolution, Stage
+from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Stage
+from tests.workflows.cases import FIRST, FULL, PATIENT, UNKNOWN, asking, retrying
+from tests.workflows.cases import adopted as resolved
 from tests.workflows.rig import (
-    FIRST_CLIP,
-    FULL_VIDEO,
     PATIENCE_SECONDS,
     Generation,
     Held,
@@ -28,7 +28,6 @@ from tests.workflows.rig import (
     accepted,
     again,
     completed,
-    delivered,
     extend_failed,
     generate_failed,
     lost,
@@ -41,10 +40,6 @@ from workflows.steps import poll as watching
 SHORT_RUN: Final = 3
 """Looks before the one that continues as new does so; 300 would be a megabyte."""
 FOLDER: Final = Path(__file__).parent / "histories"
-
-UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
-FIRST = [delivered(FIRST_CLIP)]
-FULL = [delivered(FULL_VIDEO)]
 
 
 async def full(rig: Rig) -> Generation:
@@ -71,21 +66,13 @@ async def fallback(rig: Rig) -> Generation:
 
 
 async def decided(rig: Rig) -> Generation:
-    script = Script(polls=[extend_failed()], deliver=FIRST)
-    generation = await rig.generate(script, key="decided", on_extend_failed="ask")
-    await rig.pass_time(timedelta(seconds=70))
-    await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    generation = await asking(rig, key="decided")
     await generation.handle.execute_update("decide", {"action": "accept"})
     return generation
 
 
 async def extension_retried(rig: Rig) -> Generation:
-    script = Script(
-        prepare=[GenerationPolicy(extension_retries=1)],
-        polls=[extend_failed(), running(40), completed()],
-        extend=[accepted(task_id="task_extend_1")],
-        deliver=[*FIRST, *FULL],
-    )
+    script = retrying(running(40), completed(), prepare=[GenerationPolicy(extension_retries=1)])
     return await rig.generate(script, key="extension_retried", on_extend_failed="retry")
 
 
@@ -116,11 +103,8 @@ async def unknown(rig: Rig) -> Generation:
 
 
 async def adopted(rig: Rig) -> Generation:
-    async def resolved(input: Any) -> Resolution:
-        return Resolution(receipt=await accepted(task_id=input.task_id)(input))
-
     script = Script(
-        prepare=[GenerationPolicy(decision_window=timedelta(days=7))],
+        prepare=[PATIENT],
         submit=[UNKNOWN],
         reconcile=again(Reconciliation(candidates=("task_a",))),
         resolve=[resolved],
@@ -134,8 +118,7 @@ async def adopted(rig: Rig) -> Generation:
 
 
 async def abandoned(rig: Rig) -> Generation:
-    policy = GenerationPolicy(decision_window=timedelta(days=7))
-    script = Script(prepare=[policy], submit=[UNKNOWN], reconcile=again(Reconciliation()))
+    script = Script(prepare=[PATIENT], submit=[UNKNOWN], reconcile=again(Reconciliation()))
     return await rig.generate(script, key="abandoned")
 
 

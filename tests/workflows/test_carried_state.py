@@ -28,6 +28,7 @@ from longtake.models import (
 )
 from longtake.request import rules
 from longtake.temporal.connection import DATA_CONVERTER
+from tests.workflows.cases import EXTENDED, FIRST, FULL, HOUR, RETRYING, retrying
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -39,7 +40,6 @@ from tests.workflows.rig import (
     accepted,
     again,
     completed,
-    delivered,
     extend_failed,
     lost,
     refusal,
@@ -51,8 +51,6 @@ from workflows.steps import poll as watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-FULL = delivered(FULL_VIDEO)
-FIRST = delivered(FIRST_CLIP)
 AT = datetime(2026, 7, 22, 10, tzinfo=UTC)
 TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 
@@ -67,7 +65,7 @@ async def test_model_that_is_retired_meanwhile_is_still_collected(rig: Rig, monk
         monkeypatch.setattr(rules, "MODELS", offered)
         return running(10)
 
-    generation = await rig.generate(Script(polls=[retired, running(20), completed()], deliver=[FULL]), size="1280x720")
+    generation = await rig.generate(Script(polls=[retired, running(20), completed()], deliver=FULL), size="1280x720")
 
     result = await generation.result()
 
@@ -95,7 +93,7 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
         ours(known | newer)
 
     monkeypatch.setattr(workflow, "continue_as_new", as_a_newer_worker_does)
-    generation = await rig.generate(Script(polls=[running(10), completed()], deliver=[FULL]))
+    generation = await rig.generate(Script(polls=[running(10), completed()], deliver=FULL))
     failed = asyncio.create_task(generation.result())  # lets time pass
     await generation.has_event(TASK_FAILED)
     assert generation.script.count("query_generation") == 1
@@ -108,7 +106,7 @@ async def _waits_for_a_newer_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch, n
 
 async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig) -> None:
     """A cron schedule starts the same request once more: that is a request, and is judged as one."""
-    script = Script(polls=[completed()], deliver=[FULL])
+    script = Script(polls=[completed()], deliver=FULL)
     forged = {"key": "k", "input": REQUEST, "carried": 1}
     error, _ = await (await own_rig.start(script, forged)).failure()
     assert error.type == "InvalidRequest", "nothing was continued as new here"
@@ -116,7 +114,6 @@ async def test_only_what_has_the_marker_is_taken_for_carried_state(own_rig: Rig)
 
 # --- Nothing is lost -------------------------------------------------------------------------------------------------
 
-RETRYING = GenerationPolicy(extension_retries=2, lost_grace=timedelta(0))
 _TIMES = {"next_poll_at", "submitted_at"}
 """They differ from run to run by chance."""
 
@@ -145,7 +142,6 @@ def _comparable(status: GenerationStatus) -> dict[str, Any]:
     return shown | {"submitted": status.submitted_at is not None, "advice": status.advice.replace(status.key, "KEY")}
 
 
-EXTENDED = {"task_id": "task_extend_1"}
 REFUSED = refusal("KeyRefused", "401")
 MISSING = refusal("TaskNotFound", "task_not_exist")
 SCRIPTS: dict[str, dict[str, Any]] = {
@@ -157,7 +153,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
             running(70),
             completed(remix_id=None, remix_id_extend=None, quota=None),
         ],
-        "deliver": [FULL],
+        "deliver": FULL,
     },
     "lost": {"polls": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
     "retried extension": {
@@ -171,7 +167,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
             completed(**EXTENDED, remix_id_extend=None, quota=None),
         ],
         "extend": [accepted(**EXTENDED)],
-        "deliver": [FIRST, FULL],
+        "deliver": [*FIRST, *FULL],
     },
     "two retries, the second one lost": {
         "polls": [
@@ -183,12 +179,12 @@ SCRIPTS: dict[str, dict[str, Any]] = {
             lost(task_id="task_extend_2", error_message="upstream"),
         ],
         "extend": [accepted(**EXTENDED), accepted(task_id="task_extend_2")],
-        "deliver": [FIRST],
+        "deliver": FIRST,
     },
     "retried extension that cannot be delivered": {
         "polls": [extend_failed(), running(30, **EXTENDED), completed(**EXTENDED)],
         "extend": [accepted(**EXTENDED)],
-        "deliver": [FIRST, refusal("DeliveryFailed", "gone")],
+        "deliver": [*FIRST, refusal("DeliveryFailed", "gone")],
     },
 }
 
@@ -228,8 +224,7 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
-    polls = [extend_failed(), running(10, **EXTENDED), REFUSED, completed(**EXTENDED)]
-    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL])
+    script = retrying(running(10, **EXTENDED), REFUSED, completed(**EXTENDED))
     await (await rig.generate(script, on_extend_failed="retry")).result()
     *_, refused, last = script.times("query_generation")
     assert last - refused >= RETRYING.schedule.expected
@@ -300,7 +295,6 @@ async def test_what_was_surely_paid_stays_so() -> None:
 
 # --- A day, and another one ------------------------------------------------------------------------------------------
 
-HOUR = timedelta(hours=1)
 SLOW = GenerationPolicy.model_validate({"schedule": {"expected": "PT5H"}})
 
 
@@ -314,7 +308,7 @@ def submitted_long_ago(age: timedelta) -> Callable[[Any], Any]:
 
 
 async def test_one_failed_poll_does_not_end_a_task_that_is_older_than_two_days(rig: Rig) -> None:
-    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls=[REFUSED, completed()], deliver=[FULL])
+    script = Script(submit=[submitted_long_ago(50 * HOUR)], polls=[REFUSED, completed()], deliver=FULL)
     assert (await (await rig.generate(script)).result()).outcome == "full"
 
 
@@ -351,7 +345,7 @@ async def test_polls_are_planned_by_temporals_time_alone(rig: Rig, attached: boo
         at = server_now() + timedelta(minutes=minutes)
         return await accepted(submitted_at=at, attached=attached)(input)
 
-    script = Script(submit=[off], polls=[running(10), completed()], deliver=[FULL])
+    script = Script(submit=[off], polls=[running(10), completed()], deliver=FULL)
     generation = await rig.generate(script)
     assert (await generation.result()).outcome == "full"
     (submitted,) = script.times("submit_generation")
@@ -373,7 +367,7 @@ async def test_the_time_of_a_retried_extension_is_temporals_too(rig: Rig) -> Non
         prepare=[RETRYING],
         polls=[extend_failed(), completed(**EXTENDED)],
         extend=[ahead],
-        deliver=[FIRST, FULL],
+        deliver=[*FIRST, *FULL],
     )
     await (await rig.generate(script, on_extend_failed="retry")).result()
     (submitted,) = script.times("submit_extension")

@@ -15,9 +15,8 @@ from temporalio.testing import WorkflowEnvironment
 from longtake.models import GenerationPolicy, GenerationStatus, Paid, PollSchedule
 from longtake.temporal.connection import connect
 from tests.end_to_end.processes import DevServer
+from tests.workflows.cases import FIRST, FULL, UNKNOWN
 from tests.workflows.rig import (
-    FIRST_CLIP,
-    FULL_VIDEO,
     REQUEST,
     Held,
     Rig,
@@ -25,7 +24,6 @@ from tests.workflows.rig import (
     accepted,
     again,
     completed,
-    delivered,
     extend_failed,
     generate_failed,
     lost,
@@ -43,19 +41,18 @@ POLICY = GenerationPolicy(
     decision_window=timedelta(days=1),
 )
 OVERDUE_AT_ONCE = POLICY.model_copy(update={"overdue_after": timedelta(0)})
-UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
 FRAMES = {"model": "veo_3_1-fast-fl-remix", "images": [{"uri": "https://example.com/dawn.jpg"}]}
 
 # What happens to each, and what more is asked for.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "full": ({"polls": [completed()], "deliver": [delivered(FULL_VIDEO)]}, {}),
-    "fallback": ({"polls": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {}),
+    "full": ({"polls": [completed()], "deliver": FULL}, {}),
+    "fallback": ({"polls": [extend_failed()], "deliver": FIRST}, {}),
     "refused by safety": ({"polls": [generate_failed()]}, {}),
     "never sent": ({"prepare": [refusal("SubmissionRefused", "the key is refused", paid=Paid.NO)]}, {}),
     "preparing": ({"prepare": again(Held())}, {}),
     "in doubt": ({"submit": [UNKNOWN], "reconcile": again({})}, {}),
     "doubt ended": ({"submit": [UNKNOWN], "reconcile": again({}), "prepare": [GenerationPolicy()]}, {}),
-    "asking": ({"polls": [extend_failed()], "deliver": [delivered(FIRST_CLIP)]}, {"on_extend_failed": "ask"}),
+    "asking": ({"polls": [extend_failed()], "deliver": FIRST}, {"on_extend_failed": "ask"}),
     "key refused": ({"polls": again(refusal("KeyRefused", "401"))}, {}),
     "overdue": ({"polls": again(running(61)), "prepare": [OVERDUE_AT_ONCE]}, {}),
     "lost": ({"polls": again(lost(error_message="upstream returned error"))}, {}),
@@ -89,18 +86,12 @@ def filters() -> list[tuple[str, str]]:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
     """A real server, which has seen generations of all kinds."""
-    server = DevServer(tmp_path_factory.mktemp("filters") / "temporal")
-    server.start()
-    try:
-        await asyncio.to_thread(server.wait_until_ready)
+    with DevServer(tmp_path_factory.mktemp("filters") / "temporal") as server, pytest.MonkeyPatch.context() as patch:
         client = await connect(server.address)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(delivering, "QUIET_WINDOW", timedelta(seconds=1))
-            async with rig_on(WorkflowEnvironment.from_client(client)) as rig:
-                await _make(rig)
-                yield client
-    finally:
-        server.stop()
+        patch.setattr(delivering, "QUIET_WINDOW", timedelta(seconds=1))
+        async with rig_on(WorkflowEnvironment.from_client(client)) as rig:
+            await _make(rig)
+            yield client
 
 
 async def _make(rig: Rig) -> None:

@@ -11,12 +11,11 @@ from temporalio.exceptions import ApplicationErrorCategory
 from longtake.models import (
     Attention,
     DeliveryKind,
-    GenerationPolicy,
     Paid,
     Reconciliation,
     Stage,
 )
-from tests.workflows.cases import FIRST, PATIENT, asking, first_run_status
+from tests.workflows.cases import EXTENDED, FIRST, PATIENT, RETRYING, UNKNOWN, asking, first_run_status, retrying
 from tests.workflows.rig import (
     FIRST_CLIP,
     FULL_VIDEO,
@@ -143,17 +142,12 @@ async def test_nobody_decides_about_the_extension_in_time(rig: Rig) -> None:
     assert (result.outcome, result.warnings) == ("fallback", ("nobody decided in time: the 8 s clip is the result",))
 
 
-RETRYING = GenerationPolicy(extension_retries=2)
-EXTENDED = delivered(FULL_VIDEO)
-
-
-def again_extended(number: int = 1) -> Any:
+def extended(number: int) -> Any:
     return accepted(task_id=f"task_extend_{number}")
 
 
 async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
-    polls = [extend_failed(), running(40), completed(task_id="task_extend_1")]
-    script = Script(prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    script = retrying(running(40), completed(**EXTENDED))
     generation = await rig.generate(script, on_extend_failed="retry", key="order-40")
 
     result = await generation.result()
@@ -180,27 +174,17 @@ async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
 
 
 async def test_clip_is_safe_before_the_extension_is_paid_again(rig: Rig) -> None:
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed(), completed()],
-        extend=[again_extended()],
-        deliver=[*FIRST, EXTENDED],
-    )
-    generation = await rig.generate(script, on_extend_failed="retry")
+    generation = await rig.generate(retrying(completed()), on_extend_failed="retry")
     await generation.result()
     names = [name for name, _ in generation.script.calls]
     assert names.index("deliver_video") < names.index("submit_extension")
 
 
 async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the_result(rig: Rig) -> None:
-    script = Script(
-        prepare=[RETRYING],
-        polls=[
-            extend_failed(),
-            generate_failed(error_message="busy"),
-            extend_failed(error_message="still busy"),
-        ],
-        extend=[again_extended(1), again_extended(2)],
+    script = retrying(
+        generate_failed(error_message="busy"),
+        extend_failed(error_message="still busy"),
+        extend=[extended(1), extended(2)],
         deliver=FIRST,
     )
     generation = await rig.generate(script, on_extend_failed="retry", key="order-41")
@@ -218,13 +202,7 @@ async def test_extension_is_retried_as_often_as_allowed_and_then_the_clip_is_the
 
 
 async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed(), completed()],
-        extend=[again_extended()],
-        deliver=[*FIRST, EXTENDED],
-    )
-    generation = await rig.generate(script, on_extend_failed="ask")
+    generation = await rig.generate(retrying(completed()), on_extend_failed="ask")
     await rig.pass_time(timedelta(seconds=70))
     status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
     assert status.decisions == ("accept", "retry")
@@ -233,28 +211,20 @@ async def test_decision_to_retry_pays_for_the_extension_again(rig: Rig) -> None:
 
 
 async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
-    script = Script(prepare=[RETRYING], polls=[extend_failed(remix_id=None)], deliver=FIRST)
+    script = retrying(polls=[extend_failed(remix_id=None)], extend=[], deliver=FIRST)
     generation = await rig.generate(script, on_extend_failed="retry")
     assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
 
 
 async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) -> None:
     polls = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
-    script = Script(prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
-    generation = await rig.generate(script, on_extend_failed="retry")
+    generation = await rig.generate(retrying(polls=polls), on_extend_failed="retry")
     assert (await generation.result()).outcome == "full"
     assert generation.script.inputs("submit_extension")[0].extension.remix_id == "video_first"
 
 
 async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: Rig) -> None:
-    unknown = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed(), completed()],
-        extend=[unknown, again_extended(2)],
-        reconcile=[Reconciliation()],
-        deliver=[*FIRST, EXTENDED],
-    )
+    script = retrying(completed(), extend=[UNKNOWN, extended(2)], reconcile=[Reconciliation()])
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
     assert generation.script.count("submit_extension") == 1, "nobody knows whether the first retry was paid"
@@ -264,12 +234,7 @@ async def test_extension_of_unknown_outcome_is_never_paid_again_by_itself(rig: R
 
 async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) -> None:
     gone = refusal("DeliveryFailed", "every source says it is gone")
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed(), completed(task_id="task_extend_1")],
-        extend=[again_extended(1), again_extended(2)],
-        deliver=[*FIRST, gone],
-    )
+    script = retrying(completed(**EXTENDED), extend=[extended(1), extended(2)], deliver=[*FIRST, gone])
     generation = await rig.generate(script, on_extend_failed="retry")
     error, details = await generation.failure()
     assert (error.type, error.message) == ("DeliveryFailed", "every source says it is gone")
@@ -278,10 +243,11 @@ async def test_download_that_fails_never_pays_for_another_extension(rig: Rig) ->
 
 
 async def test_extension_that_gets_lost_is_not_paid_twice(rig: Rig) -> None:
-    script = Script(
-        prepare=[RETRYING],
+    policy = RETRYING.model_copy(update={"lost_grace": timedelta(minutes=2)})
+    script = retrying(
+        prepare=[policy],
         polls=chain([extend_failed()], again(lost(error_message="upstream returned error"))),
-        extend=[again_extended(1), again_extended(2)],
+        extend=[extended(1), extended(2)],
         deliver=FIRST,
     )
     generation = await rig.generate(script, on_extend_failed="retry")
@@ -292,8 +258,7 @@ async def test_extension_that_gets_lost_is_not_paid_twice(rig: Rig) -> None:
 
 async def test_retried_extension_is_watched_across_continue_as_new(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", 2)
-    polls = [extend_failed(), running(20), running(30), running(40), completed(task_id="task_extend_1")]
-    script = Script(prepare=[RETRYING], polls=polls, extend=[again_extended()], deliver=[*FIRST, EXTENDED])
+    script = retrying(running(20), running(30), running(40), completed(**EXTENDED))
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
     assert (result.outcome, result.polls, result.first_video) == ("full", 5, FIRST_CLIP)

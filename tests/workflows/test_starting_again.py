@@ -1,6 +1,5 @@
 """An ended key that is started again, by the client, with its prompts in the other form."""
 
-import asyncio
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,17 +41,12 @@ PATHS = {name: prompt_path(text) for name, text in TEXTS.items()}
 async def test_what_was_paid_is_collected_in_the_form_that_the_ledger_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = DevServer(tmp_path / "temporal")
-    server.start()
-    try:
-        await asyncio.to_thread(server.wait_until_ready)
+    with DevServer(tmp_path / "temporal") as server:
         async with rig_on(WorkflowEnvironment.from_client(await connect(server.address))) as rig:
             await collect_again(rig, "hidden-since", before=TEXTS, after=PATHS)
             await collect_again(rig, "shown-since", before=PATHS, after=TEXTS)
             await collect_extension_again(rig)
             await collect_what_is_retired(rig, Store.open(str(tmp_path / "store")), monkeypatch)
-    finally:
-        server.stop()
 
 
 async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: dict[str, str]) -> None:

@@ -7,9 +7,9 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 
 from longtake.models import ClosedSubmission, GenerationPolicy, Paid, Reconciliation, Stage
+from tests.workflows.cases import EXTENDED, FIRST, RETRYING, UNKNOWN, retrying
 from tests.workflows.rig import (
     FIRST_CLIP,
-    FULL_VIDEO,
     TASK_ID,
     Held,
     Rig,
@@ -17,7 +17,6 @@ from tests.workflows.rig import (
     accepted,
     again,
     completed,
-    delivered,
     extend_failed,
     generate_failed,
     lost,
@@ -27,13 +26,8 @@ from tests.workflows.rig import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-RETRYING = GenerationPolicy(extension_retries=2, lost_grace=timedelta(0))
 SENT = RETRYING.model_copy(update={"extensions_sent": 1})
 """What `prepare_generation` brings where an earlier run of the key has paid for an extension."""
-EXTENDED = {"task_id": "task_extend_1"}
-FULL = delivered(FULL_VIDEO)
-FIRST = delivered(FIRST_CLIP)
-UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=1)
 
 
 # --- Its task is shown -----------------------------------------------------------------------------------------------
@@ -41,10 +35,7 @@ UNKNOWN = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, sl
 
 async def test_the_task_of_a_paid_retry_is_shown_everywhere(rig: Rig) -> None:
     poll = Held(completed(**EXTENDED, remix_id_extend="video_third"))
-    script = Script(
-        prepare=[RETRYING], polls=[extend_failed(), poll], extend=[accepted(**EXTENDED)], deliver=[FIRST, FULL]
-    )
-    generation = await rig.generate(script, on_extend_failed="retry")
+    generation = await rig.generate(retrying(poll), on_extend_failed="retry")
     await generation.skip_to(poll)
     status = await generation.status()
     assert (status.task_id, status.extension_task_id) == (TASK_ID, "task_extend_1")
@@ -56,9 +47,8 @@ async def test_the_task_of_a_paid_retry_is_shown_everywhere(rig: Rig) -> None:
 
 
 async def test_an_upstream_id_is_never_a_task_of_the_gateway(rig: Rig) -> None:
-    polls = [extend_failed(), completed(**EXTENDED, remix_id_extend=None)]
     gone = refusal("DeliveryFailed", "gone")
-    script = Script(prepare=[RETRYING], polls=polls, extend=[accepted(**EXTENDED)], deliver=[FIRST, gone])
+    script = retrying(completed(**EXTENDED, remix_id_extend=None), deliver=[*FIRST, gone])
     _, details = await (await rig.generate(script, on_extend_failed="retry")).failure()
     assert (details.extension_task_id, details.remix_id_extend) == ("task_extend_1", "video_second")
 
@@ -66,12 +56,7 @@ async def test_an_upstream_id_is_never_a_task_of_the_gateway(rig: Rig) -> None:
 @pytest.mark.parametrize("while_submitted", [True, False])
 async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: Rig, while_submitted: bool) -> None:
     held = Held(accepted(**EXTENDED) if while_submitted else running(10, **EXTENDED))
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed()] if while_submitted else [extend_failed(), held],
-        extend=[held] if while_submitted else [accepted(**EXTENDED)],
-        deliver=[FIRST],
-    )
+    script = retrying(extend=[held], deliver=FIRST) if while_submitted else retrying(held, deliver=FIRST)
     generation = await own_rig.generate(script, on_extend_failed="retry")
     await generation.skip_to(held)
     await generation.handle.cancel()
@@ -101,13 +86,12 @@ async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: R
 async def test_the_result_says_whether_a_paid_extension_is_uncollected(
     rig: Rig, extend: Any, polls: Any, task_id: str | None
 ) -> None:
-    script = Script(
-        prepare=[RETRYING],
-        polls=[extend_failed(), *polls],
+    script = retrying(
+        *polls,
         extend=extend,
         close=again(ClosedSubmission()),
         reconcile=again(Reconciliation(evidence=("charged once",))),
-        deliver=[FIRST],
+        deliver=FIRST,
     )
     generation = await rig.generate(script, on_extend_failed="retry")
     result = await generation.result()
@@ -128,12 +112,11 @@ async def test_the_result_says_whether_a_paid_extension_is_uncollected(
 
 @pytest.mark.parametrize("wish", ["retry", "ask", "fallback"])
 async def test_what_an_earlier_run_paid_for_is_collected_before_anybody_is_asked(rig: Rig, wish: str) -> None:
-    script = Script(
+    script = retrying(
+        completed(**EXTENDED),
         prepare=[SENT],
         submit=[accepted(attached=True)],
-        polls=[extend_failed(), completed(**EXTENDED)],
         extend=[accepted(**EXTENDED, attached=True)],
-        deliver=[FIRST, FULL],
     )
     generation = await rig.generate(script, on_extend_failed=wish, key=f"again-{wish}")
     result = await generation.result()
@@ -143,22 +126,19 @@ async def test_what_an_earlier_run_paid_for_is_collected_before_anybody_is_asked
 
 
 async def test_a_key_that_is_started_again_pays_for_no_further_extension(rig: Rig) -> None:
-    script = Script(
-        prepare=[SENT],
-        polls=[extend_failed(), generate_failed(**EXTENDED)],
-        extend=[accepted(**EXTENDED, attached=True)],
-        deliver=[FIRST],
+    script = retrying(
+        generate_failed(**EXTENDED), prepare=[SENT], extend=[accepted(**EXTENDED, attached=True)], deliver=FIRST
     )
     result = await (await rig.generate(script, on_extend_failed="retry")).result()
     assert (result.outcome, result.uncollected, len(result.warnings)) == ("fallback", None, 2)
 
 
 async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> None:
-    script = Script(
+    script = retrying(
+        generate_failed(**EXTENDED),
+        completed(task_id="task_extend_2"),
         prepare=[SENT],
-        polls=[extend_failed(), generate_failed(**EXTENDED), completed(task_id="task_extend_2")],
         extend=[accepted(**EXTENDED, attached=True), accepted(task_id="task_extend_2")],
-        deliver=[FIRST, FULL],
     )
     generation = await rig.generate(script, on_extend_failed="ask", key="again-asked")
     await rig.pass_time(timedelta(minutes=4))
@@ -173,7 +153,7 @@ async def test_a_person_may_still_choose_to_pay_for_the_next_one(rig: Rig) -> No
 
 async def test_where_it_cannot_be_collected_now_it_stays_to_be_collected(rig: Rig) -> None:
     policy = GenerationPolicy(extensions_sent=1)  # the gateway that retries is not configured any more
-    script = Script(prepare=[policy], polls=[extend_failed()], deliver=[FIRST])
+    script = Script(prepare=[policy], polls=[extend_failed()], deliver=FIRST)
     result = await (await rig.generate(script, on_extend_failed="retry")).result()
     assert result.uncollected is not None
     assert (result.outcome, result.uncollected.number) == ("fallback", 1)
@@ -184,12 +164,11 @@ async def test_where_it_cannot_be_collected_now_it_stays_to_be_collected(rig: Ri
 
 async def test_a_doubt_about_an_extension_never_lowers_what_was_surely_paid(rig: Rig) -> None:
     policy = RETRYING.model_copy(update={"decision_window": timedelta(days=7)})
-    script = Script(
+    script = retrying(
         prepare=[policy],
-        polls=[extend_failed()],
         extend=[UNKNOWN],
         reconcile=again(Reconciliation(candidates=("task_a",), evidence=("charged once",))),
-        deliver=[FIRST],
+        deliver=FIRST,
     )
     generation = await rig.generate(script, on_extend_failed="retry")
     await rig.pass_time(timedelta(seconds=80))

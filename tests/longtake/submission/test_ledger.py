@@ -5,8 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,33 +41,11 @@ from longtake.submission.errors import (
 )
 from longtake.submission.ledger import CreateIntent, HeartbeatState, OpenSubmission, Submission, SubmissionLedger
 from longtake.submission.records import OPEN, PREFIX, Intent, Outcome
-from tests.longtake.s3_server import S3Server
 
 KEY = "order-1"
 DIGEST = "what is sent"
 PROOF = "what only the attempt knew"
 _T = TypeVar("_T")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    if request.param == "disk":
-        return Store.open(str(tmp_path / "store"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server: S3Server = request.getfixturevalue("s3")
-    return Store.open(server.url(uuid.uuid4().hex))
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "disk"))
 
 
 @pytest.fixture
@@ -722,17 +699,17 @@ async def test_an_acceptance_without_an_id_is_not_believed(disk: Store) -> None:
 async def test_a_folder_that_went_away_is_not_an_empty_ledger(disk: Store, tmp_path: Path) -> None:
     gateway = Gateway()
     await Caller(disk, gateway).submit()
-    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    (tmp_path / "store").rename(tmp_path / "unmounted")
     with pytest.raises(LedgerUnavailable, match="mount or restore"):
         await Caller(disk, gateway).submit()
-    (tmp_path / "unmounted").rename(tmp_path / "disk")
+    (tmp_path / "unmounted").rename(tmp_path / "store")
     assert (await Caller(disk, gateway).submit()).attached
     assert gateway.sent == 1
 
 
 async def test_records_hold_neither_key_nor_anything_that_was_sent(disk: Store, tmp_path: Path) -> None:
     await Caller(disk, Gateway()).submit(key="somebody@example.com")
-    records = [path for path in (tmp_path / "disk" / PREFIX).rglob("*") if path.is_file()]
+    records = [path for path in (tmp_path / "store" / PREFIX).rglob("*") if path.is_file()]
     assert len(records) == 3  # intent, outcome, owner
     assert not [path for path in records if "somebody" in str(path) or b"somebody" in path.read_bytes()]
 
@@ -937,7 +914,7 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
 async def test_rivals_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
     """Whoever took an absent list for an empty one would adopt somebody else's task."""
     await Caller(disk, Gateway()).submit(key="paid")
-    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    (tmp_path / "store").rename(tmp_path / "unmounted")
     with pytest.raises(LedgerUnavailable):
         await ledger_of(disk).open_submissions(KEY, "")
     with pytest.raises(LedgerUnavailable):

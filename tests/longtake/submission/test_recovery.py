@@ -1,10 +1,8 @@
 """Which paid tasks the store knows of, which of them still have a video to fetch, and what fetches it unpaid."""
 
 import hashlib
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -20,31 +18,9 @@ from longtake.submission.ledger import MARGIN, CreateIntent, PaidTask, Submissio
 from longtake.submission.records import PREFIX, Outcome, folder_of, owner_path
 from longtake.submission.recovery import request_for, undelivered_tasks
 from longtake.temporal.names import key_of, workflow_id
-from tests.longtake.s3_server import S3Server
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 MODEL = "veo_3_1-fast-remix"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    if request.param == "disk":
-        return Store.open(str(tmp_path / "store"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server: S3Server = request.getfixturevalue("s3")
-    return Store.open(server.url(uuid.uuid4().hex))
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "store"))
 
 
 def ledger_in(store: Store) -> SubmissionLedger:

@@ -29,14 +29,8 @@ K1, K2 = "k1:" + "A" * 43 + "=", "k2:" + "B" * 43 + "="
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
-    server = DevServer(tmp_path_factory.mktemp("temporal") / "server")
-    server.flags = [flag for name in NAMESPACES for flag in ("--namespace", name)]
-    server.start()
-    try:
-        server.wait_until_ready()
+    with DevServer(tmp_path_factory.mktemp("temporal") / "server", namespaces=NAMESPACES) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
