@@ -20,7 +20,7 @@ from longtake.temporal.connection import connect
 from longtake.temporal.names import TASK_QUEUE, WORKFLOW_TYPE
 from tests.end_to_end.processes import API_KEY, MARK, SimulatorProcess, Site, environment, request, request_json
 from tests.hostile.fuzzing.targets import seeds
-from tests.hostile.test_hostile_answers import gzip
+from tests.hostile.test_hostile_answers import bomb
 from tests.hostile.test_hostile_images import BOMBS
 from tests.longtake.delivery.test_mp4 import hostile_indexes
 
@@ -35,23 +35,27 @@ def answer(body: bytes, *headers: str) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-ATTACKS = [
-    answer(gzip(bytes(200 * 2**20), 2), "Content-Encoding: gzip, gzip"),
-    answer(gzip(bytes(200 * 2**20)), "Content-Encoding: gzip"),
-    answer(json.dumps({"://" * 1_300_000: 1}).encode()),
-    answer(b"[" * 4_000_000),
-    answer(json.dumps({"status": "FAILURE", "fail_reason": "\x1b[2Jdone: full 15.0 s\r\n" * 1000}).encode()),
-    answer(b'{"task_id": ' + b"9" * 3_900_000 + b"}"),
-    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
-    *seeds("query"),
-    *seeds("submission"),
-]
-VIDEOS = [
-    *(answer(content) for content in hostile_indexes().values()),
-    *(answer(content) for content in seeds("mp4")),
-    *seeds("download"),
-]
-"""What the links of hostile generations lead to."""
+def attacks() -> list[bytes]:
+    return [
+        answer(bomb(2), "Content-Encoding: gzip, gzip"),
+        answer(bomb(), "Content-Encoding: gzip"),
+        answer(json.dumps({"://" * 1_300_000: 1}).encode()),
+        answer(b"[" * 4_000_000),
+        answer(json.dumps({"status": "FAILURE", "fail_reason": "\x1b[2Jdone: full 15.0 s\r\n" * 1000}).encode()),
+        answer(b'{"task_id": ' + b"9" * 3_900_000 + b"}"),
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        *seeds("query"),
+        *seeds("submission"),
+    ]
+
+
+def videos() -> list[bytes]:
+    """What the links of hostile generations lead to."""
+    return [
+        *(answer(content) for content in hostile_indexes().values()),
+        *(answer(content) for content in seeds("mp4")),
+        *seeds("download"),
+    ]
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +68,7 @@ async def gateway_with_attacks(simulator: str, served: list[str]) -> AsyncIterat
         simulator: Where the simulator is.
         served: Gets a name of each attack that was served.
     """
-    attacks, videos = itertools.cycle(ATTACKS), itertools.cycle(VIDEOS)
+    answers, clips = itertools.cycle(attacks()), itertools.cycle(videos())
     numbers = itertools.count()
     there = urlsplit(simulator)
 
@@ -77,12 +81,12 @@ async def gateway_with_attacks(simulator: str, served: list[str]) -> AsyncIterat
                 writer.write(answer(json.dumps({"task_id": f"{_HOSTILE_TASK}{next(numbers)}"}).encode()))
             elif _VIDEO in head.split(b"\r\n")[0]:
                 served.append("video")
-                writer.write(next(videos))
+                writer.write(next(clips))
             elif completed := re.match(rb"GET /v1/videos/(" + _HOSTILE_TASK.encode() + rb"[0-9]*[02468]) ", head):
                 writer.write(answer(json.dumps(completed_task(completed[1].decode(), url)).encode()))
             elif b"hostile" in body or _HOSTILE_TASK.encode() in head.split(b"\r\n")[0]:
                 served.append("answer")
-                writer.write(next(attacks))
+                writer.write(next(answers))
             else:
                 assert there.hostname
                 up, down = await asyncio.open_connection(there.hostname, there.port)
@@ -120,9 +124,9 @@ def hostile_requests() -> Iterator[dict[str, Any]]:
         yield request_json(f"an accepted hostile task {number}")
     yield {**request_json("hostile"), **{f"field {number} {'x' * 300}": number for number in range(5_200)}}
     yield {**request_json("hostile"), "images": [{"uri": ""}] * 60_000}
-    for bomb in BOMBS.values():
-        if len(bomb) < 700_000:
-            uri = f"data:image/jpeg;base64,{base64.b64encode(bomb).decode()}"
+    for image in BOMBS.values():
+        if len(image) < 700_000:
+            uri = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
             yield {**request_json("hostile"), "images": [{"uri": uri}]}
 
 

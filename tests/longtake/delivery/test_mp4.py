@@ -3,6 +3,7 @@ import io
 import itertools
 import struct
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import av
@@ -310,6 +311,7 @@ def test_a_tail_counts_as_stray_only_where_every_sample_has_a_place() -> None:
 # --- Hostile indexes -------------------------------------------------------------------------------------------------
 
 
+@cache
 def hostile_indexes() -> dict[str, bytes]:
     ftyp, mebibyte = box(b"ftyp", b"isom" * 4), 2**20
     full = MAX_INDEX_BYTES - 64
