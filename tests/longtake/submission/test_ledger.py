@@ -568,8 +568,8 @@ FAILURES = pytest.mark.parametrize(
 
 @pytest.mark.usefixtures("hurried")
 @FAILURES
-async def test_a_store_failing_anywhere_never_leads_to_a_second_job(store: Store, error: GatewayError | None) -> None:
-    await _fail_everywhere(store, error, with_evidence=True)
+async def test_a_store_failing_anywhere_never_leads_to_a_second_job(disk: Store, error: GatewayError | None) -> None:
+    await _fail_everywhere(disk, error, with_evidence=True)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -1151,21 +1151,21 @@ async def test_what_another_request_of_the_key_brought_is_not_ours_to_tell(disk:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(store: Store) -> None:
+async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(disk: Store) -> None:
     async def run(failing: FailingStore, key: str) -> None:
         closed = False
         with contextlib.suppress(LedgerUnavailable):
             assert await ledger_of(failing).close_unsent(key, fence=NOON, writer="closer") is None
             closed = True
-        gateway, ledger = Gateway(), ledger_of(store)
+        gateway, ledger = Gateway(), ledger_of(disk)
         assert (await ledger.is_untouched(key), await ledger.open_slot(key)) == (True, None)
         with contextlib.suppress(SubmissionClosed):
-            await patient(store, gateway).submit(key=key, scheduled_at=NOON)
+            await patient(disk, gateway).submit(key=key, scheduled_at=NOON)
         assert gateway.sent == 0 or not closed
         if not gateway.sent:
             assert await ledger.close_unsent(key, fence=NOON, writer="closer") is None
 
-    assert await each_failure(store, run) >= 12
+    assert await each_failure(disk, run) >= 12
 
 
 # --- The index of what is open ----------------------------------------------------------------------------------------
