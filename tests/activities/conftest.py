@@ -1,7 +1,6 @@
 """Activities as the worker builds them, against the simulator and a store on disk."""
 
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,15 +28,6 @@ from simulator.personalities import DOCUMENT
 API_KEY = "the-key-that-pays"
 POLICY = GenerationPolicy(overdue_after=timedelta(minutes=7))
 """Not the default, to see it arrive."""
-
-
-_TLS = ssl.create_default_context()
-
-
-@pytest.fixture(autouse=True)
-def _one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each client's own takes longer to load than most of these tests run, and none of them uses it."""
-    monkeypatch.setattr(ssl, "create_default_context", lambda *_, **__: _TLS)
 
 
 @pytest.fixture(scope="session")

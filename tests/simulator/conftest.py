@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from simulator import Simulator, SimulatorSettings, serve
-from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
+from tests.simulator.requests_to_simulator import KEY, Submit, parts
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ async def sim(tmp_path: Path, clips: Path) -> AsyncIterator[Simulator]:
 @pytest.fixture
 async def http(sim: Simulator) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with client(base_url=sim.url, headers=headers, timeout=1) as http:
+    async with httpx.AsyncClient(base_url=sim.url, headers=headers, timeout=1) as http:
         yield http
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from simulator import Simulator
 from simulator.scenarios import SCENARIOS
-from tests.simulator.requests_to_simulator import client
 
 
 def inspect(content: bytes) -> tuple[int, int, int, bool, str]:
@@ -23,7 +22,7 @@ def inspect(content: bytes) -> tuple[int, int, int, bool, str]:
 
 
 async def fetch(url: str, **headers: str) -> httpx.Response:
-    async with client(timeout=20) as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         return await http.get(url, headers=headers)
 
 
@@ -122,7 +121,7 @@ async def test_a_download_breaks_once_and_at_one_place(
     received: list[bytes] = []
 
     async def download() -> None:
-        async with client(timeout=0.5) as other, other.stream("GET", url, headers=headers) as answer:
+        async with httpx.AsyncClient(timeout=0.5) as other, other.stream("GET", url, headers=headers) as answer:
             assert answer.status_code == 200
             async for chunk in answer.aiter_bytes():
                 received.append(chunk)  # noqa: PERF401 (what came before the break is the point)

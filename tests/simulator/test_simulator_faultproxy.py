@@ -6,7 +6,6 @@ import httpx
 import pytest
 
 from simulator.faultproxy import Fault, FaultProxy
-from tests.simulator.requests_to_simulator import client
 
 BODY = b"x" * 100_000
 
@@ -30,7 +29,7 @@ async def target() -> AsyncIterator[int]:
 
 
 async def get(url: str) -> httpx.Response:
-    async with client(timeout=0.5) as http:
+    async with httpx.AsyncClient(timeout=0.5) as http:
         return await http.get(url)
 
 

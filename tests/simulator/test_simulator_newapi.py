@@ -13,7 +13,7 @@ import pytest
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import NEWAPI, PERSONALITIES
 from simulator.scenarios import SCENARIOS
-from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
+from tests.simulator.requests_to_simulator import KEY, Submit, parts
 
 SERVER_ADDRESS = "http://localhost:3000"
 CONSOLE = {"Authorization": "simulator-access-token", "New-Api-User": "2"}
@@ -103,7 +103,7 @@ async def test_the_short_clip_is_in_the_envelope_routes_alone(
     rows = [await envelope(http, task_id), *fetched, *await listed(http)]
     assert len(rows) == 3
     (task,) = sim.tasks
-    async with client() as anybody:
+    async with httpx.AsyncClient() as anybody:
         for row in rows:
             assert (row["data"]["id"], row["data"]["error"]["code"]) == (task.middleware_id, "extend_failed")
             clip = await anybody.get(row["data"]["video_url"])
@@ -242,7 +242,7 @@ async def test_an_image_must_not_be_a_file_part(sim: Simulator, http: httpx.Asyn
 
 async def test_the_link_dies_once_for_all(http: httpx.AsyncClient, submit: Submit) -> None:
     task_id = await task_of(submit, "ok,link_seconds=25")
-    async with client() as anybody:
+    async with httpx.AsyncClient() as anybody:
         link = (await envelope(http, task_id))["data"]["video_url"]
         assert (await anybody.get(link, headers={"Range": "bytes=0-0"})).status_code == 206
         await asyncio.sleep(0.6)
@@ -254,7 +254,7 @@ async def test_the_link_dies_once_for_all(http: httpx.AsyncClient, submit: Submi
 async def test_the_accounts_records_can_fail_in_each_of_their_ways(tmp_path: Path, clips: Path, like: str) -> None:
     settings = SimulatorSettings(tmp_path, KEY, cache_dir=clips, seconds=1e-6, like=like, rate_retry_after=True)
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with serve(settings) as sim, client(base_url=sim.url, headers=headers) as http:
+    async with serve(settings) as sim, httpx.AsyncClient(base_url=sim.url, headers=headers) as http:
         await http.post("/v1/videos", files=parts("x"))
         assert len(await listed(http)) == 1
         await http.post("/_simulator/account", json={"tasks": "database_error"})

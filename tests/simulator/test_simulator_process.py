@@ -15,7 +15,7 @@ from cli import app as cli_app
 from simulator import Simulator
 from simulator.personalities import PERSONALITIES
 from simulator.scenarios import models_table, parameter_table
-from tests.simulator.requests_to_simulator import KEY, Submit, client, parts
+from tests.simulator.requests_to_simulator import KEY, Submit, parts
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -76,7 +76,7 @@ async def test_an_outage_answers_503_or_refuses(sim: Simulator, http: httpx.Asyn
     await asyncio.sleep(0.1)
     with pytest.raises(httpx.ConnectError):
         await submit()
-    async with client(base_url=sim.cdn_url) as side_door:
+    async with httpx.AsyncClient(base_url=sim.cdn_url) as side_door:
         await side_door.post("/_simulator/outage", json={"on": False})
     assert (await submit()).status_code == 200
     assert sim.ledger.paid()["total"] == 2
