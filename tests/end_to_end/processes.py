@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
+import pytest
+
 from cli.embedded import temporal_binary
 from longtake.client import DecisionRejected, GenerationNotFound, NoWorker, VideoClient
 from longtake.models import Decision, DecisionAction, GenerateVideoInput, GenerateVideoResult
@@ -436,6 +438,13 @@ def run_stories(stories: Mapping[str, Story], *, at_once: int = 4) -> dict[str, 
         return await asyncio.gather(*map(one, stories.values()), return_exceptions=True)
 
     return dict(zip(stories, asyncio.run(tell()), strict=True))
+
+
+def chosen(request: pytest.FixtureRequest, stories: Sequence[str]) -> list[str]:
+    """The stories of a module that this run asks for: a mark or `-k` may leave others out."""
+    tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {item.callspec.params.get("story") for item in tests}
+    return [story for story in stories if story in asked]
 
 
 class Site:

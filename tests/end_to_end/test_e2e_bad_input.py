@@ -190,6 +190,7 @@ def site(distributed: dict[str, str], tmp_path: Path) -> Iterator[Site]:
     site.stop()
 
 
+@pytest.mark.system
 async def test_a_disk_that_is_full(site: Site, simulator: SimulatorProcess) -> None:
     """No file may grow beyond a limit, which looks like a full disk: nothing is lost, and nothing is paid twice."""
     client = await site.start()

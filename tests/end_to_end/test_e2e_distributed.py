@@ -404,6 +404,7 @@ async def test_an_unreachable_temporal_is_told_at_once(client: Starter, simulato
     assert simulator.posts(prompt) == []
 
 
+@pytest.mark.system
 async def test_the_exit_code_is_the_same_every_time(client: Starter, temporal: DevServer) -> None:
     """The SDK's native threads abort a short-lived interpreter now and then (134, 139): `starter.py` leaves before."""
     client = client.executed()

@@ -16,6 +16,7 @@ from tests.end_to_end.processes import (
     Finished,
     SimulatorProcess,
     Starter,
+    chosen,
     eventually,
     flags,
     processes_of,
@@ -212,31 +213,39 @@ async def nothing_is_left(data: Path) -> None:
 
 STORIES = (
     "two_commands_share_what_they_start",
+    "everything_killed_at_once",
+    "its_temporal_killed",
+    "two_set_ups_in_one_folder",
+)
+MORE_STORIES = (
     "killed_at_the_start",
     "killed_while_it_is_made",
-    "everything_killed_at_once",
     "interrupted",
     "not_waited_for",
     "its_worker_killed",
-    "its_temporal_killed",
-    "two_set_ups_in_one_folder",
     "its_server_slow_to_answer",
 )
+"""Each starts a server and a worker of its own; `make test-system` runs these too."""
 
 
 @pytest.fixture(scope="module")
 def ends(
-    alone: Starter, simulator: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    alone: Starter,
+    simulator: SimulatorProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, BaseException | None]]:
     folder = tmp_path_factory.mktemp("embedded")
     embedded = Embedded(folder, alone.executed(), simulator)
-    yield run_stories({name: getattr(embedded, name) for name in STORIES})
+    yield run_stories({name: getattr(embedded, name) for name in chosen(request, STORIES + MORE_STORIES)})
     kill_all(folder)  # what a story that failed left behind
 
 
 # The stories run in the first one's time; an activity whose worker was killed is given up after 90 s at the latest.
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize(
+    "story", [*STORIES, *(pytest.param(story, marks=pytest.mark.system) for story in MORE_STORIES)]
+)
 def test_embedded(story: str, ends: dict[str, BaseException | None]) -> None:
     if error := ends[story]:
         raise error

@@ -30,6 +30,7 @@ from tests.end_to_end.processes import (
     SimulatorProcess,
     Site,
     Starter,
+    chosen,
     environment,
     flags,
     request,
@@ -261,47 +262,40 @@ STORIES = [
 ]
 LAST = "an_empty_list_of_a_broken_database_is_no_evidence"
 
-CASES = [pytest.param(like, story, id=f"{like}-{story}") for like in (DOCUMENT, NEWAPI) for story in (*STORIES, LAST)]
-
-Ends = dict[tuple[str, str], BaseException | None]
+Ends = dict[str, BaseException | None]
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory, png: bytes) -> Iterator[Ends]:
-    folder = tmp_path_factory.mktemp("gateways")
-    gateways = {like: Gateway(folder / like, like, png) for like in (DOCUMENT, NEWAPI)}
+def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, png: bytes) -> Iterator[Ends]:
+    gateway = Gateway(tmp_path_factory.mktemp("gateways") / request.param, request.param, png)
+    found: Ends = {}
 
-    async def play(like: str, found: Ends) -> None:
-        gateway = gateways[like]
+    async def one(story: str) -> None:
+        try:
+            async with asyncio.timeout(STORY_SECONDS):
+                await getattr(gateway, story)()
+        except BaseException as error:  # noqa: BLE001 - raised again by the story's test
+            found[story] = error
+        else:
+            found[story] = None
+
+    async def play() -> Ends:
         await gateway.start()
-
-        async def one(story: str) -> None:
-            try:
-                async with asyncio.timeout(STORY_SECONDS):
-                    await getattr(gateway, story)()
-            except BaseException as error:  # noqa: BLE001 - raised again by the story's test
-                found[like, story] = error
-            else:
-                found[like, story] = None
-
-        await asyncio.gather(*(one(story) for story in STORIES))
-        await one(LAST)
-
-    async def play_all() -> Ends:
-        found: Ends = {}
-        await asyncio.gather(*(play(like, found) for like in gateways))
+        await asyncio.gather(*(one(story) for story in chosen(request, STORIES)))
+        for story in chosen(request, [LAST]):
+            await one(story)
         return found
 
     try:
-        yield asyncio.run(play_all())
+        yield asyncio.run(play())
     finally:
-        for gateway in gateways.values():
-            gateway.close()
+        gateway.close()
 
 
-# The stories run in the first one's time.
+# The stories run in the first one's time. What the document's gateway does, `test_e2e_distributed` shows in part.
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("like", "story"), CASES)
-def test_gateway(like: str, story: str, ends: Ends) -> None:
-    if error := ends[like, story]:
+@pytest.mark.parametrize("ends", [NEWAPI, pytest.param(DOCUMENT, marks=pytest.mark.system)], indirect=True)
+@pytest.mark.parametrize("story", [*STORIES, LAST])
+def test_gateway(story: str, ends: Ends) -> None:
+    if error := ends[story]:
         raise error

@@ -26,7 +26,8 @@ from tests.end_to_end.processes import (
     request,
 )
 
-NAMESPACES = ("deploy", "empty", "swapped", "anew", "sealed", "race", "setup", "gone")
+NAMESPACES = [f"ledger-{number}" for number in range(6)]
+_unused = iter(NAMESPACES)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,11 @@ class Place:
 
 @pytest.fixture
 def place(
-    request: pytest.FixtureRequest,
     tmp_path: Path,
     server: DevServer,
     simulator: SimulatorProcess,
 ) -> Iterator[Place]:
-    place = Place(tmp_path, request.param, server, simulator)
+    place = Place(tmp_path, next(_unused), server, simulator)
     yield place
     place.close()
 
@@ -87,7 +87,6 @@ def ledgers(store: Path) -> list[Path]:
     return [*store.glob("submit/identity")] if store.exists() else []
 
 
-@pytest.mark.parametrize("place", ["deploy"], indirect=True)
 async def test_a_bad_deploy_beside_good_workers_takes_nothing(place: Place, simulator: SimulatorProcess) -> None:
     good = place.worker("good")
     await good.restart()
@@ -110,7 +109,7 @@ async def test_a_bad_deploy_beside_good_workers_takes_nothing(place: Place, simu
     assert not ledgers(place.store("bad")), "no ledger was begun"
 
 
-@pytest.mark.parametrize("place", ["empty"], indirect=True)
+@pytest.mark.system
 async def test_a_store_that_was_emptied_is_refused(place: Place, simulator: SimulatorProcess) -> None:
     worker, prompt = place.worker("store"), f"emptied {MARK} [sim:ok,label=emptied]"
     await worker.restart()
@@ -127,7 +126,7 @@ async def test_a_store_that_was_emptied_is_refused(place: Place, simulator: Simu
     assert simulator.paid(prompt) == 1
 
 
-@pytest.mark.parametrize("place", ["swapped"], indirect=True)
+@pytest.mark.system
 async def test_a_store_that_is_swapped_under_a_running_worker(place: Place, simulator: SimulatorProcess) -> None:
     """The namespace's ledger is compared before each generation too, not only when the worker starts."""
     worker, starter = place.worker("store"), place.starter("store")
@@ -151,7 +150,7 @@ async def test_a_store_that_is_swapped_under_a_running_worker(place: Place, simu
     assert simulator.paid(prompt) == 1
 
 
-@pytest.mark.parametrize("place", ["race"], indirect=True)
+@pytest.mark.system
 async def test_two_workers_with_two_stores_start_at_the_same_moment(place: Place) -> None:
     workers = [place.worker(name) for name in ("one", "two")]
     for worker in workers:
@@ -167,7 +166,7 @@ async def test_two_workers_with_two_stores_start_at_the_same_moment(place: Place
     assert await loser.ended() == 2
 
 
-@pytest.mark.parametrize("place", ["setup"], indirect=True)
+@pytest.mark.system
 async def test_setup_registers_and_a_new_ledger_is_begun_on_purpose(place: Place, simulator: SimulatorProcess) -> None:
     run = await place.starter("old")("setup")
     assert run.code == 0, run.err
@@ -190,7 +189,7 @@ async def test_setup_registers_and_a_new_ledger_is_begun_on_purpose(place: Place
     assert (made.code, simulator.paid(prompt)) == (0, 1)
 
 
-@pytest.mark.parametrize("place", ["sealed"], indirect=True)
+@pytest.mark.system
 async def test_encrypted_registration(place: Place) -> None:
     key = {"LONGTAKE_ENCRYPTION_KEYS": "k1:" + "A" * 43 + "="}
     await place.worker("store", **key).restart()

@@ -83,6 +83,7 @@ async def doctor(starter: Starter) -> list[str]:
     return [finding["level"] for finding in finished.json() if finding["check"] == PART]
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 async def test_a_database_older_than_the_post(
     site: Site, starter: Starter, simulator: SimulatorProcess, tmp_path: Path
@@ -119,6 +120,7 @@ async def test_a_database_older_than_the_post(
     assert await recover(starter, "--yes") == {}
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 async def test_an_empty_database(site: Site, starter: Starter, simulator: SimulatorProcess) -> None:
     """The new namespace takes the store's ledger; what was delivered, or failed for good, is left alone."""

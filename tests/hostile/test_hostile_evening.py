@@ -138,6 +138,7 @@ async def flood(client: Client, workflow_id: str) -> None:
             await handle.execute_update("poll_now")
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 async def test_a_healthy_generation_among_attacks_is_delivered(simulator: SimulatorProcess, tmp_path: Path) -> None:
     served: list[str] = []

@@ -292,6 +292,7 @@ async def run_job(*command: str | Path, environment: dict[str, str], cwd: Path =
     return told.decode()
 
 
+@pytest.mark.system
 async def test_the_jobs_and_the_workers(services: dict[str, Any], temporal_address: str, tmp_path: Path) -> None:
     """From our code alone, with the commands and environments of the file; only addresses and folders differ."""
     image = tmp_path / "image"
