@@ -107,7 +107,7 @@ async def test_a_decision_to_adopt_owns_what_the_gateway_answers(careless: Worke
 
 
 @pytest.mark.parametrize("extension", [False, True])
-async def test_a_task_is_looked_for_where_it_must_be(
+async def test_a_task_is_searched_for_where_it_must_be(
     careless: Worker, request_for: RequestFor, *, extension: bool
 ) -> None:
     """That of an extension which was paid for again is at the gateway that retries them."""

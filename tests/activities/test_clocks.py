@@ -30,7 +30,7 @@ def _all_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seconds", [600, -600])
-def test_a_clock_that_is_off_is_said_once_and_again_when_it_is_over(
+def test_a_clock_that_is_off_is_logged_once_and_again_when_it_is_over(
     seconds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     off = [seconds * SECOND]

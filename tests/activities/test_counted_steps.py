@@ -71,7 +71,7 @@ async def submitted(counts: Counting, request: GenerateVideoInput) -> Submission
     return SubmissionReceipt.model_validate(await counts.run(counts.worker.submission.submit_generation, input))
 
 
-async def test_a_clip_is_counted_when_it_is_brought_home_and_not_again(
+async def test_a_clip_is_counted_when_it_is_delivered_and_not_again(
     worker: Worker, counts: Counting, request_for: Request
 ) -> None:
     receipt = await submitted(counts, request_for())

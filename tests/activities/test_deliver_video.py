@@ -42,7 +42,7 @@ def input_for(worker: Worker, request_for: Request) -> InputFor:
 
 
 @pytest.fixture(autouse=True)
-def _no_key_leaves_home(sim: Simulator) -> Iterator[None]:
+def _no_key_is_sent_elsewhere(sim: Simulator) -> Iterator[None]:
     yield
     assert sim.ledger.violations() == []
 
@@ -93,7 +93,7 @@ def asked_since(sim: Simulator, count: int) -> list[str]:
 @pytest.mark.parametrize(
     ("tag", "kind", "seconds"), [("ok", FULL, 15), ("ok", FIRST, 8), ("extend_failed", FIRST, 8)], ids=str
 )
-async def test_a_clip_comes_home_whole(  # noqa: PLR0917 - a row of the table
+async def test_a_clip_is_delivered_whole(  # noqa: PLR0917 - a row of the table
     worker: Worker, sim: Simulator, input_for: InputFor, tag: str, kind: DeliveryKind, seconds: float
 ) -> None:
     input = await input_for(tag, kind)

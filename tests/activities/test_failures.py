@@ -260,14 +260,14 @@ def test_gone_for_good_ends_a_delivery() -> None:
     assert not read(application_error(GONE, DELIVER, gone_for_good=True)).retried
 
 
-def test_what_the_gateway_told_is_in_the_details() -> None:
+def test_the_gateways_answer_is_in_the_details() -> None:
     for step, error in ((SUBMIT, GatewayBusy("wait", **TOLD)), (POLL, KeyRefused("no", **TOLD))):  # type: ignore[arg-type]
         details = read(application_error(error, step)).details
         told = (details.http_status, details.gateway_code, details.gateway_message, details.request_id)
         assert told == (429, "a_code", "in its words", "req-1")
 
 
-def test_an_unknown_submission_says_when_it_left_and_what_the_gateway_told() -> None:
+def test_an_unknown_submission_names_when_it_was_sent_and_the_gateways_answer() -> None:
     cause = ResponseLost("the gateway failed", **TOLD)  # type: ignore[arg-type]
     failure = read(application_error(OutcomeUnknown("?", slot=3, sent_at=SENT_AT, cause=cause), SUBMIT))
     details = failure.details
@@ -289,7 +289,7 @@ def test_what_is_paid_before_submitting_is_nothing() -> None:
             assert rule.paid is NO
 
 
-def test_only_a_refusal_or_a_proof_may_say_that_nothing_was_paid() -> None:
+def test_only_a_refusal_or_a_proof_means_that_nothing_was_paid() -> None:
     """The workflow hands `paid: no` to callers, who then may take a new key."""
     said = {rule.error for rule in RULES if SUBMIT in rule.steps and rule.paid is NO}
     assert said == {

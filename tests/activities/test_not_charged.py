@@ -155,7 +155,7 @@ async def test_what_is_accepted_late_is_seen_by_the_second_check(site: Site, tag
     assert (found.clear, found.resubmittable, found.candidates) == (False, False, ("task_late",))
 
 
-async def test_the_log_of_another_key_says_nothing(site: Site, hire: Hire) -> None:
+async def test_the_log_of_another_key_proves_nothing(site: Site, hire: Hire) -> None:
     await site.in_doubt()
     site.passes()
     await site.submit(key="after")
@@ -167,7 +167,7 @@ async def test_the_log_of_another_key_says_nothing(site: Site, hire: Hire) -> No
     assert (found.charged, found.resubmittable, found.clear) == (Paid.UNKNOWN, False, False)
 
 
-async def test_a_gateway_whose_clock_is_wrong_says_nothing(site: Site) -> None:
+async def test_a_gateway_whose_clock_is_wrong_proves_nothing(site: Site) -> None:
     await site.in_doubt()
     site.passes()
     await site.submit(key="after")

@@ -82,7 +82,7 @@ async def test_what_was_paid_for_is_collected_though_downloads_are_blocked_now(
         await worker.run(worker.submission.prepare_generation, PrepareInput(key="paid", request=request_for()))
 
 
-async def test_a_task_to_take_over_is_looked_at_first(worker: Worker, request_for: Request) -> None:
+async def test_a_task_to_take_over_is_polled_first(worker: Worker, request_for: Request) -> None:
     input = PrepareInput(key="theirs", request=request_for(task_id="task_mistyped"))
     failure = await failure_of(worker.run(worker.submission.prepare_generation, input))
     assert (failure.type, failure.retried, failure.details.paid) == ("InvalidRequest", False, Paid.NO)
@@ -96,7 +96,9 @@ async def test_a_task_to_take_over_that_is_there(worker: Worker, sim: Simulator,
     assert len(sim.ledger.submissions()) == 1
 
 
-async def test_a_wrong_key_is_told_before_anything_is_paid(hire: Hire, sim: Simulator, request_for: Request) -> None:
+async def test_a_wrong_key_is_reported_before_anything_is_paid(
+    hire: Hire, sim: Simulator, request_for: Request
+) -> None:
     worker = hire(key="expired-key")
     failure = await failure_of(worker.run(worker.submission.prepare_generation, PrepareInput(request=request_for())))
     assert (failure.type, failure.retried, failure.details.paid) == ("SubmissionRefused", False, Paid.NO)

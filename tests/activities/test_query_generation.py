@@ -135,7 +135,7 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize(("tag", "kind", "retried", "status"), TROUBLE, ids=[row[0] for row in TROUBLE])
-async def test_trouble_is_told_apart_and_the_next_look_is_good(  # noqa: PLR0917 - a row of the table
+async def test_failures_are_distinguished_and_the_next_poll_succeeds(  # noqa: PLR0917 - a row of the table
     worker: Worker, input_for: InputFor, tag: str, kind: str, retried: bool, status: int | None
 ) -> None:
     input = await input_for(f"{tag},polls=1")
@@ -152,7 +152,7 @@ async def test_a_gateway_that_asks_for_patience_gets_it(worker: Worker, input_fo
     assert failure.delay.total_seconds() == 9
 
 
-async def test_a_store_that_is_away_costs_no_look(worker: Worker, input_for: InputFor, tmp_path: Path) -> None:
+async def test_a_store_that_is_away_costs_no_poll(worker: Worker, input_for: InputFor, tmp_path: Path) -> None:
     input = await input_for("ok")
     (tmp_path / "store").rename(tmp_path / "unmounted")
     assert (await look(worker, input)).state is TaskState.COMPLETED
@@ -220,7 +220,7 @@ async def test_a_refund_is_read_from_the_task_or_else_from_the_usage_log(  # noq
 
 
 @pytest.mark.parametrize("trouble", ["500", "429", "closed", "another key", "an extension"])
-async def test_a_usage_log_that_does_not_tell_leaves_the_refund_unknown(
+async def test_a_usage_log_without_the_charge_leaves_the_refund_unknown(
     worker: Worker, sim: Simulator, input_for: InputFor, trouble: str
 ) -> None:
     input = await input_for("generate_failed")

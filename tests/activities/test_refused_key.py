@@ -82,7 +82,7 @@ def site(hire: Hire, sim: Simulator, request_for: Request) -> Site:
     return Site(hire(), sim, request_for(on_key_refused="wait"))
 
 
-async def test_out_of_quota_is_told_apart_from_a_wrong_key(
+async def test_out_of_quota_is_distinguished_from_a_wrong_key(
     hire: Hire, site: Site, request_for: Request, sim: Simulator
 ) -> None:
     empty = await failure_of(site.submit(1))

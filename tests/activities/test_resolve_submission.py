@@ -114,7 +114,7 @@ async def test_where_nothing_was_made_there_is_no_candidate(worker: Worker, in_d
     assert any("0 charges" in line for line in found.evidence)
 
 
-async def test_a_witness_who_is_not_heard_proves_nothing(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
+async def test_a_record_that_cannot_be_read_proves_nothing(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
     sim.world.account_open = False
     await in_doubt()
     found = await reconcile(worker)
@@ -122,7 +122,7 @@ async def test_a_witness_who_is_not_heard_proves_nothing(worker: Worker, sim: Si
     assert found.evidence
 
 
-async def test_witnesses_are_not_heard_while_it_may_be_under_way(
+async def test_records_are_not_read_while_it_may_be_under_way(
     worker: Worker, sim: Simulator, in_doubt: InDoubt, tmp_path: Path
 ) -> None:
     await in_doubt(over=False)
@@ -135,7 +135,7 @@ async def test_witnesses_are_not_heard_while_it_may_be_under_way(
     assert not [entry for entry in sim.ledger.entries if entry.get("kind") == "account"]
 
 
-async def test_where_nothing_is_in_doubt_it_says_so(worker: Worker, request_for: Request) -> None:
+async def test_reconciling_what_is_not_in_doubt_returns_what_is_known(worker: Worker, request_for: Request) -> None:
     assert (await reconcile(worker)).clear
     submitted = await submit(worker, request_for())
     found = await reconcile(worker)
@@ -156,7 +156,9 @@ async def test_a_decision_to_adopt_is_written_down(worker: Worker, sim: Simulato
     assert len(sim.ledger.submissions()) == 1
 
 
-async def test_a_mistyped_decision_changes_nothing(worker: Worker, sim: Simulator, in_doubt: InDoubt) -> None:
+async def test_a_decision_with_a_wrong_task_id_changes_nothing(
+    worker: Worker, sim: Simulator, in_doubt: InDoubt
+) -> None:
     await in_doubt()
     (made,) = [entry["task_id"] for entry in sim.ledger.submissions(paid=True)]
     failure = await failure_of(resolve(worker, "task_mistyped"))
@@ -424,7 +426,7 @@ async def test_an_extension_is_paid_for_again_once_beside_the_first_payment(
     assert (await worker.run(worker.polling.query_generation, look)).state is TaskState.COMPLETED
 
 
-async def test_an_extension_in_doubt_has_no_witness_and_is_not_paid_for_again(
+async def test_an_extension_in_doubt_has_no_record_and_is_not_paid_for_again(
     worker: Worker, sim: Simulator, request_for: Request
 ) -> None:
     first = await submit(worker, request_for("extend_failed,remix"))
@@ -494,7 +496,7 @@ async def close(worker: Worker, key: str = KEY, *, at: datetime) -> ClosedSubmis
     return closed
 
 
-async def test_a_decision_settles_the_submission_that_was_asked_about_and_no_other(
+async def test_a_decision_resolves_the_submission_that_was_asked_about_and_no_other(
     worker: Worker, sim: Simulator, in_doubt: InDoubt, request_for: Request
 ) -> None:
     """Replayed by a reset, or by an attempt that was frozen: the second submission is another question."""
@@ -550,7 +552,7 @@ async def test_what_was_scheduled_before_it_was_closed_is_not_sent_and_what_come
     assert (await submit(worker, request_for())).slot == 2
 
 
-async def test_closing_tells_what_was_paid_and_what_is_in_doubt(
+async def test_closing_returns_what_was_paid_and_what_is_in_doubt(
     worker: Worker, in_doubt: InDoubt, request_for: Request
 ) -> None:
     receipt = await submit(worker, request_for(), "paid")
@@ -614,7 +616,7 @@ def named(worker: Worker) -> Worker:
     ("allowed", "confirms", "resubmit"),
     [(False, True, Resubmit.NEVER), (True, False, Resubmit.IF_CONFIRMED), (True, True, Resubmit.NOW)],
 )
-async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_find_is_told(
+async def test_the_records_are_asked_with_all_that_is_known_and_all_findings_are_returned(
     named: Worker,
     monkeypatch: pytest.MonkeyPatch,
     *,
@@ -639,7 +641,7 @@ async def test_the_witnesses_are_asked_with_all_that_is_known_and_all_that_they_
     assert facts == {"writer": WHO, "resubmit": resubmit}
 
 
-async def test_where_nothing_was_found_nothing_is_told_and_what_is_hidden_lies_in_the_store(
+async def test_where_nothing_was_found_nothing_is_returned_and_hidden_words_are_in_the_store(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     findings = [Reconciliation(), Reconciliation(evidence=("one", "two"))]
@@ -668,7 +670,7 @@ async def test_what_the_store_did_not_take_is_recorded_whole(named: Worker, monk
     assert taken == [(KEY, RECEIPT)]
 
 
-async def test_who_submits_closes_settles_and_takes_over_is_named(
+async def test_who_submits_closes_resolves_and_takes_over_is_named(
     named: Worker, in_doubt: InDoubt, request_for: Request, sim: Simulator
 ) -> None:
     async def intent(key: str, slot: int = 1) -> dict[str, Any]:

@@ -186,7 +186,7 @@ async def test_links_to_private_addresses_do_not_end_a_delivery(hire: Hire, subm
     assert (await deliver(worker, task_id, FULL)).source == "the gateway's content route"
 
 
-async def test_a_delivery_tells_what_the_verdict_could_not(
+async def test_a_delivery_returns_what_the_verdict_could_not(
     worker: Worker, sim: Simulator, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sim.world.account_open = False  # the usage log would tell the refund

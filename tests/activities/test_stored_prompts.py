@@ -116,7 +116,7 @@ async def no_text(store: Store, _: GenerateVideoInput) -> str:
         (no_text, "UTF-8"),
     ],
 )
-async def test_what_is_wrong_with_a_stored_prompt_is_told_and_nothing_is_sent(
+async def test_what_is_wrong_with_a_stored_prompt_is_reported_and_nothing_is_sent(
     worker: Worker, sim: Simulator, hidden: GenerateVideoInput, spoil: Callable[..., Any], says: str
 ) -> None:
     request = hidden.model_copy(update={"prompt": await spoil(worker.store, hidden)})

@@ -61,7 +61,7 @@ async def test_the_heartbeat_holds_the_evidence_before_the_store_does(worker: Wo
     )
 
 
-async def test_evidence_of_the_attempt_before_survives_every_heartbeat_and_settles_the_slot(
+async def test_evidence_of_the_attempt_before_survives_every_heartbeat_and_resolves_the_slot(
     hire: Hire, sim: Simulator, submit: Submit, store: Store
 ) -> None:
     """Killed between the answer and the record: the next attempt finds the id in its heartbeat details."""
@@ -218,7 +218,7 @@ async def test_a_ledger_that_is_away_is_waited_for_and_nothing_is_sent(
     assert sim.ledger.submissions() == []
 
 
-async def test_an_outcome_the_store_did_not_take_is_told_and_written_by_the_next_activity(
+async def test_an_outcome_the_store_did_not_take_is_returned_and_written_by_the_next_activity(
     hire: Hire, sim: Simulator, submit: Submit, store: Store
 ) -> None:
     class Full(Store):

@@ -133,7 +133,7 @@ def _note(run: RunOfKey, event: HistoryEvent, scheduled: dict[int, tuple[str, Js
         case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
             done = event.activity_task_completed_event_attributes
             name, asked = scheduled[done.scheduled_event_id]
-            _note_settlement(run, name, asked, _json(list(done.result.payloads)))
+            _note_resolution(run, name, asked, _json(list(done.result.payloads)))
         case EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
             failed = event.workflow_task_failed_event_attributes
             cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
@@ -146,7 +146,7 @@ def _note(run: RunOfKey, event: HistoryEvent, scheduled: dict[int, tuple[str, Js
             _note_end(run, event)
 
 
-def _note_settlement(run: RunOfKey, name: str, asked: Json, result: Json) -> None:
+def _note_resolution(run: RunOfKey, name: str, asked: Json, result: Json) -> None:
     if name in {"submit_generation", "submit_extension"} and result.get("attached"):
         run.found_by_owner += 1
     doubt = _open_doubt(run, asked.get("key", "")) if name in {"reconcile_submission", "resolve_submission"} else None

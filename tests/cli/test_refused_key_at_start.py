@@ -11,7 +11,7 @@ from longtake.settings import Settings
 from simulator import SimulatorSettings, serve
 
 
-async def test_only_who_does_not_wait_is_told_at_once(tmp_path: Path) -> None:
+async def test_only_who_does_not_wait_gets_the_refusal_at_once(tmp_path: Path) -> None:
     async with serve(SimulatorSettings(tmp_path, "the-key-that-pays")) as simulator:
         settings = Settings(gateway_url=simulator.url, gateway_api_key=(SecretStr("another"),))
         with pytest.raises(CommandProblem) as told:

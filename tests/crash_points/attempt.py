@@ -129,7 +129,7 @@ async def _worker(attempt: Attempt) -> AsyncIterator[Worker]:
             workflow_id=f"video-{attempt.key}",
             attempt=attempt.number,
             scheduled_time=datetime.now(UTC),
-            heartbeat_details=_told_before(attempt),
+            heartbeat_details=_shown_before(attempt),
         )
         worker.environment.on_heartbeat = lambda *details: _write(
             attempt.heartbeat(attempt.number), json.dumps(details)
@@ -137,7 +137,7 @@ async def _worker(attempt: Attempt) -> AsyncIterator[Worker]:
         yield worker
 
 
-def _told_before(attempt: Attempt) -> tuple[Any, ...]:
+def _shown_before(attempt: Attempt) -> tuple[Any, ...]:
     path = attempt.heartbeat(attempt.heartbeat_of)
     return tuple(json.loads(path.read_text())) if attempt.heartbeat_of and path.exists() else ()
 

@@ -140,7 +140,7 @@ def _is_tried_again(end: str | None) -> bool:
 @pytest.mark.parametrize(
     ("blow", "workers"), [("kill", 1), ("kill", 2), ("stop", 1), ("stop", 2), ("cut", 1), ("cut", 2)]
 )
-async def test_no_instant_of_a_submission_pays_twice_or_says_what_is_not_so(
+async def test_no_instant_of_a_submission_pays_twice_or_returns_what_is_not_so(
     sim: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str], blow: Blow, workers: int
 ) -> None:
     instants = await instants_of(attempt_of(sim, tmp_path, "undisturbed"))

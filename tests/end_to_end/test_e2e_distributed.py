@@ -387,7 +387,7 @@ async def test_a_dry_run_sends_and_stores_nothing(
     assert [path for path in store.rglob("*") if path.is_file()] == []
 
 
-async def test_an_unreachable_temporal_is_told_at_once(client: Starter, simulator: SimulatorProcess) -> None:
+async def test_an_unreachable_temporal_is_reported_at_once(client: Starter, simulator: SimulatorProcess) -> None:
     nowhere = client.but(TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
     prompt = f"unreachable {MARK}"
     runs = await asyncio.gather(

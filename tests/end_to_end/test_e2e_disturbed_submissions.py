@@ -69,7 +69,7 @@ class Disturbed:
         """Whatever an operator does to an activity or a workflow that is just paying, it pays once and delivers."""
         acts = (
             self._resets_the_activity,
-            self._resets_the_activity_and_what_it_told,
+            self._resets_the_activity_and_its_heartbeat_details,
             self._pauses_and_unpauses_the_activity,
             self._resets_the_workflow,
             self._terminates_it_and_starts_the_key_again,
@@ -98,7 +98,7 @@ class Disturbed:
     async def _resets_the_activity(self, key: str) -> None:
         await self._cli.activity("reset", key, await self._submission_of(key))
 
-    async def _resets_the_activity_and_what_it_told(self, key: str) -> None:
+    async def _resets_the_activity_and_its_heartbeat_details(self, key: str) -> None:
         await self._cli.activity("reset", key, await self._submission_of(key), "--clear-heartbeat-details")
 
     async def _pauses_and_unpauses_the_activity(self, key: str) -> None:

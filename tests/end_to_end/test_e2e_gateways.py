@@ -159,7 +159,7 @@ class Gateway:
         """Against the document's gateway the task was made, and is found; the other one gave the money back."""
         prompt = f"a {MARK} [sim:do_request_failed,times=1,label=error]"
         await self._client.start("error", request(prompt, model="veo_3_1-hd-remix"))
-        await self._ends_as_told("error", prompt, gave_back=self._like == NEWAPI)
+        await self._ends_paid_once("error", prompt, gave_back=self._like == NEWAPI)
 
     async def an_answered_error_names_its_request_to_whoever_decides(self) -> None:
         """The account's usage log can be searched for it."""
@@ -177,7 +177,7 @@ class Gateway:
         """The one gateway goes on and is paid, the other one gives it back."""
         prompt = f"a {MARK} [sim:submit_hang,times=1,label=hang]"
         await self._client.start("hang", request(prompt, model="veo_3_1-fl-remix", images=[_LINK]))
-        await self._ends_as_told("hang", prompt, gave_back=self._like == NEWAPI)
+        await self._ends_paid_once("hang", prompt, gave_back=self._like == NEWAPI)
 
     async def an_empty_list_of_a_broken_database_is_no_evidence(self) -> None:
         """Last, and alone: the whole list is broken meanwhile."""
@@ -190,7 +190,7 @@ class Gateway:
         assert len(self.simulator.posts(prompt)) == 1
         await self._set("account", {"tasks": ""})
 
-    async def _ends_as_told(self, key: str, prompt: str, *, gave_back: bool) -> None:
+    async def _ends_paid_once(self, key: str, prompt: str, *, gave_back: bool) -> None:
         """It ends full, paid once; where the money was given back, only after a person has been asked."""
         asked = await self._asks(key)
         assert len(self.simulator.posts(prompt)) == 1, "sent again unasked"

@@ -115,7 +115,7 @@ client_key_path = "{fronts.client.key}"
 """
 
 
-async def test_what_keeps_a_connection_from_being_made_is_said(
+async def test_what_keeps_a_connection_from_being_made_is_reported(
     fronts: Fronts, base: dict[str, str], starter: Starter, temporal: DevServer, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -115,7 +115,7 @@ async def test_one_trace_from_the_command_through_a_killed_worker_to_each_gatewa
     assert "detach" not in site.worker.log()
 
 
-async def test_the_gateway_is_told_nothing_unless_a_setting_says_so(
+async def test_the_gateway_gets_no_trace_headers_unless_a_setting_allows_them(
     client: Starter, distributed: dict[str, str], collector: Collector, simulator: SimulatorProcess, tmp_path: Path
 ) -> None:
     """Traces are on, and `LONGTAKE_TRACE_GATEWAY` is not set: the test above is the control."""

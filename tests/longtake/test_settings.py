@@ -261,7 +261,7 @@ def test_bad_value_is_named_and_never_repeated(environment: pytest.MonkeyPatch, 
     assert SECRET not in said
 
 
-def test_all_mistakes_are_told_at_once(environment: pytest.MonkeyPatch) -> None:
+def test_all_mistakes_are_reported_at_once(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("LONGTAKE_TYPO", "1")
     said = problem(environment, EXPECTED_SECONDS="0", LOG_FORMAT=SECRET)
     for name in ("LONGTAKE_TYPO", "LONGTAKE_EXPECTED_SECONDS", "LONGTAKE_LOG_FORMAT"):

@@ -220,7 +220,7 @@ def test_keep_is_handed_to_the_demo() -> None:
     ],
     ids=["absent", "too old", "without venv", "venv fails"],
 )
-def test_a_machine_that_cannot_be_set_up_is_told_why(tmp_path: Path, python: str | None, told: str) -> None:
+def test_a_machine_that_cannot_be_set_up_gets_the_reason(tmp_path: Path, python: str | None, told: str) -> None:
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "requirements/uv.txt", "requirements/demo.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

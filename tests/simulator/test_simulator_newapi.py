@@ -240,7 +240,7 @@ async def test_an_image_must_not_be_a_file_part(sim: Simulator, http: httpx.Asyn
     assert (await http.post("/v1/videos", files=[*parts("x"), image])).status_code == 200
 
 
-async def test_the_link_dies_once_for_all(http: httpx.AsyncClient, submit: Submit) -> None:
+async def test_the_link_expires_once_for_all(http: httpx.AsyncClient, submit: Submit) -> None:
     task_id = await task_of(submit, "ok,link_seconds=25")
     async with httpx.AsyncClient() as anybody:
         link = (await envelope(http, task_id))["data"]["video_url"]

@@ -162,7 +162,7 @@ async def test_a_lost_row_is_never_found(http: httpx.AsyncClient, submit: Submit
 
 
 @pytest.mark.parametrize("word", [row.name for row in SCENARIOS.values() if row.kind == "query"])
-async def test_a_query_fault_lasts_for_its_looks(
+async def test_a_query_fault_lasts_for_its_polls(
     sim: Simulator, http: httpx.AsyncClient, submit: Submit, word: str
 ) -> None:
     task_id = (await submit(f"{word},polls=1,after=1,delay=1")).json()["task_id"]
@@ -194,7 +194,7 @@ async def test_the_seven_shapes(finished: Any) -> None:
     assert (await finished("S4,generate_failed"))["data"]["error"]["code"] == "generate_failed"
 
 
-async def test_s5_ends_after_its_looks(http: httpx.AsyncClient, submit: Submit) -> None:
+async def test_s5_ends_after_its_polls(http: httpx.AsyncClient, submit: Submit) -> None:
     task_id = (await submit("S5,polls=1")).json()["task_id"]
     bodies = [(await http.get(f"/v1/videos/{task_id}")).json() for _ in range(2)]
     assert bodies[0]["data"] is None

@@ -201,7 +201,7 @@ async def test_remix_is_off_unless_it_is_allowed_and_then_it_is_paid(sim: Simula
     assert unknown.json()["code"] == "task_origin_not_exist"
 
 
-async def test_witnesses(sim: Simulator, http: httpx.AsyncClient, submit: Submit) -> None:
+async def test_account_records(sim: Simulator, http: httpx.AsyncClient, submit: Submit) -> None:
     task_id = (await submit("extend_failed")).json()["task_id"]
     assert (await http.get("/api/task/self")).status_code == 401
     headers = {"Authorization": sim.settings.access_token, "New-Api-User": "2"}
@@ -217,7 +217,7 @@ async def test_witnesses(sim: Simulator, http: httpx.AsyncClient, submit: Submit
     assert len((await http.get("/v1/models")).json()["data"]) == 8
 
 
-async def test_witnesses_are_rationed_and_can_be_closed(http: httpx.AsyncClient) -> None:
+async def test_account_records_are_rate_limited_and_can_be_closed(http: httpx.AsyncClient) -> None:
     answers = [(await http.get("/api/log/token")).status_code for _ in range(21)]
     assert answers == [200] * 20 + [429]
     await http.post("/_simulator/account", json={"open": False})

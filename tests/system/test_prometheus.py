@@ -270,7 +270,7 @@ def test_gateway_errors_are_counted_by_code(prometheus: Prometheus) -> None:
     }
 
 
-def test_seconds_by_stage_looks_verdicts_and_bytes(prometheus: Prometheus) -> None:
+def test_seconds_by_stage_polls_verdicts_and_bytes(prometheus: Prometheus) -> None:
     stages = prometheus.values("sum by (stage) (longtake_stage_duration_seconds_count)", "stage")
     # Who asks has left `awaiting_decision` as little as the one in doubt.
     assert stages.keys() == {"preparing", "submitting", "first_segment", "extending", "delivering"}

@@ -268,7 +268,7 @@ async def test_decision_that_is_not_offered_is_refused_with_the_reason(page: Pag
     assert (await play.client.status("order-1005-in-doubt")).stage is Stage.AWAITING_DECISION
 
 
-async def test_resume_sent_from_the_page_looks_at_once(page: Page, play: Play) -> None:
+async def test_poll_now_sent_from_the_page_polls_at_once(page: Page, play: Play) -> None:
     before = (await play.client.status("order-1007-needs-key")).polls
     await details(page, play, "order-1007-needs-key")
     form = await update(page, "poll_now")

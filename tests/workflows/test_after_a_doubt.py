@@ -67,7 +67,7 @@ def test_what_took_too_long_says_so_and_asks_for_the_worker() -> None:
 
 
 @pytest.mark.parametrize(("advice", "shown"), [("do this", "do this"), ("", CHECK_YOURSELF)])
-def test_what_ends_in_doubt_tells_all_that_is_known(advice: str, shown: str) -> None:
+def test_what_ends_in_doubt_carries_all_that_is_known(advice: str, shown: str) -> None:
     failed = resolving.outcome_unknown(cause("GatewayBusy", advice=advice, paid=Paid.NO))
     assert (failed.kind, failed.message) == ("SubmissionOutcomeUnknown", "what happened")
     assert failed.details == KNOWN.model_copy(update={"paid": Paid.UNKNOWN, "advice": shown})
@@ -81,7 +81,7 @@ def test_what_ends_in_doubt_tells_all_that_is_known(advice: str, shown: str) -> 
         (FailureDetails(sent_at=NOW, request_id="r1"), ("2026-07-01 12:00:00 UTC", "r1")),
     ],
 )
-def test_whoever_looks_for_it_learns_when_it_left(doubt: FailureDetails, told: tuple[str, ...]) -> None:
+def test_the_failure_names_when_it_was_sent(doubt: FailureDetails, told: tuple[str, ...]) -> None:
     lines = resolving._sent(doubt)
     assert len(lines) == (1 if doubt.sent_at else 0)
     assert all(fact in lines[0] for fact in told)

@@ -228,7 +228,7 @@ async def test_what_this_run_did_not_pay_is_not_counted_again(
 
 
 @pytest.mark.parametrize("polls_per_run", [1, 300])
-async def test_an_extension_that_is_paid_for_again_is_told_apart(
+async def test_an_extension_that_is_paid_for_again_is_counted_separately(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, polls_per_run: int
 ) -> None:
     monkeypatch.setattr(watching, "POLLS_PER_RUN", polls_per_run)

@@ -76,7 +76,7 @@ async def test_decision_that_nobody_asked_for_is_rejected(rig: Rig) -> None:
 TASK_ID_RULE = "a task id has 1 to 255 characters: letters, digits and . _ : -"
 
 
-async def test_decision_names_the_submission_that_it_settles(rig: Rig) -> None:
+async def test_decision_names_the_submission_that_it_resolves(rig: Rig) -> None:
     """After another one the ledger is asked about that one: an old decision says nothing about it."""
     second = refusal("SubmissionOutcomeUnknown", "no answer", paid=Paid.UNKNOWN, slot=2)
     script = {"submit": [UNKNOWN, second, accepted()], "resolve": [Resolution()] * 2}

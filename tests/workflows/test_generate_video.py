@@ -34,7 +34,7 @@ from workflows.steps import poll
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_full_video_is_delivered_and_everything_about_it_is_told(rig: Rig) -> None:
+async def test_full_video_is_delivered_and_everything_about_it_is_returned(rig: Rig) -> None:
     polls = [running(10), running(61, remix_id="video_first", remix_id_extend="video_second"), completed()]
     generation = await rig.generate(Script(polls=polls, deliver=FULL), key="order-17")
 
@@ -91,7 +91,7 @@ async def test_where_the_task_lives_goes_with_every_poll_and_delivery(rig: Rig) 
         ]
 
 
-async def test_closed_generation_still_answers_and_its_page_tells_the_story(rig: Rig) -> None:
+async def test_closed_generation_still_answers_and_its_page_shows_what_happened(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[completed()], deliver=FULL))
     await generation.result()
 
@@ -124,7 +124,7 @@ async def test_page_says_that_there_is_nothing_to_do(rig: Rig) -> None:
     assert "**What to do:** nothing." in await generation.page()
 
 
-async def test_history_tells_the_story_by_summaries_and_has_no_failed_task(rig: Rig) -> None:
+async def test_history_shows_each_step_by_its_summary_and_has_no_failed_task(rig: Rig) -> None:
     generation = await rig.generate(Script(polls=[running(10), completed()], deliver=FULL))
     await generation.result()
 

@@ -128,7 +128,7 @@ async def test_poll_now_during_the_poll_that_brings_the_verdict_skips_no_later_w
 
 
 @pytest.mark.parametrize("kind", ["InvalidResponse", "TaskNotFound", "Defect", "NeverHeardOf"])
-async def test_poll_that_tells_nothing_is_shown_and_polled_again(rig: Rig, kind: str) -> None:
+async def test_poll_without_a_status_is_shown_and_repeated(rig: Rig, kind: str) -> None:
     third = Held(completed(remix_id=None))
     polls = [running(61, remix_id="video_first"), refusal(kind, "an HTML page"), third]
     generation = await rig.generate(Script(polls=polls, deliver=FULL))

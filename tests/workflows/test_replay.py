@@ -142,7 +142,7 @@ def values(value: Any, wanted: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
-def test_history_tells_nothing_of_the_machine_it_was_recorded_on(path: Path) -> None:
+def test_history_names_nothing_of_the_machine_it_was_recorded_on(path: Path) -> None:
     recorded = json.loads(path.read_text())
     assert set(values(recorded, "identity")) == {IDENTITY}
     assert list(values(recorded, "stackTrace")) == []

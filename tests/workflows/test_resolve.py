@@ -101,7 +101,7 @@ async def test_unknown_outcome_ends_and_is_never_sent_again(rig: Rig, unknown: A
     assert len(scheduled) == 3 + len(asked)
 
 
-async def test_doubt_that_no_time_settles_is_an_unknown_outcome(rig: Rig) -> None:
+async def test_doubt_that_no_time_resolves_is_an_unknown_outcome(rig: Rig) -> None:
     doubt = refusal("SubmissionInDoubt", "still sending?", retried=True, after=2 * MINUTE, paid=Paid.UNKNOWN)
     closed = ClosedSubmission(in_doubt=FailureDetails(slot=1))
     generation = await rig.generate(Script(submit=again(doubt), close=[closed], reconcile=[NO_RECORDS]))

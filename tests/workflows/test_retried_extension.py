@@ -216,7 +216,7 @@ async def test_extension_without_a_remix_id_cannot_be_retried(rig: Rig) -> None:
     assert (await generation.result()).warnings == ("the extension was not retried: its remix_id is not known",)
 
 
-async def test_remix_id_that_was_told_earlier_is_enough_for_a_retry(rig: Rig) -> None:
+async def test_remix_id_of_an_earlier_poll_is_enough_for_a_retry(rig: Rig) -> None:
     polls = [running(20, remix_id="video_first"), extend_failed(remix_id=None), completed()]
     generation = await rig.generate(retrying(polls=polls), on_extend_failed="retry")
     assert (await generation.result()).outcome == "full"

@@ -243,7 +243,7 @@ async def test_what_the_gateway_may_answer(status: int, body: str, level: Level)
     assert found[0] is level, found
 
 
-async def test_a_gateway_that_is_not_there_is_said_once() -> None:
+async def test_a_gateway_that_is_not_there_is_reported_once() -> None:
     given = {"gateway_url": f"http://{await unused()}", "gateway_api_key": f"{KEY},{OTHER}"}
     (found,) = await findings(check_parts.gateway, **given)
     assert found[0] is PROBLEM
@@ -279,7 +279,7 @@ async def test_the_gateways_clock(ahead: timedelta, level: Level) -> None:
     assert level is OK or ("ahead of" in found[1]) == (ahead > timedelta(0))
 
 
-async def test_a_gateway_that_tells_no_time_is_no_problem(gateway: Any) -> None:
+async def test_a_gateway_without_a_date_header_is_no_problem(gateway: Any) -> None:
     found = await findings(check_parts.clock, **gateway.settings, gateway_api_key=KEY)
     assert [level for level, _ in found] == [OK]
     assert judge_clock("Temporal", timedelta(0)).level is OK

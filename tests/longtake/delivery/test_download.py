@@ -174,7 +174,7 @@ async def failure(store: Store, fetcher: Fetcher, *urls: str | Source, **facts: 
     return caught.value
 
 
-async def test_brings_a_clip_home(store: Store, fetcher: Fetcher, clip: bytes) -> None:
+async def test_downloads_a_clip(store: Store, fetcher: Fetcher, clip: bytes) -> None:
     progress: list[tuple[int, int | None]] = []
     async with WebServer([whole(clip)]) as web:
         receipt = await bring(

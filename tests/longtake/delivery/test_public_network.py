@@ -164,7 +164,7 @@ async def test_the_name_still_goes_into_tls_and_is_held_against_the_certificate(
 
 
 @pytest.mark.usefixtures("public_loopback")
-async def test_an_authority_that_is_not_trusted_is_told_with_what_to_set(
+async def test_an_authority_that_is_not_trusted_is_reported_with_what_to_set(
     store: Store, clip: bytes, names: Callable[..., Names], tmp_path: Path
 ) -> None:
     names(cdn_example=[["127.0.0.2"]])
@@ -311,7 +311,7 @@ def test_the_environment_is_read_as_by_the_client_that_pays(
 # --- Before anything is paid ----------------------------------------------------------------------------------------
 
 
-async def test_the_free_look_goes_the_way_of_downloads(
+async def test_the_free_check_goes_the_way_of_downloads(
     names: Callable[..., Names], authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names(gateway_example=NOT_HERE)
@@ -327,7 +327,7 @@ async def test_the_free_look_goes_the_way_of_downloads(
     assert "authorization" not in gateway.requests[0].headers
 
 
-async def test_the_free_look_says_what_to_set(
+async def test_the_free_check_names_what_to_set(
     names: Callable[..., Names], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names(gateway_example=NOT_HERE)

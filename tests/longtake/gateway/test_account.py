@@ -488,7 +488,7 @@ class TestClosed:
         clock.now += 1
         assert (await ask(account_client)).tasks == ()
 
-    async def test_one_closed_witness_does_not_silence_the_other(
+    async def test_one_closed_record_does_not_close_the_other(
         self, console: Console, account_client: AccountClient
     ) -> None:
         console.on[TASKS] = CLOSED

@@ -50,7 +50,7 @@ def test_nothing_is_stopped_before_the_key_is_refused(breaker: KeyBreaker) -> No
     assert not is_open(breaker)
 
 
-def test_what_the_gateway_said_is_told_again_and_marked(breaker: KeyBreaker) -> None:
+def test_the_gateways_answer_is_repeated_and_marked(breaker: KeyBreaker) -> None:
     breaker.refused(EMPTY)
     with pytest.raises(QuotaExhausted, match=r"^out of quota") as caught:
         breaker.check()
@@ -96,7 +96,7 @@ def test_a_worker_that_was_restarted_lets_one_try(breaker: KeyBreaker) -> None:
     assert [trial(breaker) for _ in range(3)] == [True, None, None]
 
 
-def test_a_list_of_models_says_nothing_about_the_quota(breaker: KeyBreaker) -> None:
+def test_a_list_of_models_proves_nothing_about_the_quota(breaker: KeyBreaker) -> None:
     breaker.refused(EMPTY)
     breaker.accepted(preflight=True)
     assert is_open(breaker)

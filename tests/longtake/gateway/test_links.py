@@ -19,7 +19,7 @@ CDN = "https://cdn.example/clip.mp4"
         "se=2026-05-01T14:00:00%2B02:00",
     ],
 )
-def test_a_signed_link_says_when_it_dies(query: str) -> None:
+def test_a_signed_link_names_its_expiry(query: str) -> None:
     assert expires_at(f"{CDN}?{query}") == THEN
 
 
@@ -38,5 +38,5 @@ def test_a_signed_link_says_when_it_dies(query: str) -> None:
         "https://[?Expires=1",
     ],
 )
-def test_what_does_not_say_it_is_no_error(url: str) -> None:
+def test_a_link_without_an_expiry_is_no_error(url: str) -> None:
     assert expires_at(url) is None

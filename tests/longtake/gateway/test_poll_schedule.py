@@ -82,7 +82,7 @@ def test_same_input_same_wait(progress: Progress, jitter: float) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_first_look_can_tell_something_and_comes_before_the_end(name: str) -> None:
+def test_first_poll_can_find_something_and_comes_before_the_end(name: str) -> None:
     """Eight seconds of video take 83 s at least (field notes), and an early refusal should not be waited for longer."""
     first = next_poll(
         DEFAULT, Progress(timedelta(0), 0, Stage.FIRST_SEGMENT), duration_factor=MODELS[name].duration_factor
@@ -91,28 +91,28 @@ def test_first_look_can_tell_something_and_comes_before_the_end(name: str) -> No
     assert expected * 0.3 <= first <= expected * 0.6
 
 
-def test_first_look_is_planned_from_the_submission_not_from_now() -> None:
+def test_first_poll_is_planned_from_the_submission_not_from_now() -> None:
     assert wait(40, polls_of_task=0, stage=Stage.FIRST_SEGMENT) == pytest.approx(60 - 40)
     assert wait(1000, polls_of_task=0, stage=Stage.FIRST_SEGMENT) == DEFAULT.min_interval.total_seconds()
 
 
 @pytest.mark.parametrize("elapsed", [130, 140, 150, 160, 200, 250])
-def test_near_the_expected_end_looks_come_at_the_gateways_own_pace(elapsed: float) -> None:
+def test_near_the_expected_end_polls_come_at_the_gateways_own_interval(elapsed: float) -> None:
     """The gateway looks upstream about every 15 s: closer looks show nothing new."""
     assert wait(elapsed) == pytest.approx(15)
 
 
-def test_looks_come_closer_towards_the_end() -> None:
+def test_polls_come_closer_towards_the_end() -> None:
     waits = [wait(elapsed) for elapsed in (60, 80, 100, 120, 150)]
     assert waits == sorted(waits, reverse=True)
     assert waits[0] > waits[-1]
 
 
-def test_extension_that_has_not_begun_is_not_looked_for_by_the_second() -> None:
+def test_extension_that_has_not_begun_is_not_polled_every_second() -> None:
     assert wait(140, stage=Stage.FIRST_SEGMENT) > wait(140, stage=Stage.EXTENDING)
 
 
-def test_overdue_looks_grow_apart_but_stay_within_reason() -> None:
+def test_overdue_polls_grow_apart_up_to_a_limit() -> None:
     waits = [wait(elapsed) for elapsed in (300, 600, 1200, 2400)]
     assert waits == sorted(waits)
     assert waits[0] < waits[-1] <= 75
@@ -135,7 +135,7 @@ def test_gateway_that_asks_for_patience_gets_it_even_when_it_is_late() -> None:
 
 @given(st.timedeltas(min_value=timedelta(minutes=1), max_value=timedelta(minutes=20)), st.integers(0, 2**32))
 @example(timedelta(minutes=20), 0)  # chance shortens every wait as far as it can
-def test_no_generation_of_ordinary_length_is_looked_at_more_than_31_times(duration: timedelta, seed: int) -> None:
+def test_no_generation_of_ordinary_length_is_polled_more_than_31_times(duration: timedelta, seed: int) -> None:
     elapsed, polls_of_task = timedelta(0), 0
     while elapsed < duration:
         stage = Stage.FIRST_SEGMENT if elapsed < duration * 0.6 else Stage.EXTENDING

@@ -64,7 +64,7 @@ async def test_what_fails_by_itself_proves_nothing(status: int) -> None:
         ({MODELS: (404, PAGE), TASK: (401, {"error": {"message": "invalid token"}})}, KeyRefused),
     ],
 )
-async def test_a_web_site_and_a_refused_key_are_told_before_paying(
+async def test_a_web_site_and_a_refused_key_are_reported_before_paying(
     answers: Mapping[str, Answer], error: type[GatewayError]
 ) -> None:
     with pytest.raises(error):

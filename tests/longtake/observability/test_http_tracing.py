@@ -159,7 +159,7 @@ async def test_an_exchange_with_the_gateway(kept: InMemorySpanExporter) -> None:
     assert gateway.traceparents == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{flags}"]
 
 
-async def test_only_the_gateways_own_origin_is_told_and_only_where_it_is_to_be(kept: InMemorySpanExporter) -> None:
+async def test_only_the_gateways_own_origin_gets_trace_headers_and_only_where_set(kept: InMemorySpanExporter) -> None:
     async with listening() as gateway, listening() as other:
         know_gateway(gateway.url, trace_it=False)
         await get(f"{gateway.url}/v1/models")
@@ -171,7 +171,7 @@ async def test_only_the_gateways_own_origin_is_told_and_only_where_it_is_to_be(k
     assert "secret" not in str(hidden.to_json()).lower()
 
 
-async def test_a_redirect_from_the_gateway_is_told_nothing_elsewhere(kept: InMemorySpanExporter) -> None:
+async def test_a_redirect_from_the_gateway_takes_no_trace_headers_elsewhere(kept: InMemorySpanExporter) -> None:
     async with listening() as gateway, listening() as other:
         know_gateway(gateway.url, trace_it=True)
         location = f"Location: {other.url}/x?Signature=SECRET".encode()

@@ -98,7 +98,7 @@ def test_generations_are_counted_by_stage_and_attention() -> None:
     assert meter.of(ATTENTION.name) == {"overdue": 1}
 
 
-def test_what_is_waited_for_is_told_apart() -> None:
+def test_what_is_waited_for_is_distinguished() -> None:
     meter = shown(
         generation(None, minutes=3),
         generation("preparing", minutes=4),
@@ -143,7 +143,7 @@ async def watched(client: Listing, meter: Recorded, *, until_call: int) -> None:
     watching.cancel()
 
 
-async def test_a_temporal_that_is_away_is_told_once_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unavailable_temporal_is_reported_once_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "longtake.observability.running_generations")
     away = ConnectionError("no route")
     client, meter = Listing(away, away, away, [generation("submitting")], [], away, []), Recorded()

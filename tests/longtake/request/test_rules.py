@@ -266,14 +266,14 @@ def test_the_largest_request_fits_into_a_payload() -> None:
         ([{"uri": "https://example.com/a.png"}, {"url": "x"}], {"images[1].uri", "images[1].url"}),
     ],
 )
-def test_shape_of_images_is_told_by_position(value: object, fields: set[str]) -> None:
+def test_shape_of_images_follows_from_their_position(value: object, fields: set[str]) -> None:
     assert set(problems(images=value)) == fields
 
 
 # --- All at once -----------------------------------------------------------------------------------------------------
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(
         model="veo_4",
         prompt="",
@@ -408,7 +408,7 @@ def test_differing_fields_are_named_in_order() -> None:
     assert differing_fields(ours, theirs) == ("prompt", "images", "on_extend_failed")
 
 
-def test_what_is_not_offered_any_more_is_told_apart_from_what_never_could_be() -> None:
+def test_a_model_not_offered_any_more_differs_from_one_that_never_was() -> None:
     retired = {**GOOD, "model": "veo_2", "size": "640x360"}
     assert check_request(retired, offered=False).model == "veo_2"
     with pytest.raises(InvalidRequest) as refused:

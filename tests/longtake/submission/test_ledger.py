@@ -246,7 +246,7 @@ async def test_keys_do_not_see_each_other(disk: Store) -> None:
     assert (first.task_id, second.task_id) == ("task-1", "task-2")
 
 
-async def test_while_its_owner_may_be_alive_an_open_intent_is_waited_for(store: Store) -> None:
+async def test_while_its_writer_may_be_alive_an_open_intent_is_waited_for(store: Store) -> None:
     await write_intent(store, age=timedelta(seconds=10), window=timedelta(minutes=2))
     gateway = Gateway()
     with pytest.raises(SubmissionInDoubt, match="attempt 1") as caught:
@@ -277,7 +277,7 @@ async def test_after_its_window_an_open_intent_is_unknown_and_stays_so(store: St
     assert gateway.sent == 0
 
 
-async def test_an_operator_settles_what_was_unknown(disk: Store) -> None:
+async def test_an_operator_resolves_what_was_unknown(disk: Store) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "not_sent")
     assert (await Caller(disk, Gateway()).submit()).slot == 2
@@ -458,7 +458,7 @@ async def test_of_many_at_once_exactly_one_sends(store: Store, racers: int) -> N
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)], ids=["in doubt", "unknown"])
-async def test_evidence_of_acceptance_settles_the_slot(store: Store, age: timedelta) -> None:
+async def test_evidence_of_acceptance_resolves_the_slot(store: Store, age: timedelta) -> None:
     nonce = await write_intent(store, age=age)
     gateway = Gateway()
     evidence = HeartbeatState(nonce=nonce, outcome="accepted", task_id="task-9", request_id="request-9")
@@ -648,7 +648,7 @@ async def test_recording_says_when_the_store_does_not_take_it(disk: Store) -> No
         await SubmissionLedger(away, longest_exchange=timedelta(seconds=1)).record_accepted(KEY, accepted)
 
 
-async def test_recording_does_not_overwrite_what_was_settled(disk: Store) -> None:
+async def test_recording_does_not_overwrite_what_was_resolved(disk: Store) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "accepted", "task-by-operator")
     ledger = SubmissionLedger(disk, longest_exchange=timedelta(seconds=1))
@@ -793,7 +793,7 @@ async def in_doubt(store: Store, key: str, *, model: str = "veo_3_1-fast-remix")
     return intent.sent_at
 
 
-async def test_a_settled_task_is_attached_to_and_never_sent_again(store: Store) -> None:
+async def test_a_resolved_task_is_attached_to_and_never_sent_again(store: Store) -> None:
     sent_at = await in_doubt(store, KEY)
     ledger, gateway = ledger_of(store), Gateway()
     assert await ledger.open_slot(KEY) == 1
@@ -808,7 +808,7 @@ async def test_a_settled_task_is_attached_to_and_never_sent_again(store: Store) 
     assert outcome.reason == "decided (anna)"
 
 
-async def test_settled_as_never_made_it_may_be_sent_again_once(store: Store) -> None:
+async def test_resolved_as_never_made_it_may_be_sent_again_once(store: Store) -> None:
     await in_doubt(store, KEY)
     gateway = Gateway()
     assert await ledger_of(store).resolve(KEY, 1, task_id=None, reason="decided") is None
@@ -818,14 +818,14 @@ async def test_settled_as_never_made_it_may_be_sent_again_once(store: Store) -> 
 
 
 @pytest.mark.parametrize("task_id", ["task-7", None])
-async def test_nothing_is_settled_while_its_owner_may_be_alive(disk: Store, task_id: str | None) -> None:
+async def test_nothing_is_resolved_while_its_writer_may_be_alive(disk: Store, task_id: str | None) -> None:
     await write_intent(disk, age=timedelta(seconds=1))
     with pytest.raises(SubmissionInDoubt):
         await ledger_of(disk).resolve(KEY, 1, task_id=task_id, reason="decided")
     assert await outcome_in(disk) is None
 
 
-async def test_of_two_settlements_the_first_stands(store: Store) -> None:
+async def test_of_two_resolutions_the_first_stands(store: Store) -> None:
     await in_doubt(store, KEY)
     ledger = ledger_of(store)
     await ledger.resolve(KEY, 1, task_id="task-7", reason="decided")
@@ -834,7 +834,7 @@ async def test_of_two_settlements_the_first_stands(store: Store) -> None:
     assert again.task_id == "task-7"
 
 
-async def test_an_owner_who_was_slower_than_we_were_patient_finds_it_settled(store: Store) -> None:
+async def test_a_writer_that_finishes_after_our_timeout_finds_it_resolved(store: Store) -> None:
     """He was asleep after sending; a person has adopted another task meanwhile. His own id is not lost: he is told."""
     sending, resolved = asyncio.Event(), asyncio.Event()
 
@@ -867,7 +867,7 @@ async def test_a_task_of_another_generation_is_not_given_away(store: Store) -> N
     assert await intent_in(store, key="a third") is None
 
 
-async def test_a_slot_that_is_not_there_is_not_settled(disk: Store) -> None:
+async def test_a_slot_that_is_not_there_is_not_resolved(disk: Store) -> None:
     with pytest.raises(LedgerUnavailable, match="LONGTAKE_STORE_URL"):
         await ledger_of(disk).resolve(KEY, 1, task_id="task-7", reason="decided")
 
@@ -896,7 +896,7 @@ async def test_a_takeover_that_was_interrupted_between_its_records_is_finished(s
     assert (finished.task_id, finished.slot) == ("task-7", 1)
 
 
-async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
+async def test_other_submissions_in_doubt_are_found(store: Store) -> None:
     ledger = ledger_of(store)
     await in_doubt(store, KEY)
     await Caller(store, Gateway()).submit(key="paid")
@@ -911,7 +911,7 @@ async def test_rivals_are_what_others_have_in_doubt(store: Store) -> None:
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
 
 
-async def test_rivals_are_not_told_from_a_store_that_is_away(disk: Store, tmp_path: Path) -> None:
+async def test_other_submissions_in_doubt_are_not_known_while_the_store_is_away(disk: Store, tmp_path: Path) -> None:
     """Whoever took an absent list for an empty one would adopt somebody else's task."""
     await Caller(disk, Gateway()).submit(key="paid")
     (tmp_path / "store").rename(tmp_path / "unmounted")
@@ -980,7 +980,7 @@ async def test_a_time_out_of_ours_spares_the_wait_as_well(disk: Store) -> None:
     assert (found.value.status, found.value.request_id) == (None, None)
 
 
-async def test_the_response_of_another_attempt_says_nothing(disk: Store) -> None:
+async def test_the_response_of_another_attempt_proves_nothing(disk: Store) -> None:
     await write_intent(disk, age=timedelta(0))
     response = {"nonce": "another", "at": datetime.now(UTC).isoformat()}
     await disk.put(path_of(1, "response"), json.dumps(response).encode())
@@ -1077,7 +1077,7 @@ async def test_a_straggler_on_its_way_to_the_gateway_finds_its_slot_closed(store
     assert await close(store) is None
 
 
-async def test_a_straggler_that_was_faster_is_in_doubt_and_not_told_as_unsent(disk: Store) -> None:
+async def test_a_straggler_that_was_faster_is_in_doubt_and_not_reported_as_unsent(disk: Store) -> None:
     class Raced(Store):
         """Somebody takes the slot in the very moment when it is closed."""
 
@@ -1095,7 +1095,7 @@ async def test_a_straggler_that_was_faster_is_in_doubt_and_not_told_as_unsent(di
 
 
 @pytest.mark.parametrize("racers", [2, 10])
-async def test_of_closers_and_stragglers_at_once_nobody_is_told_what_is_not_so(store: Store, racers: int) -> None:
+async def test_of_closers_and_stragglers_at_once_nobody_gets_a_wrong_answer(store: Store, racers: int) -> None:
     gateway = Gateway()
     stragglers = [patient(store, gateway).submit(scheduled_at=NOON) for _ in range(racers)]
     ended = await asyncio.gather(*(close(store) for _ in range(racers)), *stragglers, return_exceptions=True)
@@ -1132,7 +1132,7 @@ async def test_what_may_have_been_sent_is_not_closed(store: Store) -> None:
         await close(store)  # though nothing older can be sent: what came later is in doubt
 
 
-async def test_what_came_late_is_told_by_who_closes(disk: Store) -> None:
+async def test_what_came_late_is_returned_by_whoever_closes(disk: Store) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "not_sent")
     late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))
@@ -1143,7 +1143,7 @@ async def test_what_came_late_is_told_by_who_closes(disk: Store) -> None:
     assert await intent_in(disk, 2) is None
 
 
-async def test_what_another_request_of_the_key_brought_is_not_ours_to_tell(disk: Store) -> None:
+async def test_the_task_of_another_request_of_the_key_is_not_returned(disk: Store) -> None:
     await Caller(disk, Gateway()).submit(digest="another request")
     assert await close(disk) is None
     with pytest.raises(KeyReused):
@@ -1151,7 +1151,7 @@ async def test_what_another_request_of_the_key_brought_is_not_ours_to_tell(disk:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_store_failing_anywhere_while_it_is_closed_tells_nothing_wrong(disk: Store) -> None:
+async def test_a_store_failing_anywhere_while_it_is_closed_leads_to_no_wrong_answer(disk: Store) -> None:
     async def run(failing: FailingStore, key: str) -> None:
         closed = False
         with contextlib.suppress(LedgerUnavailable):
@@ -1195,7 +1195,7 @@ async def test_what_is_open_is_in_the_index_from_before_the_first_byte_until_its
     assert await open_entries(store) == []
 
 
-async def test_an_entry_without_an_intent_is_no_rival_and_stays(store: Store) -> None:
+async def test_an_entry_without_an_intent_is_no_other_doubt_and_stays(store: Store) -> None:
     """Its owner may be just about to make the intent."""
     await store.put(f"{OPEN}/{'0' * 32}.1", b"{}")
     assert (await ledger_of(store).open_submissions(KEY, "")).others == ()
@@ -1214,7 +1214,7 @@ async def test_an_entry_that_was_left_behind_is_tidied_and_its_task_has_an_owner
     assert await open_entries(store) == []
 
 
-async def test_a_rival_in_flight_counts(store: Store) -> None:
+async def test_another_submission_in_flight_counts(store: Store) -> None:
     others: list[OpenSubmission] = []
 
     async def send(create_intent: CreateIntent) -> SubmittedTask:
@@ -1277,7 +1277,7 @@ async def test_of_two_generations_given_the_same_task_at_once_one_is_refused(sto
     assert len([end for end in ended if isinstance(end, TaskOwned)]) == 3
 
 
-async def test_what_temporal_says_does_not_make_anothers_task_ours(store: Store) -> None:
+async def test_a_heartbeat_state_does_not_make_anothers_task_ours(store: Store) -> None:
     """Whoever may write to Temporal may run our steps with an input of his own, and write heartbeats."""
     victims = await Caller(store, Gateway()).submit(key="victim")
     nonce = await write_intent(store, age=timedelta(hours=1))
@@ -1320,7 +1320,7 @@ async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store
     assert gateway.sent == 0
 
 
-async def test_a_slot_that_is_settled_answers_what_it_says_and_no_other_one_is_touched(store: Store) -> None:
+async def test_a_resolved_slot_returns_its_outcome_and_no_other_one_is_touched(store: Store) -> None:
     """A decision that is replayed, such as by a reset, when the next submission is in doubt too."""
     await in_doubt(store, KEY)
     ledger = ledger_of(store)
@@ -1359,11 +1359,11 @@ async def send_whole(store: Store, gateway: Gateway) -> tuple[SubmissionReceipt 
     seen: dict[str, dict[str, Any]] = {}
 
     async def send(create_intent: CreateIntent) -> SubmittedTask:
-        async def arm_and_look() -> None:
+        async def create_intent_and_read() -> None:
             await create_intent()
             seen.update(await all_records(store))
 
-        return await gateway.send(arm_and_look)
+        return await gateway.send(create_intent_and_read)
 
     accepted = None
     with contextlib.suppress(OutcomeUnknown, GatewayError):
@@ -1447,7 +1447,7 @@ async def test_every_record_of_a_refused_submission(disk: Store) -> None:
     assert set(records) == {path_of(1, "intent"), path_of(1, "outcome")}
 
 
-async def test_every_record_of_a_submission_in_doubt_and_of_its_settlement(disk: Store) -> None:
+async def test_every_record_of_a_submission_in_doubt_and_of_its_resolution(disk: Store) -> None:
     error = InvalidResponse("no id", status=200, request_id="req-7", excerpt="<p>")
     await send_whole(disk, Gateway(after_intent=error))
     records = await all_records(disk)
@@ -1603,14 +1603,14 @@ async def test_an_entry_that_was_left_behind_names_the_owner_as_its_writer_would
 # --- At the edges -----------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_closes_without_a_request_is_told_of_whatever_was_paid(disk: Store) -> None:
+async def test_whoever_closes_without_a_request_gets_whatever_was_paid(disk: Store) -> None:
     await Caller(disk, Gateway()).submit(digest="another request")
     closed = await ledger_of(disk).close_unsent(KEY, fence=NOON, writer="the closer")
     assert closed
     assert closed.task_id == "task-1"
 
 
-async def test_what_came_late_for_another_request_is_not_ours_to_tell(disk: Store) -> None:
+async def test_what_came_late_for_another_request_is_not_returned(disk: Store) -> None:
     await write_intent(disk, age=timedelta(hours=1))
     await write_outcome(disk, "not_sent")
     late = Outcome(nonce="theirs-1", outcome="accepted", task_id="task-9", at=datetime.now(UTC))

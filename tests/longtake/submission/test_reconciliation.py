@@ -280,7 +280,7 @@ async def test_a_late_orphan_is_not_adopted_even_where_nobody_else_is_in_doubt(s
     assert (found.receipt, found.candidates) == (None, ("task_late",))
 
 
-async def test_when_the_rival_is_settled_the_other_ones_orphan_is_adopted(site: Site) -> None:
+async def test_when_one_doubt_is_resolved_the_other_ones_orphan_is_adopted(site: Site) -> None:
     await x_and_y(site)
     await site.ledger.resolve("X", 1, task_id="task_of_X", reason="decided")
     site.account.makes("task_of_Y", ago(hours=1) + timedelta(seconds=310))
@@ -353,7 +353,7 @@ async def test_a_list_that_shows_a_task_of_ours_outside_the_window_is_confirmed(
     assert (await site.check()).receipt
 
 
-async def test_the_empty_list_of_a_broken_database_says_nothing(site: Site) -> None:
+async def test_the_empty_list_of_a_broken_database_proves_nothing(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(days=2))
     await site.lost(KEY, sent_at=ago(minutes=20))
     site.account.makes("task_orphan", ago(minutes=19))
@@ -420,7 +420,7 @@ async def test_only_so_many_charges_are_shown(site: Site) -> None:
 # --- When to look -----------------------------------------------------------------------------------------------------
 
 
-async def test_after_an_answer_it_is_looked_for_at_once(site: Site) -> None:
+async def test_after_a_response_it_is_searched_for_at_once(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=1))
     error = ResponseLost("a failure (HTTP 500)", status=500, request_id="req-7", excerpt='{"id": 4711}')
     await site.answered(KEY, sent_at=ago(seconds=3), error=error)
@@ -445,7 +445,7 @@ async def test_while_the_gateway_may_go_on_the_first_orphan_is_only_shown(site: 
     assert found.retry_after <= timedelta(minutes=1)
 
 
-async def test_while_its_owner_may_be_alive_nobody_is_asked(site: Site) -> None:
+async def test_while_its_writer_may_be_alive_the_account_is_not_asked(site: Site) -> None:
     await site.lost(KEY, sent_at=ago(seconds=3))
     with pytest.raises(SubmissionInDoubt):
         await site.check()
@@ -470,7 +470,7 @@ async def test_a_day_too_long_to_list_does_not_spoil_the_time_that_counts(site: 
 # --- Another gateway, another key -------------------------------------------------------------------------------------
 
 
-async def test_a_submission_to_another_gateway_is_not_looked_for_here(site: Site) -> None:
+async def test_a_submission_to_another_gateway_is_not_searched_for_here(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=20))
     await site.lost(KEY, sent_at=ago(minutes=20), gateway="https://the.former.example")
     site.account.makes("task_orphan", ago(minutes=19))
@@ -479,7 +479,7 @@ async def test_a_submission_to_another_gateway_is_not_looked_for_here(site: Site
     assert site.account.asked == []
 
 
-async def test_a_submission_to_another_gateway_is_no_rival_here(site: Site) -> None:
+async def test_a_submission_to_another_gateway_is_not_in_doubt_here(site: Site) -> None:
     await site.paid("earlier", "task_ours", ago(minutes=20))
     await site.lost(KEY, sent_at=ago(minutes=20), gateway=site.account_client.origin)
     await site.lost("X", sent_at=ago(minutes=20), gateway="https://the.former.example")
@@ -542,7 +542,7 @@ def charged(ledger: SubmissionLedger, store: Store, account: Account, account_cl
     return Charged(ledger, store, account, account_client)
 
 
-async def test_a_charge_of_our_request_says_yes(charged: Charged) -> None:
+async def test_a_charge_of_our_request_is_a_yes(charged: Charged) -> None:
     await charged.pays("before", SENT - timedelta(seconds=30))
     await charged.doubt()
     charged.account.charges(SENT, request_id=OURS)
@@ -550,7 +550,7 @@ async def test_a_charge_of_our_request_says_yes(charged: Charged) -> None:
     assert await charged.says() == (Paid.YES, False)
 
 
-async def test_where_the_log_went_on_without_our_request_it_says_no(charged: Charged) -> None:
+async def test_where_the_log_went_on_without_our_request_it_is_a_no(charged: Charged) -> None:
     await charged.doubt()
     await charged.pays("after", SENT + timedelta(minutes=10))
     assert await charged.says() == (Paid.NO, True)
@@ -568,7 +568,7 @@ async def test_what_a_worker_with_a_wrong_clock_sent_is_not_submitted_again_by_i
 
 
 @pytest.mark.parametrize("minutes", [-10, -0.5, 1])
-async def test_a_log_that_may_have_stopped_before_says_nothing(charged: Charged, minutes: float) -> None:
+async def test_a_log_that_may_have_stopped_before_proves_nothing(charged: Charged, minutes: float) -> None:
     await charged.doubt()
     await charged.pays("around", SENT + timedelta(minutes=minutes))
     found = await charged.check(resubmit=Resubmit.NOW)
@@ -584,14 +584,14 @@ async def test_a_charge_of_a_stranger_does_not_show_that_the_log_is_up_to_date(c
 
 
 @pytest.mark.parametrize("status", [403, 429, 500])
-async def test_without_the_log_nothing_is_said(charged: Charged, status: int) -> None:
+async def test_without_the_log_nothing_is_known(charged: Charged, status: int) -> None:
     await charged.doubt()
     await charged.pays("after", SENT + timedelta(minutes=10))
     charged.account.on[LOG] = answer(status, b"")
     assert await charged.says(Resubmit.NOW) == (Paid.UNKNOWN, False)
 
 
-async def test_the_log_of_another_key_says_nothing(charged: Charged) -> None:
+async def test_the_log_of_another_key_proves_nothing(charged: Charged) -> None:
     former: dict[str, Any] = {"account": fingerprint("sk-of-last-week")}
     await charged.answered(KEY, sent_at=SENT, error=BROKEN, **{**charged.payer, **former})
     await charged.pays("after", SENT + timedelta(minutes=10), **former)
@@ -600,7 +600,7 @@ async def test_the_log_of_another_key_says_nothing(charged: Charged) -> None:
 
 
 @pytest.mark.parametrize("minutes", [-10, 10])
-async def test_clocks_that_differ_too_much_say_nothing(charged: Charged, minutes: float) -> None:
+async def test_clocks_that_differ_too_much_prove_nothing(charged: Charged, minutes: float) -> None:
     await charged.doubt()
     await charged.pays("after", SENT + timedelta(minutes=12), charged=False)
     charged.account.charges(SENT + timedelta(minutes=12 + minutes), request_id="request-of-after")
@@ -729,7 +729,7 @@ async def test_after_an_answer_of_a_gateway_that_names_no_requests_it_is_counted
 
 
 @pytest.mark.parametrize("error", LOST)
-async def test_while_the_gateway_may_accept_late_nothing_is_said(charged: Charged, error: Exception) -> None:
+async def test_while_the_gateway_may_accept_late_nothing_is_concluded(charged: Charged, error: Exception) -> None:
     sent_at = NOW - LATE_ACCEPTANCE + timedelta(minutes=5)
     await charged.doubt(error, sent_at=sent_at)
     await charged.pays("after", ago(minutes=3))
@@ -881,7 +881,7 @@ async def test_the_time_that_counts_is_asked_for_and_what_came_later_by_itself(
 
 
 @pytest.mark.parametrize(("left", "wait"), [(3 * SECOND, 3 * SECOND), (5 * SECOND, 5 * SECOND), (MINUTE, 5 * SECOND)])
-async def test_while_its_owner_may_write_an_answer_down_it_is_asked_again_soon(
+async def test_while_its_writer_may_record_an_answer_it_is_checked_again_soon(
     told: Told, left: timedelta, wait: timedelta
 ) -> None:
     await told.lost(KEY, sent_at=NOON - OVER + left)
@@ -902,7 +902,7 @@ async def test_while_its_owner_may_write_an_answer_down_it_is_asked_again_soon(
         (LATEST_TASK + SECOND, True),
     ],
 )
-async def test_whose_a_task_may_be_is_told_by_when_it_came(told: Told, after: timedelta, adopted: bool) -> None:
+async def test_whose_a_task_may_be_follows_from_when_it_came(told: Told, after: timedelta, adopted: bool) -> None:
     """Another submission of the model is in doubt, and the orphan came so long after that one had left."""
     at = NOON - timedelta(hours=1)
     await told.lost(KEY, sent_at=at)
@@ -1043,7 +1043,7 @@ async def test_what_was_claimed_is_adopted_in_its_name(told: Told, claimed: str)
     assert outcome["reason"].endswith("(the test)")
 
 
-async def test_without_a_witness_it_says_so_and_decides_nothing(told: Told) -> None:
+async def test_without_any_record_it_reports_that_and_decides_nothing(told: Told) -> None:
     await told.answered(
         KEY, sent_at=NOON, error=ResponseLost("HTTP 500", status=500, request_id="req-7", excerpt="<p>")
     )
@@ -1054,7 +1054,7 @@ async def test_without_a_witness_it_says_so_and_decides_nothing(told: Told) -> N
     assert ("req-7" in said, "HTTP 500" in said, "<p>" in excerpt) == (True, True, True)
 
 
-async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_adopted(
+async def test_a_task_taken_in_the_last_moment_is_reported_and_not_adopted(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = NOON - timedelta(hours=1)
@@ -1070,7 +1070,7 @@ async def test_a_task_that_somebody_takes_in_the_last_moment_is_told_and_not_ado
     assert "it is another's" in found.evidence
 
 
-async def test_what_is_not_charged_is_told_whole(charged: Charged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_not_charged_is_returned_whole(charged: Charged, monkeypatch: pytest.MonkeyPatch) -> None:
     error = ResponseLost("HTTP 500", status=500, request_id=OURS, excerpt="<p>")
     await charged.doubt(error)
     await charged.pays("after", SENT + timedelta(minutes=10))

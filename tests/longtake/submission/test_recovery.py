@@ -240,7 +240,7 @@ async def test_what_is_as_old_as_asked_is_found_and_nothing_older(disk: Store) -
         assert await paid(DatedStore(disk, {task_id: written}), task.sent_at) == found
 
 
-async def test_a_long_walk_says_how_far_it_has_come(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_walk_logs_its_progress(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_REPORT_EVERY", 10)
     paid_for = {await pay(disk, f"order-{number}") for number in range(35)}
     told: list[int] = []
