@@ -257,18 +257,18 @@ async def test_a_sidecar_of_another_object_is_not_believed(store: Store, fetcher
     await store.put(OBJECT, other)
     receipt = await bring(store, fetcher)
     assert receipt.video.sha256 == hashlib.sha256(other).hexdigest()
-    assert receipt.warnings == ("the full video is 8.0 s long, 15 s were expected",)
+    (warning,) = receipt.warnings
+    assert re.findall(r"[\d.]+ s\b", warning) == ["8.0 s", "15 s"]
 
 
 async def test_warns_of_a_whole_clip_that_is_not_what_was_ordered(store: Store, fetcher: Fetcher) -> None:
     async with WebServer([whole(mp4(seconds=8, sound=False))]) as web:
         full = await bring(store, fetcher, web.url, expected_size=(1920, 1080))
         first = await bring(store, fetcher, web.url, kind=DeliveryKind.FIRST, expect_audio=False)
-    assert full.warnings == (
-        "the full video is 8.0 s long, 15 s were expected",
-        "the full video has 320x180 pixels, 1920x1080 were expected",
-        "the full video has no sound",
-    )
+    duration, size, sound = full.warnings
+    assert re.findall(r"[\d.]+ s\b", duration) == ["8.0 s", "15 s"]
+    assert re.findall(r"\d+x\d+", size) == ["320x180", "1920x1080"]
+    assert "sound" in sound
     assert first.warnings == ()
     assert re.fullmatch(r".*/videos/one/first-[0-9a-f]{8}\.mp4", first.video.uri)
 
@@ -299,7 +299,7 @@ async def test_goes_from_source_to_source_and_asks_for_the_next_one_late(
 async def test_the_same_link_is_tried_once(store: Store, fetcher: Fetcher) -> None:
     async with WebServer([answer("404 Not Found")]) as web:
         problem = await failure(store, fetcher, f"{web.url}/a", f"{web.url}/a")
-    assert problem.attempts == [("source 1", "answered 404")]
+    assert [source for source, _ in problem.attempts] == ["source 1"]
     assert len(web.requests) == 1
 
 
@@ -309,16 +309,11 @@ async def test_lists_each_source_with_its_reason_and_no_link(store: Store, fetch
         problem = await failure(
             store, fetcher, *(f"{web.url}/{name}?Signature=secret" for name in "abcd"), "http://127.0.0.1:9/", "what?"
         )
-    assert problem.attempts == [
-        ("source 1", "answered 404"),
-        ("source 2", "a JSON document"),
-        ("source 3", f"cut after {len(clip) - 5} of at least {len(clip)} bytes"),
-        ("source 4", "answered 503"),
-        ("source 5", "no byte received (ConnectError)"),
-        ("source 6", "the link is not an http:// or https:// URL"),
-    ]
+    facts = ["404", "JSON", f"{len(clip) - 5} of at least {len(clip)} bytes", "503", "ConnectError", "https://"]
+    assert [source for source, _ in problem.attempts] == [f"source {number}" for number in range(1, 7)]
+    assert all(fact in reason for fact, (_, reason) in zip(facts, problem.attempts, strict=True))
     assert not problem.gone
-    assert str(problem).startswith("the full video could not be downloaded (source 1: answered 404; source 2: ")
+    assert all(f"{source}: {reason}" in str(problem) for source, reason in problem.attempts)
     assert "secret" not in str(problem)
 
 
@@ -369,7 +364,8 @@ async def test_a_cut_without_a_promised_length_is_seen_in_the_file(store: Store,
 
     async with WebServer([until_closed]) as web:
         problem = await failure(store, fetcher, web.url)
-    assert problem.attempts == [("source 1", f"cut after {len(clip) // 2} of at least {len(clip)} bytes")]
+    ((_, reason),) = problem.attempts
+    assert f"{len(clip) // 2} of at least {len(clip)} bytes" in reason
 
 
 async def test_takes_a_body_in_chunks(store: Store, fetcher: Fetcher, clip: bytes) -> None:
@@ -473,7 +469,8 @@ async def test_a_silent_source_is_left(store: Store, clip: bytes) -> None:
     async with impatient, WebServer([silent]) as web:
         problem = await failure(store, impatient, web.url)
         never.set()
-    assert problem.attempts == [("source 1", "the connection broke 2 times, and the download could not be resumed")]
+    ((_, reason),) = problem.attempts
+    assert "2 times" in reason
 
 
 async def test_a_dripping_source_has_a_limit(store: Store, clip: bytes) -> None:
@@ -560,7 +557,8 @@ async def test_refuses_what_is_compressed_against_its_wish(store: Store, fetcher
     async with WebServer([whole(clip, Content_Encoding="gzip")]) as web:
         problem = await failure(store, fetcher, web.url)
     assert web.requests[0].headers["accept-encoding"] == "identity"
-    assert problem.attempts == [("source 1", "sent a compressed response, although Accept-Encoding was identity")]
+    ((_, reason),) = problem.attempts
+    assert "Accept-Encoding" in reason
 
 
 async def test_a_problem_of_the_store_is_not_blamed_on_the_source(
@@ -636,7 +634,7 @@ async def test_a_redirect_away_takes_the_key_from_the_request_for_good(store: St
 async def test_does_not_follow_redirects_for_ever(store: Store, fetcher: Fetcher) -> None:
     async with WebServer([answer("302 Found", Location="/again")]) as web:
         problem = await failure(store, fetcher, web.url)
-    assert problem.attempts == [("source 1", "redirected more than 5 times")]
+    assert [source for source, _ in problem.attempts] == ["source 1"]
     assert len(web.requests) == 6
 
 
@@ -644,17 +642,16 @@ async def test_does_not_follow_redirects_for_ever(store: Store, fetcher: Fetcher
 async def test_does_not_follow_redirects_out_of_the_web(store: Store, fetcher: Fetcher, location: str) -> None:
     async with WebServer([answer("302 Found", Location=location)]) as web:
         problem = await failure(store, fetcher, web.url)
-    assert problem.attempts[0][1] in {
-        "the link is not an http:// or https:// URL",
-        "redirected to an invalid URL",
-    }
+    assert "URL" in problem.attempts[0][1]
+    assert len(web.requests) == 1
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
 async def test_a_key_that_was_refused_does_not_mean_gone(store: Store, status: str) -> None:
     async with WebServer([answer(status)]) as gateway, gateway_fetcher(gateway) as fetcher:
         problem = await failure(store, fetcher, Source("content", gateway.url, with_key=True))
-    assert problem.attempts == [("content", f"answered {status[:3]}: the gateway refused the key")]
+    ((source, reason),) = problem.attempts
+    assert (source, status[:3] in reason, "key" in reason) == ("content", True, True)
     assert not problem.gone
     assert KEY not in str(problem)
 
@@ -674,14 +671,15 @@ async def test_private_addresses_are_refused_but_the_gateways_own(store: Store, 
     assert inside.requests == []
     assert len(problem.attempts) == 4
     for _, reason in problem.attempts:
-        assert "which is not public: set LONGTAKE_ALLOW_PRIVATE_ADDRESSES if that is intended" in reason
+        assert "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in reason
     assert not receipt.already_stored
 
 
 async def test_an_unknown_host_is_named_without_its_link(store: Store) -> None:
     async with Fetcher("http://127.0.0.1:9") as fetcher:
         problem = await failure(store, fetcher, "https://no-such-host.invalid/a?Signature=secret")
-    assert problem.attempts == [("source 1", "the host no-such-host.invalid cannot be resolved")]
+    ((_, reason),) = problem.attempts
+    assert "no-such-host.invalid" in reason
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])

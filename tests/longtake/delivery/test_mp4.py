@@ -1,6 +1,7 @@
 import asyncio
 import io
 import itertools
+import re
 import struct
 from collections.abc import Iterator
 from functools import cache
@@ -32,6 +33,12 @@ def outcome(content: bytes, cuts: tuple[int, ...] = ()) -> Outcome:
         return read(content, cuts)
     except NotAWholeVideo as error:
         return error.reason
+
+
+def numbers(refusal: Outcome) -> list[float]:
+    """The figures in a refusal."""
+    assert isinstance(refusal, str), "it was read"
+    return [float(number) for number in re.findall(r"(?<!\w)\d+(?:\.\d+)?", refusal)]
 
 
 def box(box_type: bytes, content: bytes = b"") -> bytes:
@@ -102,7 +109,7 @@ def test_a_fragmented_file_that_declares_its_length_cannot_be_cut_between_its_fr
         return bytes(changed[:inside] + header + changed[inside:])
 
     assert read(declaring(2)).duration_seconds == pytest.approx(2, abs=0.05)
-    assert outcome(declaring(8)) == "cut after 2.0 of 8.0 seconds"
+    assert numbers(outcome(declaring(8))) == [2.0, 8.0]
 
 
 @pytest.mark.parametrize(
@@ -126,12 +133,12 @@ def test_says_how_much_is_missing() -> None:
     plain, faststart = mp4(), mp4(layout="faststart")
     media_start, media_end = box_at(plain, b"mdat")
     index_start = box_at(plain, b"moov")[0]
-    assert outcome(plain[: media_start + 500]) == f"cut after {media_start + 500} of at least {media_end} bytes"
-    assert outcome(plain[:index_start]) == f"an MP4 of {index_start} bytes without its index (moov), so probably cut"
-    assert outcome(plain[: index_start + 6]) == f"cut after {index_start + 6} bytes, inside the head of a box"
-    assert outcome(faststart[:-1]) == f"cut after {len(faststart) - 1} of at least {len(faststart)} bytes"
+    assert numbers(outcome(plain[: media_start + 500])) == [media_start + 500, media_end]
+    assert numbers(outcome(plain[:index_start])) == [index_start]
+    assert numbers(outcome(plain[: index_start + 6])) == [index_start + 6]
+    assert numbers(outcome(faststart[:-1])) == [len(faststart) - 1, len(faststart)]
     media_start = box_at(faststart, b"mdat")[0]
-    assert outcome(faststart[:media_start]).startswith(f"cut after {media_start} of at least ")  # type: ignore[union-attr]
+    assert numbers(outcome(faststart[:media_start]))[0] == media_start
 
 
 def test_media_to_the_end_of_the_file_is_held_against_the_index() -> None:
@@ -139,7 +146,7 @@ def test_media_to_the_end_of_the_file_is_held_against_the_index() -> None:
     start = box_at(bytes(content), b"mdat")[0]
     struct.pack_into(">I", content, start, 0)
     assert read(bytes(content)) == read(mp4(layout="faststart"))
-    assert outcome(bytes(content[:-1])) == f"cut after {len(content) - 1} of at least {len(content)} bytes"
+    assert numbers(outcome(bytes(content[:-1]))) == [len(content) - 1, len(content)]
 
 
 def test_reads_64_bit_boxes_and_offsets() -> None:
@@ -162,7 +169,8 @@ def test_reads_64_bit_boxes_and_offsets() -> None:
         struct.pack_into(">I", changed, head, struct.unpack_from(">I", changed, head)[0] + len(co64) - size)
     assert read(bytes(changed)) == read(content)
     struct.pack_into(">Q", changed, at + 16 + 8 * (count - 1), 1 << 40)
-    assert outcome(bytes(changed)).startswith(f"cut after {len(changed)} of at least 10995116")  # type: ignore[union-attr]
+    cut_after, needed = numbers(outcome(bytes(changed)))
+    assert (cut_after, needed >= 1 << 40) == (len(changed), True)
 
 
 def test_gives_the_picture_as_it_is_displayed() -> None:
