@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-proofs test-system screenshots chaos mutants check lint format-check types imports lock compose-check wheel sbom audit fuzz clean
+.PHONY: help setup demo test test-proofs test-system screenshots chaos mutants check lint format-check types imports generated lock compose-check wheel sbom audit fuzz clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -131,11 +131,12 @@ mutants: $(MUTANTS)/.ready ## Mutate the code that decides about money and list 
 
 check: lint test ## Run lint, types, import rules and tests, as CI does.
 
-lint: format-check types imports audit ## Run ruff, mypy, import-linter, bandit and the audit of packages.
+lint: format-check types imports generated audit ## Run ruff, mypy, import-linter, bandit, the audit of packages; compare generated tables.
 
-audit: $(VENV)/.test ## Run bandit, and compare installed packages with the locked ones; needs no network.
+audit: $(VENV)/.test ## Run bandit, search for secrets, compare installed packages with the locked ones; needs no network.
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml longtake activities workflows cli simulator worker.py starter.py
 	@$(BIN)/python -m tests.packaging.locked
+	@$(BIN)/python -m tests.packaging.forbidden
 
 format-check: $(VENV)/.test
 	@$(BIN)/ruff check .
@@ -146,6 +147,9 @@ types: $(VENV)/.test
 
 imports: $(VENV)/.test
 	@$(BIN)/lint-imports --no-logo
+
+generated: $(VENV)/.test
+	@$(BIN)/python -m docs.generate --check
 
 compose-check: $(VENV)/.test ## Check docker-compose.yml with Compose and with the specification's schema.
 	@$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet

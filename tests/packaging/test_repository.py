@@ -1,11 +1,10 @@
-"""What must hold for every file in the repository, for the pinned requirements, and for the Makefile."""
+"""The pinned requirements, the Makefile, and what must not be committed."""
 
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,44 +15,12 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.packaging.forbidden import FORBIDDEN, problems
 from tests.system.chromium import chromium
 from tests.system.conftest import pytest_ignore_collect
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
-
-# Written so that they do not find themselves.
-FORBIDDEN = {
-    "a package registry's host": re.compile(
-        r"\b(pypi|pythonhosted|npmjs|yarnpkg|crates)\.(org|com|io)\b|\bdeb\.debian\.org\b"
-    ),
-    "a path of somebody's machine": re.compile(r"(?<![\w.}~*-])/(work|root|home/\w+|Users/\w+)/"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
-FORBIDDEN_NAMES = {
-    *("uv.lock", "poetry.lock", "pylock.toml", "Pipfile.lock", "package-lock.json", "yarn.lock"),  # name hosts
-    *(".env", "pip.conf", "uv.toml", ".npmrc", ".netrc", ".pypirc"),  # somebody's own settings
-}
-
-
-def repository_files() -> list[Path]:
-    """What git tracks, or would with `git add .`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return sorted({ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()})
-
-
-def texts() -> Iterator[tuple[Path, str]]:
-    for path in repository_files():
-        try:
-            yield path.relative_to(ROOT), path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
 
 
 def pins(path: Path) -> dict[str, set[str]]:
@@ -73,17 +40,6 @@ def entries(path: Path) -> list[str]:
     return [re.sub(r"\s+", " ", line) for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-@pytest.mark.parametrize("what", FORBIDDEN)
-def test_no_file_names(what: str) -> None:
-    found = [
-        f"{path}:{number}"
-        for path, text in texts()
-        for number, line in enumerate(text.splitlines(), 1)
-        if FORBIDDEN[what].search(line)
-    ]
-    assert not found, f"{what} in {found}"
-
-
 @pytest.mark.parametrize(
     ("what", "text"),
     [
@@ -98,8 +54,13 @@ def test_the_patterns_find_what_they_look_for(what: str, text: str) -> None:
     assert FORBIDDEN[what].search(text)
 
 
-def test_no_lock_file_or_private_settings() -> None:
-    assert not [path for path in repository_files() if path.name in FORBIDDEN_NAMES]
+def test_what_must_not_be_committed_is_found(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("fine\nkey=" + "sk-" + "a1B2" * 8)
+    (tmp_path / "uv.lock").write_text("")
+    assert [*problems([tmp_path / "notes.txt", tmp_path / "uv.lock"], root=tmp_path)] == [
+        "notes.txt:2: an API key",
+        "uv.lock: a lock file or somebody's own settings",
+    ]
 
 
 def test_the_license_is_the_one_the_package_names() -> None:
