@@ -1,4 +1,4 @@
-"""A submission whose outcome is unknown: witnesses, decisions, adoption; and the retried extension."""
+"""A submission whose outcome is unknown: the account's records, decisions, adoption; and the retried extension."""
 
 import asyncio
 import json
@@ -314,7 +314,7 @@ async def test_a_paid_task_that_comes_after_the_second_one_does_not_replace_it(
     assert found.receipt.task_id == second.task_id
 
 
-# --- Which witness weighs what ------------------------------------------------------------------------------------
+# --- What each record of the account proves -----------------------------------------------------------------------
 
 
 async def test_an_orphan_that_another_key_paid_for_is_not_ours(

@@ -13,7 +13,7 @@ LONG_RUN_SECONDS = 100
 """Shorter runs leave out what takes minutes."""
 
 _MODELS = ("veo_3_1-fast-remix",) * 4 + ("veo_3_1-remix",) * 3
-# Few of each, so that a submission in doubt is sometimes the only one of its model, and a witness can say whose it is.
+# Few of each, so that a submission in doubt is sometimes the only one of its model, and the records show whose it is.
 _RARE_MODELS = ("veo_3_1-fl-remix", "veo_3_1-fast-fl-remix", "veo_3_1-hd-remix", "veo_3_1-fast-hd-remix")
 _HIGH_MODELS = ("veo_3_1-fast-hd-remix", "veo_3_1-hd-remix")
 _PIXEL = (

@@ -1,4 +1,4 @@
-"""The witnesses of an unknown submission: against the simulator, and against a server that says what it likes."""
+"""The account's records of an unknown submission: of the simulator, and of a server that answers anything."""
 
 import asyncio
 import json
@@ -611,7 +611,7 @@ ROWS = st.lists(
 
 @pytest.fixture(scope="module")
 def answered() -> Iterator[Callable[[int, bytes], under_test.AccountRecords]]:
-    """What witnesses say who get this answer, one pair of them for all examples: a client takes 20 ms to make."""
+    """What the account client makes of this answer, one client for all examples: a client takes 20 ms to make."""
     clock = Clock()
     now = (200, b"")
     transport = UnreadAnswers(lambda _: httpx.Response(now[0], content=now[1]))

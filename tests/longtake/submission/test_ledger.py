@@ -900,12 +900,12 @@ async def test_other_submissions_in_doubt_are_found(store: Store) -> None:
     ledger = ledger_of(store)
     await in_doubt(store, KEY)
     await Caller(store, Gateway()).submit(key="paid")
-    await in_doubt(store, "rival")
+    await in_doubt(store, "another")
     await in_doubt(store, "of another model", model="veo_3_1-remix")
     with pytest.raises(GatewayBusy):
         await Caller(store, Gateway(after_intent=GatewayBusy("wait"))).submit(key="refused")
     still_open = await ledger.open_submissions(KEY, "veo_3_1-fast-remix")
-    assert {other.intent.writer for other in still_open.others} == {"owner of rival"}
+    assert {other.intent.writer for other in still_open.others} == {"owner of another"}
     assert set(still_open.listed_at) == {1}
     owners = await ledger.owners_of(["task-1", "task-2"])
     assert {task_id: owner.account for task_id, owner in owners.items()} == {"task-1": ""}
@@ -1246,7 +1246,7 @@ class CountingStore(Store):
 
 async def test_how_much_is_read_does_not_grow_with_the_number_of_keys(disk: Store) -> None:
     await in_doubt(disk, KEY)
-    await in_doubt(disk, "rival")
+    await in_doubt(disk, "another")
     calls = []
     for keys in (1, 30):
         for number in range(keys):
@@ -1622,7 +1622,7 @@ async def test_what_came_late_for_another_request_is_not_returned(disk: Store) -
 
 @pytest.mark.parametrize("name", [f"{'0' * 32}.later.1", f"{'0' * 32}.x", f"{'0' * 32}", "a.b/1"])
 async def test_what_somebody_else_put_into_the_index_is_left_alone(disk: Store, name: str) -> None:
-    await in_doubt(disk, "rival")
+    await in_doubt(disk, "another")
     await disk.put(f"{OPEN}/{name}", b"{}")
     still_open = await ledger_of(disk).open_submissions(KEY, "veo_3_1-fast-remix")
     assert len(still_open.others) == 1

@@ -200,7 +200,7 @@ async def test_the_only_orphan_of_its_time_is_adopted(site: Site) -> None:
 async def test_what_it_had_claimed_before_it_crashed_is_its_own(site: Site) -> None:
     """It died between the two records of what it had made: whose the task is, and what came of the submission."""
     start = ago(minutes=20)
-    await site.lost("rival", sent_at=start)
+    await site.lost("another", sent_at=start)
     await site.lost(KEY, sent_at=start)
     site.account.makes("task_claimed", ago(minutes=19))
     doubt = await site.ledger.doubt(KEY, 1)
@@ -235,7 +235,7 @@ async def test_a_task_is_not_adopted_that_a_writer_with_a_wrong_clock_may_have_m
     await site.paid("earlier", "task_ours", ago(minutes=25))
     await site.lost(KEY, sent_at=ago(minutes=24))
     if in_doubt:
-        await site.lost("rival", sent_at=ago(minutes=16), clock_ahead=timedelta(minutes=7))
+        await site.lost("another", sent_at=ago(minutes=16), clock_ahead=timedelta(minutes=7))
     site.account.makes("task_of_somebody", ago(minutes=22))
     found = await site.check()
     assert found.candidates == ("task_of_somebody",)
@@ -906,7 +906,7 @@ async def test_whose_a_task_may_be_follows_from_when_it_came(told: Told, after: 
     """Another submission of the model is in doubt, and the orphan came so long after that one had left."""
     at = NOON - timedelta(hours=1)
     await told.lost(KEY, sent_at=at)
-    await told.lost("rival", sent_at=at - after)
+    await told.lost("another", sent_at=at - after)
     told.says = (await told.ours(at)).model_copy(update={"tasks": (orphan(at),)})
     told.says_later = told.says.model_copy(update={"tasks": ()})
     found = await told.check()
@@ -968,7 +968,7 @@ SOON = timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(
-    ("age", "rival_age", "after", "again"),
+    ("age", "other_age", "after", "again"),
     [
         (DUE, None, None, SOON),
         (DUE + SECOND, None, None, None),
@@ -979,13 +979,13 @@ SOON = timedelta(seconds=30)
     ],
 )
 async def test_asking_again_is_worthwhile_while_something_may_come(
-    told: Told, age: timedelta, rival_age: timedelta | None, after: timedelta | None, again: timedelta | None
+    told: Told, age: timedelta, other_age: timedelta | None, after: timedelta | None, again: timedelta | None
 ) -> None:
-    """Its own task, that of somebody else who is still sending, or the answer of a witness that could not be asked."""
+    """Its own task, that of somebody else who is still sending, or a record that could not be read."""
     at = NOON - age
     await told.lost(KEY, sent_at=at)
-    if rival_age:
-        await told.lost("rival", sent_at=NOON - rival_age)
+    if other_age:
+        await told.lost("another", sent_at=NOON - other_age)
     told.says = await told.ours(at, tasks=(orphan(NOON - OVER, model=""),), retry_after=after)
     told.says_later = told.says.model_copy(update={"tasks": (), "retry_after": SECOND})
     assert (await told.check()).retry_after == again
