@@ -129,6 +129,7 @@ async def killed_again_and_again(submitter: Submitter, *, keys: int = KEYS, firs
     return ends
 
 
+@pytest.mark.proof
 async def test_no_kill_leads_to_a_second_paid_job(sim: Simulator, tmp_path: Path) -> None:
     submitter = Submitter(sim, tmp_path)
     ends = await killed_again_and_again(submitter)
@@ -143,6 +144,7 @@ async def test_no_kill_leads_to_a_second_paid_job(sim: Simulator, tmp_path: Path
     assert "failed OutcomeUnknown" in ends.values(), "no kill came between the POST and its record: nothing was shown"
 
 
+@pytest.mark.proof
 async def test_the_naive_client_pays_twice_under_the_same_kills(sim: Simulator, tmp_path: Path) -> None:
     naive = Submitter(sim, tmp_path, with_ledger=False)
 

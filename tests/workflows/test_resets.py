@@ -27,7 +27,7 @@ def _no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with its slot", "typed into the UI"])
-@pytest.mark.parametrize("decisions", [1, 2])
+@pytest.mark.parametrize("decisions", [1, pytest.param(2, marks=pytest.mark.proof)])
 async def test_reset_at_any_workflow_task_never_pays_unasked(tmp_path: Path, decisions: int, named: bool) -> None:
     """Each POST but the first was asked for by one decision; no reset may turn one decision into two POSTs."""
     key, asked = "reset", 1 + decisions
