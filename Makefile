@@ -95,9 +95,9 @@ SIDE_BY_SIDE := -m "not system and not proof" -n 3 --dist loadfile --no-loadscop
 
 test: $(VENV)/.test ## Run all tests that need no Debian packages; ARGS="-k name" chooses.
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS); ended=$$?; \
-	echo; echo 'Not run (see make test-proofs): every instant and interleaving of what is paid:'; \
+	echo; echo 'Not run, of some files in part (see make test-proofs): every instant and interleaving of what is paid:'; \
 	grep -rl 'mark\.proof' tests --include='test_*.py' | sort | sed 's/^/  /'; \
-	echo 'Not run (see make test-system): a browser, Prometheus and whole installations:'; \
+	echo 'Not run, of some files in part (see make test-system): a browser, Prometheus and whole installations:'; \
 	grep -rl 'mark\.system' tests --include='test_*.py' | sort | sed 's/^/  /'; \
 	exit $$ended
 
