@@ -88,9 +88,8 @@ comma := ,
 demo: $(VENV)/.demo ## Run four generations against the simulator; KEEP=1 leaves the servers running; LIKE=newapi-2026-07.
 	@$(BIN)/python starter.py demo $(if $(KEEP),--keep) $(if $(LIKE),--like $(LIKE))
 
-# Most tests wait for timers and processes, so three at once suit two cores. The tests of a file stay together. Ordered by
-# name, the files that wait longest start early, and the rest fills their waits; xdist's own order, most tests first,
-# starts them last.
+# Many tests wait for timers and processes, so three at once suit two cores. The tests of a file stay together, in the
+# order of `tests/conftest.py`; xdist's own order, most tests first, starts the files that wait longest last.
 SIDE_BY_SIDE := -m "not system and not proof" -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test ## Run all tests that need no Debian packages; ARGS="-k name" chooses.
