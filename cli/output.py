@@ -78,9 +78,14 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
     return problem
 
 
-def interrupted(key: str | None) -> CommandProblem:
-    """The user pressed Ctrl-C."""
-    message = f"stopped waiting; continue with: {next_command('watch', key)}" if key else "stopped"
+def interrupted(key: str | None, *, found: bool = True) -> CommandProblem:
+    """The user pressed Ctrl-C; `found` says whether the command had seen that the generation exists."""
+    if key and found:
+        message = f"stopped waiting; continue with: {next_command('watch', key)}"
+    elif key:
+        message = f"stopped before {key} was found or started; see whether it runs: {next_command('status', key)}"
+    else:
+        message = "stopped"
     return CommandProblem(Exit.INTERRUPTED, "Interrupted", message, ids={"key": key} if key else None)
 
 

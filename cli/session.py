@@ -80,7 +80,7 @@ def _as_command_problems(ids: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        problem = interrupted(ids.get("key"))
+        problem = interrupted(ids.get("key"), found=bool(ids.get("run_id")))
         problem.ids = ids
         raise problem from None
     except Exception as error:
