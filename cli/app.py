@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -383,6 +384,13 @@ def main() -> NoReturn:
     leave(code or 0)
 
 
+async def _until_terminated(work: Coroutine[Any, Any, Exit]) -> Exit:
+    """SIGTERM ends a command as Ctrl-C does, so that what it has started ends with it."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
+
+
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
     """Run a command, report its error if it fails, and end the process with its exit code."""
     from cli.session import problem_of
@@ -390,8 +398,8 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
 
     problem: CommandProblem | None = None
     try:
-        code = asyncio.run(work)
-    except KeyboardInterrupt:
+        code = asyncio.run(_until_terminated(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         problem = interrupted(key)
     except Exception as error:
         problem = problem_of(error, {"key": key} if key else {})
