@@ -49,7 +49,8 @@ def generate(
     prompt_extend: Annotated[str | None, typer.Option(help="What the last 7 seconds show.")] = None,
     size: Annotated[str | None, typer.Option(help="1280x720, 720x1280, 1920x1080 or 1080x1920.")] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="A path, URL or data URI. Repeat it for more images; their order counts.")
+        list[str] | None,
+        typer.Option(help="A path, an https:// or http:// URL, or a data URI. Repeat it; the order counts."),
     ] = None,
     key: Annotated[
         str | None,

@@ -29,7 +29,7 @@ class Exit(IntEnum):
 EXIT_CODES = {
     Exit.DELIVERED: "success: the video is delivered, or the command did what it was asked",
     Exit.FAILED: "the generation failed, or `doctor` found a problem",
-    Exit.USAGE: "bad usage, invalid request or invalid settings",
+    Exit.USAGE: "bad usage, invalid request or invalid settings (the API key too), or `--output` could not be written",
     Exit.FALLBACK: "with `--strict`: only the 8 s clip is delivered",
     Exit.UNREACHABLE: "Temporal or the gateway cannot be reached",
     Exit.INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM; the generation goes on",
