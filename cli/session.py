@@ -40,7 +40,7 @@ _PROBLEMS: tuple[tuple[type[Exception], Exit, str], ...] = (
     (PayloadUnreadable, Exit.USAGE, "PayloadUnreadable"),
     (DecisionRejected, Exit.USAGE, "DecisionRejected"),
     (GenerationNotFound, Exit.USAGE, "GenerationNotFound"),
-    (KeyInUse, Exit.USAGE, "InvalidRequest"),
+    (KeyInUse, Exit.USAGE, "KeyInUse"),
     (WrongLedger, Exit.USAGE, "WrongLedger"),
     (LedgerError, Exit.UNREACHABLE, "LedgerUnavailable"),
     (StoreProblem, Exit.UNREACHABLE, "StoreUnavailable"),
