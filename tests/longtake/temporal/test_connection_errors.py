@@ -11,7 +11,7 @@ _WRAPPED = "Failed client connect: Server connection error: tonic::transport::Er
     ("inner", "reason"),
     [
         (
-            'ConnectError("tcp", 127.0.0.1:1, Os { code: 111, kind: ConnectionRefused, message: "Connection refused" })',
+            'ConnectError("tcp", 127.0.0.1:1, Os { code: 111, message: "Connection refused" })',
             "Connection refused",
         ),
         (
