@@ -29,10 +29,10 @@ class Exit(IntEnum):
 EXIT_CODES = {
     Exit.DELIVERED: "success: the video is delivered, or the command did what it was asked",
     Exit.FAILED: "the generation failed, or `doctor` found a problem",
-    Exit.USAGE: "bad usage, invalid request or invalid settings",
+    Exit.USAGE: "bad usage, invalid request or invalid settings (the API key too), or `--output` could not be written",
     Exit.FALLBACK: "with `--strict`: only the 8 s clip is delivered",
     Exit.UNREACHABLE: "Temporal or the gateway cannot be reached",
-    Exit.INTERRUPTED: "interrupted; the generation goes on",
+    Exit.INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM; the generation goes on",
 }
 _MULTILINE_KINDS = frozenset({"InvalidSettings", "Usage"})
 """Errors about what the user typed or set: their line ends are ours."""
@@ -79,7 +79,7 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
 
 
 def interrupted(key: str | None, *, found: bool = True) -> CommandProblem:
-    """The user pressed Ctrl-C; `found` says whether the command had seen that the generation exists."""
+    """Ctrl-C or SIGTERM; `found` says whether the command had seen that the generation exists."""
     if key and found:
         message = f"stopped waiting; continue with: {next_command('watch', key)}"
     elif key:

@@ -8,8 +8,8 @@ from cli.output import CommandProblem, Exit
 from cli.session import _as_command_problems, ids_of
 
 
-@pytest.mark.parametrize(("run_id", "command"), [("", "status"), ("the-run", "watch")])
-def test_the_next_command_fits_what_is_known(run_id: str, command: str) -> None:
+@pytest.mark.parametrize(("run_id", "command"), [(None, "status"), ("the-run", "watch")])
+def test_the_next_command_fits_what_is_known(run_id: str | None, command: str) -> None:
     with pytest.raises(CommandProblem) as stopped, _as_command_problems(ids_of("order-1") | {"run_id": run_id}):
         raise asyncio.CancelledError
     assert stopped.value.code == Exit.INTERRUPTED
