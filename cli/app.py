@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -48,7 +49,8 @@ def generate(
     prompt_extend: Annotated[str | None, typer.Option(help="What the last 7 seconds show.")] = None,
     size: Annotated[str | None, typer.Option(help="1280x720, 720x1280, 1920x1080 or 1080x1920.")] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="A path, URL or data URI. Repeat it for more images; their order counts.")
+        list[str] | None,
+        typer.Option(help="A path, an https:// or http:// URL, or a data URI. Repeat it; the order counts."),
     ] = None,
     key: Annotated[
         str | None,
@@ -383,6 +385,13 @@ def main() -> NoReturn:
     leave(code or 0)
 
 
+async def _until_terminated(work: Coroutine[Any, Any, Exit]) -> Exit:
+    """SIGTERM ends a command as Ctrl-C does, so that what it has started ends with it."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
+
+
 def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | None = None) -> None:
     """Run a command, report its error if it fails, and end the process with its exit code."""
     from cli.session import problem_of
@@ -390,8 +399,8 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
 
     problem: CommandProblem | None = None
     try:
-        code = asyncio.run(work)
-    except KeyboardInterrupt:
+        code = asyncio.run(_until_terminated(work))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         problem = interrupted(key)
     except Exception as error:
         problem = problem_of(error, {"key": key} if key else {})

@@ -29,10 +29,10 @@ class Exit(IntEnum):
 EXIT_CODES = {
     Exit.DELIVERED: "success: the video is delivered, or the command did what it was asked",
     Exit.FAILED: "the generation failed, or `doctor` found a problem",
-    Exit.USAGE: "bad usage, invalid request or invalid settings",
+    Exit.USAGE: "bad usage, invalid request or invalid settings (the API key too), or `--output` could not be written",
     Exit.FALLBACK: "with `--strict`: only the 8 s clip is delivered",
     Exit.UNREACHABLE: "Temporal or the gateway cannot be reached",
-    Exit.INTERRUPTED: "interrupted; the generation goes on",
+    Exit.INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM; the generation goes on",
 }
 _MULTILINE_KINDS = frozenset({"InvalidSettings", "Usage"})
 """Errors about what the user typed or set: their line ends are ours."""
@@ -78,9 +78,14 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
     return problem
 
 
-def interrupted(key: str | None) -> CommandProblem:
-    """The user pressed Ctrl-C."""
-    message = f"stopped waiting; continue with: {next_command('watch', key)}" if key else "stopped"
+def interrupted(key: str | None, *, found: bool = True) -> CommandProblem:
+    """Ctrl-C or SIGTERM; `found` says whether the command had seen that the generation exists."""
+    if key and found:
+        message = f"stopped waiting; continue with: {next_command('watch', key)}"
+    elif key:
+        message = f"stopped before {key} was found or started; see whether it runs: {next_command('status', key)}"
+    else:
+        message = "stopped"
     return CommandProblem(Exit.INTERRUPTED, "Interrupted", message, ids={"key": key} if key else None)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.output import CommandProblem, Exit, print_json, say, write
+from cli.output import CommandProblem, Exit, complain, print_json, say, write
 from longtake.models import GenerateVideoResult, StoredVideo
 from longtake.storage import Store, StoreProblem
 
@@ -40,13 +40,24 @@ class ResultOptions:
 
 
 async def report(result: GenerateVideoResult, store: Store, ids: dict[str, Any], options: ResultOptions) -> Exit:
-    """Copy the video if wanted, and print the result."""
-    copied = await copy_video(store, result.video, options.output, str(ids["key"])) if options.output else None
+    """Copy the video if wanted, and print the result.
+
+    Returns:
+        0; 3 with `strict` where only the 8 s clip was delivered; 2 where the video could not be copied.
+    """
+    copied, failed = None, None
+    try:
+        copied = await copy_video(store, result.video, options.output, str(ids["key"])) if options.output else None
+    except CommandProblem as problem:  # the generation is delivered all the same, and its result is printed
+        failed = problem
     if options.as_json:
-        document = {**result.model_dump(mode="json"), **ids}
-        print_json({**document, "output": str(copied)} if copied else document)
+        copy = {"output": copied and str(copied), "output_error": failed and failed.message} if options.output else {}
+        print_json({**result.model_dump(mode="json"), **ids, **copy})
     else:
         _print(result, copied)
+    if failed:
+        complain(failed, as_json=False)
+        return failed.code
     return Exit.FALLBACK if options.strict and result.outcome == "fallback" else Exit.DELIVERED
 
 
@@ -80,5 +91,5 @@ async def copy_video(store: Store, video: StoredVideo, output: Path, key: str) -
     except (OSError, StoreProblem) as error:
         fresh.unlink(missing_ok=True)
         message = f"the video is in the store ({video.uri}), but cannot be copied to {target}: {error}"
-        raise CommandProblem(Exit.FAILED, "OutputFailed", message) from None
+        raise CommandProblem(Exit.USAGE, "OutputFailed", message) from None
     return target

@@ -40,7 +40,7 @@ _PROBLEMS: tuple[tuple[type[Exception], Exit, str], ...] = (
     (PayloadUnreadable, Exit.USAGE, "PayloadUnreadable"),
     (DecisionRejected, Exit.USAGE, "DecisionRejected"),
     (GenerationNotFound, Exit.USAGE, "GenerationNotFound"),
-    (KeyInUse, Exit.USAGE, "InvalidRequest"),
+    (KeyInUse, Exit.USAGE, "KeyInUse"),
     (WrongLedger, Exit.USAGE, "WrongLedger"),
     (LedgerError, Exit.UNREACHABLE, "LedgerUnavailable"),
     (StoreProblem, Exit.UNREACHABLE, "StoreUnavailable"),
@@ -80,7 +80,7 @@ def _as_command_problems(ids: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        problem = interrupted(ids.get("key"))
+        problem = interrupted(ids.get("key"), found=bool(ids.get("run_id")))
         problem.ids = ids
         raise problem from None
     except Exception as error:
@@ -248,6 +248,6 @@ def ids_of(key: str) -> dict[str, Any]:
         CommandProblem: The key is invalid.
     """
     try:
-        return {"key": key, "workflow_id": workflow_id(key), "run_id": ""}
+        return {"key": key, "workflow_id": workflow_id(key), "run_id": None}
     except InvalidKey as error:
         raise CommandProblem(Exit.USAGE, "InvalidRequest", f"--key {key[:80]!r}: {error}") from None

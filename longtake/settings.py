@@ -365,7 +365,10 @@ class Settings(
     @property
     def retries_at_the_gateway(self) -> bool:
         """Whether `extend_url` and `gateway_url` have the same origin."""
-        ours, theirs = urlsplit(self.gateway_url or ""), urlsplit(self.extend_url or "")
+        try:
+            ours, theirs = urlsplit(self.gateway_url or ""), urlsplit(self.extend_url or "")
+        except ValueError:  # no URL at all: the client that would use it says so
+            return False
         return (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
 
     @property

@@ -23,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         OnExtendFailed,
         Paid,
         Problem,
+        StoredVideo,
         TaskRecord,
         TaskState,
     )
@@ -135,7 +136,7 @@ class GenerateVideoWorkflow:
             match await choose_after_failed_extension(state):
                 case OnExtendFailed.FAIL:
                     await poll_for_refund(state)
-                    raise _extension_failed(reason)
+                    raise _extension_failed(reason, clip)
                 case OnExtendFailed.RETRY:
                     video = await retry_extension(state)
         await poll_for_refund(state)
@@ -222,6 +223,6 @@ def _generation_failed(verdict: TaskRecord) -> StepFailed:
     return StepFailed("GenerationFailed", message, FailureDetails(advice=advice))
 
 
-def _extension_failed(reason: str) -> StepFailed:
-    advice = "The 8 s clip is stored: see first_video. Another try at 15 s needs a new key, and is paid."
+def _extension_failed(reason: str, clip: StoredVideo) -> StepFailed:
+    advice = f"The 8 s clip is stored at {clip.uri}. Another try at 15 s needs a new key, and is paid."
     return StepFailed("ExtensionFailed", reason, FailureDetails(advice=advice))

@@ -46,6 +46,8 @@ class PaidTask(_Part):
     """Since when the gateway has given the task up without a verdict."""
     missing_since: datetime | None = None
     """Since when the gateway does not know the task."""
+    polls_without_task: int = 0
+    """How many polls in a row said so, or that it has given the task up."""
 
     @property
     def id(self) -> str:

@@ -161,7 +161,7 @@ async def check_gateway(settings: Settings, *, wait_for_key: bool) -> None:
             case KeyRefused():
                 if wait_for_key:
                     return
-                code, kind = Exit.FAILED, "SubmissionRefused"
+                code, kind = Exit.USAGE, "SubmissionRefused"
             case GatewayUnreachable():
                 code, kind = Exit.UNREACHABLE, "GatewayUnreachable"
             case _:

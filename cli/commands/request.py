@@ -1,6 +1,7 @@
 """Builds a checked request from flags or a file, before anything is started or paid."""
 
 import json
+import re
 import secrets
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,14 @@ from typing import Any
 
 from cli.output import CommandProblem, Exit, invalid
 from longtake.models import GenerateVideoInput, ImageInput, Problem
-from longtake.request.images import CheckedImage, ImageProblem, read_data_uri, read_image_file, store_image
+from longtake.request.images import (
+    CheckedImage,
+    ImageProblem,
+    check_image_url,
+    read_data_uri,
+    read_image_file,
+    store_image,
+)
 from longtake.request.prompts import store_prompts
 from longtake.request.rules import InvalidRequest, check_request
 from longtake.storage import Store, StoreProblem
@@ -72,7 +80,8 @@ async def build_request(  # noqa: PLR0913 - keyword arguments
         place = len(fields.get("images") or []) + index
         inputs.append({"uri": "pending"})
         try:
-            if image.startswith(("http://", "https://")):
+            if re.match(r"[a-z][a-z0-9+.-]*://", image, re.IGNORECASE):
+                check_image_url(image)
                 inputs[-1] = {"uri": image}
             else:
                 checked[place] = read_data_uri(image) if image.startswith("data:") else read_image_file(image)

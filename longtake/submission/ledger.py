@@ -787,7 +787,7 @@ class SubmissionLedger:
 
     async def _apply(self, earlier: HeartbeatState, key: str, slot: Slot) -> Outcome | SubmissionReceipt:
         """What our own slot led to, by the heartbeat of the attempt that it belongs to."""
-        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump(exclude={"proof"}))
+        outcome = Outcome(at=datetime.now(UTC), **earlier.model_dump())  # without the proof, which it ignores
         if not earlier.task_id:
             return slot.outcome or await self._records.write_outcome(
                 slot.folder, slot.number, outcome, slot.intent.account

@@ -1,6 +1,7 @@
 """Explains connection errors of Temporal's client, and says what to do."""
 
 import re
+from textwrap import shorten
 from typing import Final, NamedTuple
 
 
@@ -39,6 +40,7 @@ _TLS: Final = (
     ),
 )
 _CLOSED: Final = re.compile(r"after connection: .*Error\(Transport|received fatal alert|AlertReceived", re.DOTALL)
+_INNERMOST: Final = re.compile(r'(?:message|error): "([^"]+)"')
 _DEFAULT_ADVICE: Final = "check TEMPORAL_ADDRESS, or leave it out to use the embedded server"
 _MAX_REASON: Final = 200
 
@@ -56,7 +58,8 @@ def explain(message: str, *, tls: bool, client_certificate: bool) -> str:
             return f"{cause.reason}: {cause.advice}"
     if _CLOSED.search(message):
         return _closed(tls=tls, client_certificate=client_certificate)
-    reason = message.splitlines()[0][:_MAX_REASON] if message else "no reason was given"
+    said = _INNERMOST.findall(message)  # what the operating system says, inside the wrappings of the SDK's core
+    reason = shorten(said[-1] if said else message, _MAX_REASON, placeholder=" …") or "no reason was given"
     return f"cannot be reached ({reason}): {_DEFAULT_ADVICE}"
 
 

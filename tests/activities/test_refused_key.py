@@ -180,3 +180,17 @@ async def test_a_gateway_that_cannot_be_asked_is_waited_for(hire: Hire, sim: Sim
     site = Site(hire(url="http://127.0.0.1:9"), sim, request_for(on_key_refused="wait"))
     away: Any = await site.wait(1)
     assert (away.type, away.retried, away.details.paid) == ("PollFailing", True, Paid.NO)
+
+
+@pytest.mark.parametrize("problem", [KeyProblem.OUT_OF_QUOTA, KeyProblem.REFUSED])
+async def test_who_is_not_the_one_to_try_is_refused_as_the_workflow_remembers_it(
+    worker: Worker, problem: KeyProblem
+) -> None:
+    """The worker was started anew, so it has met no refusal itself."""
+    worker.submission._breaker = KeyBreaker(lambda: 0.0)
+    details = FailureDetails(http_status=403, gateway_code="no_more", key_problem=problem)
+    input = AwaitKeyInput(key="order-1", message="top it up", details=details)
+    assert (await worker.run(worker.submission.await_api_key, input)).trial
+    refused = await failure_of(worker.run(worker.submission.await_api_key, input))
+    assert (refused.details.key_problem, refused.details.http_status) == (problem, 403)
+    assert refused.details.gateway_code == "no_more"

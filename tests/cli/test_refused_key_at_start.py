@@ -16,5 +16,5 @@ async def test_only_who_does_not_wait_gets_the_refusal_at_once(tmp_path: Path) -
         settings = Settings(gateway_url=simulator.url, gateway_api_key=(SecretStr("another"),))
         with pytest.raises(CommandProblem) as told:
             await check_gateway(settings, wait_for_key=False)
-        assert (told.value.code, told.value.kind) == (Exit.FAILED, "SubmissionRefused")
+        assert (told.value.code, told.value.kind) == (Exit.USAGE, "SubmissionRefused")
         await check_gateway(settings, wait_for_key=True)

@@ -47,3 +47,18 @@ async def test_a_ledger_that_cannot_be_read_is_no_wrong_request(store: Store, mo
     monkeypatch.setattr(SubmissionLedger, "is_untouched", away)
     with pytest.raises(LedgerUnavailable):
         await build_request(FIELDS, [], store, dry_run=False, key="paid")
+
+
+@pytest.mark.parametrize("image", ["ftp://host/a.png", "file:///a.png", "https://"])
+async def test_a_url_that_no_gateway_can_read_is_no_missing_file(store: Store, image: str) -> None:
+    with pytest.raises(CommandProblem) as refused:
+        await build_request(FIELDS, [image], store, dry_run=True, key="paid")
+    assert refused.value.details
+    (rule,) = [problem.rule for problem in refused.value.details.problems if problem.field == "images[0]"]
+    assert "https://" in rule
+
+
+async def test_an_http_url_goes_to_the_gateway_as_it_is(store: Store) -> None:
+    fields = {**FIELDS, "model": "veo_3_1-remix"}
+    request, _ = await build_request(fields, ["HTTP://host/a.png"], store, dry_run=False)
+    assert [image.uri.lower() for image in request.images] == ["http://host/a.png"]

@@ -144,7 +144,7 @@ class Distributed:
             self._starter("generate", *flags(prompt), "--key", "twice", "--size", "1280x720"),
         )
         assert (again.code, again.json()["video"]) == (0, first["video"])
-        error = error_of(other, 2, "InvalidRequest")
+        error = error_of(other, 2, "KeyInUse")
         assert "prompt" in error["message"]
         assert MARK not in other.out, "the message names fields, it does not show prompts"
         assert (size.code, "size" in size.err, size.out) == (2, True, "")

@@ -13,6 +13,7 @@ import pytest
 from cli.embedded import temporal_binary
 from tests.end_to_end.processes import (
     MARK,
+    ROOT,
     Finished,
     SimulatorProcess,
     Starter,
@@ -105,6 +106,33 @@ class Embedded:
         assert is_full(await starter("watch", "stopped", "--json", seconds=100))
         assert self._simulator.paid(prompt) == 1
         await nothing_is_left(data)
+
+    async def terminated(self) -> None:
+        """SIGTERM to `up` and to `demo`, as a supervisor sends it."""
+        starter, data, _ = self._place("terminated")
+        up = starter.start("up")
+        await eventually(up.is_connected, "it runs", unless=[up])
+        folder = self._folder / "demo"
+        folder.mkdir()
+        demo = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "starter.py"),
+            "demo",
+            cwd=folder,
+            env=starter.env,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await eventually(
+            lambda: any("worker" in command for command in processes_of(folder).values()), "its worker runs"
+        )
+        assert any("simulator" in command for command in processes_of(folder).values())
+        up.process.send_signal(signal.SIGTERM)
+        demo.send_signal(signal.SIGTERM)
+        run = await up.finished()
+        assert (run.code, await demo.wait()) == (0, 130), run
+        assert "draining" in run.err
+        await nothing_is_left(data)
+        await nothing_is_left(folder)
 
     async def not_waited_for(self) -> None:
         starter, data, prompt = self._place("background")
@@ -221,6 +249,7 @@ MORE_STORIES = (
     "killed_at_the_start",
     "killed_while_it_is_made",
     "interrupted",
+    "terminated",
     "not_waited_for",
     "its_worker_killed",
     "its_server_slow_to_answer",

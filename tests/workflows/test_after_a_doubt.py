@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,9 +18,10 @@ from longtake.models import (
     SubmitInput,
 )
 from tests.workflows.rig import REQUEST
-from workflows.failures import Cause
+from workflows.failures import Cause, StepFailed
 from workflows.state import Doubt, GenerationState, Question
 from workflows.steps import resolve as resolving
+from workflows.steps import submit as submitting
 from workflows.steps.resolve import CHECK_ACCOUNT_AGAIN, CHECK_YOURSELF, CONFIRM_NOT_CHARGED
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -158,3 +159,26 @@ def test_a_retried_extension_leaves_no_doubt_about_what_was_paid_before(input: S
     one = generation()
     resolving._mark_unknown(one, input)
     assert one.paid is paid
+
+
+@pytest.mark.parametrize("paid", [Paid.NO, Paid.UNKNOWN])
+@pytest.mark.parametrize("timed_out", [True, False])
+async def test_when_cancelled_a_failure_says_more_than_that_and_an_answer_that_never_came_does_not(
+    monkeypatch: pytest.MonkeyPatch, timed_out: bool, paid: Paid
+) -> None:
+    async def failed(_: object) -> Cause:
+        return cause("SubmissionRefused", timed_out=timed_out)
+
+    async def learn(state: Any, _: object) -> None:
+        state.paid = paid
+
+    monkeypatch.setattr(submitting, "attempt", failed)
+    monkeypatch.setattr(submitting, "learn_what_was_paid", learn)
+    end = submitting._end_while_cancelling(
+        cast("Any", SimpleNamespace(paid=None)), cast("Any", None), cast("Any", None)
+    )
+    if timed_out:
+        await end
+    else:
+        with pytest.raises(StepFailed):
+            await end

@@ -155,7 +155,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
         ],
         "deliver": FULL,
     },
-    "lost": {"polls": [running(61, remix_id="video_first", quota=7), MISSING, lost(error_message="upstream")]},
+    "lost": {"polls": [running(61, remix_id="video_first", quota=7), MISSING, *[lost(error_message="upstream")] * 3]},
     "retried extension": {
         "polls": [
             running(20, remix_id="video_first", quota=5),
@@ -176,7 +176,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
             extend_failed(**EXTENDED, error_message="again"),
             running(40, task_id="task_extend_2"),
             MISSING,
-            lost(task_id="task_extend_2", error_message="upstream"),
+            *[lost(task_id="task_extend_2", error_message="upstream")] * 3,
         ],
         "extend": [accepted(**EXTENDED), accepted(task_id="task_extend_2")],
         "deliver": FIRST,
@@ -232,7 +232,15 @@ async def test_a_dead_key_is_not_asked_with_any_sooner_for_an_extension(
 
 async def test_every_field_of_the_state_goes_through_temporal_unchanged() -> None:
     receipt = SubmissionReceipt(task_id=TASK_ID, submitted_at=AT, slot=2)
-    task = PaidTask(receipt=receipt, record=running(61), polls=3, polling_since=AT, lost_since=AT, missing_since=AT)
+    task = PaidTask(
+        receipt=receipt,
+        record=running(61),
+        polls=3,
+        polling_since=AT,
+        lost_since=AT,
+        missing_since=AT,
+        polls_without_task=2,
+    )
     state = GenerationState(
         key="order-1",
         input=GenerateVideoInput.model_validate(REQUEST),

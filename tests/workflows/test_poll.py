@@ -171,6 +171,17 @@ async def test_task_that_is_never_found_is_lost(rig: Rig) -> None:
     assert (await generation.attributes())["VideoOutcome"] == "TaskLost"
 
 
+@pytest.mark.parametrize("answer", [refusal("TaskNotFound", "task_not_exist"), lost(error_message="gone")])
+async def test_time_without_polls_is_no_evidence_that_a_task_is_lost(rig: Rig, answer: object) -> None:
+    """No worker for an hour, or polls that are far apart: two answers are two answers."""
+    policy = GenerationPolicy(
+        schedule=PollSchedule(expected=100 * MINUTE), overdue_after=5 * MINUTE, lost_grace=5 * MINUTE
+    )
+    generation = await rig.generate(Script(prepare=[policy], polls=[answer, answer, completed()], deliver=FULL))
+    result = await generation.result()
+    assert (result.outcome, result.polls) == ("full", 3)
+
+
 async def test_task_that_was_found_in_between_starts_the_clock_anew(rig: Rig) -> None:
     policy = GenerationPolicy(schedule=PollSchedule(expected=MINUTE), overdue_after=10 * MINUTE)
     missing = refusal("TaskNotFound", "task_not_exist")

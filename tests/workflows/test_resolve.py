@@ -208,6 +208,15 @@ async def test_ledger_that_stays_away_for_the_whole_window_leaves_it_unknown(rig
     assert (error.type, details.paid) == ("SubmissionOutcomeUnknown", Paid.UNKNOWN)
 
 
+async def test_ledger_that_comes_back_after_the_window_is_asked_where_nobody_ends_the_wait(rig: Rig) -> None:
+    away = refusal("LedgerUnavailable", "the store is away", retried=True, paid=Paid.UNKNOWN)
+    policy = GenerationPolicy(decision_window=HOUR, wait_after_decision_timeout=True)
+    close = changing(3 * HOUR, away, NOTHING_SENT)
+    generation = await rig.generate(Script(prepare=[policy], submit=[refusal("Defect", "?")], close=close))
+    error, details = await generation.failure()
+    assert (error.type, details.paid) == ("NotSubmitted", Paid.NO)
+
+
 async def test_account_is_checked_at_once_and_more_often_at_first(rig: Rig) -> None:
     generation = await in_doubt(rig)
     await rig.pass_time(timedelta(minutes=11))

@@ -18,6 +18,8 @@ POLLS_PER_RUN = 300
 
 _EXTENSION_DURATION_FACTOR = 0.6
 """A retried extension makes 7 of the 15 seconds."""
+_POLLS_TO_CONFIRM = 3
+"""That a task is lost. The time between two of them may be a worker's absence, which says nothing about the task."""
 _EXTENDING_FROM = 50
 """Percent; the contract: 50 to 99 is the extension."""
 _START_AGAIN = "Starting again with the same key, on the same ledger, polls again and pays nothing."
@@ -157,10 +159,12 @@ class _Poller:
         state, task = self._state, self._task
         if record.state is TaskState.LOST:
             task.lost_since = task.lost_since or workflow.now()
+            task.polls_without_task += 1
             reason = record.error_message or f"the gateway says {record.gateway_status}, without a verdict"
             state.last_problem = reason
         else:
             task.lost_since = state.last_problem = None
+            task.polls_without_task = 0
         task.missing_since = state.key_problem = self._retry_after = None
         task.record = _with_ids_of(task.record, record)
         self._show()
@@ -170,6 +174,8 @@ class _Poller:
         state.last_problem, state.key_problem = cause.message, cause.details.key_problem
         missing = cause.type == "TaskNotFound"
         task.missing_since = (task.missing_since or workflow.now()) if missing else None
+        if missing or not task.lost_since:
+            task.polls_without_task = task.polls_without_task + 1 if missing else 0
         key_refused = cause.type == "KeyRefused"
         # Polling often with a refused key helps nobody: wait for a generation's time, or for `poll_now`.
         self._retry_after = state.policy.schedule.expected if key_refused else None
@@ -196,12 +202,13 @@ class _Poller:
         task, policy, now = self._task, self._state.policy, workflow.now()
         problem, over = self._state.last_problem, self._is_overdue(record)
         support = "Ask the gateway's support for the upstream ids"
-        if record and task.lost_since and now - task.lost_since >= policy.lost_grace:
+        confirmed = task.polls_without_task >= _POLLS_TO_CONFIRM
+        if confirmed and record and task.lost_since and now - task.lost_since >= policy.lost_grace:
             raise _lost(
                 f"the gateway gave the task up without a verdict on the video: {problem}",
                 f"{support}; the video may exist there.",
             )
-        if task.missing_since and now - task.missing_since >= policy.overdue_after:
+        if confirmed and task.missing_since and now - task.missing_since >= policy.overdue_after:
             raise _lost(
                 f"the gateway does not know the task {task.id}: {problem}",
                 "Ask the gateway's support for this task id: it was paid, its row is missing.",

@@ -90,7 +90,7 @@ async def _end_while_cancelling(
         await _keep(state, input, sent)
         return
     await learn_what_was_paid(state, input)
-    if state.paid is not Paid.YES and sent.type != "TimedOut":
+    if state.paid is not Paid.YES and not sent.timed_out:
         raise not_sent(sent) if state.paid is Paid.NO else outcome_unknown(sent)
 
 

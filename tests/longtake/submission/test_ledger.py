@@ -1305,6 +1305,19 @@ async def test_a_task_that_answered_two_submissions_is_both_of_theirs(store: Sto
     await ledger.check_owner("third", "a task that nobody has claimed")
 
 
+async def test_a_task_that_came_after_a_decision_is_its_submissions_too(store: Store) -> None:
+    """The gateway answered two submissions with it, and a person had said of one that it made nothing."""
+    first = await Caller(store, Gateway()).submit(key="first")
+    nonce = await write_intent(store, age=timedelta(hours=1))
+    await write_outcome(store, "not_sent")
+    ledger = ledger_of(store)
+    with pytest.raises(TaskOwned):
+        await ledger.check_owner(KEY, first.task_id)
+    late = Outcome(nonce=nonce, outcome="accepted", task_id=first.task_id, at=datetime.now(UTC))
+    await store.put(path_of(1, "late"), late.model_dump_json().encode())
+    await ledger.check_owner(KEY, first.task_id)
+
+
 async def test_a_paid_id_that_only_the_heartbeat_knows_outlives_a_decision(store: Store) -> None:
     """A person said "nothing was made", and the worker was killed before it could write its id down."""
     await in_doubt(store, KEY)
