@@ -21,7 +21,7 @@ from longtake.gateway.client import GatewayClient, SubmissionForm
 from longtake.gateway.errors import ResponseLost
 from simulator import Simulator, SimulatorSettings, serve
 from simulator.personalities import DOCUMENT, NEWAPI
-from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, reset, say
+from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, listening, reset, say
 from tests.unread import UnreadAnswers
 
 KEY, TOKEN = "sk-simulator-key", "simulator-access-token"
@@ -90,13 +90,6 @@ def log_row(kind: object = 2, **fields: object) -> dict[str, object]:
     return {"created_at": SECONDS, "model_name": MODEL, "type": kind, "quota": 1, "other": '{"is_task":true}', **fields}
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -104,10 +97,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def console() -> AsyncIterator[Console]:
-    raw = Console()
-    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
-    raw.port = server.sockets[0].getsockname()[1]
-    async with server:
+    async with listening(Console()) as raw:
         yield raw
 
 

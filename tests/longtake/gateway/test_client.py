@@ -8,11 +8,12 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -137,18 +138,22 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.read()  # until the client hangs up
 
 
+_Raw = TypeVar("_Raw", bound=RawGateway)
 HALF_ANSWER = say(b"HTTP/1.1 200 OK\r\nX-Oneapi-Request-Id: req-1\r\nContent-Length: 500\r\n\r\n{")
 
 
-@pytest.fixture
-async def gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RawGateway]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    raw = RawGateway()
+@asynccontextmanager
+async def listening(raw: _Raw) -> AsyncIterator[_Raw]:
+    """Serve on a free port of loopback."""
     server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
     raw.port = server.sockets[0].getsockname()[1]
     async with server:
+        yield raw
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[RawGateway]:
+    async with listening(RawGateway()) as raw:
         yield raw
 
 

@@ -26,7 +26,7 @@ from longtake.gateway.errors import (
 from longtake.gateway.extension import ExtensionClient
 from longtake.models import TaskState
 from simulator import Simulator, SimulatorSettings, serve
-from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, reset, say
+from tests.longtake.gateway.test_client import Behaviour, CreateIntent, RawGateway, answer, hang, listening, reset, say
 from tests.unread import UnreadAnswers
 
 KEY = "sk-simulator-key"
@@ -37,19 +37,9 @@ FLAT |= {"created_at": 1777175740, "remixed_from_video_id": CLIP}
 WRAPPED = {"code": 200, "data": [{"status": "submitted", "task_id": "task_new"}]}
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @pytest.fixture
 async def gateway() -> AsyncIterator[RawGateway]:
-    raw = RawGateway()
-    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
-    raw.port = server.sockets[0].getsockname()[1]
-    async with server:
+    async with listening(RawGateway()) as raw:
         yield raw
 
 

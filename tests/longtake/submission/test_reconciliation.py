@@ -1,6 +1,5 @@
 """What is adopted, shown and said of a submission in doubt: real ledger, real HTTP, an account made up for it."""
 
-import asyncio
 import json
 import os
 import sys
@@ -34,7 +33,7 @@ from longtake.submission.reconciliation import (
 )
 from longtake.submission.records import TaskOwner, folder_of, open_path, owner_path, record_path
 from tests.longtake.gateway.test_account import LOG, TASKS, Console, rows
-from tests.longtake.gateway.test_client import Behaviour, answer
+from tests.longtake.gateway.test_client import Behaviour, answer, listening
 
 KEY, MODEL = "order-1", "veo_3_1-fast-remix"
 API_KEY = "sk-simulator-key"
@@ -85,10 +84,7 @@ class Account(Console):
 
 @pytest.fixture
 async def account() -> AsyncIterator[Account]:
-    raw = Account()
-    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
-    raw.port = server.sockets[0].getsockname()[1]
-    async with server:
+    async with listening(Account()) as raw:
         yield raw
 
 
