@@ -28,11 +28,13 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def _fork_server() -> Iterator[None]:
+    from multiprocessing import forkserver  # noqa: PLC0415 - only here, to end what this module started
+
+    others = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
     # pytest too: each child imports what the main module imported.
     _PROCESSES.set_forkserver_preload(["pytest", "tests.activities.submitting_process"])
     yield
-    from multiprocessing import forkserver  # noqa: PLC0415 - only here, to end what this module started
-
+    _PROCESSES.set_forkserver_preload(others)
     # It waits until its last child has ended, and a worker of other tests may be one of them.
     if not multiprocessing.active_children():
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
