@@ -157,12 +157,20 @@ def list_generations(
     ] = "",
     *,
     limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
+    paid_without_video: Annotated[
+        bool, typer.Option("--paid-without-video", help="List what the ledger knows as paid and nobody has delivered.")
+    ] = False,
+    days: Annotated[int, typer.Option(min=1, help="With --paid-without-video: how many days to look back.")] = 7,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
 ) -> None:
     """List generations. The newest come first."""
     from cli.commands import inspect
 
+    if paid_without_video:
+        if query:
+            raise typer.BadParameter("--paid-without-video takes no QUERY: it goes by the ledger")
+        _run(inspect.show_paid_without_video(days, data_dir, as_json=as_json), as_json=as_json)
     _run(inspect.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
 
 
@@ -293,6 +301,9 @@ def setup(
 def recover(
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Download them. Without it they are only listed.")] = False,
+    ended: Annotated[
+        bool, typer.Option("--ended", help="Those too that were cancelled, terminated or failed after they were paid.")
+    ] = False,
     days: Annotated[int, typer.Option(min=1, help="How many days to look back. Links expire after about one.")] = 7,
     as_json: JsonFlag = False,
     data_dir: DataDir = None,
@@ -300,7 +311,7 @@ def recover(
     """Recover videos that Temporal has lost. Lists those paid for and not delivered; --yes downloads them, unpaid."""
     from cli.commands import recover as command
 
-    _run(command.run(data_dir, yes=yes, days=days, as_json=as_json), as_json=as_json)
+    _run(command.run(data_dir, yes=yes, ended=ended, days=days, as_json=as_json), as_json=as_json)
 
 
 @app.command("encryption-key")

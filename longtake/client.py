@@ -287,24 +287,30 @@ class VideoClient:
             status = None
         return Snapshot(execution, status, steps)
 
-    async def knows(self, key: str) -> bool:
-        """Whether Temporal has a workflow for this key, running or ended, whoever started it.
+    async def latest_run(self, key: str) -> Execution | None:
+        """The newest run of a key, running or ended, whoever started it; None where Temporal does not know it.
 
         Raises:
             TemporalUnavailable: See the class.
         """
-        ids = {key}  # other clients may use the key itself as the workflow id
+        ids = [key]  # other clients may use the key itself as the workflow id
         with suppress(InvalidKey):
-            ids.add(workflow_id(key))
+            ids.insert(0, workflow_id(key))
         for name in ids:
             try:
-                await self._retrying(self._temporal.get_workflow_handle(name).describe)
+                return _execution(await self._retrying(self._temporal.get_workflow_handle(name).describe))
             except RPCError as error:
                 if error.status is not RPCStatusCode.NOT_FOUND:
                     raise
-            else:
-                return True
-        return False
+        return None
+
+    async def knows(self, key: str) -> bool:
+        """Whether Temporal has a workflow for this key.
+
+        Raises:
+            TemporalUnavailable: See the class.
+        """
+        return await self.latest_run(key) is not None
 
     async def result(self, key: str) -> GenerateVideoResult:
         """Wait until the generation ends, and return its result.

@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.commands.recover import paid_without_video, show_progress
 from cli.output import Exit, print_json, say, write
 from cli.progress import describe, follow
 from cli.results import ResultOptions, report
 from cli.session import load_settings, open_generation, open_session, open_store
-from longtake.client import Snapshot
+from longtake.client import Execution, Snapshot
 from longtake.display import line
 from longtake.models import GenerationStatus
+from longtake.submission.ledger import PaidTask
 from workflows.status_text import in_words
 
 
@@ -76,6 +78,45 @@ def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
         "state": snapshot.execution.state.lower(),
         "status": snapshot.status.model_dump(mode="json") if snapshot.status else None,
         "steps": [{"name": step.name, "attempt": step.attempt, "problem": step.problem} for step in snapshot.steps],
+    }
+
+
+async def show_paid_without_video(days: int, data_dir: Path | None, *, as_json: bool) -> Exit:
+    """Run `list --paid-without-video`."""
+    settings = load_settings(data_dir)
+    store = open_store(settings)
+    async with open_session(settings, worker=False) as session:
+        found = [row async for row in paid_without_video(store, session.client, days=days, on_progress=show_progress)]
+    found.sort(key=lambda row: row[0].sent_at, reverse=True)
+    if as_json:
+        print_json([_unpaid_row(task, execution) for task, execution in found])
+        return Exit.DELIVERED
+    table = Table("key", "state", "stage", "outcome", "model", "task", "sent")
+    for task, execution in found:
+        row = _unpaid_row(task, execution)
+        stage = (row["stage"] or "") + (f" ({row['attention']})" if row["attention"] else "")
+        cells = (row["key"], row["state"], stage, row["outcome"], row["model"], row["task_id"])
+        table.add_row(*(escape(line(cell or "")) for cell in cells), f"{task.sent_at.astimezone(UTC):%m-%d %H:%M:%S}")
+    Console(width=None if sys.stdout.isatty() else 200).print(
+        table if found else f"every task that was paid in the last {days} days is delivered or about to be"
+    )
+    if found:
+        say("each can be brought home without another payment: starter.py recover --ended")
+    return Exit.DELIVERED
+
+
+def _unpaid_row(task: PaidTask, execution: Execution | None) -> dict[str, Any]:
+    return {
+        "key": task.key,
+        "retry": task.retry,
+        "task_id": task.task_id,
+        "model": task.model,
+        "sent_at": task.sent_at.isoformat(),
+        "state": execution.state.lower() if execution else "unknown to Temporal",
+        "stage": execution and execution.stage,
+        "attention": execution and execution.attention,
+        "outcome": execution and execution.outcome,
+        "run_id": execution and execution.run_id,
     }
 
 

@@ -1,4 +1,4 @@
-"""The command `recover`: starts paid tasks again that Temporal has lost, from what the store knows. Never pays."""
+"""The command `recover`: starts paid tasks again that nobody delivers, from what the store knows. Never pays."""
 
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.output import Exit, print_json, write
 from cli.session import load_settings, open_session, open_store
-from longtake.client import KeyInUse, VideoClient
+from longtake.client import Execution, KeyInUse, VideoClient
 from longtake.request.rules import InvalidRequest
 from longtake.storage import Store
 from longtake.submission.ledger import PaidTask, SubmissionLedger
@@ -31,15 +31,33 @@ async def lost_tasks(
         LedgerUnavailable, StoreProblem: The store did not answer.
         TemporalUnavailable: Temporal did not answer.
     """
-    ledger = SubmissionLedger(store, longest_exchange=_NO_EXCHANGE)
-    since = datetime.now(UTC) - timedelta(days=days)
-    async for task in undelivered_tasks(store, ledger, since=since, key_of=key_of, on_progress=on_progress):
-        if task.key is None or not await client.knows(task.key):
+    async for task, run in paid_without_video(store, client, days=days, on_progress=on_progress):
+        if run is None:
             yield task
 
 
-async def run(data_dir: Path | None, *, yes: bool, days: int, as_json: bool) -> Exit:
-    """Run `recover`.
+async def paid_without_video(
+    store: Store, client: VideoClient, *, days: int, on_progress: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[tuple[PaidTask, Execution | None]]:
+    """The paid tasks of the last days whose video is not in the store, each with the newest run of its key.
+
+    The ledger says what was paid, whatever Temporal shows: a run that was cancelled or terminated right after its
+    submission is among them. Left out: what a running generation without a problem is about to deliver.
+
+    Raises:
+        LedgerUnavailable, StoreProblem: The store did not answer.
+        TemporalUnavailable: Temporal did not answer.
+    """
+    ledger = SubmissionLedger(store, longest_exchange=_NO_EXCHANGE)
+    since = datetime.now(UTC) - timedelta(days=days)
+    async for task in undelivered_tasks(store, ledger, since=since, key_of=key_of, on_progress=on_progress):
+        execution = await client.latest_run(task.key) if task.key is not None else None
+        if execution is None or execution.state != "RUNNING" or execution.attention:
+            yield task, execution
+
+
+async def run(data_dir: Path | None, *, yes: bool, ended: bool, days: int, as_json: bool) -> Exit:
+    """Run `recover`; `ended` takes those too whose newest run has ended without the video.
 
     Returns:
         1 if one could not be started, else 0.
@@ -52,7 +70,9 @@ async def run(data_dir: Path | None, *, yes: bool, days: int, as_json: bool) -> 
     seen: set[str] = set()
     # An embedded worker only where generations are started; it stays behind until all of them have ended.
     async with open_session(settings, worker=yes, stay_behind=yes, store=store) as session:
-        async for task in lost_tasks(store, session.client, days=days, on_progress=_show_progress):
+        async for task, run in paid_without_video(store, session.client, days=days, on_progress=show_progress):
+            if run is not None and (not ended or run.state == "RUNNING"):
+                continue
             if task.key is not None and task.key in seen:
                 continue  # one start covers the first task and the retry of its extension
             seen.add(task.key or "")
@@ -62,7 +82,7 @@ async def run(data_dir: Path | None, *, yes: bool, days: int, as_json: bool) -> 
     if as_json:
         print_json({"dry_run": not yes, "days": days, "tasks": rows})
     elif not rows:
-        write(f"nothing to recover: Temporal knows every undelivered paid task of the last {days} days")
+        write(f"nothing to recover: Temporal {'runs' if ended else 'knows'} every undelivered paid task of {days} days")
     elif not yes:
         write("nothing was started: add --yes to start them; that pays nothing")
     failed = yes and any(not row["started"] for row in rows)
@@ -99,5 +119,6 @@ def _summary(row: dict[str, Any]) -> str:
     return f"{row['key'] or '(no key)'}: task {row['task_id']}, {row['model']}, sent {row['sent_at']}: {state}"
 
 
-def _show_progress(checked: int) -> None:
+def show_progress(checked: int) -> None:
+    """Say how far a walk through the ledger has come."""
     sys.stderr.write(f"{checked:,} paid tasks in the ledger checked\n")

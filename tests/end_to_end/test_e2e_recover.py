@@ -1,5 +1,6 @@
 """A Temporal that was lost or restored, and a ledger that was not: nothing is paid twice, and videos are fetched."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -154,6 +155,37 @@ async def test_an_empty_database(site: Site, starter: Starter, simulator: Simula
     for key, scenario in cases.items():
         assert len(simulator.posts(prompt(key, scenario))) == 1, key
     assert await recover(starter) == {}
+
+
+@pytest.mark.timeout(240)
+async def test_what_ended_after_it_was_paid_is_listed_by_the_ledger_and_brought_home(
+    site: Site, starter: Starter, simulator: SimulatorProcess
+) -> None:
+    """Temporal's list cannot say it: a run that is terminated in time has no word of what it paid."""
+    slow = "ok,seconds=600"
+    client = await site.start()
+    for key in ("ended-cancelled", "ended-terminated", "ended-running"):
+        await pay(starter, site.store, key, slow)
+    await pay(starter, site.store, "ended-delivered", "ok")
+    assert (await starter("result", "ended-delivered")).code == 0
+    assert (await starter("cancel", "ended-cancelled")).code == 0
+    await client._handle("ended-terminated").terminate("by hand")
+
+    async def listed() -> dict[str, str]:
+        rows = (await starter("list", "--paid-without-video", "--json")).json()
+        return {row["key"]: row["state"] for row in rows}
+
+    while (rows := await listed()).get("ended-cancelled") != "canceled":  # noqa: ASYNC110 (a server tells nobody)
+        await asyncio.sleep(0.5)
+    assert rows == {"ended-cancelled": "canceled", "ended-terminated": "terminated"}
+    assert await recover(starter) == {}, "Temporal knows them all"
+    done = await recover(starter, "--ended", "--yes")
+    assert {key: row["started"] for key, row in done.items()} == dict.fromkeys(rows, True)
+    for key in rows:
+        result = await starter("result", key, "--json", seconds=90)
+        assert (result.code, result.json()["outcome"]) == (0, "full"), result
+        assert len(simulator.posts(prompt(key, slow))) == 1
+    assert await listed() == {}
 
 
 @pytest.mark.timeout(240)

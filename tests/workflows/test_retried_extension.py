@@ -146,6 +146,21 @@ def extended(number: int) -> Any:
     return accepted(task_id=f"task_extend_{number}")
 
 
+async def test_who_accepts_the_clip_pays_for_no_retry_that_was_offered(rig: Rig) -> None:
+    policy = RETRYING.model_copy(update={"decision_window": timedelta(hours=5)})
+    script = Script(prepare=[policy], polls=[extend_failed()], extend=[], deliver=FIRST)
+    generation = await rig.generate(script, on_extend_failed="ask")
+    await rig.pass_time(timedelta(minutes=4))
+    status = await generation.reaches(lambda status: status.stage is Stage.AWAITING_DECISION)
+    assert set(status.decisions) == {"accept", "retry"}
+    assert status.decide_by
+    left = status.decide_by - await rig.environment.get_current_time()
+    assert timedelta(hours=4) < left <= timedelta(hours=5)
+    await generation.handle.execute_update("decide", {"action": "accept"})
+    result = await generation.result()
+    assert (result.outcome, result.warnings, script.count("submit_extension")) == ("fallback", (), 0)
+
+
 async def test_retried_extension_upgrades_the_result(rig: Rig) -> None:
     script = retrying(running(40), completed(**EXTENDED))
     generation = await rig.generate(script, on_extend_failed="retry", key="order-40")

@@ -23,6 +23,7 @@ from tests.workflows.rig import (
     refusal,
     running,
 )
+from workflows.steps import poll as polling
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -123,6 +124,22 @@ async def test_what_an_earlier_run_paid_for_is_collected_before_anybody_is_asked
     assert (result.outcome, result.extension_task_id, result.uncollected) == ("full", "task_extend_1", None)
     (input,) = script.inputs("submit_extension")
     assert input.ledger_key == f"again-{wish}#extend-1"
+
+
+async def test_what_is_collected_goes_on_being_collected_when_continued_as_new(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "POLLS_PER_RUN", 1)
+    script = Script(
+        prepare=[SENT],
+        submit=[accepted(attached=True)],
+        polls=[extend_failed(), running(60, **EXTENDED), completed(**EXTENDED)],
+        extend=[accepted(**EXTENDED, attached=True)],
+        deliver=[FIRST, FULL],
+    )
+    result = await (await rig.generate(script, on_extend_failed="fallback")).result()
+    assert (result.outcome, result.extension_task_id, result.uncollected) == ("full", "task_extend_1", None)
+    assert script.count("submit_extension") == 1
 
 
 async def test_a_key_that_is_started_again_pays_for_no_further_extension(rig: Rig) -> None:
