@@ -130,12 +130,12 @@ async def test_what_is_collected_goes_on_being_collected_when_continued_as_new(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polling, "POLLS_PER_RUN", 1)
-    script = Script(
+    script = retrying(
+        running(60, **EXTENDED),
+        completed(**EXTENDED),
         prepare=[SENT],
         submit=[accepted(attached=True)],
-        polls=[extend_failed(), running(60, **EXTENDED), completed(**EXTENDED)],
         extend=[accepted(**EXTENDED, attached=True)],
-        deliver=[FIRST, FULL],
     )
     result = await (await rig.generate(script, on_extend_failed="fallback")).result()
     assert (result.outcome, result.extension_task_id, result.uncollected) == ("full", "task_extend_1", None)
