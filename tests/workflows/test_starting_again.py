@@ -16,8 +16,8 @@ from longtake.temporal.connection import connect
 from longtake.temporal.ledger_registration import begin_anew
 from longtake.temporal.names import workflow_id
 from tests.end_to_end.processes import DevServer
+from tests.workflows.cases import EXTENDED, FIRST, retrying
 from tests.workflows.rig import (
-    FIRST_CLIP,
     FULL_VIDEO,
     REQUEST,
     Rig,
@@ -25,7 +25,6 @@ from tests.workflows.rig import (
     accepted,
     completed,
     delivered,
-    extend_failed,
     lost,
     refusal,
     rig_on,
@@ -70,22 +69,15 @@ async def collect_again(rig: Rig, key: str, *, before: dict[str, str], after: di
 async def collect_extension_again(rig: Rig) -> None:
     """A paid extension that got lost: its generation ended well, with the 8 s clip, and can be started again."""
     policy = SOON.model_copy(update={"extension_retries": 1, "lost_grace": timedelta(0)})
-    again = {"task_id": "task_extend_1"}
-    script = Script(
-        prepare=[policy],
-        polls=[extend_failed(), lost(**again)],
-        extend=[accepted(**again)],
-        deliver=[delivered(FIRST_CLIP)],
-    )
+    script = retrying(*[lost(**EXTENDED)] * 3, prepare=[policy], deliver=FIRST)
     request = GenerateVideoInput.model_validate({**REQUEST, "on_extend_failed": "retry"})
     result = await (await rig.generate(script, key="lost-extension", on_extend_failed="retry")).result()
     assert (result.outcome, result.uncollected is not None) == ("fallback", True)
-    script = Script(
+    script = retrying(
+        completed(**EXTENDED),
         prepare=[policy.model_copy(update={"extensions_sent": 1})],
         submit=[accepted(attached=True)],
-        polls=[extend_failed(), completed(**again)],
-        extend=[accepted(**again, attached=True)],
-        deliver=[delivered(FIRST_CLIP), delivered(FULL_VIDEO)],
+        extend=[accepted(**EXTENDED, attached=True)],
     )
     rig._fakes.scripts[workflow_id("lost-extension")] = script
 

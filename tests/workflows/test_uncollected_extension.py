@@ -77,7 +77,7 @@ async def test_the_task_of_a_paid_retry_is_shown_when_it_is_cancelled(own_rig: R
 @pytest.mark.parametrize(
     ("extend", "polls", "task_id"),
     [
-        ([accepted(**EXTENDED)], [lost(**EXTENDED)], "task_extend_1"),
+        ([accepted(**EXTENDED)], [lost(**EXTENDED)] * 3, "task_extend_1"),
         ([UNKNOWN], [], None),
         ([refusal("SubmissionRefused", "no", paid=Paid.NO)], [], "nothing was paid"),
         ([accepted(**EXTENDED)] * 2, [generate_failed(**EXTENDED)] * 2, "nothing is left"),
