@@ -98,7 +98,7 @@ async def test_fail_ends_with_the_clip_stored_and_named(rig: Rig) -> None:
     assert (details.key, details.model, details.paid) == ("order-18", REQUEST["model"], Paid.YES)
     assert (details.task_id, details.remix_id, details.remix_id_extend) == (TASK_ID, "video_first", "video_second")
     assert (details.gateway_code, details.quota, details.request_id) == ("extend_failed", 425_000, "req-1")
-    assert "first_video" in details.advice
+    assert FIRST_CLIP.uri in details.advice
     status = await generation.status()
     assert (status.stage, status.first_video, status.video) == (Stage.FAILED, FIRST_CLIP, None)
     assert (await generation.attributes())["VideoOutcome"] == "ExtensionFailed"
