@@ -133,7 +133,7 @@ async def test_surroundings_that_cannot_work(alone: Starter, simulator: Simulato
 
     with web_site() as page:
         cases = [
-            (generate(LONGTAKE_GATEWAY_API_KEY="sk-wrong"), 1, "SubmissionRefused", ("LONGTAKE_GATEWAY_API_KEY",)),
+            (generate(LONGTAKE_GATEWAY_API_KEY="sk-wrong"), 2, "SubmissionRefused", ("LONGTAKE_GATEWAY_API_KEY",)),
             (generate(LONGTAKE_GATEWAY_URL=nowhere), 4, "GatewayUnreachable", ("LONGTAKE_GATEWAY_URL", nowhere)),
             (generate(LONGTAKE_GATEWAY_URL=page), 4, "NotAGateway", ("LONGTAKE_GATEWAY_URL",)),
             (generate(LONGTAKE_GATEWAY_URL="gateway.example"), 2, "InvalidSettings", ("LONGTAKE_GATEWAY_URL",)),
