@@ -110,7 +110,7 @@ class Embedded:
         """SIGTERM to `up`, as a supervisor sends it."""
         starter, data, _ = self._place("terminated")
         up = starter.start("up")
-        await eventually(up.is_connected, "it runs", unless=[up])
+        await eventually(lambda: "Ctrl-C" in up._read(up._err), "it runs", unless=[up])
         up.process.send_signal(signal.SIGTERM)
         run = await up.finished()
         assert run.code == 0, run
