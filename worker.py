@@ -251,7 +251,7 @@ async def _fetcher(
 
 
 async def main(
-    ready_file: Path | None, *, stop_with_parent: bool, exit_when_idle: bool, only: Part | None = None
+    ready_file: Path | None, *, stop_with_parent: int | None, exit_when_idle: bool, only: Part | None = None
 ) -> int:
     """Run until SIGTERM or SIGINT, or until a flag's condition holds; then drain.
 
@@ -284,8 +284,8 @@ async def main(
             if ready_file:
                 ready_file.write_text(str(os.getpid()))
             watchers: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
-            if stop_with_parent:
-                watchers.append(asyncio.create_task(_parent_gone()))
+            if stop_with_parent is not None:
+                watchers.append(asyncio.create_task(_parent_gone(stop_with_parent)))
             if exit_when_idle:
                 watchers.append(asyncio.create_task(_idle(client)))
             await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
@@ -343,9 +343,8 @@ async def _exporting_metrics(client: Client, settings: Settings) -> AsyncIterato
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def _parent_gone() -> None:
-    """Return when the parent process has ended, however it ended."""
-    parent = os.getppid()
+async def _parent_gone(parent: int) -> None:
+    """Return when the parent process has ended, however it ended, be it before this one began to look."""
     while os.getppid() == parent:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.5)
 
@@ -380,7 +379,9 @@ if __name__ == "__main__":
         choices=[*Part],
         help="run this part of the work only; another worker must run the other part",
     )
-    parser.add_argument("--stop-with-parent", action="store_true", help="drain when the parent process ends")
+    parser.add_argument(
+        "--stop-with-parent", type=int, metavar="PID", help="drain when the parent process, which has this id, ends"
+    )
     parser.add_argument("--exit-when-idle", action="store_true", help="drain when no generation is running")
     flags = parser.parse_args()
     code = asyncio.run(

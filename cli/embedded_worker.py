@@ -117,7 +117,7 @@ class EmbeddedWorker:
         os.close(handle)
         ready = Path(name)
         command = [sys.executable, str(_ROOT / "worker.py"), "--ready-file", name]
-        command += ["--exit-when-idle"] if self._stay_behind else ["--stop-with-parent"]
+        command += ["--exit-when-idle"] if self._stay_behind else ["--stop-with-parent", str(os.getpid())]
         try:
             with self._log.open("ab") as log, keep_server_for(self._settings.data_dir) as server_lock:
                 locks = [lock.fileno() for lock in (server_lock, self._lock) if lock]

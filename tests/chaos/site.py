@@ -119,7 +119,14 @@ class Worker:
     def __init__(self, number: int, folder: Path, env: Mapping[str, str], *, clock_shift: float = 0.0) -> None:
         self._ready_file = folder / f"worker-{number}.ready"
         program = ["-m", "tests.chaos.shifted_worker", str(clock_shift)] if clock_shift else ["worker.py"]
-        command = [sys.executable, *program, "--stop-with-parent", "--ready-file", str(self._ready_file)]
+        command = [
+            sys.executable,
+            *program,
+            "--stop-with-parent",
+            str(os.getpid()),
+            "--ready-file",
+            str(self._ready_file),
+        ]
         self.process = Process(command, folder / f"worker-{number}.log", env)
         self.may_start = asyncio.Event()
         self.may_start.set()

@@ -13,6 +13,7 @@ import pytest
 from cli.embedded import temporal_binary
 from tests.end_to_end.processes import (
     MARK,
+    ROOT,
     Finished,
     SimulatorProcess,
     Starter,
@@ -107,15 +108,30 @@ class Embedded:
         await nothing_is_left(data)
 
     async def terminated(self) -> None:
-        """SIGTERM to `up`, as a supervisor sends it."""
+        """SIGTERM to `up` and to `demo`, as a supervisor sends it."""
         starter, data, _ = self._place("terminated")
         up = starter.start("up")
         await eventually(lambda: "Ctrl-C" in up._read(up._err), "it runs", unless=[up])
+        folder = self._folder / "demo"
+        folder.mkdir()
+        demo = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "starter.py"),
+            "demo",
+            cwd=folder,
+            env=starter.env,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await eventually(
+            lambda: any("worker" in command for command in processes_of(folder).values()), "its worker runs"
+        )
         up.process.send_signal(signal.SIGTERM)
+        demo.send_signal(signal.SIGTERM)
         run = await up.finished()
-        assert run.code == 0, run
+        assert (run.code, await demo.wait()) == (0, 130), run
         assert "draining" in run.err
         await nothing_is_left(data)
+        await nothing_is_left(folder)
 
     async def not_waited_for(self) -> None:
         starter, data, prompt = self._place("background")

@@ -34,7 +34,7 @@ async def test_a_worker_warns_of_private_addresses_beside_a_public_gateway(
     monkeypatch.setattr(worker, "_connect_patiently", not_there)
     for name, value in {"GATEWAY_URL": url, "GATEWAY_API_KEY": KEY, "ALLOW_PRIVATE_ADDRESSES": "true"}.items():
         monkeypatch.setenv(f"LONGTAKE_{name}", value)
-    assert await worker.main(None, stop_with_parent=False, exit_when_idle=False) == 1
+    assert await worker.main(None, stop_with_parent=None, exit_when_idle=False) == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "LONGTAKE_ALLOW_PRIVATE_ADDRESSES" in line]
     assert len(said) == warned
 
