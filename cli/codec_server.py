@@ -5,6 +5,8 @@ JSON. Whoever reaches it can read every payload, so it listens on loopback, answ
 only, and requires a token if one is set.
 """
 
+import asyncio
+import contextlib
 import json
 import secrets
 import sys
@@ -52,7 +54,8 @@ async def serve(data_dir: Path | None, *, unprotected: bool) -> Exit:
         f"command; {'requires LONGTAKE_CODEC_TOKEN' if token else 'requires no token'}. Press Ctrl-C to stop.\n"
     )
     try:
-        await server.serve()
+        with contextlib.suppress(asyncio.CancelledError):  # SIGTERM, which is how it is meant to end
+            await server.serve()
     except SystemExit:  # uvicorn raises this if it cannot start, and has printed why
         raise CommandProblem(Exit.USAGE, "InvalidSettings", f"cannot listen on {settings.codec_server}") from None
     return Exit.DELIVERED
