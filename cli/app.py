@@ -167,11 +167,14 @@ def list_generations(
     """List generations. The newest come first."""
     from cli.commands import inspect
 
-    if paid_without_video:
-        if query:
-            raise typer.BadParameter("--paid-without-video takes no QUERY: it goes by the ledger")
-        _run(inspect.show_paid_without_video(days, data_dir, as_json=as_json), as_json=as_json)
-    _run(inspect.show_list(query, limit, data_dir, as_json=as_json), as_json=as_json)
+    if paid_without_video and query:
+        raise typer.BadParameter("--paid-without-video takes no QUERY: it goes by the ledger")
+    work = (
+        inspect.show_paid_without_video(days, data_dir, as_json=as_json)
+        if paid_without_video
+        else inspect.show_list(query, limit, data_dir, as_json=as_json)
+    )
+    _run(work, as_json=as_json)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The commands that read: `status`, `watch`, `result` and `list`."""
 
 import sys
-from datetime import UTC
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,30 +90,35 @@ async def show_paid_without_video(days: int, data_dir: Path | None, *, as_json: 
         found = [row async for row in paid_without_video(store, session.client, days=days, on_progress=show_progress)]
     found.sort(key=lambda row: row[0].sent_at, reverse=True)
     if as_json:
-        print_json([_unpaid_row(task, execution) for task, execution in found])
+        print_json([_undelivered_document(task, execution) for task, execution in found])
         return Exit.DELIVERED
-    table = Table("key", "state", "stage", "outcome", "model", "task", "sent")
-    for task, execution in found:
-        row = _unpaid_row(task, execution)
-        stage = (row["stage"] or "") + (f" ({row['attention']})" if row["attention"] else "")
-        cells = (row["key"], row["state"], stage, row["outcome"], row["model"], row["task_id"])
-        table.add_row(*(escape(line(cell or "")) for cell in cells), f"{task.sent_at.astimezone(UTC):%m-%d %H:%M:%S}")
-    Console(width=None if sys.stdout.isatty() else 200).print(
-        table if found else f"every task that was paid in the last {days} days is delivered or about to be"
-    )
+    rows = [
+        (
+            task.key,
+            _state_of(execution),
+            _stage_of(execution),
+            execution.outcome if execution else None,
+            task.model,
+            task.task_id,
+            _moment(task.sent_at),
+        )
+        for task, execution in found
+    ]
+    nothing = f"every task that was paid in the last {days} days is delivered or about to be"
+    _print_table(("key", "state", "stage", "outcome", "model", "task", "sent"), rows, nothing)
     if found:
-        say("each can be brought home without another payment: starter.py recover --ended")
+        say("what no generation runs for is brought home without another payment by: starter.py recover --ended")
     return Exit.DELIVERED
 
 
-def _unpaid_row(task: PaidTask, execution: Execution | None) -> dict[str, Any]:
+def _undelivered_document(task: PaidTask, execution: Execution | None) -> dict[str, Any]:
     return {
         "key": task.key,
         "retry": task.retry,
         "task_id": task.task_id,
         "model": task.model,
         "sent_at": task.sent_at.isoformat(),
-        "state": execution.state.lower() if execution else "unknown to Temporal",
+        "state": _state_of(execution),
         "stage": execution and execution.stage,
         "attention": execution and execution.attention,
         "outcome": execution and execution.outcome,
@@ -131,7 +137,7 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
                     "key": row.key,
                     "workflow_id": row.workflow_id,
                     "run_id": row.run_id,
-                    "state": row.state.lower(),
+                    "state": _state_of(row),
                     "stage": row.stage,
                     "attention": row.attention,
                     "outcome": row.outcome,
@@ -145,12 +151,41 @@ async def show_list(query: str, limit: int, data_dir: Path | None, *, as_json: b
             ]
         )
         return Exit.DELIVERED
-    table = Table("key", "state", "stage", "outcome", "paid", "model", "task", "started")
-    for row in rows:
-        stage = (row.stage or "") + (f" ({row.attention})" if row.attention else "")
-        cells = (row.key, row.state.lower(), stage, row.outcome, row.paid, row.model, row.task_id)
-        table.add_row(*(escape(line(cell or "")) for cell in cells), f"{row.started_at.astimezone(UTC):%m-%d %H:%M:%S}")
-    Console(width=None if sys.stdout.isatty() else 200).print(
-        table if rows else "no generation matches" if query else "no generations yet"
-    )
+    cells = [
+        (
+            row.key,
+            _state_of(row),
+            _stage_of(row),
+            row.outcome,
+            row.paid,
+            row.model,
+            row.task_id,
+            _moment(row.started_at),
+        )
+        for row in rows
+    ]
+    nothing = "no generation matches" if query else "no generations yet"
+    _print_table(("key", "state", "stage", "outcome", "paid", "model", "task", "started"), cells, nothing)
     return Exit.DELIVERED
+
+
+def _state_of(execution: Execution | None) -> str:
+    return execution.state.lower() if execution else "unknown to Temporal"
+
+
+def _stage_of(execution: Execution | None) -> str:
+    if execution is None:
+        return ""
+    return (execution.stage or "") + (f" ({execution.attention})" if execution.attention else "")
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%m-%d %H:%M:%S}"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str | None]], nothing: str) -> None:
+    """Print the rows, or this sentence where there are none."""
+    table = Table(*columns)
+    for cells in rows:
+        table.add_row(*(escape(line(cell or "")) for cell in cells))
+    Console(width=None if sys.stdout.isatty() else 200).print(table if rows else nothing)

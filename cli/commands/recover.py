@@ -31,8 +31,8 @@ async def lost_tasks(
         LedgerUnavailable, StoreProblem: The store did not answer.
         TemporalUnavailable: Temporal did not answer.
     """
-    async for task, run in paid_without_video(store, client, days=days, on_progress=on_progress):
-        if run is None:
+    async for task, execution in paid_without_video(store, client, days=days, on_progress=on_progress):
+        if execution is None:
             yield task
 
 
@@ -70,8 +70,8 @@ async def run(data_dir: Path | None, *, yes: bool, ended: bool, days: int, as_js
     seen: set[str] = set()
     # An embedded worker only where generations are started; it stays behind until all of them have ended.
     async with open_session(settings, worker=yes, stay_behind=yes, store=store) as session:
-        async for task, run in paid_without_video(store, session.client, days=days, on_progress=show_progress):
-            if run is not None and (not ended or run.state == "RUNNING"):
+        async for task, execution in paid_without_video(store, session.client, days=days, on_progress=show_progress):
+            if execution is not None and (not ended or execution.state == "RUNNING"):
                 continue
             if task.key is not None and task.key in seen:
                 continue  # one start covers the first task and the retry of its extension

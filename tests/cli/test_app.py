@@ -41,7 +41,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Called:
     for module, names in (
         (act, ("cancel", "poll", "decide")),
         (generate, ("generate", "dry_run")),
-        (inspect, ("watch", "show_status", "show_list")),
+        (inspect, ("watch", "show_status", "show_list", "show_paid_without_video")),
         (recover, ("run",)),
         (setup, ("setup",)),
     ):
@@ -89,11 +89,17 @@ def test_adopt_is_a_generation_with_a_task_id(called: Called) -> None:
         (["watch", "k", "--strict"], "watch", {"given": ("k", None, ResultOptions(strict=True))}),
         (["result", "k"], "watch", {"given": ("k", None, ResultOptions()), "quiet": True}),
         (["list", "--limit", "3"], "show_list", {"given": ("", 3, None), "as_json": False}),
+        (
+            ["list", "--paid-without-video", "--days", "3"],
+            "show_paid_without_video",
+            {"given": (3, None), "as_json": False},
+        ),
         (["cancel", "k"], "cancel", {"given": ("k", None), "as_json": False}),
         (["poll", "k"], "poll", {"given": ("k", None), "as_json": False}),
         (["decide", "k", "adopt", "t"], "decide", {"given": ("k", ("adopt", "t"), None), "slot": None}),
         (["decide", "k", "abandon", "--slot", "2"], "decide", {"given": ("k", ("abandon", None), None), "slot": 2}),
-        (["recover", "--days", "2"], "run", {"yes": False, "days": 2}),
+        (["recover", "--days", "2"], "run", {"yes": False, "ended": False, "days": 2}),
+        (["recover", "--ended"], "run", {"yes": False, "ended": True, "days": 7}),
         (["setup", "--new-ledger"], "setup", {"new_ledger": True}),
     ],
 )
@@ -110,6 +116,7 @@ def test_a_command_gets_its_arguments(called: Called, arguments: list[str], name
         ["decide", "k"],
         ["adopt", "t"],
         ["list", "--limit", "0"],
+        ["list", "--paid-without-video", "VideoPaid = 'yes'"],
         ["recover", "--days", "0"],
         ["poll-now", "k"],
     ],
