@@ -235,12 +235,11 @@ class _Search:
         response = self._doubt.response
         return bool(response and response.request_id) or datetime.now(UTC) >= self._over_at
 
-    def _was_sent_at_another_time(self, listed_at: datetime | None) -> bool:
-        """Whether the store's clock dates it elsewhere than its writer's: then both times count from now on."""
+    def _widen(self, listed_at: datetime | None) -> bool:
+        """Search by the store's clock too, where it dates the submission elsewhere; whether that was not done yet."""
         if listed_at is None or self._sent[0] - _SAME_TIME <= listed_at <= self._sent[1] + _SAME_TIME:
             return False
-        sent_at = self._doubt.intent.sent_at
-        self._set_times(min(sent_at, listed_at), max(sent_at, listed_at))
+        self._set_times(*OpenSubmission(self._doubt.intent, listed_at).sent_between)
         return True
 
     def _describe(self, due: int, late: int, *, confirmed: bool) -> None:
@@ -292,7 +291,7 @@ class _Search:
             self._evidence.append("another API key paid than this worker has: its log was not read")
         later = await self._ask_later()
         still_open = await self._ledger.open_submissions(self._key, self._model)
-        if self._was_sent_at_another_time(still_open.listed_at.get(self._doubt.slot)):
+        if self._widen(still_open.listed_at.get(self._doubt.slot)):
             self._evidence = known
             if not self._clock_is_right:
                 times = " or ".join(f"{moment:%H:%M:%S}" for moment in self._sent)
@@ -370,9 +369,10 @@ class _Search:
         makers = []
         for other in others:
             earliest, latest = other.sent_between
-            if earliest - CLOCK_SKEW <= orphan.submitted_at <= latest + LATEST_TASK:
+            in_time = earliest - CLOCK_SKEW <= orphan.submitted_at <= latest + LATEST_TASK
+            if in_time and other.intent.gateway in {"", self._account_client.origin}:
                 makers.append(other.intent)
-        return [maker for maker in makers if maker.gateway in {"", self._account_client.origin}]
+        return makers
 
     def _wait(self, wait: timedelta | None) -> None:
         self._waits += [wait] if wait else []

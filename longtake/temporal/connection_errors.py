@@ -58,8 +58,8 @@ def explain(message: str, *, tls: bool, client_certificate: bool) -> str:
             return f"{cause.reason}: {cause.advice}"
     if _CLOSED.search(message):
         return _closed(tls=tls, client_certificate=client_certificate)
-    said = _INNERMOST.findall(message)  # what the operating system says, inside the wrappings of the SDK's core
-    reason = shorten(said[-1] if said else message, _MAX_REASON, placeholder=" …") or "no reason was given"
+    inner = _INNERMOST.findall(message)  # the operating system's words, inside the wrappings of the SDK's core
+    reason = shorten(inner[-1] if inner else message, _MAX_REASON, placeholder=" …") or "no reason was given"
     return f"cannot be reached ({reason}): {_DEFAULT_ADVICE}"
 
 

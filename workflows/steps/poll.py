@@ -174,8 +174,10 @@ class _Poller:
         state.last_problem, state.key_problem = cause.message, cause.details.key_problem
         missing = cause.type == "TaskNotFound"
         task.missing_since = (task.missing_since or workflow.now()) if missing else None
-        if missing or not task.lost_since:
-            task.polls_without_task = task.polls_without_task + 1 if missing else 0
+        if missing:
+            task.polls_without_task += 1
+        elif not task.lost_since:
+            task.polls_without_task = 0
         key_refused = cause.type == "KeyRefused"
         # Polling often with a refused key helps nobody: wait for a generation's time, or for `poll_now`.
         self._retry_after = state.policy.schedule.expected if key_refused else None
