@@ -415,7 +415,7 @@ def _run(work: Coroutine[Any, Any, Exit], *, as_json: bool = False, key: str | N
     try:
         code = asyncio.run(_until_terminated(work))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        problem = interrupted(key)
+        problem = interrupted(key, found=False)  # outside the session, which knows more
     except Exception as error:
         problem = problem_of(error, {"key": key} if key else {})
         if problem is None:

@@ -78,12 +78,12 @@ def invalid(problems: "tuple[Problem, ...]") -> CommandProblem:
     return problem
 
 
-def interrupted(key: str | None, *, found: bool = True) -> CommandProblem:
-    """Ctrl-C or SIGTERM; `found` says whether the command had seen that the generation exists."""
+def interrupted(key: str | None, *, found: bool) -> CommandProblem:
+    """Ctrl-C or SIGTERM; `found` says whether the command knows that the generation exists."""
     if key and found:
         message = f"stopped waiting; continue with: {next_command('watch', key)}"
     elif key:
-        message = f"stopped before {key} was found or started; see whether it runs: {next_command('status', key)}"
+        message = f"stopped; see whether {key} was started: {next_command('status', key)}"
     else:
         message = "stopped"
     return CommandProblem(Exit.INTERRUPTED, "Interrupted", message, ids={"key": key} if key else None)
