@@ -513,8 +513,10 @@ def _adjusts_another(row: object) -> bool:
 
 
 def _text(row: object, name: str) -> str:
+    """A printable string; empty for anything else, such as half a surrogate pair, which no JSON of ours can hold."""
     value = _field(row, name)
-    return value.strip() if isinstance(value, str) else ""
+    text = value.strip() if isinstance(value, str) else ""
+    return text if text.isprintable() else ""
 
 
 def _task_id(row: object) -> str | None:

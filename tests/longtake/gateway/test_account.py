@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -625,6 +625,7 @@ class TestAnyAnswer:
         body=ANY_JSON | ROWS | ROWS.map(rows) | ROWS.map(lambda found: rows({"items": found, "total": len(found)})),
         status=st.sampled_from([200, 200, 200, 200, 201, 304, 403, 429, 500]),
     )
+    @example(body=[{"model_name": "\ud800"}], status=200)
     def test_never_raises(
         self, answered: Callable[[int, bytes], under_test.AccountRecords], body: object, status: int
     ) -> None:
