@@ -180,7 +180,7 @@ class Gateway:
         await self._ends_paid_once("hang", prompt, gave_back=self._like == NEWAPI)
 
     async def an_empty_list_of_a_broken_database_is_no_evidence(self) -> None:
-        """Last, and alone: the whole list is broken meanwhile."""
+        """Alone: the whole list is broken meanwhile."""
         await self._set("account", {"tasks": "database_error"})
         prompt = f"a {MARK} [sim:submit_close,label=database]"
         await self._client.start("database", request(prompt, model="veo_3_1-hd-fl-remix", images=[_LINK]))
@@ -254,13 +254,16 @@ STORIES = [
     "what_it_cost_is_known",
     "what_was_refunded_cost_nothing",
     "a_key_without_quota_pays_nothing",
-    "a_key_out_of_quota_is_waited_for_where_that_is_wanted",
     "a_paid_task_whose_answer_was_lost_is_found_in_the_list",
     "an_answered_error_is_sent_again_only_when_a_person_says_so",
     "an_answered_error_names_its_request_to_whoever_decides",
     "a_submission_whose_client_left_is_paid_once",
 ]
-LAST = "an_empty_list_of_a_broken_database_is_no_evidence"
+ALONE = [
+    # Another generation that is paid meanwhile shows that the key is good, and nobody would see this one wait.
+    "a_key_out_of_quota_is_waited_for_where_that_is_wanted",
+    "an_empty_list_of_a_broken_database_is_no_evidence",
+]
 
 Ends = dict[str, BaseException | None]
 
@@ -282,7 +285,7 @@ def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     async def play() -> Ends:
         await gateway.start()
         await asyncio.gather(*(one(story) for story in chosen(request, STORIES)))
-        for story in chosen(request, [LAST]):
+        for story in chosen(request, ALONE):
             await one(story)
         return found
 
@@ -295,7 +298,7 @@ def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 # The stories run in the first one's time. What the document's gateway does, `test_e2e_distributed` shows in part.
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ends", [NEWAPI, pytest.param(DOCUMENT, marks=pytest.mark.system)], indirect=True)
-@pytest.mark.parametrize("story", [*STORIES, LAST])
+@pytest.mark.parametrize("story", [*STORIES, *ALONE])
 def test_gateway(story: str, ends: Ends) -> None:
     if error := ends[story]:
         raise error
