@@ -520,9 +520,9 @@ class _Body:
         self.content = bytearray()
         coding = coding.strip().lower() or "identity"
         if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
-            raise _BodyRefused(
-                f"the response has the content coding {wire.redact(coding)[:40]!r}, which was not asked for"
-            )
+            # A header may repeat what was sent, so only what could be a coding is quoted.
+            named = repr(coding) if re.fullmatch(r"[a-z0-9-]{1,20}", coding) else "of an unusual name"
+            raise _BodyRefused(f"the response has the content coding {named}, which was not asked for")
         # 32: by its header, gzip or zlib.
         self._unpacker = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
 
@@ -674,9 +674,10 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
         return None
     route = unquote(path).rstrip("/")
     same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(route)
-    # Escaped again: httpx unescapes paths, and this one is to be copied into a setting.
-    base = quote(url.path.rstrip("/").removesuffix(route))
-    return wire.redact(_origin(url) + base) if same_route else None
+    base = url.path.rstrip("/").removesuffix(route)
+    # It is to be copied into a setting; a path with anything else in it may repeat what was sent.
+    plain = re.fullmatch(r"[A-Za-z0-9/._~-]{0,100}", base)
+    return wire.redact(_origin(url) + base) if same_route and plain else None
 
 
 def _cause(error: BaseException) -> str:

@@ -291,7 +291,7 @@ def read_submission(body: object, *, status: int | None, request_id: str | None,
     facts = _facts(layers, secrets)
     message = f"; its message: {facts.message}" if facts.message else ""
     raise InvalidResponse(
-        f"the response to the submission has {_outline(body)}, but no task id{message}",
+        f"the response to the submission has {_outline(body, secrets)}, but no task id{message}",
         status=status,
         code=facts.code,
         gateway_message=facts.message,
@@ -564,12 +564,14 @@ def _page(content_type: str, body: bytes) -> str | None:
     return text or None
 
 
-def _outline(body: object) -> str:
-    """The shape of an answer without its values, for an error text."""
+def _outline(body: object, secrets: Iterable[str]) -> str:
+    """The shape of an answer without its values, for an error text; a field's name may be anything too."""
     layers = read_layers(body)
     if not layers:
         return f"a JSON {type(body).__name__}"
-    return "the fields " + _shorten(redact(", ".join(sorted(name[:_MAX_WORD_CHARS] for name in layers[0])[:12])))
+    return "the fields " + _shorten(
+        ", ".join(redact(name, secrets=secrets)[:_MAX_WORD_CHARS] for name in sorted(layers[0])[:12])
+    )
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
