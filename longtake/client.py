@@ -434,7 +434,7 @@ class VideoClient:
             try:
                 first = decoded[0]
                 if isinstance(first, dict) and "carried" in first:  # continued as new: already accepted
-                    return GenerateVideoInput.model_validate(first["request"])
+                    return GenerateVideoInput.model_validate(first["input"])
                 return check_request(first, offered=False)
             except (InvalidRequest, KeyError, ValidationError):
                 return None

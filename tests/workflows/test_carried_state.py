@@ -10,6 +10,7 @@ import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 
+from longtake.client import KeyInUse, VideoClient
 from longtake.models import (
     Attention,
     Decision,
@@ -35,6 +36,7 @@ from tests.workflows.rig import (
     REQUEST,
     TASK_ID,
     Generation,
+    Held,
     Rig,
     Script,
     accepted,
@@ -53,6 +55,26 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 AT = datetime(2026, 7, 22, 10, tzinfo=UTC)
 TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
+
+# --- The same key, asked for again ---
+
+
+async def test_a_key_that_was_continued_as_new_names_the_request_that_it_was_started_with(
+    own_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "POLLS_PER_RUN", 1)
+    held = Held(completed())
+    generation = await own_rig.generate(Script(polls=[running(10), held], deliver=FULL), key="long-one")
+    await generation.skip_to(held)
+    client = VideoClient(own_rig.client)
+    same = GenerateVideoInput.model_validate(REQUEST)
+    with pytest.raises(KeyInUse, match="differs in prompt"):
+        await client.start("long-one", same.model_copy(update={"prompt": "another"}))
+    _, started = await client.start("long-one", same)
+    assert not started
+    held.let_go()
+    assert (await generation.result()).polls == 2
+
 
 # --- Never judged again ----------------------------------------------------------------------------------------------
 
