@@ -199,7 +199,7 @@ def classify_submission(
     if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success
         return None
     facts = wire.read_error(status, headers, body, secrets=secrets)
-    moved_to = _moved_to(status, headers, path)
+    moved_to = _moved_to(status, headers, path, secrets)
     if moved_to is not None:
         advice = f"set LONGTAKE_GATEWAY_URL to {moved_to}"
         return _error(RequestRefused, f"the gateway has moved (HTTP {status})", status, headers, facts, advice)
@@ -520,8 +520,10 @@ class _Body:
         self.content = bytearray()
         coding = coding.strip().lower() or "identity"
         if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
-            # A header may repeat what was sent, so only what could be a coding is quoted.
-            named = repr(coding) if re.fullmatch(r"[a-z0-9-]{1,20}", coding) else "of an unusual name"
+            # A header may repeat what was sent, a key or a prompt: only codings are quoted.
+            known = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "identity"}
+            is_known = {part.strip() for part in coding.split(",")} <= known
+            named = repr(coding[:40]) if is_known else "of an unknown name"
             raise _BodyRefused(f"the response has the content coding {named}, which was not asked for")
         # 32: by its header, gzip or zlib.
         self._unpacker = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
@@ -663,8 +665,8 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
     return wire.read_request_id(headers, REQUEST_ID_HEADER)
 
 
-def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
-    """The origin that a redirect names, if it leads to the same route there."""
+def _moved_to(status: int, headers: Mapping[str, str], path: str, secrets: Sequence[str]) -> str | None:
+    """The origin that a redirect names, if it leads to the same route there, without the `secrets`."""
     location = next((value for key, value in headers.items() if key.lower() == "location"), "")
     if status not in {301, 302, 307, 308} or not location:
         return None
@@ -674,10 +676,9 @@ def _moved_to(status: int, headers: Mapping[str, str], path: str) -> str | None:
         return None
     route = unquote(path).rstrip("/")
     same_route = url.scheme in {"http", "https"} and url.host and url.path.rstrip("/").endswith(route)
-    base = url.path.rstrip("/").removesuffix(route)
-    # It is to be copied into a setting; a path with anything else in it may repeat what was sent.
-    plain = re.fullmatch(r"[A-Za-z0-9/._~-]{0,100}", base)
-    return wire.redact(_origin(url) + base) if same_route and plain else None
+    # httpx unescapes paths: so are secrets found, and it is escaped again to be copied into a setting.
+    base = quote(wire.redact(url.path.rstrip("/").removesuffix(route), secrets=secrets)).replace(quote("…"), "…")
+    return wire.redact(_origin(url) + base, secrets=secrets) if same_route else None
 
 
 def _cause(error: BaseException) -> str:

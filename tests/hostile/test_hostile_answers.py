@@ -89,6 +89,18 @@ async def test_a_gateway_that_compresses_unasked_is_understood(coding: str) -> N
         assert (await client.query("task_1")).task_id == "task_1"
 
 
+@pytest.mark.parametrize(("coding", "shown"), [(FORM.prompt, "unknown"), ("sk-1234567890", "unknown"), ("br", "'br'")])
+async def test_of_a_coding_only_its_name_is_repeated(coding: str, shown: str) -> None:
+    async def before_send() -> None:
+        pass
+
+    async with gateway(b"", coding) as client:
+        for ask in (client.query("task_1"), client.submit(FORM, before_send=before_send)):
+            with pytest.raises(InvalidResponse, match=shown) as caught:
+                await ask
+            assert coding == "br" or coding not in f"{caught.value} {vars(caught.value)}"
+
+
 @pytest.mark.parametrize("location", ["htts:p//other.example/v1/videos", "http://[::1", "//:99999"])
 async def test_a_redirect_to_no_url_is_an_answer_that_nobody_can_read(location: str) -> None:
     async def before_send() -> None:

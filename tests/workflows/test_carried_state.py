@@ -56,7 +56,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 AT = datetime(2026, 7, 22, 10, tzinfo=UTC)
 TASK_FAILED = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
 
-# --- The same key, asked for again ---
+# --- The same key, asked for again ------------------------------------------------------------------------------------
 
 
 async def test_a_key_that_was_continued_as_new_names_the_request_that_it_was_started_with(

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 
@@ -112,6 +113,7 @@ def test_accepted(status: int) -> None:
     [
         *[(status, "https://gw.example/v1/videos", RequestRefused) for status in (301, 302, 307, 308)],
         (308, "https://gw.example/api/v1/videos/?x=1", RequestRefused),
+        (308, "https://gw.example/an%20api/v1/videos", RequestRefused),
         # "See other" is what an application says after it has processed a POST.
         (303, "https://gw.example/v1/videos", ResponseLost),
         (302, "https://gw.example/login", ResponseLost),
@@ -123,6 +125,15 @@ def test_accepted(status: int) -> None:
 )
 def test_redirects(status: int, location: str, means: type[GatewayError]) -> None:
     assert type(classify_submission(status, {"Location": location}, b"")) is means
+
+
+def test_a_redirect_into_words_of_the_prompt_is_refused_without_them() -> None:
+    prompt = "a lighthouse keeper reads"
+    location = f"https://gw.example/{quote(prompt)}/v1/videos"
+    error = classify_submission(307, {"Location": location}, b"", secrets=[prompt])
+    assert isinstance(error, RequestRefused)
+    assert "set LONGTAKE_GATEWAY_URL to https://gw.example/…" in str(error)
+    assert not any(text in f"{error} {vars(error)}" for text in (prompt, quote(prompt)))
 
 
 def test_a_redirect_says_which_url_to_set() -> None:
